@@ -1,0 +1,170 @@
+"""What goes into a model: token and image chunks, and training examples made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec.structs import force_setattr
+
+from ..errors import InputError
+from .tensors import ArrayLike, TensorData
+
+__all__ = ["Datum", "EncodedTextChunk", "ExternalRef", "ImageAssetPointerChunk", "ImageChunk", "ModelInput"]
+
+
+class EncodedTextChunk(Struct, frozen=True, tag="encoded_text", tag_field="type"):
+    """A stretch of text, as token ids."""
+
+    tokens: list[int]
+
+    @property
+    def length(self) -> int:
+        """Positions that the chunk takes in the model's input."""
+        return len(self.tokens)
+
+
+class ImageChunk(Struct, frozen=True, tag="image", tag_field="type", kw_only=True):
+    """An image, as the bytes of a PNG or JPEG file (base64 on the wire).
+
+    `expected_tokens` is the number of positions that the model gives it; the service checks it.
+    """
+
+    data: bytes
+    format: Literal["png", "jpeg"]
+    expected_tokens: Annotated[int, Meta(gt=0)]
+
+    @classmethod
+    def from_bytes(cls, raw: bytes, fmt: Literal["png", "jpeg"], expected_tokens: int) -> ImageChunk:
+        """Make a chunk from the bytes of an image file."""
+        if fmt not in ("png", "jpeg"):
+            raise InputError("fmt", f"must be 'png' or 'jpeg'; got {fmt!r}")
+        if expected_tokens < 1:
+            raise InputError("expected_tokens", f"must be at least 1; got {expected_tokens}")
+        return cls(data=bytes(raw), format=fmt, expected_tokens=expected_tokens)
+
+    def to_bytes(self) -> bytes:
+        """Return the bytes of the image file."""
+        return self.data
+
+    @property
+    def length(self) -> int:
+        """Positions that the chunk takes in the model's input."""
+        return self.expected_tokens
+
+
+class ImageAssetPointerChunk(Struct, frozen=True, tag="image_asset_pointer", tag_field="type"):
+    """A chunk type of the wire that no Loops service accepts; making one always fails."""
+
+    location: str = ""
+
+    def __post_init__(self) -> None:
+        raise InputError("chunks", "image_asset_pointer is not supported by Loops; send an ImageChunk instead")
+
+
+Chunk: TypeAlias = EncodedTextChunk | ImageChunk | ImageAssetPointerChunk
+
+
+class ModelInput(Struct, frozen=True):
+    """The input of a model: chunks of text and images, in order.
+
+    Example:
+        >>> from loops_async import ModelInput
+        >>> ModelInput.from_ints([1, 2]).append_int(3).to_ints()
+        [1, 2, 3]
+    """
+
+    chunks: list[Chunk] = []
+
+    @classmethod
+    def from_ints(cls, tokens: Sequence[int]) -> ModelInput:
+        """Make an input of one text chunk from token ids (a list or any integer array)."""
+        listed = tokens.tolist() if hasattr(tokens, "tolist") else list(tokens)
+        return cls([EncodedTextChunk(listed)])
+
+    @classmethod
+    def empty(cls) -> ModelInput:
+        """Make an input without chunks."""
+        return cls([])
+
+    @property
+    def length(self) -> int:
+        """Positions of the whole input."""
+        return sum(chunk.length for chunk in self.chunks if not isinstance(chunk, ImageAssetPointerChunk))
+
+    @property
+    def has_images(self) -> bool:
+        """Whether any chunk is an image."""
+        return any(isinstance(chunk, ImageChunk) for chunk in self.chunks)
+
+    def to_ints(self) -> list[int]:
+        """Return the token ids; raises `TypeError` when there are images."""
+        tokens: list[int] = []
+        for chunk in self.chunks:
+            if not isinstance(chunk, EncodedTextChunk):
+                raise TypeError(f"to_ints needs an input of text only; it has a chunk {type(chunk).__name__}")
+            tokens += chunk.tokens
+        return tokens
+
+    def append(self, chunk: Chunk) -> ModelInput:
+        """Return a copy with one more chunk."""
+        return ModelInput([*self.chunks, chunk])
+
+    def append_int(self, token: int) -> ModelInput:
+        """Return a copy with one more token."""
+        if self.chunks and isinstance(last := self.chunks[-1], EncodedTextChunk):
+            return ModelInput([*self.chunks[:-1], EncodedTextChunk([*last.tokens, token])])
+        return self.append(EncodedTextChunk([token]))
+
+
+class ExternalRef(Struct, frozen=True, kw_only=True):
+    """Points at data that the service keeps, such as captured expert routing."""
+
+    uri: str
+    version: Annotated[int, Meta(ge=1)]
+
+
+class Datum(Struct, frozen=True, kw_only=True):
+    """One training example.
+
+    `model_input` has N positions; the tensors of `loss_fn_inputs` say what the loss needs at each of them,
+    for example ``target_tokens`` int64 of shape (N,) and ``weights`` float32 of shape (N,). The service does
+    not shift: the target at position i is the token that follows position i. Tensors may be given as lists,
+    numpy or torch arrays, `model_input` as a list of token ids.
+
+    Example:
+        >>> from loops_async import Datum
+        >>> datum = Datum(model_input=[5, 6], loss_fn_inputs={"target_tokens": [6, 7], "weights": [0.0, 1.0]})
+        >>> datum.loss_fn_inputs["weights"].dtype
+        'float32'
+    """
+
+    model_input: ModelInput
+    loss_fn_inputs: dict[str, TensorData] = {}
+    routed_experts_ref: ExternalRef | None | UnsetType = UNSET
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            model_input: ModelInput | Sequence[int],
+            loss_fn_inputs: Mapping[str, ArrayLike] = ...,
+            routed_experts_ref: ExternalRef | None | UnsetType = ...,
+        ) -> None: ...
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model_input, ModelInput):
+            force_setattr(self, "model_input", ModelInput.from_ints(self.model_input))
+        if any(not isinstance(tensor, TensorData) for tensor in self.loss_fn_inputs.values()):
+            tensors = {
+                name: TensorData.of(value, path=f"loss_fn_inputs[{name!r}]")
+                for name, value in self.loss_fn_inputs.items()
+            }
+            force_setattr(self, "loss_fn_inputs", tensors)
+
+
+# `msgspec` resolves annotations lazily; asking once here makes a mistake an import error.
+msgspec.json.Decoder(Datum)

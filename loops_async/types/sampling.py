@@ -1,0 +1,63 @@
+"""Arguments and results of sampling."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypeAlias
+
+from msgspec import Meta, Struct
+
+from .inputs import ExternalRef
+
+__all__ = ["SampleResponse", "SampleResult", "SampledSequence", "SamplingParams"]
+
+
+class SamplingParams(Struct, frozen=True, kw_only=True):
+    """How to sample.
+
+    `temperature` 0 is greedy. `top_k` -1 and `top_p` 1.0 are off. `stop` is a string, a list of strings or a
+    list of token ids. With a `seed`, the same request gives the same samples; the samples of one request
+    differ from each other.
+    """
+
+    max_tokens: Annotated[int, Meta(ge=1)] | None = None
+    seed: int | None = None
+    stop: str | list[str | int] | None = None
+    temperature: Annotated[float, Meta(ge=0.0, le=1e308)] = 1.0
+    top_k: Annotated[int, Meta(ge=-1)] = -1
+    top_p: Annotated[float, Meta(gt=0.0, le=1.0)] = 1.0
+    structured_outputs: dict[str, Any] | None = None
+
+
+class SampledSequence(Struct, frozen=True, kw_only=True):
+    """One completion: its `tokens`, the logprob of each in nats, and why it ended.
+
+    `stop_reason` is ``"stop"`` or ``"length"``; a word that this version does not know is kept as it came.
+    A logprob that the service could not give is NaN.
+    """
+
+    tokens: list[int] = []
+    logprobs: list[float] | None = None
+    stop_reason: str = "length"
+    text: str | None = None
+    routed_experts: ExternalRef | None = None
+
+
+TopK: TypeAlias = list[tuple[int, float]]
+
+
+class SampleResponse(Struct, frozen=True, kw_only=True):
+    """The completions of one prompt.
+
+    `policy_version` is the adapter version that made them, where the sampler says it. The prompt's fields
+    are filled when asked for: `prompt_logprobs[i]` scores prompt token i and starts with None;
+    `topk_prompt_logprobs[i]` lists ``(token id, logprob)``, best first.
+    """
+
+    sequences: list[SampledSequence] = []
+    policy_version: int | None = None
+    prompt_token_ids: list[int] | None = None
+    prompt_logprobs: list[float | None] | None = None
+    topk_prompt_logprobs: list[TopK | None] | None = None
+
+
+SampleResult = SampleResponse

@@ -1,0 +1,165 @@
+"""Tensors as they travel: flat numbers, a dtype and a shape."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+
+import msgspec
+from msgspec.structs import force_setattr
+
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+__all__ = ["ArrayLike", "TensorData"]
+
+Number: TypeAlias = bool | int | float
+
+_FLOATS = frozenset({"float32", "float16", "bfloat16", "float64"})
+_INTS = frozenset({"int32", "int64", "int8"})
+DTYPES = _FLOATS | _INTS | {"bool"}
+
+
+@runtime_checkable
+class SupportsToList(Protocol):
+    """What numpy and torch arrays have in common that matters here."""
+
+    @property
+    def dtype(self) -> Any: ...
+
+    @property
+    def shape(self) -> Any: ...
+
+    def tolist(self) -> Any: ...
+
+
+ArrayLike: TypeAlias = "TensorData | SupportsToList | Sequence[Number] | Sequence[Sequence[Number]]"
+
+
+class TensorData(msgspec.Struct, frozen=True, kw_only=True):
+    """A tensor: `data` flat in row-major order, `dtype`, and `shape` as a list of ints.
+
+    `dtype` is one of float32, float16, bfloat16, float64, int32, int64, int8, bool. A NaN travels as
+    JSON ``null`` in both directions, so a ``null`` in a float tensor reads as NaN here.
+
+    Example:
+        >>> from loops_async import TensorData
+        >>> TensorData.from_list([[1, 2], [3, 4]], dtype="int64")
+        TensorData(data=[1, 2, 3, 4], dtype='int64', shape=[2, 2])
+    """
+
+    data: list[Number | None]
+    dtype: str
+    shape: list[int]
+
+    def __post_init__(self) -> None:
+        if self.dtype in _FLOATS and None in self.data:
+            force_setattr(self, "data", [math.nan if x is None else x for x in self.data])
+
+    @classmethod
+    def of(cls, value: ArrayLike, dtype: str | None = None, *, path: str = "tensor") -> TensorData:
+        """Make a tensor from a list, a nested list, a numpy array, a torch tensor or a `TensorData`.
+
+        Args:
+            value: the numbers.
+            dtype: wire dtype; taken from the array, or int64 for integers and float32 for floats.
+            path: the name that errors give the value.
+
+        Raises:
+            InputError: for a ragged list, something that is not a number, or an unknown dtype.
+        """
+        if isinstance(value, TensorData):
+            return value if dtype in (None, value.dtype) else cls(data=value.data, dtype=dtype, shape=value.shape)
+        if isinstance(value, SupportsToList):
+            own_dtype = str(value.dtype).removeprefix("torch.")
+            shape = [int(n) for n in value.shape]
+            flat = _flatten(value.tolist(), shape, path) if shape else [value.tolist()]
+            return cls(data=flat, dtype=_known(dtype or own_dtype, path), shape=shape or [1])
+        if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+            raise InputError(path, f"expected a list, a numpy array or a torch tensor, got {type(value).__name__}")
+        shape = _shape_of(value)
+        flat = _flatten(value, shape, path)
+        return cls(data=flat, dtype=_known(dtype or _infer(flat, path), path), shape=shape)
+
+    @classmethod
+    def from_list(cls, data: Sequence[Any], dtype: str = "float32") -> TensorData:
+        """Make a tensor from a flat or nested list, which must not be ragged."""
+        return cls.of(data, dtype)
+
+    @classmethod
+    def from_numpy(cls, array: np.ndarray[Any, Any]) -> TensorData:
+        """Make a tensor from a numpy array, keeping its dtype and shape."""
+        return cls.of(array)
+
+    @classmethod
+    def from_torch(cls, tensor: torch.Tensor) -> TensorData:
+        """Make a tensor from a torch tensor, keeping its dtype and shape."""
+        return cls.of(tensor.detach())
+
+    def tolist(self) -> list[Any]:
+        """Return the numbers, nested as `shape` says."""
+        nested: list[Any] = list(self.data)
+        for size in reversed(self.shape[1:]):
+            nested = [nested[i : i + size] for i in range(0, len(nested), size)]
+        return nested
+
+    def to_numpy(self) -> np.ndarray[Any, Any]:
+        """Return a numpy array of `shape` (bfloat16, which numpy lacks, becomes float32)."""
+        import numpy as np
+
+        dtype = "float32" if self.dtype == "bfloat16" else self.dtype
+        return np.array(self.data, dtype=dtype).reshape(self.shape)
+
+    def to_torch(self) -> torch.Tensor:
+        """Return a torch tensor of `shape` and `dtype`; needs the ``torch`` extra."""
+        try:
+            import torch
+        except ImportError as missing:
+            raise ImportError("TensorData.to_torch needs torch: pip install 'loops-async[torch]'") from missing
+        return torch.tensor(self.data, dtype=getattr(torch, self.dtype)).reshape(self.shape)
+
+
+def _known(dtype: str, path: str) -> str:
+    if dtype not in DTYPES:
+        raise InputError(path, f"dtype must be one of {', '.join(sorted(DTYPES))}; got {dtype!r}")
+    return dtype
+
+
+def _infer(flat: list[Any], path: str) -> str:
+    kinds = set(map(type, flat))
+    if kinds == {bool}:
+        return "bool"
+    if kinds <= {int, bool}:
+        return "int64"
+    if kinds <= {int, float, bool}:
+        return "float32"
+    if all(isinstance(x, int | float) or hasattr(x, "__float__") for x in flat):
+        return "float32"
+    raise InputError(path, f"expected numbers, got {sorted(kind.__name__ for kind in kinds)}")
+
+
+def _shape_of(value: Sequence[Any]) -> list[int]:
+    shape: list[int] = []
+    while isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        shape.append(len(value))
+        if not value:
+            break
+        value = value[0]
+    return shape
+
+
+def _flatten(value: Sequence[Any], shape: list[int], path: str) -> list[Any]:
+    if len(shape) == 1:
+        if any(isinstance(x, Sequence) for x in value):
+            raise InputError(path, "expected every row to have the same length")
+        return list(value)
+    flat: list[Any] = []
+    for row in value:
+        if not isinstance(row, Sequence) or len(row) != shape[1]:
+            raise InputError(path, f"expected every row to have the same length of {shape[1]}")
+        flat += _flatten(row, shape[1:], path)
+    return flat

@@ -1,0 +1,116 @@
+"""Arguments and results of training operations."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeAlias
+
+from msgspec import Meta, Struct
+
+from .tensors import TensorData
+
+__all__ = [
+    "AdamParams",
+    "ForwardBackwardOutput",
+    "GetInfoResponse",
+    "InitTrainerServerResponse",
+    "LoadWeightsResponse",
+    "LossFnType",
+    "ModelData",
+    "OptimStepResponse",
+    "SaveWeightsForSamplerResponse",
+    "SaveWeightsResponse",
+    "WandbConfig",
+]
+
+LossFnType: TypeAlias = Literal["cross_entropy", "importance_sampling", "ppo", "dppo", "cispo", "dro", "dpo"]
+
+_Finite = Meta(ge=0.0, le=1e308)
+
+
+class AdamParams(Struct, frozen=True, kw_only=True):
+    """Adam's settings for one optimizer step.
+
+    Decoupled weight decay; `grad_clip_norm` is the largest L2 norm of the whole gradient, 0 for no clipping.
+    """
+
+    learning_rate: Annotated[float, _Finite] = 1e-4
+    beta1: Annotated[float, Meta(ge=0.0, lt=1.0)] = 0.9
+    beta2: Annotated[float, Meta(ge=0.0, lt=1.0)] = 0.95
+    eps: Annotated[float, Meta(gt=0.0, le=1e308)] = 1e-12
+    weight_decay: Annotated[float, _Finite] = 0.0
+    grad_clip_norm: Annotated[float, _Finite] = 1.0
+
+
+class WandbConfig(Struct, frozen=True, kw_only=True):
+    """Where training steps are logged: a Weights & Biases `project` and run `name`."""
+
+    project: Annotated[str, Meta(min_length=1)]
+    name: str | None = None
+
+
+class ForwardBackwardOutput(Struct, frozen=True, kw_only=True):
+    """What one forward pass computed.
+
+    `loss` is the batch mean for telemetry. `loss_fn_outputs` has one dict for each datum, in order; its
+    ``logprobs`` has the shape of the datum's ``target_tokens``, entry k scoring target k in nats. Masked
+    positions are NaN.
+    """
+
+    loss: float = 0.0
+    loss_fn_output_type: str = ""
+    loss_fn_outputs: list[dict[str, TensorData]] = []
+    metrics: dict[str, float] = {}
+
+
+class OptimStepResponse(Struct, frozen=True, kw_only=True):
+    """Numbers of one optimizer step, such as ``step``, ``learning_rate`` and ``grad_norm``."""
+
+    metrics: dict[str, float] | None = None
+
+
+class SaveWeightsResponse(Struct, frozen=True, kw_only=True):
+    """Where the training state was saved: `path` is a ``bt://`` URI."""
+
+    mode: str = ""
+    path: str = ""
+
+
+class SaveWeightsForSamplerResponse(Struct, frozen=True, kw_only=True):
+    """Where the adapter was saved, and its `version`: the number of optimizer steps behind it."""
+
+    version: int = 0
+    path: str = ""
+
+
+class LoadWeightsResponse(Struct, frozen=True, kw_only=True):
+    """The trainer's step counter after loading."""
+
+    step: int = 0
+
+
+class InitTrainerServerResponse(Struct, frozen=True, kw_only=True):
+    """The trainer's step counter and LoRA rank after it was reset."""
+
+    step: int = 0
+    lora_rank: int
+
+
+class ModelData(Struct, frozen=True, kw_only=True):
+    """Which model is trained."""
+
+    arch: str | None = None
+    model_name: str
+    tokenizer_id: str
+
+
+class GetInfoResponse(Struct, frozen=True, kw_only=True):
+    """What a training client knows of its run, without asking the service."""
+
+    model_data: ModelData
+    model_name: str
+    is_lora: bool = True
+    lora_rank: int
+    max_seq_len: int | None = None
+
+
+LossFnConfig: TypeAlias = dict[str, Any]
