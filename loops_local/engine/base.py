@@ -15,10 +15,10 @@ from msgspec import Struct
 
 from loops_async.types import AdamParams, Datum, ForwardBackwardOutput, ModelInput, SamplingParams
 
-__all__ = ["Adapter", "Completion", "Engine", "ModelInfo", "Refusal", "SampleJob", "Sampler", "Trainer"]
+__all__ = ["Adapter", "Completion", "Engine", "ModelInfo", "RefusedError", "SampleJob", "Sampler", "Trainer"]
 
 
-class Refusal(ValueError):
+class RefusedError(ValueError):
     """The engine cannot do what was asked; the text says what and why (HTTP 422 or a failed operation)."""
 
 
@@ -115,7 +115,7 @@ class Sampler(Protocol):
     """Completes prompts, batching whatever is under way at the same time, whichever adapters it uses."""
 
     def submit(self, job: SampleJob) -> Future[SampleOutcome]:
-        """Check `job` (raises `Refusal`) and queue it. Cancelling the future gives its place to others."""
+        """Check `job` (raises `RefusedError`) and queue it. Cancelling the future gives its place to others."""
 
     def close(self) -> None:
         """Stop the thread; futures under way are cancelled."""
@@ -141,4 +141,4 @@ class Engine(Protocol):
 
 
 EngineFactory = Callable[[str], Engine]
-"""From a model's name (a hub id, a directory, or one of our own) to an engine; raises `Refusal` if it cannot."""
+"""From a model's name (a hub id, a directory, or one of our own) to an engine; raises `RefusedError` if it cannot."""
