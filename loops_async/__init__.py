@@ -1,0 +1,26 @@
+"""Async-first client for Baseten Loops: LoRA training and sampling of language models.
+
+Start with `ServiceClient`.
+"""
+
+from . import errors, types
+from ._futures import OperationFuture
+from ._version import __version__
+from .client import ServiceClient
+from .control_plane import ControlPlane
+from .errors import *  # noqa: F403 - each module lists its public names in `__all__`
+from .sampling import SamplingClient
+from .training import ForwardBackwardFuture, TrainingClient
+from .types import *  # noqa: F403
+
+__all__ = [
+    "ControlPlane",
+    "ForwardBackwardFuture",
+    "OperationFuture",
+    "SamplingClient",
+    "ServiceClient",
+    "TrainingClient",
+    "__version__",
+    *errors.__all__,
+    *types.__all__,
+]

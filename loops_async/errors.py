@@ -7,7 +7,7 @@
     ├── InputError                  also ValueError: `.path`, refused before anything was sent
     ├── UnsupportedError            also NotImplementedError: the service does not offer this
     ├── ClosedError                 also RuntimeError: the client is closed, or lives elsewhere
-    ├── NotReadyError               also TimeoutError: a trainer or sampler was not ready in time
+    ├── NotReadyError               also TimeoutError and RuntimeError: a trainer or sampler was not ready in time
     ├── ProvisioningError           also RuntimeError: a deployment ended in a terminal state
     │   └── SamplerTerminatedError  `.deployment_id`, `.status`
     ├── TransportError              no complete answer arrived
@@ -110,8 +110,8 @@ class ClosedError(LoopsError, RuntimeError):
     """The client is closed, not yet open, or belongs to another event loop or process."""
 
 
-class NotReadyError(LoopsError, TimeoutError):
-    """A trainer or sampler did not become ready within `ready_timeout`."""
+class NotReadyError(LoopsError, TimeoutError, RuntimeError):
+    """A trainer or sampler was not ready, or did not serve a version, within its time limit."""
 
     retryable = True
 
@@ -136,7 +136,14 @@ class TransportError(LoopsError):
 
 
 class ConnectError(TransportError, ConnectionError):
-    """The connection could not be made, or broke."""
+    """The connection could not be made, or broke.
+
+    `was_sent` is False when the service certainly did not get the request.
+    """
+
+    def __init__(self, message: str, *, was_sent: bool = True) -> None:
+        super().__init__(message)
+        self.was_sent = was_sent
 
 
 class RequestTimeoutError(TransportError, TimeoutError):

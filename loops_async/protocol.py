@@ -7,6 +7,7 @@ public API reference and from what published clients send and accept.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, Final, Literal, TypeAlias
 from urllib.parse import quote
 
@@ -126,6 +127,39 @@ class PolicyVersion(Struct, kw_only=True):
     policy_version: int | None = None
 
 
+# --- losses ----------------------------------------------------------------------------------------------------------
+
+
+class LossRule(Struct, frozen=True, kw_only=True):
+    """What a loss needs of each datum, and the settings that it knows with their types."""
+
+    required: tuple[str, ...] = ()
+    config: Mapping[str, type] = {}
+    group: int = 1
+    """Neighbours that belong together: 2 for the (chosen, rejected) pairs of dpo."""
+
+
+_ON_POLICY: Final = ("logprobs", "advantages")
+_CLIP: Final = {"clip_low_threshold": float, "clip_high_threshold": float}
+
+LOSSES: Final[dict[str, LossRule]] = {
+    "cross_entropy": LossRule(config={"skip_token_normalization": bool}),
+    "importance_sampling": LossRule(required=_ON_POLICY),
+    "ppo": LossRule(required=_ON_POLICY, config=_CLIP),
+    "dppo": LossRule(
+        required=_ON_POLICY,
+        config={"dppo_mask_high": float, "dppo_mask_low": float, "adv_tau": float, "kl_tau": float},
+    ),
+    "cispo": LossRule(required=_ON_POLICY, config=_CLIP),
+    "dro": LossRule(required=_ON_POLICY, config={"beta": float}),
+    "dpo": LossRule(
+        required=("target_tokens", "weights", "ref_logprobs"),
+        config={"beta": float, "label_smoothing": float},
+        group=2,
+    ),
+}
+"""Every loss of the wire (data-plane reference 2.4)."""
+
 # --- sampling --------------------------------------------------------------------------------------------------------
 
 
@@ -193,10 +227,14 @@ class Completions(Struct, kw_only=True):
 
 
 class ServedModel(Struct):
-    """An entry of ``GET /v1/models``; the base model has no `parent`, an adapter does."""
+    """An entry of ``GET /v1/models``; the base model has no `parent`, an adapter does.
+
+    `tokenizer` is our own: where the embedded service serves the tokenizer's files, relative to the sampler's root.
+    """
 
     id: str
     parent: str | None = None
+    tokenizer: str | None = None
 
 
 class ServedModels(Struct):

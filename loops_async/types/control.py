@@ -1,5 +1,6 @@
 """Objects of the control plane. Newer services add fields and words: fields we do not know are ignored,
-and every status or kind is a plain string that may hold a word we do not know."""
+and every status or kind is a plain string that may hold a word we do not know.
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -156,8 +156,9 @@ class Datum(Struct, frozen=True, kw_only=True):
         ) -> None: ...
 
     def __post_init__(self) -> None:
-        if not isinstance(self.model_input, ModelInput):
-            force_setattr(self, "model_input", ModelInput.from_ints(self.model_input))
+        given: Any = self.model_input
+        if not isinstance(given, ModelInput):
+            force_setattr(self, "model_input", ModelInput.from_ints(given))
         if any(not isinstance(tensor, TensorData) for tensor in self.loss_fn_inputs.values()):
             tensors = {
                 name: TensorData.of(value, path=f"loss_fn_inputs[{name!r}]")

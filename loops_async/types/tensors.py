@@ -77,7 +77,7 @@ class TensorData(msgspec.Struct, frozen=True, kw_only=True):
         if isinstance(value, SupportsToList):
             own_dtype = str(value.dtype).removeprefix("torch.")
             shape = [int(n) for n in value.shape]
-            flat = _flatten(value.tolist(), shape, path) if shape else [value.tolist()]
+            flat: list[Any] = _flatten(value.tolist(), shape, path) if shape else [value.tolist()]
             return cls(data=flat, dtype=_known(dtype or own_dtype, path), shape=shape or [1])
         if isinstance(value, str | bytes) or not isinstance(value, Sequence):
             raise InputError(path, f"expected a list, a numpy array or a torch tensor, got {type(value).__name__}")

@@ -1,0 +1,104 @@
+"""Constructor arguments and environment variables, made into one checked value."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Final, NoReturn
+from urllib.parse import urlsplit
+
+from msgspec import Struct
+
+from .errors import ConfigError
+
+DEFAULT_BASE_URL: Final = "https://api.baseten.co"
+
+NO_KEY: Final = (
+    "no API key: pass api_key=…, or set BASETEN_API_KEY (keys are made in the workspace's settings at baseten.co). "
+    "To work without an account, start the embedded service with `loops-local serve` and pass the base_url and "
+    "api_key that it prints."
+)
+
+
+class ApiKey:
+    """Holds a key so that it reaches one place only: the Authorization header."""
+
+    __slots__ = ("_key",)
+
+    def __init__(self, key: str) -> None:
+        if not key or not key.isascii() or not key.isprintable() or " " in key:
+            raise ConfigError("api_key must be printable ASCII without spaces (a stray newline from a file?)")
+        self._key = key
+
+    def reveal(self) -> str:
+        """Return the key itself."""
+        return self._key
+
+    def scrub(self, text: str) -> str:
+        """Return `text` without the key, should a service have echoed it."""
+        return text.replace(self._key, "***")
+
+    def __repr__(self) -> str:
+        return "ApiKey(***)"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an API key is never pickled")
+
+
+class Settings(Struct, frozen=True, kw_only=True):
+    """Everything that a client needs to know before it connects."""
+
+    base_url: str
+    api_key: ApiKey | None
+    auth_scheme: str = "Bearer"
+    training_project_id: str | None = None
+    reuse_from_session_id: str | None = None
+    max_connections: int = 2048
+
+    @property
+    def authorization(self) -> dict[str, str]:
+        """The headers that authorize a request."""
+        return {"Authorization": f"{self.auth_scheme} {self.api_key.reveal()}"} if self.api_key else {}
+
+
+def resolve_settings(
+    *,
+    api_key: str | None = None,
+    base_url: str | None = None,
+    **others: Any,
+) -> Settings:
+    """Fill what was not given from the environment, and check all of it.
+
+    Reads ``BASETEN_API_KEY``, ``LOOPS_BASE_URL``, ``LOOPS_REUSE_FROM_SESSION_ID`` and
+    ``BT_LOOPS_MAX_CONNECTIONS``; an argument wins over its variable.
+    """
+    key = api_key if api_key is not None else os.environ.get("BASETEN_API_KEY") or None
+    url = base_url if base_url is not None else os.environ.get("LOOPS_BASE_URL") or None
+    if key is None and url is None:
+        raise ConfigError(NO_KEY)
+    if others.get("reuse_from_session_id") is None:
+        others["reuse_from_session_id"] = os.environ.get("LOOPS_REUSE_FROM_SESSION_ID") or None
+    if others.get("auth_scheme", "Bearer") not in ("Bearer", "Api-Key"):
+        raise ConfigError(f"auth_scheme must be 'Bearer' or 'Api-Key'; got {others['auth_scheme']!r}")
+    return Settings(
+        base_url=checked_url(url or DEFAULT_BASE_URL, "base_url"),
+        api_key=ApiKey(key) if key is not None else None,
+        max_connections=_max_connections(),
+        **others,
+    )
+
+
+def checked_url(url: str, name: str) -> str:
+    """Return `url` without its trailing slash if it is an absolute HTTP URL; `name` is the argument's."""
+    parts = urlsplit(url) if isinstance(url, str) else None
+    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(f"{name} must be an absolute http or https URL; got {url!r}")
+    if parts.query or parts.fragment or parts.username or parts.password:
+        raise ConfigError(f"{name} must not carry a user, a query or a fragment; host {parts.hostname!r}")
+    return url.rstrip("/")
+
+
+def _max_connections() -> int:
+    text = os.environ.get("BT_LOOPS_MAX_CONNECTIONS") or "2048"
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"BT_LOOPS_MAX_CONNECTIONS must be a whole number of at least 1; got {text!r}")
+    return int(text)

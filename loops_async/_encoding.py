@@ -1,0 +1,129 @@
+"""Large bodies, encoded and decoded in slices between which the event loop breathes.
+
+msgspec holds the interpreter while it encodes, so a worker thread would not help: a batch is encoded datum by datum
+instead, and the pieces are sent as they are, so that a body never exists twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from .errors import InputError
+from .protocol import MAX_REQUEST_BYTES
+from .types import Datum, ForwardBackwardOutput, TensorData
+
+T = TypeVar("T")
+
+SLICE_SECONDS: Final = 0.004
+"""Work this long without a break at most, unless a single datum takes longer."""
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Breather:
+    """Gives the event loop a turn whenever a slice of work has been done."""
+
+    def __init__(self) -> None:
+        self._resumed = time.perf_counter()
+
+    async def breathe(self) -> None:
+        """Let others run if the slice is over."""
+        if time.perf_counter() - self._resumed >= SLICE_SECONDS:
+            await asyncio.sleep(0)
+            self._resumed = time.perf_counter()
+
+
+class Pieces:
+    """A request body in pieces."""
+
+    __slots__ = ("parts", "size")
+
+    def __init__(self, parts: list[bytes]) -> None:
+        self.parts = parts
+        self.size = sum(map(len, parts))
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        """Yield the pieces; may be called once for each attempt."""
+        for part in self.parts:
+            yield part
+
+
+async def encode_data(data: Sequence[Datum], *, group: int, overhead: int) -> list[list[bytes]]:
+    """Encode datums and split them, in order, into as few bodies as the size limit allows.
+
+    Args:
+        data: the datums.
+        group: how many neighbours must stay in one body (2 for the pairs of dpo).
+        overhead: bytes that each body needs besides its datums.
+
+    Raises:
+        InputError: when one group alone is too large.
+    """
+    breather = Breather()
+    limit = MAX_REQUEST_BYTES - overhead
+    bodies: list[list[bytes]] = [[]]
+    used = 0
+    for start in range(0, len(data), group):
+        encoded = []
+        for datum in data[start : start + group]:
+            encoded.append(_encode(datum))
+            await breather.breathe()
+        size = sum(map(len, encoded)) + len(encoded)  # a comma for each
+        if size > limit:
+            raise InputError(
+                f"data[{start}]", f"is {size:,} bytes of JSON; one request holds at most {limit:,}. Shorten it"
+            )
+        if used + size > limit:
+            bodies.append([])
+            used = 0
+        bodies[-1] += encoded
+        used += size
+    return bodies
+
+
+class _RawOutput(msgspec.Struct):
+    loss: float | None = None
+    loss_fn_output_type: str = ""
+    loss_fn_outputs: list[msgspec.Raw] = []
+    metrics: dict[str, float | None] = {}
+
+
+_decode_output = msgspec.json.Decoder(_RawOutput).decode
+_decode_tensors = msgspec.json.Decoder(dict[str, TensorData]).decode
+
+
+async def decode_output(raw: bytes | msgspec.Raw) -> ForwardBackwardOutput:
+    """Decode a forward pass, datum by datum; a null among its numbers reads as NaN."""
+    breather = Breather()
+    output = _decode_output(raw)
+    tensors = []
+    for one in output.loss_fn_outputs:
+        tensors.append(_decode_tensors(one))
+        await breather.breathe()
+    return ForwardBackwardOutput(
+        loss=_number(output.loss),
+        loss_fn_output_type=output.loss_fn_output_type,
+        loss_fn_outputs=tensors,
+        metrics={name: _number(value) for name, value in output.metrics.items()},
+    )
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+def decoder_for(kind: type[T]) -> Any:
+    """Return an async function that decodes a result of `kind`."""
+    if kind is ForwardBackwardOutput:
+        return decode_output
+    decode = msgspec.json.Decoder(kind).decode
+
+    async def decode_small(raw: bytes | msgspec.Raw) -> T:
+        return decode(raw)
+
+    return decode_small

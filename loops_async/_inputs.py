@@ -1,0 +1,138 @@
+"""Checks of arguments, made before anything is sent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from .errors import InputError
+from .protocol import LOSSES
+from .types import Datum, EncodedTextChunk, ImageChunk, ModelInput, TensorData
+from .types.tensors import DTYPES
+
+S = TypeVar("S", bound=Struct)
+
+
+def check(value: S, *, path: str = "") -> S:
+    """Return `value` if each of its fields keeps the rule that its type states."""
+    raw = msgspec.to_builtins(value)
+    try:
+        msgspec.convert(raw, type(value))
+    except msgspec.ValidationError as problem:
+        raise _named(path, raw, str(problem)) from None
+    for name, number in raw.items():
+        if isinstance(number, float) and not math.isfinite(number):
+            raise InputError(_join(path, name), f"must be a finite number; got {number}")
+    return value
+
+
+def _named(path: str, raw: Any, problem: str) -> InputError:
+    """Make msgspec's ``Expected `int` >= 1 - at `$.lora_rank` `` name the field and the value."""
+    rule, _, where = problem.partition(" - at `$")
+    field = where.strip(".`")
+    value = raw.get(field) if isinstance(raw, dict) else None
+    return InputError(_join(path, field), f"{rule[:1].lower()}{rule[1:]}; got {value!r}")
+
+
+def _join(path: str, field: str) -> str:
+    return ".".join(filter(None, (path, field)))
+
+
+def check_kind(value: Any, kind: type[S], path: str) -> S:
+    """Return `value` if it is a valid `kind`."""
+    if not isinstance(value, kind):
+        raise InputError(path, f"expected {kind.__name__}, got {type(value).__name__}")
+    return check(value, path=path)
+
+
+def check_positive(value: Any, path: str) -> None:
+    """Refuse a number of seconds that is not positive."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise InputError(path, f"must be a number of seconds greater than 0; got {value!r}")
+
+
+def check_at_least(value: Any, smallest: int, path: str) -> None:
+    """Refuse anything but a whole number of at least `smallest`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
+        raise InputError(path, f"must be a whole number of at least {smallest}; got {value!r}")
+
+
+def check_model_input(value: Any, path: str, *, max_seq_len: int | None = None) -> ModelInput:
+    """Return `value` as a `ModelInput` if it has tokens and fits the model."""
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        value = ModelInput.from_ints(value)
+    if not isinstance(value, ModelInput):
+        raise InputError(path, f"expected ModelInput or a list of token ids, got {type(value).__name__}")
+    for index, chunk in enumerate(value.chunks):
+        if not isinstance(chunk, EncodedTextChunk | ImageChunk):
+            raise InputError(
+                f"{path}.chunks[{index}]", f"expected EncodedTextChunk or ImageChunk, got {type(chunk).__name__}"
+            )
+    if value.length == 0:
+        raise InputError(path, "must have at least one token")
+    if max_seq_len is not None and value.length > max_seq_len:
+        raise InputError(path, f"has {value.length} tokens, more than max_seq_len={max_seq_len}; shorten it")
+    return value
+
+
+def check_data(
+    data: Any, loss_fn: Any, config: Any, *, max_seq_len: int | None = None
+) -> tuple[Sequence[Datum], dict[str, Any] | None]:
+    """Return the datums and the loss's configuration if the loss can be computed from them."""
+    if not isinstance(loss_fn, str) or loss_fn not in LOSSES:
+        raise InputError("loss_fn", f"must be one of {', '.join(LOSSES)}; got {loss_fn!r}")
+    if isinstance(data, Datum) or not isinstance(data, Sequence) or not data:
+        raise InputError("data", f"expected a non-empty list of Datum, got {_shown(data)}")
+    loss = LOSSES[loss_fn]
+    for index, datum in enumerate(data):
+        path = f"data[{index}]"
+        if not isinstance(datum, Datum):
+            raise InputError(path, f"expected Datum, got {type(datum).__name__}")
+        check_model_input(datum.model_input, f"{path}.model_input", max_seq_len=max_seq_len)
+        missing = [name for name in loss.required if name not in datum.loss_fn_inputs]
+        if missing:
+            raise InputError(f"{path}.loss_fn_inputs", f"{loss_fn} needs {', '.join(loss.required)}; missing {missing}")
+        for name, tensor in datum.loss_fn_inputs.items():
+            _check_tensor(tensor, f"{path}.loss_fn_inputs[{name!r}]", datum.model_input.length, name)
+    if len(data) % loss.group:
+        raise InputError("data", f"{loss_fn} needs pairs (chosen, rejected), so an even number; got {len(data)}")
+    return data, _check_loss_config(loss_fn, config)
+
+
+def _check_tensor(tensor: Any, path: str, positions: int, name: str) -> None:
+    if not isinstance(tensor, TensorData):
+        raise InputError(path, f"expected TensorData, got {type(tensor).__name__}")
+    if tensor.dtype not in DTYPES:
+        raise InputError(path, f"dtype must be one of {', '.join(sorted(DTYPES))}; got {tensor.dtype!r}")
+    if math.prod(tensor.shape) != len(tensor.data):
+        raise InputError(path, f"shape {tensor.shape} does not hold {len(tensor.data)} numbers")
+    is_broadcast = name == "advantages" and tensor.shape == [1]
+    if tensor.shape[:1] != [positions] and not is_broadcast:
+        raise InputError(path, f"needs one entry for each of the {positions} positions; shape is {tensor.shape}")
+
+
+def _check_loss_config(loss_fn: str, config: Any) -> dict[str, Any] | None:
+    if config is None:
+        return None
+    if not isinstance(config, Mapping):
+        raise InputError("loss_fn_config", f"expected a dict, got {type(config).__name__}")
+    known = LOSSES[loss_fn].config
+    for key, value in config.items():
+        path = f"loss_fn_config[{key!r}]"
+        if key not in known:
+            raise InputError(path, f"{loss_fn} knows {', '.join(known) or 'no settings'}")
+        kind = known[key]
+        is_fitting = (
+            isinstance(value, bool) if kind is bool else isinstance(value, int | float) and not isinstance(value, bool)
+        )
+        if not is_fitting or not math.isfinite(value):
+            raise InputError(path, f"expected a finite {kind.__name__}; got {value!r}")
+    return dict(config)
+
+
+def _shown(value: Any) -> str:
+    return "an empty list" if isinstance(value, Sequence) and not value else type(value).__name__

@@ -1,0 +1,63 @@
+"""What all clients of one service share: the pool, the background tasks, the heartbeat and the control plane."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import anyio
+
+from ._config import Settings, resolve_settings
+from ._heartbeat import Heartbeat
+from ._tasks import TaskOwner
+from ._transport import Transport
+from .control_plane import ControlPlane
+
+
+class Runtime:
+    """Made when a service client opens, gone when it closes; lives in one event loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.transport = Transport(settings)
+        self.tasks = TaskOwner()
+        self.heartbeat = Heartbeat(self.tasks)
+        self.control_plane = ControlPlane(self.transport, settings.base_url)
+        self.admission = asyncio.Semaphore(settings.max_connections)
+        self.shared: dict[Any, Any] = {}
+        """What clients of the same deployment or model share, by key: readiness gates and tokenizers."""
+
+    async def close(self) -> None:
+        """End every task, then every connection."""
+        with anyio.CancelScope(shield=True):
+            await self.tasks.close()
+            await self.transport.close()
+
+
+_detached: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, AsyncIterator[Runtime]]] = WeakKeyDictionary()
+_open: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Runtime]] = WeakKeyDictionary()
+
+
+async def detached_runtime(base_url: str) -> Runtime:
+    """Return this event loop's runtime for values that were unpickled and have no service client.
+
+    It belongs to the loop: an asynchronous generator holds it open, and the loop ends such generators when it
+    shuts down (`asyncio.run` and `anyio.run` do), which closes the connections.
+    """
+    loop = asyncio.get_running_loop()
+    runtimes = _open.setdefault(loop, {})
+    if base_url not in runtimes:
+        holder = _hold(resolve_settings(base_url=base_url))
+        _detached.setdefault(loop, {})[base_url] = holder
+        runtimes[base_url] = await anext(holder)
+    return runtimes[base_url]
+
+
+async def _hold(settings: Settings) -> AsyncIterator[Runtime]:
+    runtime = Runtime(settings)
+    try:
+        yield runtime
+    finally:
+        await runtime.close()

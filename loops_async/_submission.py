@@ -1,0 +1,267 @@
+"""Submitting the operations of one trainer in order, and collecting their results."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, TypeAlias, TypeVar
+from uuid import uuid4
+
+import msgspec
+from msgspec import Struct
+
+from . import _retry, protocol
+from ._encoding import Pieces, decoder_for
+from ._futures import OperationFuture
+from ._ordering import Turn, Turns
+from ._tasks import TaskOwner
+from ._transport import Answer, Request, Transport
+from .errors import (
+    ApiError,
+    ClosedError,
+    LoopsError,
+    RemoteOpError,
+    ServerError,
+    ServerShutdownError,
+    UnknownRequestError,
+)
+
+T = TypeVar("T")
+
+Body: TypeAlias = Callable[[int], Pieces]
+"""Makes a request's body from its `seq_id`, which is known only when its turn has come."""
+
+log = logging.getLogger("loops_async")
+
+POLLS_AT_ONCE: Final = 8
+"""Operations of a trainer finish in order, so asking for the oldest few is as good as asking for all."""
+
+POLL_SECONDS: Final = protocol.POLL_HOLD_SECONDS + 5
+SHORTEST_HOLD: Final = 0.05
+
+
+class _Poll(Struct):
+    status: str = ""
+    result: msgspec.Raw = msgspec.Raw(b"null")
+    error: str | None = None
+    error_class: str | None = None
+
+
+class Submitter:
+    """The operations of one trainer.
+
+    Invariant: the POST of an operation is not sent before the one before it was answered, and `seq_id` counts the
+    operations that the trainer may have accepted. Whatever ends before it is sent leaves no trace in either.
+    """
+
+    def __init__(
+        self, *, transport: Transport, tasks: TaskOwner, root: str, run_id: str, timeout: float, authorize: bool
+    ) -> None:
+        self._transport = transport
+        self._tasks = tasks
+        self._root = root
+        self._run_id = run_id
+        self._timeout = timeout
+        self._authorize = authorize
+        self._turns = Turns()
+        self._submitted = 0
+        self._polls = asyncio.Semaphore(POLLS_AT_ONCE)
+
+    async def submit(
+        self,
+        operation: str,
+        kind: type[T],
+        encode: Callable[[], Awaitable[list[Body]]],
+        merge: Callable[[Sequence[T]], T] | None = None,
+    ) -> OperationFuture[T]:
+        """Submit an operation and return its future as soon as the trainer has accepted it.
+
+        The turn is taken before this coroutine first waits. A caller that is cancelled before the request is sent
+        withdraws it; later, the operation goes its way and only its future is lost.
+        """
+        submission = _Submission(operation, self._turns.take())
+        task = self._tasks.start(self._send_in_turn(submission, encode), name=f"submit {operation}")
+        # A task that is cancelled before it starts never enters its coroutine, so its turn is ended from outside.
+        task.add_done_callback(submission.ended)
+        try:
+            operation_ids = await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():
+                raise ClosedError(f"the client was closed before {operation} was submitted") from None
+            submission.abandon(task)
+            raise
+        return self._future(operation, operation_ids, kind, merge)
+
+    async def _send_in_turn(self, submission: _Submission, encode: Callable[[], Awaitable[list[Body]]]) -> list[str]:
+        bodies = await encode()
+        await submission.turn.wait()
+        submission.is_sent = True
+        return [await self._send(submission.operation, body) for body in bodies]
+
+    async def _send(self, operation: str, body: Body) -> str:
+        seq_id = self._submitted + 1
+        request = Request(
+            method="POST",
+            url=f"{self._root}/{operation}",
+            what=f"submit {operation} of run {self._run_id}",
+            body=body(seq_id),
+            headers={protocol.RUN_ID: self._run_id, protocol.IDEMPOTENCY_KEY: uuid4().hex},
+            timeout=self._timeout,
+            authorize=self._authorize,
+        )
+        self._submitted = seq_id
+        try:
+            # The key makes a repeated submission harmless, also after an answer that was lost.
+            answer = await _retry.retrying(
+                lambda: self._ask(request), _retry.SUBMIT, what=f"{operation} was not accepted"
+            )
+        except ApiError as refused:
+            if refused.status < 500:
+                self._submitted -= 1
+            raise
+        return self._accepted(request, answer)
+
+    async def _ask(self, request: Request) -> Answer:
+        try:
+            return await self._transport.ask(request)
+        except ServerError as error:
+            if error.status == 503:
+                raise _shutdown(error) from error
+            raise
+
+    def _accepted(self, request: Request, answer: Answer) -> str:
+        accepted = self._transport.decoded(request, answer, protocol.Accepted)
+        if not accepted.operation_id or accepted.schema_version != protocol.SCHEMA_VERSION:
+            raise self._transport.not_loops(request, answer, "expected an operation_id and schema_version 1")
+        return accepted.operation_id
+
+    def _future(
+        self,
+        operation: str,
+        operation_ids: list[str],
+        kind: type[T],
+        merge: Callable[[Sequence[T]], T] | None,
+    ) -> OperationFuture[T]:
+        decode = decoder_for(kind)
+
+        async def collect() -> T:
+            if merge is None or len(operation_ids) == 1:
+                return await self._result(operation, operation_ids[0], decode)
+            parts = [self._result(operation, operation_id, decode) for operation_id in operation_ids]
+            return merge(await _all(parts))
+
+        return OperationFuture(
+            collect, tasks=self._tasks, operation=operation, operation_id=operation_ids[0], run_id=self._run_id
+        )
+
+    async def _result(self, operation: str, operation_id: str, decode: Callable[[msgspec.Raw], Awaitable[T]]) -> T:
+        request = Request(
+            method="GET",
+            url=f"{self._root}/operations/{protocol.segment(operation_id)}",
+            what=f"wait for {operation} of run {self._run_id}",
+            headers={protocol.RUN_ID: self._run_id},
+            timeout=POLL_SECONDS,
+            authorize=self._authorize,
+        )
+        while True:
+            async with self._polls:
+                answer = await self._poll(request)
+            if answer is None:
+                continue
+            poll = self._transport.decoded(request, answer, _Poll)
+            if poll.status == "error":
+                raise RemoteOpError(
+                    poll.error or "the operation failed without a message",
+                    operation_id=operation_id,
+                    operation=operation,
+                    run_id=self._run_id,
+                    error_class=poll.error_class,
+                )
+            if poll.status == "done":
+                return await self._decoded(request, answer, poll.result, decode)
+            log.warning("%s: the trainer answers a status %r that is not known; asking again", operation, poll.status)
+            await asyncio.sleep(1.0)
+
+    async def _poll(self, request: Request) -> Answer | None:
+        """Ask once for an operation; None while it is not done."""
+        started = time.monotonic()
+
+        async def ask() -> Answer:
+            answer = await self._transport.send(request)
+            if answer.status == 200 or answer.status == 408:
+                return answer
+            raise self._poll_error(request, answer)
+
+        answer = await _retry.retrying(ask, _retry.POLL, what=f"could not {request.what}")
+        if answer.status == 200:
+            return answer
+        if time.monotonic() - started < SHORTEST_HOLD:
+            await asyncio.sleep(SHORTEST_HOLD)  # a service that does not hold polls must not be hammered
+        return None
+
+    def _poll_error(self, request: Request, answer: Answer) -> LoopsError:
+        error = self._transport.error(request, answer)
+        operation = request.url.rsplit("/", 1)[-1]
+        if answer.status in (404, 410):
+            return UnknownRequestError(
+                f"{error} The trainer does not know the operation: results are kept for about an hour, and not "
+                "across a restart of the trainer. Submit it again, from the last saved state if the trainer is new.",
+                operation_id=operation,
+                operation=request.what,
+                run_id=self._run_id,
+            )
+        return _shutdown(error) if isinstance(error, ApiError) and error.status == 503 else error
+
+    async def _decoded(
+        self, request: Request, answer: Answer, raw: msgspec.Raw, decode: Callable[[msgspec.Raw], Awaitable[T]]
+    ) -> T:
+        try:
+            return await decode(raw)
+        except msgspec.MsgspecError as problem:
+            raise self._transport.not_loops(request, answer, str(problem)) from problem
+
+
+class _Submission:
+    """One operation on its way to the trainer."""
+
+    def __init__(self, operation: str, turn: Turn) -> None:
+        self.operation = operation
+        self.turn = turn
+        self.is_sent = False
+        self._is_abandoned = False
+
+    def abandon(self, task: asyncio.Task[Any]) -> None:
+        """The caller is gone: withdraw what was not sent, let go what was."""
+        self._is_abandoned = True
+        if not self.is_sent:
+            task.cancel()
+
+    def ended(self, task: asyncio.Task[Any]) -> None:
+        self.turn.end()
+        if self._is_abandoned and not task.cancelled() and (error := task.exception()):
+            log.warning("%s failed after its caller had gone: %s", self.operation, error)
+
+
+def _shutdown(error: ApiError) -> ServerShutdownError:
+    shutdown = ServerShutdownError(
+        f"{error} The trainer is shutting down; make a new run from the last saved state.",
+        status=error.status,
+        code=error.code,
+        reason=error.reason,
+        request_id=error.request_id,
+        retry_after=error.retry_after,
+    )
+    shutdown.retryable = False
+    return shutdown
+
+
+async def _all(parts: Sequence[Any]) -> list[Any]:
+    """Wait for all parts; the first failure cancels the waiting for the others."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(part) for part in parts]
+    except* LoopsError as failures:
+        raise failures.exceptions[0] from None
+    return [task.result() for task in tasks]

@@ -1,0 +1,66 @@
+"""The tokenizer of a base model, from the service if it offers one, else from the Hugging Face hub."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import anyio
+from anyio import to_thread
+from msgspec import Struct
+
+from ._runtime import Runtime
+from ._transport import Request
+from .errors import ProtocolError
+from .protocol import ServedModels, segment
+
+
+class _Files(Struct):
+    files: list[str]
+
+
+async def load_tokenizer(
+    runtime: Runtime, *, root: str, headers: Mapping[str, str], authorize: bool, base_model: str
+) -> Any:
+    """Return the Hugging Face tokenizer of `base_model`, loaded once for each runtime.
+
+    `root` is a sampler's: an embedded service serves its models' tokenizers there and says so in ``/v1/models``.
+    """
+    _require_transformers()
+    key = ("tokenizer", base_model)
+    if key not in runtime.shared:
+        common: dict[str, Any] = {"headers": headers, "authorize": authorize}
+        served = await runtime.transport.get(
+            f"{root}/v1/models", ServedModels, what=f"find the tokenizer of {base_model}", **common
+        )
+        place = next((model.tokenizer for model in served.data if model.parent is None and model.tokenizer), None)
+        if place is None:
+            runtime.shared[key] = await to_thread.run_sync(_load, base_model)
+        else:
+            runtime.shared[key] = await _fetch(runtime, f"{root}/{place}", common)
+    return runtime.shared[key]
+
+
+async def _fetch(runtime: Runtime, url: str, common: Mapping[str, Any]) -> Any:
+    listing = await runtime.transport.get(url, _Files, what="list the tokenizer's files", **common)
+    async with anyio.TemporaryDirectory(prefix="loops-tokenizer-") as directory:
+        for name in listing.files:
+            if PurePosixPath(name).name != name or name in (".", ".."):
+                raise ProtocolError(f"the service lists a tokenizer file with an unsafe name: {name!r}")
+            request = Request(method="GET", url=f"{url}/{segment(name)}", what=f"fetch {name}", **common)
+            answer = await runtime.transport.ask(request)
+            await anyio.Path(directory, name).write_bytes(answer.body)
+        return await to_thread.run_sync(_load, directory)
+
+
+def _require_transformers() -> None:
+    if find_spec("transformers") is None:
+        raise ImportError("get_tokenizer needs transformers: pip install 'loops-async[local]'")
+
+
+def _load(name: str | Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(name)

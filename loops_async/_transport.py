@@ -1,0 +1,305 @@
+"""The one place where HTTP becomes values and errors: a connection pool, and what its answers mean."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
+
+import aiohttp
+import anyio
+import msgspec
+from msgspec import Struct
+
+from . import protocol
+from ._config import Settings
+from ._encoding import Pieces
+from ._version import __version__
+from .errors import (
+    ApiError,
+    AuthenticationError,
+    BadRequestError,
+    ClosedError,
+    ConfigError,
+    ConflictError,
+    ConnectError,
+    LoopsError,
+    NotFoundError,
+    PermissionDeniedError,
+    ProtocolError,
+    RateLimitError,
+    RequestTimeoutError,
+    ServerError,
+)
+
+T = TypeVar("T")
+
+CONNECT_SECONDS: Final = 10.0
+KEEPALIVE_SECONDS: Final = 60.0
+
+_ERRORS: Final[dict[int, type[ApiError]]] = {
+    status: kind
+    for kind in (
+        BadRequestError,
+        AuthenticationError,
+        PermissionDeniedError,
+        NotFoundError,
+        ConflictError,
+        RateLimitError,
+    )
+    for status in kind.status_codes
+}
+
+_NEXT: Final[dict[int, str]] = {
+    401: "Check the API key (BASETEN_API_KEY or api_key=) and that it belongs to this service.",
+    403: "The key is valid but not allowed to do this; ask the workspace's admin.",
+    404: "Check the id and the base_url.",
+    429: "Slow down, or ask for a higher limit.",
+}
+
+_QUERY: Final = re.compile(r"(https?://[^\s?\"'<>]+)\?[^\s\"'<>]+")
+
+
+class Request(Struct, kw_only=True):
+    """One HTTP request. `what` says in plain words what it is for; errors begin with it."""
+
+    method: str
+    url: str
+    what: str
+    body: bytes | Any = None
+    headers: Mapping[str, str] = {}
+    timeout: float | None = 60.0
+    authorize: bool = True
+
+
+class Answer(Struct):
+    """A whole answer."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Transport:
+    """A pool of connections to one service, for one event loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._loop = asyncio.get_running_loop()
+        self._closed = False
+        # Admission to sampling is limited by its own gate: a long poll must never wait for a free connection.
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_SECONDS),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"User-Agent": f"loops-async/{__version__}", protocol.ACCEPT_ERROR: "1"},
+        )
+        self._authorization = settings.authorization
+
+    async def close(self) -> None:
+        """Close every connection; afterwards each call raises `ClosedError`."""
+        self._closed = True
+        with anyio.CancelScope(shield=True):
+            await self._session.close()
+
+    async def get(self, url: str, kind: type[T], *, what: str, timeout: float = 60.0, **others: Any) -> T:
+        """GET a JSON body of type `kind`."""
+        request = Request(method="GET", url=url, what=what, timeout=timeout, **others)
+        return self.decoded(request, await self.ask(request), kind)
+
+    async def post(
+        self, url: str, body: object, kind: type[T], *, what: str, timeout: float = 60.0, **others: Any
+    ) -> T:
+        """POST `body` as JSON and return the answer's body of type `kind`."""
+        encoded = msgspec.json.encode(body) if body is not None else None
+        request = Request(method="POST", url=url, what=what, body=encoded, timeout=timeout, **others)
+        return self.decoded(request, await self.ask(request), kind)
+
+    async def ask(self, request: Request) -> Answer:
+        """Send a request; an answer that is not 2xx is raised as its error."""
+        answer = await self.send(request)
+        if 200 <= answer.status < 300:
+            return answer
+        raise self.error(request, answer)
+
+    async def send(self, request: Request) -> Answer:
+        """Send a request and return whatever is answered."""
+        async with self.open(request) as response:
+            return Answer(response.status, response.headers, await response.read())
+
+    @asynccontextmanager
+    async def open(self, request: Request) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Send a request and give its response while the body is still to be read."""
+        self._check_usable()
+        headers = {**request.headers, **self._authorization} if request.authorize else dict(request.headers)
+        data: Any = request.body
+        if data is not None:
+            headers["Content-Type"] = "application/json"
+        if isinstance(data, Pieces):
+            headers["Content-Length"] = str(data.size)
+            data = data.stream()
+        timeout = aiohttp.ClientTimeout(total=request.timeout, sock_connect=CONNECT_SECONDS)
+        try:
+            async with self._session.request(
+                request.method, request.url, data=data, headers=headers, timeout=timeout, allow_redirects=False
+            ) as response:
+                yield response
+        except (aiohttp.ClientError, TimeoutError, OSError) as cause:
+            if isinstance(cause, LoopsError):
+                raise
+            raise self._translated(request, cause) from cause
+
+    @asynccontextmanager
+    async def stream(self, request: Request) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Give a 2xx response to read piece by piece; anything else is raised as its error."""
+        async with self.open(request) as response:
+            if not 200 <= response.status < 300:
+                raise self.error(request, Answer(response.status, response.headers, await response.read()))
+            yield response
+
+    def decoded(self, request: Request, answer: Answer, kind: type[T]) -> T:
+        """Return the body as `kind`, or raise what is wrong with it."""
+        try:
+            return msgspec.json.decode(answer.body, type=kind)
+        except msgspec.MsgspecError as problem:
+            raise self.not_loops(request, answer, str(problem)) from problem
+
+    def not_loops(self, request: Request, answer: Answer, problem: str) -> ProtocolError:
+        """Make the error for an answer that no Loops service gives."""
+        kind = answer.headers.get("Content-Type", "no content type")
+        return ProtocolError(
+            f"{_asked(request)}: answered {answer.status} with a body that is not what Loops sends "
+            f"({problem}; {kind}): {self._excerpt(answer.body)}. "
+            f"Is {_host(request.url)} a Loops service? Check base_url."
+        )
+
+    def error(self, request: Request, answer: Answer) -> LoopsError:
+        """Make the error that an answer outside 2xx stands for."""
+        status = answer.status
+        if 300 <= status < 400:
+            return self.not_loops(request, answer, "a redirect, which is not followed lest the key go elsewhere")
+        said = ErrorBody.read(answer.body)
+        if said is None and status in (404, 405):
+            return self.not_loops(request, answer, "an error page without a message")
+        kind = _ERRORS.get(status) or (ServerError if status >= 500 else ApiError)
+        request_id = answer.headers.get("X-Request-Id") or answer.headers.get("X-Baseten-Request-Id")
+        text = self._clean(said.message) if said and said.message else self._excerpt(answer.body)
+        error = kind(
+            " ".join(
+                filter(
+                    None,
+                    (
+                        f"{_asked(request)}: answered {status}: {text}",
+                        f"[request id {request_id}]" if request_id else "",
+                        _NEXT.get(status, ""),
+                    ),
+                )
+            ),
+            status=status,
+            code=said.code if said else None,
+            reason=said.reason if said else None,
+            request_id=request_id,
+            retry_after=_seconds(answer.headers.get("Retry-After")),
+        )
+        error.retryable = error.retryable and not _is_final(answer)
+        return error
+
+    def _translated(self, request: Request, cause: Exception) -> LoopsError:
+        asked, host = _asked(request), _host(request.url)
+        if isinstance(cause, aiohttp.ConnectionTimeoutError):
+            return ConnectError(f"{asked}: {host} did not accept a connection in {CONNECT_SECONDS:g} s", was_sent=False)
+        if isinstance(cause, TimeoutError):
+            return RequestTimeoutError(f"{asked}: no answer within {request.timeout} s", timeout=request.timeout)
+        if isinstance(cause, aiohttp.InvalidURL):
+            return ConfigError(f"{asked}: not a usable URL")
+        if isinstance(cause, aiohttp.ClientConnectorError):
+            hint = " Is the embedded service running (`loops-local serve`)?" if _is_here(request.url) else ""
+            return ConnectError(
+                f"{asked}: could not connect to {host}: {_reason(cause)}. Check base_url and the network.{hint}",
+                was_sent=False,
+            )
+        if isinstance(cause, aiohttp.ClientResponseError):
+            return ProtocolError(f"{asked}: {host} does not speak HTTP as expected: {cause.message}. Check base_url.")
+        return ConnectError(f"{asked}: the connection to {host} broke: {self._clean(_reason(cause))}")
+
+    def _check_usable(self) -> None:
+        if self._closed:
+            raise ClosedError("this client is closed; make a new ServiceClient")
+        if asyncio.get_running_loop() is not self._loop:
+            raise ClosedError(
+                "this client belongs to another event loop: make one ServiceClient in each loop, "
+                "or use loops_sync, which may be called from any thread"
+            )
+
+    def _excerpt(self, body: bytes) -> str:
+        return self._clean(body[:200].decode("utf-8", "replace").strip()) or "(empty body)"
+
+    def _clean(self, text: str) -> str:
+        """Return `text` without secrets that a service might have put there."""
+        text = _QUERY.sub(r"\1?…", text)
+        return self._settings.api_key.scrub(text) if self._settings.api_key else text
+
+
+class ErrorBody(Struct, kw_only=True):
+    """What services put into the body of an error, whichever generation they are of."""
+
+    message: str
+    code: str | None = None
+    reason: str | None = None
+
+    @classmethod
+    def read(cls, body: bytes) -> ErrorBody | None:
+        """Return what a JSON error body says; None when it is something else."""
+        try:
+            raw = msgspec.json.decode(body)
+        except msgspec.MsgspecError:
+            return None
+        if not isinstance(raw, dict):
+            return None
+        nested = raw.get("error")
+        sources = [raw, nested] if isinstance(nested, dict) else [raw]
+        texts = [source.get(key) for source in sources for key in ("detail", "error", "message")]
+        details = raw.get("details")
+        return cls(
+            message=next(
+                (text for text in texts if isinstance(text, str) and text), body[:500].decode("utf-8", "replace")
+            ),
+            code=_text(raw.get("code")),
+            reason=_text(details.get("reason")) if isinstance(details, dict) else None,
+        )
+
+
+def _is_final(answer: Answer) -> bool:
+    """Whether a gateway says that asking again is useless (data-plane reference 3.3)."""
+    source, code = answer.headers.get(protocol.ERROR_SOURCE), answer.headers.get(protocol.ERROR_CODE)
+    return (source == "06" and answer.status < 500) or (source == "01" and code == "631")
+
+
+def _asked(request: Request) -> str:
+    return f"{request.what} ({request.method} {request.url.split('?', 1)[0]})"
+
+
+def _host(url: str) -> str:
+    return urlsplit(url).netloc
+
+
+def _is_here(url: str) -> bool:
+    return urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
+
+
+def _reason(cause: Exception) -> str:
+    inner = getattr(cause, "os_error", None) or cause
+    return getattr(inner, "strerror", None) or str(inner) or type(cause).__name__
+
+
+def _seconds(text: str | None) -> float | None:
+    try:
+        return max(0.0, float(text)) if text else None
+    except ValueError:
+        return None
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None

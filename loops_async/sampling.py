@@ -1,0 +1,424 @@
+"""Sampling: completions and logprobs from one sampler."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from time import monotonic
+from typing import Any, Final
+from uuid import uuid4
+
+import msgspec
+from msgspec import UNSET, Struct
+
+from . import _retry, protocol
+from ._inputs import check_at_least, check_kind, check_model_input
+from ._readiness import SamplerGate
+from ._retry import Patience
+from ._runtime import Runtime, detached_runtime
+from ._tokenizers import load_tokenizer
+from ._transport import Answer, Request
+from .errors import (
+    ApiError,
+    ConnectError,
+    InputError,
+    LoopsError,
+    NotReadyError,
+    ProtocolError,
+    RequestTimeoutError,
+    SampleTimeoutError,
+)
+from .types import ModelInput, SampledSequence, SampleResponse, SamplingParams
+from .types.sampling import TopK
+
+__all__ = ["SamplerTarget", "SamplingClient"]
+
+MODELS_CACHE_SECONDS: Final = 5.0
+VERSION_SECONDS: Final = 600.0
+VERSION_POLL_SECONDS: Final = 2.0
+
+_encode = msgspec.json.Encoder().encode
+_decode_completions = msgspec.json.Decoder(protocol.Completions).decode
+
+
+class SamplerTarget(Struct, frozen=True, kw_only=True):
+    """Where a sampling client sends its requests, and which weights it asks for.
+
+    Everything that a client is, as a plain value: this is what pickles.
+    """
+
+    service_url: str
+    base_url: str
+    base_model: str
+    model_id: str | None = None
+    deployment_id: str | None = None
+    run_id: str | None = None
+    sampler_id: str | None = None
+    checkpoint_path: str | None = None
+    min_policy_version: int | None = None
+    timeout: float | None = None
+    ready_timeout: float = 3600.0
+    authorize: bool = True
+
+    def headers(self) -> dict[str, str]:
+        """The headers that say whose sampler this is and which weights are wanted."""
+        headers: dict[str, str] = {}
+        # A gateway wants the run or the sampler, never both; a checkpoint's path names its run already.
+        if self.run_id is not None:
+            headers[protocol.RUN_ID] = self.run_id
+        elif self.sampler_id is not None and self.checkpoint_path is None:
+            headers[protocol.SAMPLER_ID] = self.sampler_id
+        if self.checkpoint_path is not None:
+            headers[protocol.CHECKPOINT_PATH] = self.checkpoint_path
+        if self.min_policy_version:
+            headers[protocol.MIN_POLICY_VERSION] = str(self.min_policy_version)
+        return headers
+
+
+class SamplingClient:
+    """Samples from one sampler.
+
+    A light value on the service client's connection pool: a thousand cost nothing, and none needs closing. It
+    pickles, without the API key; in another process the key is read from ``BASETEN_API_KEY``. Made by
+    `TrainingClient.save_weights_and_get_sampling_client`, `TrainingClient.create_sampling_client`,
+    `ServiceClient.create_sampling_client` and `ServiceClient.create_sampling_client_from_checkpoint`.
+
+    Example:
+        ::
+
+            answer = await sampler.sample(prompt, num_samples=4, sampling_params=loops.SamplingParams(max_tokens=64))
+            print(answer.sequences[0].text)
+    """
+
+    def __init__(self, target: SamplerTarget, runtime: Runtime | None = None) -> None:
+        self._target = target
+        self._runtime = runtime
+        self._headers = target.headers()
+        self._sample_url = f"{target.base_url}/sample"
+        self._models: tuple[float, protocol.ServedModels] | None = None
+
+    @property
+    def checkpoint_path(self) -> str | None:
+        """The ``bt://`` URI of the checkpoint that this client samples, if it is bound to one."""
+        return self._target.checkpoint_path
+
+    @property
+    def checkpoint_name(self) -> str | None:
+        """The name of the checkpoint that this client samples, if it is bound to one."""
+        path = self._target.checkpoint_path
+        return protocol.CheckpointUri.parse(path).name if path else None
+
+    @property
+    def min_policy_version(self) -> int | None:
+        """The oldest adapter version that may answer this client."""
+        return self._target.min_policy_version
+
+    def get_base_model(self) -> str:
+        """Return the name of the base model."""
+        return self._target.base_model
+
+    async def sample(
+        self,
+        prompt: ModelInput | Sequence[int],
+        num_samples: int = 1,
+        sampling_params: SamplingParams | None = None,
+        include_prompt_logprobs: bool = False,
+        topk_prompt_logprobs: int = 0,
+        *,
+        affinity_key: str | None = None,
+    ) -> SampleResponse:
+        """Complete a prompt.
+
+        Waits until the sampler is ready (see `ensure_ready`). A request that the service certainly or probably did
+        not act on is tried again; one that outlived its time limit is not, since that would pay twice.
+
+        Args:
+            prompt: the prompt, as a `ModelInput` or a list of token ids.
+            num_samples: completions wanted, at least 1.
+            sampling_params: how to sample; `SamplingParams()` when None.
+            include_prompt_logprobs: also score the prompt's own tokens.
+            topk_prompt_logprobs: also list this many best candidates at each prompt position.
+            affinity_key: requests with the same key go to the same replica; use one for each rollout group.
+
+        Raises:
+            InputError: an argument breaks a rule; nothing was sent.
+            SampleTimeoutError: no answer within this client's `timeout`.
+            SamplerTerminatedError: the sampler does not come up any more.
+            NotReadyError: the sampler was not ready within `ready_timeout`.
+            ApiError: the service refused the request.
+        """
+        params = SamplingParams() if sampling_params is None else sampling_params
+        prompt = check_model_input(prompt, "prompt")
+        check_at_least(num_samples, 1, "num_samples")
+        check_kind(params, SamplingParams, "sampling_params")
+        check_at_least(topk_prompt_logprobs, 0, "topk_prompt_logprobs")
+        if affinity_key is not None and (not isinstance(affinity_key, str) or not affinity_key.isprintable()):
+            raise InputError("affinity_key", f"must be a printable string; got {affinity_key!r}")
+        if affinity_key == "":
+            raise InputError("affinity_key", "must not be empty")
+        wants_prompt = include_prompt_logprobs or topk_prompt_logprobs > 0
+        body = _sample_body(prompt, num_samples, params, topk_prompt_logprobs if wants_prompt else None)
+        answer = await self._send_sample(_encode(body), affinity_key)
+        return _response(answer, body.prompt, topk=topk_prompt_logprobs)
+
+    async def compute_logprobs(
+        self, prompt: ModelInput | Sequence[int], *, affinity_key: str | None = None
+    ) -> list[float | None]:
+        """Return the logprob of each prompt token given those before it, in nats; entry 0 is None."""
+        answer = await self.sample(
+            prompt,
+            1,
+            SamplingParams(max_tokens=1, temperature=0.0),
+            include_prompt_logprobs=True,
+            affinity_key=affinity_key,
+        )
+        if answer.prompt_logprobs is None:
+            raise ProtocolError(
+                f"the sampler at {self._target.base_url} sent no prompt logprobs though they were asked"
+            )
+        return answer.prompt_logprobs
+
+    async def ensure_ready(self, ready_timeout: float | None = None) -> None:
+        """Wait until the sampler's deployment is ACTIVE; wakes it once if it was scaled to zero.
+
+        A local sampler is taken to be ready. `ready_timeout` is in seconds, the client's own when None.
+
+        Raises:
+            SamplerTerminatedError: the sampler does not come up any more.
+            NotReadyError: it is not ready in time.
+        """
+        runtime = await self._live()
+        await self._ready(runtime, self._target.ready_timeout if ready_timeout is None else ready_timeout)
+
+    async def discover_base_model_name(self) -> str:
+        """Return the base model's name as the sampler knows it."""
+        models = await self._served_models()
+        name = next((model.id for model in models.data if model.parent is None), None)
+        if name is None:
+            raise ProtocolError(f"the sampler at {self._target.base_url} lists no base model")
+        return name
+
+    async def discover_adapter_name(self) -> str | None:
+        """Return the name of the adapter that is loaded now, if any."""
+        models = await self._served_models()
+        return next((model.id for model in models.data if model.parent is not None), None)
+
+    async def get_tokenizer(self) -> Any:
+        """Return the Hugging Face tokenizer of the base model; needs transformers."""
+        return await load_tokenizer(
+            await self._live(),
+            root=self._target.base_url,
+            headers=self._headers,
+            authorize=self._target.authorize,
+            base_model=self._target.base_model,
+        )
+
+    async def close(self) -> None:
+        """Do nothing: a sampling client holds nothing of its own."""
+
+    def __repr__(self) -> str:
+        target = self._target
+        weights = target.checkpoint_path or (
+            f"version >= {target.min_policy_version}" if target.min_policy_version else "the live weights"
+        )
+        return f"<SamplingClient {target.base_model} at {target.base_url}, {weights}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._target,)
+
+    # --- how a request is made ---
+
+    async def _send_sample(self, body: bytes, affinity_key: str | None) -> Answer:
+        runtime = await self._live()
+        headers = {**self._headers, protocol.IDEMPOTENCY_KEY: str(uuid4())}
+        if affinity_key is not None:
+            headers[protocol.AFFINITY] = affinity_key
+        request = self._request("POST", self._sample_url, "sample", body=body, headers=headers)
+
+        async def reach() -> Answer:
+            return await _retry.retrying(
+                lambda: self._ask(runtime, request),
+                _retry.SUBMIT,
+                what="the sampler was not reached",
+                when=lambda error: isinstance(error, ConnectError),
+            )
+
+        async with runtime.admission:
+            await self._ready(runtime, self._target.ready_timeout)
+            return await _retry.retrying(
+                reach,
+                Patience(seconds=self._target.ready_timeout),
+                what="the sampler is not ready to answer",
+                when=lambda error: _retry.is_retryable(error) and not isinstance(error, ConnectError),
+            )
+
+    async def _ask(self, runtime: Runtime, request: Request) -> Answer:
+        try:
+            return await runtime.transport.ask(request)
+        except RequestTimeoutError as late:
+            raise SampleTimeoutError(
+                f"{late}. The sampler may still be at work; it is not asked again, since that would pay twice. Ask "
+                "for fewer tokens or samples, or raise `timeout`.",
+                timeout=request.timeout,
+            ) from late
+        except ApiError as error:
+            # A model that is still being deployed answers 400 or 404 like a bad request; its state tells them apart.
+            gate = self._gate(runtime)
+            if gate is not None and error.status in (400, 404) and await gate.doubt():
+                error.retryable = True
+                await gate.wait(self._target.ready_timeout)
+            raise
+
+    async def _ready(self, runtime: Runtime, ready_timeout: float) -> None:
+        gate = self._gate(runtime)
+        if gate is not None:
+            await gate.wait(ready_timeout)
+
+    def _gate(self, runtime: Runtime) -> SamplerGate | None:
+        target = self._target
+        if target.model_id is None or target.deployment_id is None:
+            return None
+        key = ("sampler", target.deployment_id)
+        gate: SamplerGate | None = runtime.shared.get(key)
+        if gate is None:
+            gate = SamplerGate(
+                runtime, base_url=target.base_url, model_id=target.model_id, deployment_id=target.deployment_id
+            )
+            runtime.shared[key] = gate
+        return gate
+
+    async def _wait_for_version(self, version: int) -> None:
+        """Wait until the sampler serves at least `version`, asking every 2 s for up to 600 s."""
+        runtime = await self._live()
+        await self._ready(runtime, self._target.ready_timeout)
+        url, what = f"{self._target.base_url}/trainers_policy_version", f"wait for version {version}"
+        seen: int | None = None
+
+        async def probe() -> bool | None:
+            nonlocal seen
+            try:
+                answer = await runtime.transport.ask(self._request("GET", url, what, timeout=10.0))
+                seen = msgspec.json.decode(answer.body, type=protocol.PolicyVersion).policy_version
+            except ApiError as error:
+                # Without this route, the floor that each request carries is the only gate, and enough.
+                return True if error.status in (404, 501) else None
+            except (LoopsError, msgspec.MsgspecError):
+                return None
+            return True if seen is not None and seen >= version else None
+
+        if await _retry.until(probe, seconds=VERSION_SECONDS, longest_pause=VERSION_POLL_SECONDS) is None:
+            raise NotReadyError(
+                f"the sampler at {self._target.base_url} serves version {seen}, not {version}, "
+                f"{VERSION_SECONDS:g} s after it was published; publish again, or look at the sampler's logs"
+            )
+
+    async def _served_models(self) -> protocol.ServedModels:
+        if self._models is None or monotonic() - self._models[0] > MODELS_CACHE_SECONDS:
+            runtime = await self._live()
+            await self._ready(runtime, self._target.ready_timeout)
+            request = self._request("GET", f"{self._target.base_url}/v1/models", "list served models", timeout=60.0)
+            answer = await _retry.retrying(
+                lambda: runtime.transport.ask(request), _retry.CONTROL, what="served models are not known"
+            )
+            self._models = (monotonic(), runtime.transport.decoded(request, answer, protocol.ServedModels))
+        return self._models[1]
+
+    def _request(self, method: str, url: str, what: str, **others: Any) -> Request:
+        others.setdefault("headers", self._headers)
+        others.setdefault("timeout", self._target.timeout)
+        return Request(method=method, url=url, what=what, authorize=self._target.authorize, **others)
+
+    async def _live(self) -> Runtime:
+        if self._runtime is None:
+            self._runtime = await detached_runtime(self._target.service_url)
+        return self._runtime
+
+
+def _sample_body(
+    prompt: ModelInput, num_samples: int, params: SamplingParams, prompt_logprobs: int | None
+) -> protocol.SampleBody:
+    has_images = prompt.has_images
+    stop, stop_token_ids = _stops(params.stop)
+    return protocol.SampleBody(
+        prompt=[] if has_images else prompt.to_ints(),
+        n=num_samples,
+        temperature=params.temperature,
+        top_p=params.top_p,
+        model_input_chunks=prompt.chunks if has_images else UNSET,
+        return_token_ids=True,
+        prompt_logprobs=UNSET if prompt_logprobs is None else prompt_logprobs,
+        max_tokens=UNSET if params.max_tokens is None else params.max_tokens,
+        seed=UNSET if params.seed is None else params.seed,
+        top_k=params.top_k if params.top_k > 0 else UNSET,
+        stop=stop,
+        stop_token_ids=stop_token_ids,
+        structured_outputs=UNSET if params.structured_outputs is None else params.structured_outputs,
+    )
+
+
+def _stops(stop: str | list[str | int] | None) -> tuple[Any, Any]:
+    """Split `stop` into the wire's two fields."""
+    if not stop:
+        return UNSET, UNSET
+    if isinstance(stop, str):
+        return stop, UNSET
+    texts = [one for one in stop if isinstance(one, str)]
+    ids = [one for one in stop if isinstance(one, int)]
+    if texts and ids:
+        raise InputError("sampling_params.stop", f"must be all strings or all token ids; got {stop!r}")
+    return texts or UNSET, ids or UNSET
+
+
+def _response(answer: Answer, prompt: list[int], *, topk: int) -> SampleResponse:
+    try:
+        choices = _decode_completions(answer.body).choices
+    except msgspec.MsgspecError as problem:
+        raise ProtocolError(
+            f"the sampler answered 200 with a body that is not a completion: {problem}; it begins with "
+            f"{answer.body[:200].decode('utf-8', 'replace')!r}"
+        ) from problem
+    first = choices[0] if choices else None
+    scored = first.prompt_logprobs if first else None
+    # Images are expanded by the service, so its own prompt wins over ours.
+    tokens = (first.prompt_token_ids if first else None) or prompt
+    version = answer.headers.get(protocol.POLICY_VERSION, "")
+    return SampleResponse(
+        sequences=[_sequence(choice) for choice in choices],
+        policy_version=int(version) if version.isdecimal() else None,
+        prompt_token_ids=first.prompt_token_ids if first else None,
+        prompt_logprobs=[_own_logprob(*pair) for pair in zip(scored, tokens, strict=False)] if scored else None,
+        topk_prompt_logprobs=[_top(candidates, topk) for candidates in scored] if scored and topk else None,
+    )
+
+
+def _sequence(choice: protocol.Choice) -> SampledSequence:
+    scored = choice.logprobs or protocol.ChoiceLogprobs()
+    logprobs: Any = scored.token_logprobs
+    if None in logprobs:
+        logprobs = [math.nan if one is None else one for one in logprobs]
+    return SampledSequence(
+        tokens=choice.token_ids if choice.token_ids is not None else [_token_id(token) for token in scored.tokens],
+        logprobs=logprobs if choice.logprobs is not None else None,
+        stop_reason=choice.finish_reason or "length",
+        text=choice.text,
+        routed_experts=choice.routed_experts_ref,
+    )
+
+
+def _token_id(token: str | int) -> int:
+    try:
+        return int(token.removeprefix("token_id:")) if isinstance(token, str) else token
+    except ValueError:
+        raise ProtocolError(f"the sampler names a token {token!r} instead of its id") from None
+
+
+def _own_logprob(candidates: Mapping[str, protocol.PromptLogprob] | None, token: int) -> float | None:
+    own = candidates.get(str(token)) if candidates else None
+    return own.logprob if own else None
+
+
+def _top(candidates: Mapping[str, protocol.PromptLogprob] | None, topk: int) -> TopK | None:
+    if candidates is None:
+        return None
+    scored = [(int(token), one.logprob) for token, one in candidates.items() if one.logprob is not None]
+    return sorted(scored, key=lambda pair: -pair[1])[:topk]

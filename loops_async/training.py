@@ -1,0 +1,461 @@
+"""Training: the operations of one run's trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from os import PathLike
+from types import TracebackType
+from typing import Any, TypeAlias, TypeVar
+
+import msgspec
+from msgspec.structs import replace
+
+from . import protocol
+from ._encoding import Pieces, encode_data
+from ._facade import blocking_property
+from ._futures import OperationFuture
+from ._inputs import check_at_least, check_data, check_kind
+from ._readiness import health_request
+from ._retry import CONTROL, retrying
+from ._runtime import Runtime
+from ._submission import Body, Submitter
+from ._tokenizers import load_tokenizer
+from ._transport import Request
+from .checkpoints import download
+from .errors import ApiError, ClosedError, InputError, UnsupportedError
+from .sampling import SamplerTarget, SamplingClient
+from .types import (
+    AdamParams,
+    Checkpoint,
+    CheckpointDownload,
+    CheckpointFilesResponse,
+    Datum,
+    ForwardBackwardOutput,
+    GetInfoResponse,
+    InitTrainerServerResponse,
+    LoadWeightsResponse,
+    LossFnType,
+    ModelData,
+    OptimStepResponse,
+    Run,
+    SaveWeightsForSamplerResponse,
+    SaveWeightsResponse,
+)
+
+__all__ = ["ForwardBackwardFuture", "TrainingClient"]
+
+T = TypeVar("T")
+
+ForwardBackwardFuture: TypeAlias = OperationFuture[ForwardBackwardOutput]
+
+
+class TrainingClient:
+    """Trains one run. Made by `ServiceClient.create_lora_training_client`.
+
+    Every operation is submitted when it is called, in the order of the calls, and returns a future as soon as the
+    trainer has accepted it; the result is waited for separately. A call whose arguments are refused, or that is
+    cancelled before it was sent, takes no turn. Many operations may be under way, and awaited in any order.
+
+    Example:
+        ::
+
+            step = await trainer.forward_backward(data, "cross_entropy")
+            optim = await trainer.optim_step(loops.AdamParams(learning_rate=4e-5))
+            loss = (await step).loss
+            await optim
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        run: Run,
+        *,
+        lora_rank: int,
+        max_seq_len: int | None,
+        timeout: float,
+        ready_timeout: float,
+        is_local: bool,
+    ) -> None:
+        self._runtime = runtime
+        self._run = run
+        self._lora_rank = lora_rank
+        self._max_seq_len = max_seq_len
+        self._timeout = timeout
+        self._ready_timeout = ready_timeout
+        self._is_local = is_local
+        self._is_closed = False
+        self._submitter = Submitter(
+            transport=runtime.transport,
+            tasks=runtime.tasks,
+            root=str(run.base_url),
+            run_id=run.id,
+            timeout=timeout,
+            authorize=not is_local,
+        )
+        runtime.heartbeat.add(f"the trainer of run {run.id}", self.health)
+
+    # --- what is known without asking ---
+
+    @property
+    def run_id(self) -> str:
+        """The id of the run that is trained."""
+        return self._run.id
+
+    @property
+    def run(self) -> Run:
+        """The run as the service described it when this client was made."""
+        return self._run
+
+    def get_info(self) -> GetInfoResponse:
+        """Return what is known of the run's model."""
+        name = self._run.base_model
+        return GetInfoResponse(
+            model_data=ModelData(model_name=name, tokenizer_id=name),
+            model_name=name,
+            lora_rank=self._lora_rank,
+            max_seq_len=self._max_seq_len,
+        )
+
+    # --- training ---
+
+    async def forward(
+        self,
+        data: Sequence[Datum],
+        loss_fn: LossFnType = "cross_entropy",
+        loss_fn_config: Mapping[str, Any] | None = None,
+        *,
+        top_k_logprobs: int = 0,
+    ) -> ForwardBackwardFuture:
+        """Compute the loss and the logprobs, and leave the gradients alone.
+
+        Arguments and errors are those of `forward_backward`.
+        """
+        return await self._forward("forward", data, loss_fn, loss_fn_config, top_k_logprobs)
+
+    async def forward_backward(
+        self,
+        data: Sequence[Datum],
+        loss_fn: LossFnType = "cross_entropy",
+        loss_fn_config: Mapping[str, Any] | None = None,
+        *,
+        top_k_logprobs: int = 0,
+    ) -> ForwardBackwardFuture:
+        """Compute the loss and add its gradients to those already there.
+
+        Losses are summed over tokens; `optim_step` normalises. Several calls before one `optim_step` equal one call
+        with all their data. A batch over 24 MiB of JSON is split, in order, and its results are merged.
+
+        Args:
+            data: the examples; example i has N_i positions, and each of its tensors has N_i entries.
+            loss_fn: ``cross_entropy`` reads ``target_tokens`` (N,) and optionally ``weights`` (N,);
+                ``importance_sampling``, ``ppo``, ``cispo``, ``dro`` and ``dppo`` read ``target_tokens``, the
+                sampler's ``logprobs`` in nats and ``advantages``; ``dpo`` reads pairs, chosen then rejected, with
+                ``target_tokens``, ``weights`` and ``ref_logprobs``.
+            loss_fn_config: settings of the loss, such as ``{"clip_low_threshold": 0.8}`` for ``ppo``.
+            top_k_logprobs: candidates to list at each active position, 0 to 20.
+
+        Raises:
+            InputError: an argument breaks a rule; nothing was sent and no turn was taken.
+            ApiError: the trainer refused the request.
+            ServerShutdownError: the trainer is going away.
+        """
+        return await self._forward("forward_backward", data, loss_fn, loss_fn_config, top_k_logprobs)
+
+    async def optim_step(self, adam_params: AdamParams) -> OperationFuture[OptimStepResponse]:
+        """Apply Adam to the accumulated gradients and forget them; the policy version grows by one."""
+        check_kind(adam_params, AdamParams, "adam_params")
+        return await self._submit("optim_step", OptimStepResponse, {"adam_params": adam_params}, last="run_id")
+
+    async def init_trainer_server(self, lora_rank: int) -> OperationFuture[InitTrainerServerResponse]:
+        """Begin again with a fresh adapter of this rank; what was trained and not saved is gone."""
+        check_at_least(lora_rank, 1, "lora_rank")
+        fields = {"lora_rank": lora_rank, "base_model": self._run.base_model}
+        return await self._submit("init_trainer_server", InitTrainerServerResponse, fields, last="run_id")
+
+    # --- saving and loading ---
+
+    async def save_state(self, name: str, ttl_seconds: int | None = None) -> OperationFuture[SaveWeightsResponse]:
+        """Save weights, optimizer and step under ``weights/<name>``, to resume from.
+
+        Args:
+            name: one path segment; a checkpoint of the same name is replaced.
+            ttl_seconds: delete it after this time; None keeps it.
+        """
+        fields = {"name": protocol.check_checkpoint_name(name), "ttl_seconds": _checked_ttl(ttl_seconds)}
+        return await self._submit("save_state", SaveWeightsResponse, fields, last="seq_id")
+
+    async def save_weights_for_sampler(
+        self, name: str, *, ttl_seconds: int | None = None, publish: bool = True
+    ) -> OperationFuture[SaveWeightsForSamplerResponse]:
+        """Save the adapter under ``sampler_weights/<name>`` and let the paired sampler serve it.
+
+        Args:
+            name: one path segment; a checkpoint of the same name is replaced.
+            ttl_seconds: delete it after this time; only for an adapter that is not published.
+            publish: False only saves: the sampler goes on with what it serves.
+        """
+        fields: dict[str, Any] = {"name": protocol.check_checkpoint_name(name)}
+        if publish and ttl_seconds is not None:
+            raise InputError("ttl_seconds", "needs publish=False: what a sampler serves cannot expire")
+        if not publish:
+            fields["ttl_seconds"] = _checked_ttl(ttl_seconds)
+        return await self._submit(
+            "save_weights_for_sampler",
+            SaveWeightsForSamplerResponse,
+            fields,
+            last="seq_id",
+            after={"bump_version": publish},
+        )
+
+    async def save_weights_and_get_sampling_client(self, name: str = "default") -> SamplingClient:
+        """Publish the weights as they are now and return a client that never samples older ones.
+
+        Returns when the paired sampler serves them. The client follows later versions too; to stay with exactly
+        these weights, use `create_sampling_client` with the checkpoint's path.
+
+        Raises:
+            NotReadyError: the sampler did not come up, or did not load the weights within 600 s.
+        """
+        target = self._sampler_target()
+        saved = await (await self.save_weights_for_sampler(name)).result()
+        # Version 0 is the base model: nothing was trained, so there is nothing to wait for.
+        client = SamplingClient(replace(target, min_policy_version=saved.version or None), self._runtime)
+        if saved.version:
+            await client._wait_for_version(saved.version)  # noqa: SLF001 - the two share one package
+        return client
+
+    async def load_state(self, path: str) -> OperationFuture[LoadWeightsResponse]:
+        """Load weights, with a fresh optimizer and step 0.
+
+        Args:
+            path: ``bt://loops:<run_id>/weights/<name>``, or a path that the trainer can read (``s3://``,
+                ``file://`` or a directory).
+        """
+        return await self._load("load_state", path)
+
+    async def load_state_with_optimizer(self, path: str) -> OperationFuture[LoadWeightsResponse]:
+        """Load weights, the optimizer's moments and the step; `path` as in `load_state`."""
+        return await self._load("load_state_with_optimizer", path)
+
+    # --- sampling ---
+
+    async def create_sampling_client(self, model_path: str) -> SamplingClient:
+        """Return a client that samples exactly one checkpoint on the paired sampler.
+
+        Args:
+            model_path: ``bt://loops:<run_id>/sampler_weights/<name>``.
+
+        Raises:
+            InputError: `model_path` is not such a URI.
+            BadRequestError: the service has no such checkpoint, or may not load it here.
+        """
+        protocol.CheckpointUri.parse(model_path, kind="sampler_weights", path="model_path")
+        target = self._sampler_target()
+        if not self._is_local:
+            await self._runtime.control_plane.validate_checkpoint(model_path)
+        return SamplingClient(replace(target, checkpoint_path=model_path), self._runtime)
+
+    # --- checkpoints ---
+
+    async def list_checkpoints(self) -> list[Checkpoint]:
+        """Return the run's checkpoints."""
+        return await self._runtime.control_plane.list_checkpoints(run_id=self.run_id)
+
+    async def get_checkpoint_archive_url(
+        self, checkpoint_id: str, page_size: int = 1000, page_token: int = 0
+    ) -> CheckpointFilesResponse:
+        """Return one page of a checkpoint's files with short-lived URLs; `page_token` is an offset."""
+        return await self._runtime.control_plane.get_checkpoint_files(
+            checkpoint_id, page_size=page_size, page_token=page_token
+        )
+
+    async def download_checkpoint(self, checkpoint_id: str, *, dest_dir: str | PathLike[str]) -> CheckpointDownload:
+        """Download all files of a checkpoint; see `ServiceClient.download_checkpoint`."""
+        return await download(self._runtime, checkpoint_id, dest_dir)
+
+    # --- the trainer itself ---
+
+    async def health(self) -> None:
+        """Return if the trainer answers that it is well, else raise what it answers."""
+        await self._runtime.transport.ask(health_request(self._run, authorize=not self._is_local))
+
+    @blocking_property
+    async def policy_version(self) -> int:
+        """Ask the trainer how many optimizer steps it has applied."""
+        request = Request(
+            method="GET",
+            url=f"{self._run.base_url}/policy_version",
+            what=f"get the policy version of run {self.run_id}",
+            headers={protocol.RUN_ID: self.run_id},
+            timeout=self._timeout,
+            authorize=not self._is_local,
+        )
+        transport = self._runtime.transport
+        try:
+            answer = await retrying(lambda: transport.ask(request), CONTROL, what="the policy version is not known")
+        except ApiError as error:
+            if error.status == 501:
+                raise UnsupportedError(f"{error}. This trainer does not tell its policy version.") from error
+            raise
+        return transport.decoded(request, answer, protocol.PolicyVersion).policy_version or 0
+
+    async def get_tokenizer(self) -> Any:
+        """Return the Hugging Face tokenizer of the base model; needs transformers."""
+        target = self._sampler_target()
+        return await load_tokenizer(
+            self._runtime,
+            root=target.base_url,
+            headers=target.headers(),
+            authorize=target.authorize,
+            base_model=target.base_model,
+        )
+
+    async def close(self) -> None:
+        """Stop keeping the trainer up. Futures that are under way can still be awaited."""
+        self._is_closed = True
+        self._runtime.heartbeat.remove(f"the trainer of run {self.run_id}")
+
+    async def __aenter__(self) -> TrainingClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"<TrainingClient run {self.run_id} of {self._run.base_model}>"
+
+    # --- how operations are made ---
+
+    async def _forward(
+        self, operation: str, data: Any, loss_fn: Any, loss_fn_config: Any, top_k_logprobs: int
+    ) -> ForwardBackwardFuture:
+        self._check_open()
+        checked, config = check_data(data, loss_fn, loss_fn_config, max_seq_len=self._max_seq_len)
+        check_at_least(top_k_logprobs, 0, "top_k_logprobs")
+        if top_k_logprobs > 20:
+            raise InputError("top_k_logprobs", f"must be at most 20; got {top_k_logprobs}")
+        settings = {"loss_fn": loss_fn, "loss_fn_config": config}
+        counts: list[int] = []
+
+        async def encode() -> list[Body]:
+            overhead = len(self._tail(0, settings, top_k_logprobs)) + len(b'{"data":[') + len(str(1 << 62))
+            bodies = await encode_data(checked, group=protocol.LOSSES[loss_fn].group, overhead=overhead)
+            counts.extend(map(len, bodies))
+            return [self._data_body(datums, settings, top_k_logprobs) for datums in bodies]
+
+        return await self._submitter.submit(
+            operation, ForwardBackwardOutput, encode, lambda parts: _merged(parts, counts)
+        )
+
+    def _data_body(self, datums: list[bytes], settings: Mapping[str, Any], top_k_logprobs: int) -> Body:
+        pieces = [b'{"data":[', datums[0]]
+        for datum in datums[1:]:
+            pieces += (b",", datum)
+
+        def body(seq_id: int) -> Pieces:
+            return Pieces([*pieces, self._tail(seq_id, settings, top_k_logprobs)])
+
+        return body
+
+    def _tail(self, seq_id: int, settings: Mapping[str, Any], top_k_logprobs: int) -> bytes:
+        """Everything of a forward body that follows the datums."""
+        fields = {
+            **settings,
+            "seq_id": seq_id,
+            "run_id": self.run_id,
+            "top_k_logprobs": top_k_logprobs,
+            "model": self._run.base_model,
+        }
+        return b"]," + msgspec.json.encode(fields)[1:]
+
+    async def _load(self, operation: str, path: str) -> OperationFuture[LoadWeightsResponse]:
+        if not isinstance(path, str) or not path.strip():
+            raise InputError("path", f"must be a bt:// URI or a path that the trainer can read; got {path!r}")
+        if path.startswith("bt:"):
+            protocol.CheckpointUri.parse(path, kind="weights")
+        return await self._submit(operation, LoadWeightsResponse, {"path": path}, last="seq_id")
+
+    async def _submit(
+        self,
+        operation: str,
+        kind: type[T],
+        fields: Mapping[str, Any],
+        *,
+        last: str,
+        after: Mapping[str, Any] | None = None,
+    ) -> OperationFuture[T]:
+        """Submit a small operation; `last` names which of run_id and seq_id follows the other on the wire."""
+        self._check_open()
+
+        def body(seq_id: int) -> Pieces:
+            ids: dict[str, Any] = {"seq_id": seq_id, "run_id": self.run_id}
+            if last == "seq_id":
+                ids = dict(reversed(ids.items()))
+            return Pieces([msgspec.json.encode({**fields, **ids, **(after or {}), "model": self._run.base_model})])
+
+        return await self._submitter.submit(operation, kind, _already([body]))
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ClosedError(f"this training client of run {self.run_id} is closed")
+
+    def _sampler_target(self) -> SamplerTarget:
+        sampler = self._run.sampler
+        if sampler is None:
+            raise UnsupportedError(
+                f"run {self.run_id} has no paired sampler; sample its checkpoints with "
+                "ServiceClient.create_sampling_client_from_checkpoint"
+            )
+        return SamplerTarget(
+            service_url=self._runtime.settings.base_url,
+            base_url=sampler.base_url,
+            base_model=self._run.base_model,
+            model_id=sampler.model_id,
+            deployment_id=sampler.deployment_id,
+            run_id=self.run_id,
+            ready_timeout=self._ready_timeout,
+            authorize=not self._is_local,
+        )
+
+
+def _checked_ttl(ttl_seconds: int | None) -> int | None:
+    if ttl_seconds is not None:
+        check_at_least(ttl_seconds, 1, "ttl_seconds")
+    return ttl_seconds
+
+
+def _already(bodies: list[Body]) -> Callable[[], Awaitable[list[Body]]]:
+    """Stand in for an encoding that takes no time."""
+
+    async def encode() -> list[Body]:
+        return bodies
+
+    return encode
+
+
+def _merged(parts: Sequence[ForwardBackwardOutput], counts: Sequence[int]) -> ForwardBackwardOutput:
+    """Merge the results of a split batch (data-plane reference 1.7).
+
+    Outputs are concatenated; the loss and each metric are means weighted by datums, over the parts that have them;
+    ``skip_token_normalization`` holds if it holds everywhere.
+    """
+    names = {name: None for part in parts for name in part.metrics}
+    return ForwardBackwardOutput(
+        loss=_weighted_mean([part.loss for part in parts], counts),
+        loss_fn_output_type=next((part.loss_fn_output_type for part in parts if part.loss_fn_output_type), ""),
+        loss_fn_outputs=[output for part in parts for output in part.loss_fn_outputs],
+        metrics={name: _merged_metric(name, parts, counts) for name in names},
+    )
+
+
+def _merged_metric(name: str, parts: Sequence[ForwardBackwardOutput], counts: Sequence[int]) -> float:
+    having = [(part.metrics[name], count) for part, count in zip(parts, counts, strict=True) if name in part.metrics]
+    if name == "skip_token_normalization":
+        return float(len(having) == len(parts) and all(value for value, _ in having))
+    return _weighted_mean([value for value, _ in having], [count for _, count in having])
+
+
+def _weighted_mean(values: Sequence[float], weights: Sequence[int]) -> float:
+    return sum(value * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)
