@@ -21,6 +21,6 @@ __all__ = [
     "ServiceClient",
     "TrainingClient",
     "__version__",
-    *errors.__all__,
-    *types.__all__,
 ]
+__all__ += errors.__all__
+__all__ += types.__all__

@@ -69,7 +69,7 @@ async def encode_data(data: Sequence[Datum], *, group: int, overhead: int) -> li
     bodies: list[list[bytes]] = [[]]
     used = 0
     for start in range(0, len(data), group):
-        encoded = []
+        encoded: list[bytes] = []
         for datum in data[start : start + group]:
             encoded.append(_encode(datum))
             await breather.breathe()
@@ -101,7 +101,7 @@ async def decode_output(raw: bytes | msgspec.Raw) -> ForwardBackwardOutput:
     """Decode a forward pass, datum by datum; a null among its numbers reads as NaN."""
     breather = Breather()
     output = _decode_output(raw)
-    tensors = []
+    tensors: list[dict[str, TensorData]] = []
     for one in output.loss_fn_outputs:
         tensors.append(_decode_tensors(one))
         await breather.breathe()

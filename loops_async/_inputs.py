@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 from msgspec import Struct
@@ -19,7 +19,7 @@ S = TypeVar("S", bound=Struct)
 
 def check(value: S, *, path: str = "") -> S:
     """Return `value` if each of its fields keeps the rule that its type states."""
-    raw = msgspec.to_builtins(value)
+    raw: dict[str, Any] = msgspec.to_builtins(value)
     try:
         msgspec.convert(raw, type(value))
     except msgspec.ValidationError as problem:
@@ -30,11 +30,11 @@ def check(value: S, *, path: str = "") -> S:
     return value
 
 
-def _named(path: str, raw: Any, problem: str) -> InputError:
+def _named(path: str, raw: dict[str, Any], problem: str) -> InputError:
     """Make msgspec's ``Expected `int` >= 1 - at `$.lora_rank` `` name the field and the value."""
     rule, _, where = problem.partition(" - at `$")
     field = where.strip(".`")
-    value = raw.get(field) if isinstance(raw, dict) else None
+    value = raw.get(field)
     return InputError(_join(path, field), f"{rule[:1].lower()}{rule[1:]}; got {value!r}")
 
 
@@ -64,7 +64,7 @@ def check_at_least(value: Any, smallest: int, path: str) -> None:
 def check_model_input(value: Any, path: str, *, max_seq_len: int | None = None) -> ModelInput:
     """Return `value` as a `ModelInput` if it has tokens and fits the model."""
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        value = ModelInput.from_ints(value)
+        value = ModelInput.from_ints(cast("Sequence[int]", value))
     if not isinstance(value, ModelInput):
         raise InputError(path, f"expected ModelInput or a list of token ids, got {type(value).__name__}")
     for index, chunk in enumerate(value.chunks):
@@ -85,10 +85,9 @@ def check_data(
     """Return the datums and the loss's configuration if the loss can be computed from them."""
     if not isinstance(loss_fn, str) or loss_fn not in LOSSES:
         raise InputError("loss_fn", f"must be one of {', '.join(LOSSES)}; got {loss_fn!r}")
-    if isinstance(data, Datum) or not isinstance(data, Sequence) or not data:
-        raise InputError("data", f"expected a non-empty list of Datum, got {_shown(data)}")
+    listed = _listed(data)
     loss = LOSSES[loss_fn]
-    for index, datum in enumerate(data):
+    for index, datum in enumerate(listed):
         path = f"data[{index}]"
         if not isinstance(datum, Datum):
             raise InputError(path, f"expected Datum, got {type(datum).__name__}")
@@ -98,9 +97,9 @@ def check_data(
             raise InputError(f"{path}.loss_fn_inputs", f"{loss_fn} needs {', '.join(loss.required)}; missing {missing}")
         for name, tensor in datum.loss_fn_inputs.items():
             _check_tensor(tensor, f"{path}.loss_fn_inputs[{name!r}]", datum.model_input.length, name)
-    if len(data) % loss.group:
-        raise InputError("data", f"{loss_fn} needs pairs (chosen, rejected), so an even number; got {len(data)}")
-    return data, _check_loss_config(loss_fn, config)
+    if len(listed) % loss.group:
+        raise InputError("data", f"{loss_fn} needs pairs (chosen, rejected), so an even number; got {len(listed)}")
+    return listed, _check_loss_config(loss_fn, config)
 
 
 def _check_tensor(tensor: Any, path: str, positions: int, name: str) -> None:
@@ -120,8 +119,10 @@ def _check_loss_config(loss_fn: str, config: Any) -> dict[str, Any] | None:
         return None
     if not isinstance(config, Mapping):
         raise InputError("loss_fn_config", f"expected a dict, got {type(config).__name__}")
+    given: Mapping[Any, Any] = config
+    settings = dict(given)
     known = LOSSES[loss_fn].config
-    for key, value in config.items():
+    for key, value in settings.items():
         path = f"loss_fn_config[{key!r}]"
         if key not in known:
             raise InputError(path, f"{loss_fn} knows {', '.join(known) or 'no settings'}")
@@ -131,8 +132,13 @@ def _check_loss_config(loss_fn: str, config: Any) -> dict[str, Any] | None:
         )
         if not is_fitting or not math.isfinite(value):
             raise InputError(path, f"expected a finite {kind.__name__}; got {value!r}")
-    return dict(config)
+    return settings
 
 
-def _shown(value: Any) -> str:
-    return "an empty list" if isinstance(value, Sequence) and not value else type(value).__name__
+def _listed(data: Any) -> Sequence[Any]:
+    if isinstance(data, Datum) or not isinstance(data, Sequence):
+        raise InputError("data", f"expected a list of Datum, got {type(data).__name__}")
+    if not data:
+        raise InputError("data", "must have at least one Datum")
+    listed: Sequence[Any] = data
+    return listed

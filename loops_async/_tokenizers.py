@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -61,6 +62,5 @@ def _require_transformers() -> None:
 
 
 def _load(name: str | Path) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(name)
+    transformers: Any = import_module("transformers")  # an extra, of which the type checkers need know nothing
+    return transformers.AutoTokenizer.from_pretrained(name)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -130,7 +130,7 @@ class Transport:
             return Answer(response.status, response.headers, await response.read())
 
     @asynccontextmanager
-    async def open(self, request: Request) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def open(self, request: Request) -> AsyncGenerator[aiohttp.ClientResponse]:
         """Send a request and give its response while the body is still to be read."""
         self._check_usable()
         headers = {**request.headers, **self._authorization} if request.authorize else dict(request.headers)
@@ -152,7 +152,7 @@ class Transport:
             raise self._translated(request, cause) from cause
 
     @asynccontextmanager
-    async def stream(self, request: Request) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def stream(self, request: Request) -> AsyncGenerator[aiohttp.ClientResponse]:
         """Give a 2xx response to read piece by piece; anything else is raised as its error."""
         async with self.open(request) as response:
             if not 200 <= response.status < 300:
@@ -258,16 +258,16 @@ class ErrorBody(Struct, kw_only=True):
             return None
         if not isinstance(raw, dict):
             return None
-        nested = raw.get("error")
-        sources = [raw, nested] if isinstance(nested, dict) else [raw]
-        texts = [source.get(key) for source in sources for key in ("detail", "error", "message")]
-        details = raw.get("details")
+        fields = cast("dict[str, Any]", raw)
+        texts = [
+            source.get(key) for source in (fields, _dict(fields, "error")) for key in ("detail", "error", "message")
+        ]
         return cls(
             message=next(
                 (text for text in texts if isinstance(text, str) and text), body[:500].decode("utf-8", "replace")
             ),
-            code=_text(raw.get("code")),
-            reason=_text(details.get("reason")) if isinstance(details, dict) else None,
+            code=_text(fields.get("code")),
+            reason=_text(_dict(fields, "details").get("reason")),
         )
 
 
@@ -299,6 +299,11 @@ def _seconds(text: str | None) -> float | None:
         return max(0.0, float(text)) if text else None
     except ValueError:
         return None
+
+
+def _dict(fields: dict[str, Any], name: str) -> dict[str, Any]:
+    value = fields.get(name)
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 
 def _text(value: object) -> str | None:

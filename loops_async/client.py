@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from os import PathLike
@@ -405,7 +405,7 @@ class _LocalUrls:
 
 
 @asynccontextmanager
-async def _deactivated_on_failure(runtime: Runtime, run: Run) -> AsyncIterator[None]:
+async def _deactivated_on_failure(runtime: Runtime, run: Run) -> AsyncGenerator[None]:
     """Do not leave a run that nobody has a client for, where the service says what it runs on."""
     try:
         yield

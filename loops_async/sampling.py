@@ -287,8 +287,12 @@ class SamplingClient:
             runtime.shared[key] = gate
         return gate
 
-    async def _wait_for_version(self, version: int) -> None:
-        """Wait until the sampler serves at least `version`, asking every 2 s for up to 600 s."""
+    async def wait_for_version(self, version: int) -> None:
+        """Wait until the sampler serves at least adapter `version`, for up to 600 s.
+
+        Raises:
+            NotReadyError: it still serves an older one.
+        """
         runtime = await self._live()
         await self._ready(runtime, self._target.ready_timeout)
         url, what = f"{self._target.base_url}/trainers_policy_version", f"wait for version {version}"

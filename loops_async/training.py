@@ -221,7 +221,7 @@ class TrainingClient:
         # Version 0 is the base model: nothing was trained, so there is nothing to wait for.
         client = SamplingClient(replace(target, min_policy_version=saved.version or None), self._runtime)
         if saved.version:
-            await client._wait_for_version(saved.version)  # noqa: SLF001 - the two share one package
+            await client.wait_for_version(saved.version)
         return client
 
     async def load_state(self, path: str) -> OperationFuture[LoadWeightsResponse]:

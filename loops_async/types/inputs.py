@@ -10,7 +10,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from msgspec.structs import force_setattr
 
 from ..errors import InputError
-from .tensors import ArrayLike, TensorData
+from .tensors import ArrayLike, SupportsToList, TensorData
 
 __all__ = ["Datum", "EncodedTextChunk", "ExternalRef", "ImageAssetPointerChunk", "ImageChunk", "ModelInput"]
 
@@ -79,10 +79,9 @@ class ModelInput(Struct, frozen=True):
     chunks: list[Chunk] = []
 
     @classmethod
-    def from_ints(cls, tokens: Sequence[int]) -> ModelInput:
+    def from_ints(cls, tokens: Sequence[int] | SupportsToList) -> ModelInput:
         """Make an input of one text chunk from token ids (a list or any integer array)."""
-        listed = tokens.tolist() if hasattr(tokens, "tolist") else list(tokens)
-        return cls([EncodedTextChunk(listed)])
+        return cls([EncodedTextChunk(tokens.tolist() if isinstance(tokens, SupportsToList) else list(tokens))])
 
     @classmethod
     def empty(cls) -> ModelInput:
@@ -150,7 +149,7 @@ class Datum(Struct, frozen=True, kw_only=True):
         def __init__(
             self,
             *,
-            model_input: ModelInput | Sequence[int],
+            model_input: ModelInput | Sequence[int] | SupportsToList,
             loss_fn_inputs: Mapping[str, ArrayLike] = ...,
             routed_experts_ref: ExternalRef | None | UnsetType = ...,
         ) -> None: ...

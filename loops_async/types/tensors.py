@@ -159,7 +159,8 @@ def _flatten(value: Sequence[Any], shape: list[int], path: str) -> list[Any]:
         return list(value)
     flat: list[Any] = []
     for row in value:
-        if not isinstance(row, Sequence) or len(row) != shape[1]:
+        numbers: Sequence[Any] = row if isinstance(row, Sequence) else ()
+        if len(numbers) != shape[1]:
             raise InputError(path, f"expected every row to have the same length of {shape[1]}")
-        flat += _flatten(row, shape[1:], path)
+        flat += _flatten(numbers, shape[1:], path)
     return flat
