@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, TypeGuard, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -12,7 +12,7 @@ from msgspec import Struct
 from .errors import InputError
 from .protocol import LOSSES
 from .types import Datum, EncodedTextChunk, ImageChunk, ModelInput, TensorData
-from .types.tensors import DTYPES
+from .types.tensors import DTYPES, is_list_like
 
 S = TypeVar("S", bound=Struct)
 
@@ -63,8 +63,8 @@ def check_at_least(value: Any, smallest: int, path: str) -> None:
 
 def check_model_input(value: Any, path: str, *, max_seq_len: int | None = None) -> ModelInput:
     """Return `value` as a `ModelInput` if it has tokens and fits the model."""
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        value = ModelInput.from_ints(cast("Sequence[int]", value))
+    if is_list_like(value):
+        value = ModelInput.from_ints(value)
     if not isinstance(value, ModelInput):
         raise InputError(path, f"expected ModelInput or a list of token ids, got {type(value).__name__}")
     for index, chunk in enumerate(value.chunks):
@@ -117,12 +117,10 @@ def _check_tensor(tensor: Any, path: str, positions: int, name: str) -> None:
 def _check_loss_config(loss_fn: str, config: Any) -> dict[str, Any] | None:
     if config is None:
         return None
-    if not isinstance(config, Mapping):
+    if not _is_mapping(config):
         raise InputError("loss_fn_config", f"expected a dict, got {type(config).__name__}")
-    given: Mapping[Any, Any] = config
-    settings = dict(given)
     known = LOSSES[loss_fn].config
-    for key, value in settings.items():
+    for key, value in config.items():
         path = f"loss_fn_config[{key!r}]"
         if key not in known:
             raise InputError(path, f"{loss_fn} knows {', '.join(known) or 'no settings'}")
@@ -132,13 +130,16 @@ def _check_loss_config(loss_fn: str, config: Any) -> dict[str, Any] | None:
         )
         if not is_fitting or not math.isfinite(value):
             raise InputError(path, f"expected a finite {kind.__name__}; got {value!r}")
-    return settings
+    return dict(config)
 
 
 def _listed(data: Any) -> Sequence[Any]:
-    if isinstance(data, Datum) or not isinstance(data, Sequence):
+    if not is_list_like(data):
         raise InputError("data", f"expected a list of Datum, got {type(data).__name__}")
     if not data:
         raise InputError("data", "must have at least one Datum")
-    listed: Sequence[Any] = data
-    return listed
+    return data
+
+
+def _is_mapping(value: Any) -> TypeGuard[Mapping[Any, Any]]:
+    return isinstance(value, Mapping)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeGuard, runtime_checkable
 
 import msgspec
 from msgspec.structs import force_setattr
@@ -79,7 +79,7 @@ class TensorData(msgspec.Struct, frozen=True, kw_only=True):
             shape = [int(n) for n in value.shape]
             flat: list[Any] = _flatten(value.tolist(), shape, path) if shape else [value.tolist()]
             return cls(data=flat, dtype=_known(dtype or own_dtype, path), shape=shape or [1])
-        if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+        if not is_list_like(value):
             raise InputError(path, f"expected a list, a numpy array or a torch tensor, got {type(value).__name__}")
         shape = _shape_of(value)
         flat = _flatten(value, shape, path)
@@ -123,6 +123,11 @@ class TensorData(msgspec.Struct, frozen=True, kw_only=True):
         return torch.tensor(self.data, dtype=getattr(torch, self.dtype)).reshape(self.shape)
 
 
+def is_list_like(value: Any) -> TypeGuard[Sequence[Any]]:
+    """Whether `value` is a list, a tuple or the like, and not text."""
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
 def _known(dtype: str, path: str) -> str:
     if dtype not in DTYPES:
         raise InputError(path, f"dtype must be one of {', '.join(sorted(DTYPES))}; got {dtype!r}")
@@ -144,7 +149,7 @@ def _infer(flat: list[Any], path: str) -> str:
 
 def _shape_of(value: Sequence[Any]) -> list[int]:
     shape: list[int] = []
-    while isinstance(value, Sequence) and not isinstance(value, str | bytes):
+    while is_list_like(value):
         shape.append(len(value))
         if not value:
             break
@@ -154,13 +159,12 @@ def _shape_of(value: Sequence[Any]) -> list[int]:
 
 def _flatten(value: Sequence[Any], shape: list[int], path: str) -> list[Any]:
     if len(shape) == 1:
-        if any(isinstance(x, Sequence) for x in value):
+        if any(map(is_list_like, value)):
             raise InputError(path, "expected every row to have the same length")
         return list(value)
     flat: list[Any] = []
     for row in value:
-        numbers: Sequence[Any] = row if isinstance(row, Sequence) else ()
-        if len(numbers) != shape[1]:
+        if not is_list_like(row) or len(row) != shape[1]:
             raise InputError(path, f"expected every row to have the same length of {shape[1]}")
-        flat += _flatten(numbers, shape[1:], path)
+        flat += _flatten(row, shape[1:], path)
     return flat
