@@ -1,0 +1,24 @@
+"""The whole Loops service on one machine: control plane, LoRA trainer, sampler and checkpoint store.
+
+Example:
+    >>> import asyncio, loops_local
+    >>> async def main():
+    ...     async with loops_local.LocalService(engine="echo") as local:
+    ...         return repr(local).startswith("<LocalService at http://127.0.0.1:")
+    >>> asyncio.run(main())
+    True
+"""
+
+from .engine import Engine, EngineFactory, RefusedError
+from .service import DEFAULT_MODELS, LocalService, serve_in_thread
+from .store import StoreLockedError
+
+__all__ = [
+    "DEFAULT_MODELS",
+    "Engine",
+    "EngineFactory",
+    "LocalService",
+    "RefusedError",
+    "StoreLockedError",
+    "serve_in_thread",
+]

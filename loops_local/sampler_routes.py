@@ -1,0 +1,304 @@
+"""The sampler's data plane. Source: data-plane reference 3."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import msgspec
+from aiohttp import web
+from msgspec import UNSET, Struct, UnsetType
+
+from loops_async import protocol as wire
+from loops_async.protocol import CheckpointUri
+from loops_async.types import EncodedTextChunk, ModelInput, SamplingParams
+
+from .engine import RefusedError
+from .engine.base import Adapter, Completion, SampleJob, SampleOutcome
+from .models import ModelHost
+from .provisioning import Deployment
+from .registry import Registry
+from .runs import LiveRun
+from .web import HttpError, bad_request, decode, json_answer, not_found
+
+__all__ = ["LOCAL_SAMPLER", "SAMPLERS", "SamplerRoutes"]
+
+SAMPLERS = "/samplers/{sampler_id}"
+LOCAL_SAMPLER = "/local/sampler"
+
+T = TypeVar("T")
+
+_MOST_SAMPLES = 4096
+_MOST_PROMPT_LOGPROBS = 20
+
+
+class _Source(Struct, frozen=True):
+    """What a request samples from."""
+
+    host: ModelHost
+    run: LiveRun | None
+    checkpoint: CheckpointUri | None = None
+    deployment: Deployment | None = None
+    max_seq_len: int | None = None
+
+
+class _Weights(Struct, frozen=True):
+    """The weights that answer; `version` is None for those of a checkpoint."""
+
+    adapter: Adapter | None
+    version: int | None
+
+
+class SamplerRoutes:
+    """The handlers of the samplers' routes, of the control plane's samplers and of local mode's."""
+
+    def __init__(self, registry: Registry, *, version_wait_seconds: float) -> None:
+        self._registry = registry
+        self._version_wait_seconds = version_wait_seconds
+
+    def routes(self) -> Sequence[web.RouteDef]:
+        """Return the routes."""
+        return [
+            web.post(f"{SAMPLERS}/wake", self.wake),
+            *(
+                route
+                for root in (f"{SAMPLERS}/sync", LOCAL_SAMPLER)
+                for route in (
+                    web.post(f"{root}/sample", self.sample),
+                    web.get(f"{root}/v1/models", self.models),
+                    web.get(f"{root}/trainers_policy_version", self.policy_version),
+                    web.get(f"{root}/tokenizer", self.list_tokenizer),
+                    web.get(f"{root}/tokenizer/{{name}}", self.get_tokenizer),
+                )
+            ),
+        ]
+
+    async def sample(self, request: web.Request) -> web.Response:
+        body = _decoded(await request.read())
+        source = self._source(request, body)
+        if source.deployment is None:
+            return await self._sample(request, source, body)
+        source.deployment.check()
+        with source.deployment.in_use():
+            await source.deployment.risen()
+            return await self._sample(request, source, body)
+
+    async def _sample(self, request: web.Request, source: _Source, body: wire.SampleBody) -> web.Response:
+        sampler = await source.host.sampler()
+        weights = await self._weights(request, source)
+        job = _job(body, weights.adapter, await _limit(source))
+        try:
+            outcome = await asyncio.wrap_future(sampler.submit(job))
+        except RefusedError as refused:
+            raise HttpError(422, "REFUSED", str(refused), error=str(refused)) from refused
+        headers = None if weights.version is None else {wire.POLICY_VERSION: str(weights.version)}
+        return json_answer(_completions(body, job, outcome), headers=headers)
+
+    async def models(self, request: web.Request) -> web.Response:
+        source = self._source(request, None)
+        served = [wire.ServedModel(id=source.host.name, tokenizer="tokenizer")]
+        live = source.run.record.live if source.run is not None else None
+        if source.run is not None and live is not None:
+            uri = CheckpointUri(source.run.record.id, "sampler_weights", live.name)
+            served.append(wire.ServedModel(id=str(uri), parent=source.host.name))
+        if source.checkpoint is not None:
+            served.append(wire.ServedModel(id=str(source.checkpoint), parent=source.host.name))
+        return json_answer(wire.ServedModels(served))
+
+    async def policy_version(self, request: web.Request) -> web.Response:
+        run = self._source(request, None).run
+        return json_answer(wire.PolicyVersion(policy_version=None if run is None else run.live_version))
+
+    async def wake(self, request: web.Request) -> web.Response:
+        deployment = self._registry.sampler(request.match_info["sampler_id"]).deployment
+        deployment.wake()
+        return json_answer({"status": deployment.status}, status=202)
+
+    async def list_tokenizer(self, request: web.Request) -> web.Response:
+        directory = await self._source(request, None).host.tokenizer()
+        return json_answer({"files": sorted(path.name for path in directory.iterdir())})
+
+    async def get_tokenizer(self, request: web.Request) -> web.StreamResponse:
+        directory = await self._source(request, None).host.tokenizer()
+        name = request.match_info["name"]
+        if name not in {path.name for path in directory.iterdir()}:
+            raise not_found("tokenizer file", name)
+        return web.FileResponse(directory / name)
+
+    def _source(self, request: web.Request, body: wire.SampleBody | None) -> _Source:
+        source = self._local_source(request) if "sampler_id" not in request.match_info else self._own_source(request)
+        named = None if body is None or body.model is UNSET else body.model
+        if named not in (None, source.host.name):
+            raise not_found("model", str(named))
+        return source
+
+    def _own_source(self, request: web.Request) -> _Source:
+        sampler = self._registry.sampler(request.match_info["sampler_id"])
+        named = request.headers.get(wire.RUN_ID)
+        if sampler.run is not None and named not in (None, sampler.run.record.id):
+            raise bad_request(f"{wire.RUN_ID}: this sampler serves run {sampler.run.record.id!r}; got {named!r}")
+        return _Source(
+            sampler.deployment.host,
+            sampler.run,
+            sampler.checkpoint,
+            sampler.deployment,
+            sampler.record.max_seq_length,
+        )
+
+    def _local_source(self, request: web.Request) -> _Source:
+        run_id = request.headers.get(wire.RUN_ID)
+        if run_id is None:
+            return _Source(self._registry.models.host(self._registry.models.default), None)
+        run = self._registry.local_run(run_id)
+        return _Source(run.host, run)
+
+    async def _weights(self, request: web.Request, source: _Source) -> _Weights:
+        """Choose the weights. Source: data-plane reference 3.6."""
+        floor = _floor(request)
+        pinned = request.headers.get(wire.CHECKPOINT_PATH)
+        live = source.run.live_version or 0 if source.run is not None else 0
+        if pinned is not None and (floor is None or live < floor):
+            return _Weights(await self._pinned(pinned, source), None)
+        if floor is not None and not await self._reaches(source.run, floor):
+            message = f"the sampler does not serve version {floor} yet; it serves {live}"
+            raise HttpError(408, "VERSION_NOT_SERVED", message, error=message)
+        engine = await source.host.engine()
+        if source.run is not None:
+            # The version is read before the adapter is waited for: what answers may be newer, never older.
+            version = source.run.live_version or 0
+            return _Weights(await source.run.live_adapter(engine), version)
+        if source.checkpoint is not None:
+            return _Weights(await self._pinned(str(source.checkpoint), source), None)
+        return _Weights(None, 0)
+
+    async def _reaches(self, run: LiveRun | None, floor: int) -> bool:
+        return run is not None and await run.wait_for_version(floor, self._version_wait_seconds)
+
+    async def _pinned(self, path: str, source: _Source) -> Adapter:
+        try:
+            record = await self._registry.sampler_checkpoint(path, field=wire.CHECKPOINT_PATH)
+        except HttpError as problem:
+            raise bad_request(str(problem)) from problem
+        if record.base_model != source.host.name:
+            raise bad_request(
+                f"{wire.CHECKPOINT_PATH}: {path!r} belongs to {record.base_model!r}, this sampler is of "
+                f"{source.host.name!r}"
+            )
+        return await self._registry.checkpoints.adapter(record.run_id, record.id, await source.host.engine())
+
+
+_SAMPLE = msgspec.json.Decoder(wire.SampleBody)
+
+
+def _decoded(raw: bytes) -> wire.SampleBody:
+    try:
+        return decode(raw, _SAMPLE)
+    except HttpError as problem:
+        raise bad_request(str(problem)) from problem
+
+
+def _floor(request: web.Request) -> int | None:
+    text = request.headers.get(wire.MIN_POLICY_VERSION)
+    if text is None:
+        return None
+    if not text.isascii() or not text.isdigit() or len(text) > 15:
+        raise bad_request(f"{wire.MIN_POLICY_VERSION}: must be an integer of at least 1; got {text!r}")
+    return int(text) or None
+
+
+async def _limit(source: _Source) -> int:
+    engine = await source.host.engine()
+    return min(source.max_seq_len or engine.model.max_seq_len, engine.model.max_seq_len)
+
+
+def _job(body: wire.SampleBody, adapter: Adapter | None, limit: int) -> SampleJob:
+    prompt = ModelInput([EncodedTextChunk(body.prompt)])
+    if body.model_input_chunks is not UNSET:
+        prompt = ModelInput(body.model_input_chunks)
+    prompt_logprobs = _given(body.prompt_logprobs)
+    if body.include_routed_experts is True:
+        raise _refused("include_routed_experts: this model has no routed experts")
+    if not 1 <= body.n <= _MOST_SAMPLES:
+        raise bad_request(f"n: must be 1 to {_MOST_SAMPLES}; got {body.n}")
+    if prompt_logprobs is not None and not 0 <= prompt_logprobs <= _MOST_PROMPT_LOGPROBS:
+        raise bad_request(f"prompt_logprobs: must be 0 to {_MOST_PROMPT_LOGPROBS}; got {prompt_logprobs}")
+    if not prompt.length:
+        raise bad_request("prompt: must have at least one token")
+    params = _params(body)
+    wanted = prompt.length + (params.max_tokens or 1)
+    if wanted > limit:
+        raise bad_request(
+            f"prompt: this model's longest sequence is {limit} tokens; the prompt has {prompt.length} and "
+            f"{params.max_tokens or 1} more were asked for"
+        )
+    return SampleJob(prompt=prompt, num_samples=body.n, params=params, adapter=adapter, prompt_logprobs=prompt_logprobs)
+
+
+def _params(body: wire.SampleBody) -> SamplingParams:
+    stop = _given(body.stop)
+    words: list[str | int] = [stop] if isinstance(stop, str) else [*(stop or [])]
+    words += [] if body.stop_token_ids is UNSET else body.stop_token_ids
+    given = {
+        "max_tokens": _given(body.max_tokens),
+        "seed": _given(body.seed),
+        "stop": words or None,
+        "temperature": body.temperature,
+        # vLLM takes both 0 and -1 for "off".
+        "top_k": (0 if body.top_k is UNSET else body.top_k) or -1,
+        "top_p": body.top_p,
+        "structured_outputs": _given(body.structured_outputs),
+    }
+    try:
+        return msgspec.convert(given, SamplingParams)
+    except msgspec.ValidationError as error:
+        raise bad_request(str(error)) from error
+
+
+def _given(value: T | UnsetType) -> T | None:
+    return None if isinstance(value, UnsetType) else value
+
+
+def _refused(message: str) -> HttpError:
+    return HttpError(422, "REFUSED", message, error=message)
+
+
+def _completions(body: wire.SampleBody, job: SampleJob, outcome: SampleOutcome) -> wire.Completions:
+    scores = _prompt_logprobs(outcome)
+    prompt = job.prompt.to_ints() if body.return_token_ids is True else None
+    return wire.Completions(
+        choices=[
+            _choice(index, completion, scores, prompt, body) for index, completion in enumerate(outcome.completions)
+        ]
+    )
+
+
+def _choice(
+    index: int,
+    completion: Completion,
+    scores: wire.PromptLogprobs | None,
+    prompt: list[int] | None,
+    body: wire.SampleBody,
+) -> wire.Choice:
+    logprobs = None
+    if body.logprobs is not None:
+        names: list[Any] = [f"token_id:{token}" for token in completion.tokens]
+        logprobs = wire.ChoiceLogprobs(tokens=names, token_logprobs=list(completion.logprobs))
+    return wire.Choice(
+        index=index,
+        text=completion.text,
+        finish_reason=completion.finish_reason,
+        logprobs=logprobs,
+        prompt_logprobs=scores,
+        prompt_token_ids=prompt,
+        token_ids=completion.tokens,
+    )
+
+
+def _prompt_logprobs(outcome: SampleOutcome) -> wire.PromptLogprobs | None:
+    if outcome.prompt_logprobs is None:
+        return None
+    return [
+        None if scores is None else {str(token): wire.PromptLogprob(logprob) for token, logprob in scores.items()}
+        for scores in outcome.prompt_logprobs
+    ]

@@ -1,0 +1,296 @@
+"""The service as an object with a beginning and an end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import AsyncExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from aiohttp import web
+from yarl import URL
+
+from .app import build_app
+from .checkpoints import Checkpoints
+from .control_plane import ControlPlane
+from .engine import EngineFactory, load_engine
+from .faults import Faults
+from .files import Files
+from .models import Models
+from .operations import Operations
+from .registry import Registry
+from .sampler_routes import LOCAL_SAMPLER, SamplerRoutes
+from .signing import UrlSigner
+from .store import Store
+from .tasks import Tasks
+from .trainer_routes import LOCAL_TRAINER, TrainerRoutes
+
+__all__ = ["DEFAULT_MODELS", "LocalService", "serve_in_thread"]
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_MODELS = ("HuggingFaceTB/SmolLM2-135M-Instruct", "tiny")
+"""What the torch engine offers unless told otherwise; the first is the default."""
+
+_ECHO_MODEL = "echo"
+_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - a table of names, not a bind
+_CLOSE_SECONDS = 2.0
+
+
+class LocalService:
+    """The whole service on this machine: control plane, trainers, samplers, checkpoints.
+
+    Args:
+        engine: ``"torch"`` trains and samples for real; ``"echo"`` does neither and needs no torch; or a function
+            from a model's name to an engine.
+        model: the only base model on offer (with ``"echo"``: the default one).
+        models: the base models on offer, instead of `model`; the first is the default of local mode.
+        data_dir: where state is kept. None is a temporary directory that is removed at the end.
+        cache_dir: where downloaded and converted models are kept; None is the user's cache directory.
+        host: the address to listen on. Local mode, which needs no key, answers callers on this machine only.
+        port: the port; 0 takes a free one.
+        api_key: the key that callers need; None makes one up, and keeps it in `data_dir` where one is given.
+        provisioning_seconds: how long a trainer or sampler takes to come up, beside the loading of its model.
+        poll_hold_seconds: how long a poll of an operation is held before it answers 408.
+        version_wait_seconds: how long a sampler waits for a version before it answers 408.
+        result_retention_seconds: how long the answer of an operation is kept.
+        file_url_seconds: how long a URL of a checkpoint file is good.
+
+    Raises, on entry:
+        StoreLockedError: another service uses `data_dir`.
+        OSError: the port is taken, or `data_dir` cannot be written.
+
+    Example:
+        >>> import asyncio, loops_local
+        >>> async def main():
+        ...     async with loops_local.LocalService(engine="echo") as local:
+        ...         return local.base_url.startswith("http://127.0.0.1:")
+        >>> asyncio.run(main())
+        True
+    """
+
+    def __init__(
+        self,
+        *,
+        engine: str | EngineFactory = "torch",
+        model: str | None = None,
+        models: Sequence[str] | None = None,
+        data_dir: str | os.PathLike[str] | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        api_key: str | None = None,
+        provisioning_seconds: float = 0.5,
+        poll_hold_seconds: float = 30.0,
+        version_wait_seconds: float = 10.0,
+        result_retention_seconds: float = 3600.0,
+        file_url_seconds: float = 900.0,
+    ) -> None:
+        self.faults = Faults()
+        self._engine = engine
+        self._cache_dir = _default_cache_dir() if cache_dir is None else Path(cache_dir)
+        self._names, self._default_model = _models_on_offer(engine, model, models)
+        self._given_dir = None if data_dir is None else Path(data_dir)
+        self._host = host
+        self._port = port
+        self._api_key = api_key
+        self._provisioning_seconds = provisioning_seconds
+        self._poll_hold_seconds = poll_hold_seconds
+        self._version_wait_seconds = version_wait_seconds
+        self._result_retention_seconds = result_retention_seconds
+        self._file_url_seconds = file_url_seconds
+        self._url: URL | None = None
+        self._data_dir: Path | None = None
+        self._stack = AsyncExitStack()
+
+    def __repr__(self) -> str:
+        where = "not running" if self._url is None else f"at {self._url}"
+        return f"<LocalService {where}, engine {self.engine!r}>"
+
+    @property
+    def engine(self) -> str:
+        """The kind of engine."""
+        return self._engine if isinstance(self._engine, str) else "custom"
+
+    @property
+    def models(self) -> Sequence[str]:
+        """The base models on offer; the echo engine takes any other name, too."""
+        return self._names or (self._default_model,)
+
+    @property
+    def base_url(self) -> str:
+        """The URL of the control plane."""
+        return str(self._running_url).rstrip("/")
+
+    @property
+    def trainer_url(self) -> str:
+        """The trainer of local mode, for `ServiceClient.local`."""
+        return self.base_url + LOCAL_TRAINER
+
+    @property
+    def sampler_url(self) -> str:
+        """The sampler of local mode, for `ServiceClient.local`."""
+        return self.base_url + LOCAL_SAMPLER
+
+    @property
+    def api_key(self) -> str:
+        """The key that callers need."""
+        if self._api_key is None:
+            raise RuntimeError("the service is not running; enter it first")
+        return self._api_key
+
+    @property
+    def data_dir(self) -> Path:
+        """Where state is kept."""
+        if self._data_dir is None:
+            raise RuntimeError("the service is not running; enter it first")
+        return self._data_dir
+
+    @property
+    def _running_url(self) -> URL:
+        if self._url is None:
+            raise RuntimeError("the service is not running; enter it first")
+        return self._url
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._open()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._url = None
+        await self._stack.aclose()
+
+    async def _open(self) -> None:
+        """Start each part; the stack closes them in the opposite order."""
+        close = self._stack.push_async_callback
+        data_dir = self._data_dir = await asyncio.to_thread(self._prepare_data_dir)
+        if self._given_dir is None:
+            close(asyncio.to_thread, shutil.rmtree, data_dir, ignore_errors=True)
+        store = Store(data_dir / "store.sqlite3")
+        await store.open()
+        close(store.close)
+        self._api_key = self._api_key or await asyncio.to_thread(_kept_key, data_dir / "api_key")
+        models = Models(self._load_engine, self._names, self._default_model, data_dir / "tokenizers")
+        close(models.close)
+        checkpoints = Checkpoints(store, data_dir / "checkpoints")
+        registry = Registry(
+            store, models, checkpoints, data_dir=data_dir, provisioning_seconds=self._provisioning_seconds
+        )
+        await registry.open()
+        close(registry.close)
+        tasks = Tasks()
+        close(tasks.close)
+        operations = Operations(store, tasks, retention_seconds=self._result_retention_seconds)
+        await operations.open()
+        signer = UrlSigner(await store.secret("file_urls"), valid_seconds=self._file_url_seconds)
+        files = Files(checkpoints, signer)
+        trainers = TrainerRoutes(registry, operations, hold_seconds=self._poll_hold_seconds)
+        samplers = SamplerRoutes(registry, version_wait_seconds=self._version_wait_seconds)
+        routes = [
+            *ControlPlane(registry, files).routes(),
+            *files.routes(),
+            *trainers.routes(),
+            *samplers.routes(),
+        ]
+        app = build_app(routes, registry=registry, api_key=self.api_key, faults=self.faults)
+        registry.base_url = self._url = await self._listen(app)
+        self._stack.callback(operations.abandon)
+
+    async def _listen(self, app: web.Application) -> URL:
+        # Handlers are cancelled when their caller goes away, which gives an abandoned sample's place to others.
+        runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=_CLOSE_SECONDS)
+        await runner.setup()
+        self._stack.push_async_callback(runner.cleanup)
+        await web.TCPSite(runner, self._host, self._port, backlog=4096).start()
+        port = runner.addresses[0][1]
+        return URL.build(scheme="http", host=_ANY_ADDRESS.get(self._host, self._host), port=port)
+
+    def _prepare_data_dir(self) -> Path:
+        if self._given_dir is None:
+            return Path(tempfile.mkdtemp(prefix="loops-local-"))
+        self._given_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return self._given_dir.resolve()
+
+    def _load_engine(self, model: str) -> Any:
+        if isinstance(self._engine, str):
+            return load_engine(self._engine, model, cache_dir=self._cache_dir)
+        return self._engine(model)
+
+
+def _models_on_offer(
+    engine: str | EngineFactory, model: str | None, models: Sequence[str] | None
+) -> tuple[Sequence[str] | None, str]:
+    """Return the names on offer (None for any) and the default one."""
+    if model is not None and models is not None:
+        raise ValueError("give model or models, not both")
+    names = [model] if model is not None else list(models or ())
+    if models is not None and not names:
+        raise ValueError("models must name at least one model")
+    if engine == "torch":
+        names = names or list(DEFAULT_MODELS)
+        return names, names[0]
+    if engine == "echo":
+        return (names if models is not None else None), (names[0] if names else _ECHO_MODEL)
+    if isinstance(engine, str):
+        raise ValueError(f"engine must be 'torch', 'echo' or a function; got {engine!r}")
+    return (names or None), (names[0] if names else "custom")
+
+
+def _default_cache_dir() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loops-async"
+
+
+def _kept_key(path: Path) -> str:
+    """Return the key that the data directory keeps, made up at the first start; only the owner can read it."""
+    if not path.exists():
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_urlsafe(24))
+    return path.read_text().strip()
+
+
+@contextmanager
+def serve_in_thread(**options: Any) -> Iterator[LocalService]:
+    """Run a `LocalService` in a thread of its own, for blocking scripts and tests; `options` are its arguments."""
+    started: Future[LocalService] = Future()
+    stop: Callable[[], object] | None = None
+
+    async def serve() -> None:
+        nonlocal stop
+        stopping = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        async with LocalService(**options) as local:
+            stop = lambda: loop.call_soon_threadsafe(stopping.set)  # noqa: E731 - one line is clearer here
+            started.set_result(local)
+            await stopping.wait()
+
+    def run() -> None:
+        try:
+            asyncio.run(serve())
+        except BaseException as error:
+            if started.done():
+                raise
+            started.set_exception(error)
+
+    thread = threading.Thread(target=run, name="loops-local")
+    thread.start()
+    try:
+        yield started.result()
+    finally:
+        if stop is not None:
+            stop()
+        thread.join()

@@ -1,0 +1,156 @@
+"""The store: one SQLite file that survives a kill at any moment.
+
+Objects are kept as JSON documents, one row each, and are read once at start; the service works on them in memory and
+writes each change through. Only answers of finished operations, which may be large, stay in the file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import sqlite3
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
+
+import msgspec
+
+from .records import Record
+
+__all__ = ["Store", "StoreLockedError"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+R = TypeVar("R", bound=Record)
+
+# EXCLUSIVE makes the file itself the lock of the data directory: a second service fails at once, and the system
+# releases it when the process dies. NORMAL in WAL mode loses nothing when the process is killed.
+_SCHEMA = """
+PRAGMA locking_mode = EXCLUSIVE;
+PRAGMA journal_mode = WAL;
+PRAGMA synchronous = NORMAL;
+BEGIN IMMEDIATE;
+CREATE TABLE IF NOT EXISTS objects (
+    kind TEXT NOT NULL, id TEXT NOT NULL, document BLOB NOT NULL, PRIMARY KEY (kind, id)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS operations (
+    run_id TEXT NOT NULL, id TEXT NOT NULL, finished REAL NOT NULL, answer BLOB NOT NULL, PRIMARY KEY (run_id, id)
+);
+CREATE INDEX IF NOT EXISTS operations_by_time ON operations (finished);
+CREATE TABLE IF NOT EXISTS secrets (name TEXT PRIMARY KEY, value BLOB NOT NULL);
+COMMIT;
+"""
+
+
+class StoreLockedError(OSError):
+    """Another service uses the same data directory."""
+
+
+class Store:
+    """Reads and writes in one thread of its own, so that the event loop never waits for the disk."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._thread = ThreadPoolExecutor(1, "loops-store")
+        self._db: sqlite3.Connection | None = None
+
+    async def open(self) -> None:
+        """Open the file, making it when it is missing; raises `StoreLockedError`."""
+        await self._run(Store._open)
+
+    async def close(self) -> None:
+        """Write what is under way, close the file and end the thread."""
+        await self._run(Store._close)
+        self._thread.shutdown()
+
+    async def secret(self, name: str) -> bytes:
+        """Return a secret of this data directory, made up when it is first asked for."""
+        return await self._run(Store._secret, name)
+
+    async def load(self, kind: type[R]) -> list[R]:
+        """Return all objects of a kind, oldest first."""
+        return await self._run(Store._load, kind)
+
+    def put(self, *records: Record) -> asyncio.Future[None]:
+        """Write objects, all or none. They are on their way before this returns, whether it is awaited or not."""
+        rows = [(type(record).__name__, record.id, msgspec.json.encode(record)) for record in records]
+        return self._run(Store._write, "INSERT OR REPLACE INTO objects VALUES (?, ?, ?)", rows)
+
+    def delete(self, *records: Record) -> asyncio.Future[None]:
+        """Forget objects."""
+        rows = [(type(record).__name__, record.id) for record in records]
+        return self._run(Store._write, "DELETE FROM objects WHERE kind = ? AND id = ?", rows)
+
+    def finish(self, run_id: str, operation_id: str, answer: bytes) -> asyncio.Future[None]:
+        """Keep the answer of a finished operation."""
+        rows = [(run_id, operation_id, time.time(), answer)]
+        return self._run(Store._write, "INSERT OR REPLACE INTO operations VALUES (?, ?, ?, ?)", rows)
+
+    async def answer(self, run_id: str, operation_id: str) -> bytes | None:
+        """Return the answer of a finished operation, None when it is unknown or forgotten."""
+        return await self._run(Store._answer, run_id, operation_id)
+
+    async def finished(self) -> dict[tuple[str, str], float]:
+        """Return the run, id and time of every finished operation."""
+        return await self._run(Store._finished)
+
+    def forget_finished(self, before: float) -> asyncio.Future[None]:
+        """Forget the answers of operations that finished before a time."""
+        return self._run(Store._write, "DELETE FROM operations WHERE finished < ?", [(before,)])
+
+    # What follows runs in the store's thread.
+
+    def _run(self, work: Callable[Concatenate[Store, P], T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
+        return asyncio.wrap_future(self._thread.submit(work, self, *args, **kwargs))
+
+    def _open(self) -> None:
+        self._db = sqlite3.connect(self._path, timeout=0, isolation_level=None, cached_statements=32)
+        try:
+            self._db.executescript(_SCHEMA)
+        except sqlite3.OperationalError as error:
+            self._close()
+            if "locked" not in str(error):
+                raise
+            raise StoreLockedError(f"{self._path.parent} is in use by another loops-local service") from error
+
+    def _close(self) -> None:
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+
+    @property
+    def _open_db(self) -> sqlite3.Connection:
+        if self._db is None:
+            raise RuntimeError("the store is closed")
+        return self._db
+
+    def _secret(self, name: str) -> bytes:
+        self._write("INSERT OR IGNORE INTO secrets VALUES (?, ?)", [(name, secrets.token_bytes(32))])
+        return bytes(self._open_db.execute("SELECT value FROM secrets WHERE name = ?", (name,)).fetchone()[0])
+
+    def _load(self, kind: type[R]) -> list[R]:
+        decoder = msgspec.json.Decoder(kind)
+        rows = self._open_db.execute("SELECT document FROM objects WHERE kind = ?", (kind.__name__,))
+        return sorted((decoder.decode(row[0]) for row in rows), key=lambda record: record.created_at)
+
+    def _write(self, statement: str, rows: Iterable[tuple[object, ...]]) -> None:
+        db = self._open_db
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            db.executemany(statement, rows)
+        except BaseException:
+            db.execute("ROLLBACK")
+            raise
+        db.execute("COMMIT")
+
+    def _answer(self, run_id: str, operation_id: str) -> bytes | None:
+        found = self._open_db.execute(
+            "SELECT answer FROM operations WHERE run_id = ? AND id = ?", (run_id, operation_id)
+        ).fetchone()
+        return None if found is None else bytes(found[0])
+
+    def _finished(self) -> dict[tuple[str, str], float]:
+        rows = self._open_db.execute("SELECT run_id, id, finished FROM operations")
+        return {(run_id, operation_id): finished for run_id, operation_id, finished in rows}

@@ -1,0 +1,199 @@
+"""The trainer's data plane. Source: data-plane reference 1 and 2.
+
+A trainer that is still deploying answers submits with 400 and ``{"error": "... is deploying ..."}``, which clients
+repeat; 503 would tell them that it shuts down.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar, get_args
+from urllib.parse import quote
+
+import msgspec
+from aiohttp import web
+
+from loops_async import protocol as wire
+from loops_async.errors import InputError
+from loops_async.types import LossFnType
+
+from .operations import Operations
+from .registry import LOCAL_RUN_ID, Registry
+from .runs import LiveRun
+from .web import HttpError, decode, invalid, json_answer, not_found, raw_answer
+
+__all__ = ["LOCAL_TRAINER", "TRAINERS", "TrainerRoutes"]
+
+TRAINERS = "/trainers/{run_id}"
+LOCAL_TRAINER = "/local/trainer"
+
+T = TypeVar("T")
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_MOST_TOP_K = 20
+
+
+class TrainerRoutes:
+    """The handlers of the trainers' routes, of the control plane's runs and of local mode's."""
+
+    def __init__(self, registry: Registry, operations: Operations, *, hold_seconds: float) -> None:
+        self._registry = registry
+        self._operations = operations
+        self._hold_seconds = hold_seconds
+
+    def routes(self) -> Sequence[web.RouteDef]:
+        """Return the routes."""
+        submits: dict[str, Handler] = {
+            "init_trainer_server": self.init_trainer_server,
+            "forward": partial(self.forward, backward=False),
+            "forward_backward": partial(self.forward, backward=True),
+            "optim_step": self.optim_step,
+            "save_state": self.save_state,
+            "save_weights_for_sampler": self.save_weights_for_sampler,
+            "load_state": partial(self.load_state, optimizer=False),
+            "load_state_with_optimizer": partial(self.load_state, optimizer=True),
+        }
+        return [
+            route
+            for root in (TRAINERS, LOCAL_TRAINER)
+            for route in (
+                *(web.post(f"{root}/{name}", handler) for name, handler in submits.items()),
+                web.get(f"{root}/operations/{{operation_id}}", self.poll),
+                web.get(f"{root}/health", self.health),
+                web.get(f"{root}/policy_version", self.policy_version),
+            )
+        ]
+
+    async def init_trainer_server(self, request: web.Request) -> web.Response:
+        body = await _decoded(request, _INIT)
+        if "run_id" not in request.match_info:
+            run_id = _run_id(request, body.run_id) or LOCAL_RUN_ID
+            await self._registry.begin_local_run(run_id, body.base_model, body.lora_rank)
+        run = self._ready_run(request, body.run_id)
+        if body.base_model != run.record.base_model:
+            raise invalid(
+                "base_model", f"this run trains {run.record.base_model!r}; got {body.base_model!r}", status=422
+            )
+        return self._submit(request, run, lambda: run.init_trainer_server(body))
+
+    async def forward(self, request: web.Request, *, backward: bool) -> web.Response:
+        body = await _decoded(request, _FORWARD)
+        run = self._ready_run(request, body.run_id)
+        _check_forward(body, run)
+        return self._submit(request, run, lambda: run.forward(body, backward=backward))
+
+    async def optim_step(self, request: web.Request) -> web.Response:
+        body = await _decoded(request, _OPTIM)
+        run = self._ready_run(request, body.run_id)
+        return self._submit(request, run, lambda: run.optim_step(body.adam_params))
+
+    async def save_state(self, request: web.Request) -> web.Response:
+        body = await _decoded(request, _SAVE)
+        _check_save(body.name, body.ttl_seconds)
+        run = self._ready_run(request, body.run_id)
+        return self._submit(request, run, lambda: run.save_state(body))
+
+    async def save_weights_for_sampler(self, request: web.Request) -> web.Response:
+        body = await _decoded(request, _SAVE_FOR_SAMPLER)
+        _check_save(body.name, body.ttl_seconds)
+        run = self._ready_run(request, body.run_id)
+        return self._submit(request, run, lambda: run.save_weights_for_sampler(body))
+
+    async def load_state(self, request: web.Request, *, optimizer: bool) -> web.Response:
+        body = await _decoded(request, _LOAD)
+        run = self._ready_run(request, body.run_id)
+        return self._submit(request, run, lambda: run.load_state(body.path, optimizer=optimizer))
+
+    async def poll(self, request: web.Request) -> web.Response:
+        run = self._run(request)
+        operation_id = request.match_info["operation_id"]
+        with run.deployment.in_use():
+            try:
+                answer = await self._operations.answer(run.record.id, operation_id, hold_seconds=self._hold_seconds)
+            except KeyError:
+                raise not_found("operation", operation_id) from None
+        if answer is None:
+            raise HttpError(408, "PENDING", "the operation is still under way; poll again")
+        return raw_answer(answer)
+
+    async def health(self, request: web.Request) -> web.Response:
+        if "run_id" not in request.match_info:
+            return json_answer({"status": "ok"})
+        deployment = self._run(request).deployment
+        deployment.wake()
+        if (problem := deployment.problem) is not None:
+            problem.status = 503 if problem.headers is None else problem.status
+            raise problem
+        return json_answer({"status": "ok"})
+
+    async def policy_version(self, request: web.Request) -> web.Response:
+        return json_answer(wire.PolicyVersion(policy_version=self._run(request).step))
+
+    def _run(self, request: web.Request, body_run_id: str | None = None) -> LiveRun:
+        named = _run_id(request, body_run_id)
+        if "run_id" not in request.match_info:
+            return self._registry.local_run(named or LOCAL_RUN_ID)
+        run = self._registry.run(request.match_info["run_id"])
+        if named not in (None, run.record.id):
+            raise invalid(wire.RUN_ID, f"this is the trainer of run {run.record.id!r}; got {named!r}", status=422)
+        return run
+
+    def _ready_run(self, request: web.Request, body_run_id: str | None) -> LiveRun:
+        run = self._run(request, body_run_id)
+        run.deployment.check()
+        return run
+
+    def _submit(self, request: web.Request, run: LiveRun, work: Callable[[], Awaitable[Any]]) -> web.Response:
+        operation_id = request.headers.get(wire.IDEMPOTENCY_KEY) or uuid.uuid4().hex
+        name = request.path.rsplit("/", 1)[-1]
+        self._operations.submit(run.record.id, operation_id, name, work)
+        location = f"/operations/{quote(operation_id, safe='')}"
+        return json_answer(wire.Accepted(operation_id=operation_id), status=202, headers={"Location": location})
+
+
+_INIT = msgspec.json.Decoder(wire.InitTrainerServerBody)
+_FORWARD = msgspec.json.Decoder(wire.ForwardBody)
+_OPTIM = msgspec.json.Decoder(wire.OptimStepBody)
+_SAVE = msgspec.json.Decoder(wire.SaveStateBody)
+_SAVE_FOR_SAMPLER = msgspec.json.Decoder(wire.SaveWeightsForSamplerBody)
+_LOAD = msgspec.json.Decoder(wire.LoadStateBody)
+
+
+async def _decoded(request: web.Request, decoder: msgspec.json.Decoder[T]) -> T:
+    # 422, since published clients repeat a 400 for an hour.
+    return decode(await request.read(), decoder, status=422)
+
+
+def _run_id(request: web.Request, body_run_id: str | None) -> str | None:
+    header = request.headers.get(wire.RUN_ID)
+    if header is not None and body_run_id not in (None, header):
+        raise invalid("run_id", f"the header {wire.RUN_ID} says {header!r}, the body {body_run_id!r}", status=422)
+    return header or body_run_id
+
+
+def _check_forward(body: wire.ForwardBody, run: LiveRun) -> None:
+    losses = get_args(LossFnType)
+    if body.loss_fn not in losses:
+        raise invalid("loss_fn", f"must be one of {', '.join(losses)}; got {body.loss_fn!r}", status=422)
+    if not 0 <= body.top_k_logprobs <= _MOST_TOP_K:
+        raise invalid("top_k_logprobs", f"must be 0 to {_MOST_TOP_K}; got {body.top_k_logprobs}", status=422)
+    if not body.data:
+        raise invalid("data", "must have at least one datum", status=422)
+    limits = [limit for limit in (run.record.max_seq_len, run.host.max_seq_len) if limit is not None]
+    for index, datum in enumerate(body.data):
+        length = datum.model_input.length
+        if not length:
+            raise invalid(f"data[{index}].model_input", "must have at least one token", status=422)
+        if limits and length > min(limits):
+            rule = f"must have at most {min(limits)} tokens, the longest sequence of this run; got {length}"
+            raise invalid(f"data[{index}].model_input", rule, status=422)
+
+
+def _check_save(name: str, ttl_seconds: Any) -> None:
+    try:
+        wire.check_checkpoint_name(name)
+    except InputError as error:
+        raise HttpError(422, "VALIDATION_ERROR", str(error), details={"field": "name"}) from error
+    if isinstance(ttl_seconds, int) and ttl_seconds < 1:
+        raise invalid("ttl_seconds", f"must be at least 1; got {ttl_seconds}", status=422)
