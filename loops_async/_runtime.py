@@ -36,8 +36,10 @@ class Runtime:
             await self.transport.close()
 
 
-_detached: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, AsyncIterator[Runtime]]] = WeakKeyDictionary()
-_open: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Runtime]] = WeakKeyDictionary()
+_detached: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, tuple[Runtime, AsyncIterator[Runtime]]]] = (
+    WeakKeyDictionary()
+)
+"""By loop and service: a runtime, and the generator that holds it open."""
 
 
 async def detached_runtime(base_url: str) -> Runtime:
@@ -46,13 +48,11 @@ async def detached_runtime(base_url: str) -> Runtime:
     It belongs to the loop: an asynchronous generator holds it open, and the loop ends such generators when it
     shuts down (`asyncio.run` and `anyio.run` do), which closes the connections.
     """
-    loop = asyncio.get_running_loop()
-    runtimes = _open.setdefault(loop, {})
+    runtimes = _detached.setdefault(asyncio.get_running_loop(), {})
     if base_url not in runtimes:
         holder = _hold(resolve_settings(base_url=base_url))
-        _detached.setdefault(loop, {})[base_url] = holder
-        runtimes[base_url] = await anext(holder)
-    return runtimes[base_url]
+        runtimes[base_url] = (await anext(holder), holder)
+    return runtimes[base_url][0]
 
 
 async def _hold(settings: Settings) -> AsyncIterator[Runtime]:

@@ -197,10 +197,9 @@ class ServiceClient:
 
         A run whose provisioning fails or is cancelled is deactivated where the service allows it.
         """
-        _check_times(timeout, ready_timeout)
-        check_at_least(rank, 1, "rank")
         if wandb_config is not None:
             check_kind(wandb_config, WandbConfig, "wandb_config")
+        check_at_least(rank, 1, "rank")
         request = CreateRunRequest(
             session_id=self.session_id,
             base_model=base_model,
@@ -213,23 +212,9 @@ class ServiceClient:
             reuse_from_session_id=self._settings.reuse_from_session_id,
             name=UNSET if name is None else name,
         )
-        check(request)
-        runtime, is_local = self._live, self._local is not None
-        run = self._local.run(base_model) if self._local else await runtime.control_plane.create_run(request)
-        if run.base_url is None:
-            raise ProtocolError(f"run {run.id} was made without the URL of its trainer; look at it with get_run")
-        async with _deactivated_on_failure(runtime, run):
-            await wait_for_trainer(runtime, run, ready_timeout=ready_timeout, is_local=is_local)
-            trainer = TrainingClient(
-                runtime,
-                run,
-                lora_rank=rank,
-                max_seq_len=max_seq_len,
-                timeout=timeout,
-                ready_timeout=ready_timeout,
-                is_local=is_local,
-            )
-            await (await trainer.init_trainer_server(rank)).result()
+        trainer = await self._provision(request, timeout, ready_timeout)
+        if path is not None:
+            await (await trainer.load_state(path)).result()
         return trainer
 
     async def create_training_client_from_state(
@@ -332,18 +317,45 @@ class ServiceClient:
         session = await runtime.control_plane.create_session(training_project_id=self._settings.training_project_id)
         return session.id
 
+    async def _provision(self, request: CreateRunRequest, timeout: float, ready_timeout: float) -> TrainingClient:
+        check(request)
+        _check_times(timeout, ready_timeout)
+        runtime, is_local = self._live, self._local is not None
+        run = self._local.run(request.base_model) if self._local else await runtime.control_plane.create_run(request)
+        if run.base_url is None:
+            raise ProtocolError(f"run {run.id} was made without the URL of its trainer; look at it with get_run")
+        async with _deactivated_on_failure(runtime, run):
+            await wait_for_trainer(runtime, run, ready_timeout=ready_timeout, is_local=is_local)
+            trainer = TrainingClient(
+                runtime,
+                run,
+                lora_rank=request.lora_rank,
+                max_seq_len=request.max_seq_len,
+                timeout=timeout,
+                ready_timeout=ready_timeout,
+                is_local=is_local,
+            )
+            # Whether a run that was created with a path keeps it through this is not specified: whoever wants
+            # weights loads them afterwards.
+            await (await trainer.init_trainer_server(request.lora_rank)).result()
+        return trainer
+
     async def _from_state(
         self, path: str, timeout: float, ready_timeout: float, *, with_optimizer: bool
     ) -> TrainingClient:
         CheckpointUri.parse(path, kind="weights")
-        _check_times(timeout, ready_timeout)
         checkpoint = await self._checkpoint_at(path)
         rank = checkpoint.lora_adapter_config.rank if checkpoint.lora_adapter_config else None
         if checkpoint.base_model is None or rank is None:
             raise ProtocolError(f"the service does not say the base model and rank of checkpoint {path}")
-        trainer = await self.create_lora_training_client(
-            checkpoint.base_model, rank, timeout=timeout, ready_timeout=ready_timeout, path=path
+        request = CreateRunRequest(
+            session_id=self.session_id,
+            base_model=checkpoint.base_model,
+            lora_rank=rank,
+            path=path,
+            reuse_from_session_id=self._settings.reuse_from_session_id,
         )
+        trainer = await self._provision(request, timeout, ready_timeout)
         load = trainer.load_state_with_optimizer if with_optimizer else trainer.load_state
         await (await load(path)).result()
         return trainer
