@@ -1,0 +1,94 @@
+"""Every Python example in docstrings and in Markdown runs, in its colour, against the service on the echo engine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import loops_async
+import loops_local
+import loops_sync
+
+from tests.docs.snippets import Snippet, in_docstrings, in_markdown, run
+
+ROOT = Path(__file__).parents[2]
+DATA = [
+    loops_async.Datum(model_input=[104, 105], loss_fn_inputs={"target_tokens": [105, 33], "weights": [0.0, 1.0]}),
+]
+COMMON = {"prompt": loops_async.ModelInput.from_ints([104, 105]), "data": DATA}
+
+
+@asynccontextmanager
+async def async_names() -> AsyncIterator[dict[str, Any]]:
+    """What the examples of `loops_async` take for granted."""
+    async with loops_async.ServiceClient() as service:
+        trainer = await service.create_lora_training_client("echo", rank=8)
+        sampler = await trainer.save_weights_and_get_sampling_client("start")
+        yield {**COMMON, "loops": loops_async, "service": service, "trainer": trainer, "sampler": sampler}
+
+
+@contextmanager
+def blocking_names() -> Iterator[dict[str, Any]]:
+    """What the examples of `loops_sync` take for granted."""
+    with loops_sync.ServiceClient() as service:
+        trainer = service.create_lora_training_client("echo", rank=8)
+        sampler = trainer.save_weights_and_get_sampling_client("start")
+        yield {**COMMON, "loops": loops_sync, "service": service, "trainer": trainer, "sampler": sampler}
+
+
+@pytest.fixture(autouse=True)
+def service_in_environment(echo_service: loops_local.LocalService, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOOPS_BASE_URL", echo_service.base_url)
+    monkeypatch.setenv("BASETEN_API_KEY", echo_service.api_key)
+
+
+def docstrings_of(package: str) -> list[Snippet]:
+    return [snippet for path in sorted((ROOT / package).rglob("*.py")) for snippet in in_docstrings(path)]
+
+
+@pytest.mark.parametrize("snippet", docstrings_of("loops_async"), ids=str)
+def test_docstrings_of_loops_async(snippet: Snippet) -> None:
+    with asyncio.Runner() as runner, ExitStack() as stack:
+        names = async_names()
+        stack.callback(lambda: runner.run(names.__aexit__(None, None, None)))
+        run(snippet, runner.run(names.__aenter__()), runner)
+
+
+@pytest.mark.parametrize("snippet", docstrings_of("loops_sync"), ids=str)
+def test_docstrings_of_loops_sync(snippet: Snippet) -> None:
+    with asyncio.Runner() as runner, blocking_names() as names:
+        run(snippet, names, runner)
+
+
+@pytest.mark.parametrize("snippet", docstrings_of("loops_local"), ids=str)
+def test_docstrings_of_loops_local(snippet: Snippet) -> None:
+    with asyncio.Runner() as runner:
+        run(snippet, {}, runner)
+
+
+MARKDOWN = [snippet for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] for snippet in in_markdown(path)]
+
+
+@pytest.mark.parametrize("snippet", MARKDOWN, ids=str)
+def test_markdown(snippet: Snippet) -> None:
+    """What stands in Markdown is a whole program."""
+    with asyncio.Runner() as runner:
+        run(snippet, {"__name__": "__main__"}, runner)
+
+
+def test_examples_are_found() -> None:
+    """The parametrized tests above would pass without a word if nothing were found."""
+    assert len(docstrings_of("loops_async")) > 5
+    assert docstrings_of("loops_local")
+    assert any("README" in snippet.place for snippet in MARKDOWN)
+
+
+def test_a_wrong_example_fails() -> None:
+    snippet = Snippet("here", (("1 + 1\n", "3\n"),))
+    with asyncio.Runner() as runner, pytest.raises(AssertionError, match="printed '2"):
+        run(snippet, {}, runner)
