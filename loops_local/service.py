@@ -44,6 +44,7 @@ DEFAULT_MODELS = ("HuggingFaceTB/SmolLM2-135M-Instruct", "tiny")
 _ECHO_MODEL = "echo"
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - a table of names, not a bind
 _CLOSE_SECONDS = 2.0
+_NOT_RUNNING = "the service is not running; enter it first"
 
 
 class LocalService:
@@ -110,6 +111,7 @@ class LocalService:
         self._file_url_seconds = file_url_seconds
         self._url: URL | None = None
         self._data_dir: Path | None = None
+        self._models: Models | None = None
         self._stack = AsyncExitStack()
 
     def __repr__(self) -> str:
@@ -145,20 +147,31 @@ class LocalService:
     def api_key(self) -> str:
         """The key that callers need."""
         if self._api_key is None:
-            raise RuntimeError("the service is not running; enter it first")
+            raise RuntimeError(_NOT_RUNNING)
         return self._api_key
 
     @property
     def data_dir(self) -> Path:
         """Where state is kept."""
         if self._data_dir is None:
-            raise RuntimeError("the service is not running; enter it first")
+            raise RuntimeError(_NOT_RUNNING)
         return self._data_dir
+
+    async def load(self) -> None:
+        """Load the default model now, rather than with the first run that uses it.
+
+        Raises:
+            RefusedError: it cannot be loaded.
+            ImportError: the engine's packages are missing.
+        """
+        if self._models is None:
+            raise RuntimeError(_NOT_RUNNING)
+        await self._models.host(self._default_model).engine()
 
     @property
     def _running_url(self) -> URL:
         if self._url is None:
-            raise RuntimeError("the service is not running; enter it first")
+            raise RuntimeError(_NOT_RUNNING)
         return self._url
 
     async def __aenter__(self) -> Self:
@@ -185,7 +198,7 @@ class LocalService:
         await store.open()
         close(store.close)
         self._api_key = self._api_key or await asyncio.to_thread(_kept_key, data_dir / "api_key")
-        models = Models(self._load_engine, self._names, self._default_model, data_dir / "tokenizers")
+        models = self._models = Models(self._load_engine, self._names, self._default_model, data_dir / "tokenizers")
         close(models.close)
         checkpoints = Checkpoints(store, data_dir / "checkpoints")
         registry = Registry(

@@ -1,0 +1,156 @@
+"""The command line: ``loops-local serve``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import errno
+import logging
+import math
+import os
+import signal
+import sys
+from pathlib import Path
+
+from .engine import KINDS, RefusedError
+from .service import DEFAULT_MODELS, LocalService
+from .store import StoreLockedError
+
+__all__ = ["main"]
+
+DEFAULT_PORT = 8460
+_ABOUT = {
+    "torch": "torch (real training and sampling)",
+    "echo": "echo (no model: completions repeat the prompt, and nothing is learned)",
+}
+
+
+def main() -> None:
+    """Run the command line and exit: 0 after Ctrl-C or SIGTERM, 1 with one line on stderr for what went wrong."""
+    arguments = _parser().parse_args()
+    logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("loops_local").setLevel(logging.INFO)
+    try:
+        asyncio.run(_serve(arguments))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (StoreLockedError, RefusedError, ImportError, ValueError) as error:
+        _fail(str(error))
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            _fail(f"port {arguments.port} of {arguments.host} is in use; choose another with --port (0 takes any)")
+        _fail(f"cannot start: {error}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="loops-local", description="Baseten Loops on this machine.")
+    serve = parser.add_subparsers(metavar="COMMAND", required=True).add_parser(
+        "serve",
+        help="run the service until Ctrl-C",
+        description="Run the service until Ctrl-C. The key is taken from BASETEN_API_KEY, else made up and kept in the "
+        "data directory.",
+    )
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    serve.add_argument("--port", type=_port, default=DEFAULT_PORT, help="0 takes any (default: %(default)s)")
+    serve.add_argument("--data-dir", type=Path, help="where state is kept (default: the user's data directory)")
+    serve.add_argument("--engine", choices=KINDS, default="torch", help="default: %(default)s")
+    serve.add_argument(
+        "--model",
+        action="append",
+        help="a base model to offer: a Hugging Face directory or hub id; may be repeated "
+        f"(default: {', '.join(DEFAULT_MODELS)}; echo takes any name)",
+    )
+    serve.add_argument(
+        "--provisioning-seconds",
+        type=_seconds,
+        default=0.5,
+        metavar="S",
+        help="how long trainers and samplers take to come up (default: %(default)s)",
+    )
+    return parser
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= 65535:
+        raise argparse.ArgumentTypeError(f"must be 0 to 65535; got {port}")
+    return port
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not math.isfinite(seconds) or seconds < 0:
+        raise argparse.ArgumentTypeError(f"must be 0 or more; got {text}")
+    return seconds
+
+
+async def _serve(arguments: argparse.Namespace) -> None:
+    stopping = _stop_on_signals()
+    key = os.environ.get("BASETEN_API_KEY") or None
+    local = LocalService(
+        engine=arguments.engine,
+        models=arguments.model,
+        data_dir=arguments.data_dir or _default_data_dir(),
+        host=arguments.host,
+        port=arguments.port,
+        api_key=key,
+        provisioning_seconds=arguments.provisioning_seconds,
+    )
+    async with local:
+        loading = asyncio.ensure_future(local.load())
+        waiting = asyncio.ensure_future(stopping.wait())
+        await asyncio.wait((loading, waiting), return_when=asyncio.FIRST_COMPLETED)
+        if not waiting.done():
+            await loading
+            _print_banner(local, key_is_from_environment=key is not None)
+        await waiting
+        loading.cancel()
+
+
+def _stop_on_signals() -> asyncio.Event:
+    """Return an event that Ctrl-C and SIGTERM set; a second one ends the process at once."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    signals = (signal.SIGINT, signal.SIGTERM)
+
+    def stop() -> None:
+        stopping.set()
+        for number in signals:
+            loop.remove_signal_handler(number)
+
+    for number in signals:
+        loop.add_signal_handler(number, stop)
+    return stopping
+
+
+def _default_data_dir() -> Path:
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "loops-local"
+
+
+def _print_banner(local: LocalService, *, key_is_from_environment: bool) -> None:
+    key = "# is set already" if key_is_from_environment else f'"$(cat {local.data_dir / "api_key"})"'
+    lines = [
+        f"Loops is running at {local.base_url}",
+        f"  engine       {_ABOUT[local.engine]}",
+        f"  models       {', '.join(local.models)}",
+        f"  data         {local.data_dir}",
+        "",
+        "Use it as the service:",
+        f"  export LOOPS_BASE_URL={local.base_url}",
+        f"  export BASETEN_API_KEY={key}",
+        "",
+        "Or without a control plane and a key, as ServiceClient.local(trainer_url=…, sampler_url=…):",
+        f"  trainer_url  {local.trainer_url}",
+        f"  sampler_url  {local.sampler_url}",
+        "",
+        "Press Ctrl-C to stop.",
+    ]
+    print("\n".join(lines), flush=True)  # noqa: T201 - what the command is for
+
+
+def _fail(message: str) -> None:
+    sys.exit(f"loops-local: {' '.join(message.split())}")
+
+
+if __name__ == "__main__":
+    main()
