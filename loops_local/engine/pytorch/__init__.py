@@ -1,0 +1,32 @@
+"""The engine that really trains and samples: torch on the CPU, with models of Hugging Face's transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..base import Engine
+
+__all__ = ["load"]
+
+
+def load(model: str, *, cache_dir: Path) -> Engine:
+    """Load a base model.
+
+    Args:
+        model: ``tiny`` (built in milliseconds, for tests), ``HuggingFaceTB/SmolLM2-135M-Instruct`` or ``smollm2`` (a
+            pretrained model from the package index, converted once into `cache_dir`), a directory, or a hub id.
+        cache_dir: where converted models are kept.
+
+    Raises:
+        ImportError: torch or transformers is not installed.
+        RefusedError: the model cannot be had, or its architecture cannot be served exactly.
+    """
+    try:
+        from .engine import TorchEngine
+        from .models import load_base
+    except ModuleNotFoundError as missing:
+        raise ImportError(
+            f"the torch engine needs {missing.name}, which is not installed: pip install 'loops-async[local]'",
+            name=missing.name,
+        ) from missing
+    return TorchEngine(load_base(model, cache_dir=cache_dir))

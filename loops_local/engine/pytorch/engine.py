@@ -1,0 +1,40 @@
+"""The engine itself: one base model, from which come trainers, samplers and adapters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..base import Adapter, ModelInfo, Sampler, Trainer
+from .adapter import LoraAdapter
+from .models import Base
+from .sampler import TorchSampler
+from .trainer import LoraTrainer
+
+__all__ = ["TorchEngine"]
+
+
+class TorchEngine:
+    """A frozen base model in float32, and any number of adapters as plain values."""
+
+    def __init__(self, base: Base) -> None:
+        self._base = base
+
+    @property
+    def model(self) -> ModelInfo:
+        return self._base.info
+
+    def trainer(self, rank: int, seed: int | None = None) -> Trainer:
+        """Make a trainer with a fresh adapter; the same `seed` gives the same adapter."""
+        return LoraTrainer(self._base, rank, seed)
+
+    def sampler(self) -> Sampler:
+        """Start a sampler, with a thread of its own."""
+        return TorchSampler(self._base)
+
+    def load_adapter(self, directory: Path) -> Adapter:
+        """Read an adapter that `Adapter.save` or `Trainer.save` wrote."""
+        return LoraAdapter.read(directory, model=self._base.info.name, shapes=self._base.shapes)
+
+    def write_tokenizer(self, directory: Path) -> None:
+        """Write the model's tokenizer as a `tokenizer.json` and its companions."""
+        self._base.tokenizer.save_pretrained(directory)

@@ -1,0 +1,159 @@
+"""From a model's name to a base: frozen weights, its tokenizer, and what the engine must know of it."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, LlamaConfig, LlamaForCausalLM
+
+from .. import byte_tokenizer
+from ..base import ModelInfo, RefusedError
+from . import pretrained, recompute
+from .lora import Active, Shapes, fresh, inject, pairs, using
+from .quiet import quiet
+from .slots import Slots, contents
+
+__all__ = ["Base", "load_base"]
+
+TINY = "tiny"
+
+
+@dataclass(frozen=True, eq=False)
+class Base:
+    """A frozen causal language model, shared by every trainer and sampler of an engine.
+
+    `end_tokens` end a completion; `cache_bytes` is the memory that attention's keys and values take for one position.
+    """
+
+    info: ModelInfo
+    network: Any
+    tokenizer: Any
+    shapes: Shapes
+    end_tokens: frozenset[int]
+    cache_bytes: int
+
+    def hidden(self, tokens: Tensor, **arguments: Any) -> Tensor:
+        """Run the layers below the output head: (rows, length) token ids to (rows, length, width)."""
+        output: Tensor = self.network.base_model(input_ids=tokens, **arguments).last_hidden_state
+        return output
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Apply the output head: (..., width) to (..., vocabulary)."""
+        logits: Tensor = self.network.get_output_embeddings()(hidden)
+        cap = getattr(self.network.config, "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+def load_base(model: str, *, cache_dir: Path) -> Base:
+    """Load the base model called `model`; `RefusedError` says why it cannot be had."""
+    if model == TINY:
+        return _base(TINY, *_tiny())
+    if model in (pretrained.NAME, pretrained.ALIAS):
+        directory = pretrained.fetch(cache_dir)
+        return _base(pretrained.NAME, *_from_transformers(str(directory)))
+    return _base(model, *_from_transformers(model))
+
+
+def _tiny() -> tuple[Any, Any]:
+    config = LlamaConfig(
+        architectures=["LlamaForCausalLM"],
+        vocab_size=byte_tokenizer.VOCAB_SIZE,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        # With the usual 0.02 the random features are so weak that LoRA on a frozen base learns next to nothing.
+        initializer_range=0.2,
+        pad_token_id=byte_tokenizer.PAD_TOKEN,
+        bos_token_id=None,
+        eos_token_id=byte_tokenizer.END_TOKEN,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = LlamaForCausalLM(config)
+    with tempfile.TemporaryDirectory() as directory:
+        byte_tokenizer.write(Path(directory))
+        return network, AutoTokenizer.from_pretrained(directory)
+
+
+def _from_transformers(model: str) -> tuple[Any, Any]:
+    """Load from a directory or the hub; code that comes with a model is never run."""
+    try:
+        with quiet():
+            network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="sdpa")
+            return network, AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+        where = "the directory" if Path(model).is_dir() else "the hub (there is no such directory)"
+        raise RefusedError(
+            f"cannot load the model {model!r} from {where}: {error} -- it can be a directory of transformers, "
+            f"a hub id, {pretrained.NAME!r} or {TINY!r}"
+        ) from error
+
+
+def _base(name: str, network: Any, tokenizer: Any) -> Base:
+    network.eval().requires_grad_(False)
+    config = network.config.get_text_config()
+    info = ModelInfo(
+        name=name,
+        arch=type(network).__name__,
+        max_seq_len=_max_length(config),
+        vocab_size=network.get_input_embeddings().num_embeddings,
+    )
+    head = network.get_output_embeddings()
+    shapes = inject(network, skip=head)
+    recompute.allow(network)
+    base = Base(info, network, tokenizer, shapes, _end_tokens(network, tokenizer), cache_bytes=0)
+    return replace(base, cache_bytes=_probe(base))
+
+
+def _max_length(config: Any) -> int:
+    """Take the longest sequence that is computed exactly: the sampler's cache has no sliding windows."""
+    longest: int = config.max_position_embeddings
+    kinds = set(getattr(config, "layer_types", None) or ())
+    return min(longest, config.sliding_window) if "sliding_attention" in kinds else longest
+
+
+def _end_tokens(network: Any, tokenizer: Any) -> frozenset[int]:
+    ends = network.generation_config.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
+    return frozenset(token for token in (*ends, tokenizer.eos_token_id) if token is not None)
+
+
+@torch.no_grad()
+def _probe(base: Base) -> int:
+    """Run the model as a sampler does, with an adapter by row and a cache, and return the bytes of one cached position.
+
+    An architecture whose logits come out otherwise than the model's own is refused.
+    """
+    if not base.shapes:
+        raise _unfit(base, "has no linear layers that LoRA could train")
+    tokens = torch.arange(8).view(2, 4) % base.info.vocab_size
+    changing_nothing = Active(pairs(fresh(base.shapes, 1, 0), base.shapes, 1), torch.ones(2, 1, 1))
+    cache, slots = DynamicCache(), Slots()
+    try:
+        with using(changing_nothing):
+            prompt = base.hidden(tokens[:, :3], past_key_values=cache, use_cache=True)
+            for row in range(2):
+                slots.add(cache, row, 3)
+            following = base.hidden(tokens[:, 3:], **slots.next())
+        ours = base.logits(torch.cat([prompt, following], 1))
+        own = base.network(tokens).logits
+    except Exception as error:
+        raise _unfit(base, f"does not run on it: {error}") from error
+    if not torch.allclose(ours, own, atol=1e-3, rtol=1e-3):
+        raise _unfit(base, "makes its logits in a way that it does not know")
+    return sum(part[0, :, 0].nbytes for layer in contents(cache) for part in layer)
+
+
+def _unfit(base: Base, why: str) -> RefusedError:
+    return RefusedError(
+        f"the torch engine runs dense decoder-only transformers; {base.info.name!r} ({base.info.arch}) {why}"
+    )

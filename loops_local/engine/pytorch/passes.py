@@ -1,0 +1,176 @@
+"""One pass over a batch: micro-batches through the model, logprobs where they are needed, the loss, its gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from . import cores
+from .adapter import LoraAdapter
+from .examples import Example, Floats, Ints
+from .lora import Active, pairs, using
+from .losses import Loss
+from .models import Base
+from .recompute import recomputing
+
+__all__ = ["Pass", "Score", "run"]
+
+MICRO_BATCH_TOKENS = 1024
+"""Positions, padding included, whose activations are kept at once; longer rows are recomputed. More is not faster."""
+
+HEAD_POSITIONS = 512
+"""Positions whose logits are in memory at once."""
+
+
+@dataclass(eq=False)
+class Score:
+    """What one datum of N positions gets: logprobs (N, K), and the best candidates (N, top_k) with theirs."""
+
+    logprobs: Floats
+    top_ids: Ints
+    top_logprobs: Floats
+
+
+@dataclass(eq=False)
+class Pass:
+    """Sums over a batch. `terms` counts what `loss` sums (tokens, or pairs); `tokens` the positions with weight."""
+
+    loss: float
+    terms: int
+    tokens: int
+    gradient: Tensor | None
+    scores: list[Score]
+
+
+def run(
+    base: Base,
+    adapter: LoraAdapter,
+    given: Sequence[Example],
+    loss: Loss,
+    config: Mapping[str, float],
+    *,
+    backward: bool,
+    top_k: int,
+) -> Pass:
+    """Score `given`, sum the loss, and with `backward` its gradient by the adapter's flat vector."""
+    flat = adapter.flat.detach().requires_grad_(backward)
+    scores = [_blank(example, top_k) for example in given]
+    result = Pass(0.0, 0, 0, None, scores)
+    for chosen in _micro_batches(given, group=2 if loss.paired else 1):
+        cores.adjust()
+        rows, out = [given[i] for i in chosen], [scores[i] for i in chosen]
+        tokens = _padded(rows)
+        weighted = _Positions(rows, [row.weighted_positions() for row in rows])
+        others = _Positions(rows, [row.other_positions() for row in rows])
+        with (
+            torch.set_grad_enabled(backward),
+            using(Active(pairs(flat, base.shapes, adapter.rank), adapter.scale)),
+            recomputing(tokens.numel() > MICRO_BATCH_TOKENS),
+        ):
+            hidden = base.hidden(tokens, use_cache=False)
+            logprobs = _score(base, hidden, weighted, out)
+            with torch.no_grad():
+                _score(base, hidden, others, out)
+            terms = loss.function(**_arguments(loss, weighted, logprobs), **config)
+            total = terms.sum()
+            if total.requires_grad:
+                total.backward()
+        result.loss += float(total.detach())
+        result.terms += terms.numel() if loss.paired else len(weighted.at)
+        result.tokens += len(weighted.at)
+    result.gradient = flat.grad
+    return result
+
+
+def _blank(example: Example, top_k: int) -> Score:
+    shape = (len(example), top_k)
+    return Score(example.unscored.copy(), np.full(shape, -1), np.full(shape, np.nan, np.float32))
+
+
+def _micro_batches(given: Sequence[Example], *, group: int) -> Iterator[list[int]]:
+    """Yield indices of rows of similar length that fit in memory; `group` neighbours stay together, in order."""
+    groups = [range(i, i + group) for i in range(0, len(given), group)]
+    lengths = {rows: max(len(given[i]) for i in rows) for rows in groups}
+    batch: list[int] = []
+    longest = 0
+    for rows in sorted(groups, key=lengths.__getitem__, reverse=True):
+        if batch and (len(batch) + group) * longest > MICRO_BATCH_TOKENS:
+            yield batch
+            batch = []
+        if not batch:
+            longest = lengths[rows]
+        batch += rows
+    yield batch
+
+
+def _padded(rows: Sequence[Example]) -> Tensor:
+    """Pad on the right; no mask is needed, since attention is causal and no token sees what is to its right."""
+    tokens = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
+    for row, example in zip(tokens, rows, strict=True):
+        row[: len(example)] = torch.from_numpy(example.tokens)
+    return tokens
+
+
+class _Positions:
+    """Some positions of a batch's rows, as flat arrays of P numbers."""
+
+    def __init__(self, rows: Sequence[Example], by_row: Sequence[Ints]) -> None:
+        self._rows = rows
+        self.by_row = by_row
+        self.row = np.repeat(np.arange(len(rows)), [len(at) for at in by_row])
+        self.at = np.concatenate(by_row)
+        self.row_count = len(rows)
+
+    def take(self, array: Callable[[Example], NDArray[Any]]) -> NDArray[Any]:
+        """Gather (P, ...) from an array (N, ...) of each row."""
+        return np.concatenate([array(row)[at] for row, at in zip(self._rows, self.by_row, strict=True)])
+
+    def scatter(self, logprobs: Tensor, top_ids: Tensor, top_logprobs: Tensor, out: Sequence[Score]) -> None:
+        """Write what was computed for these P positions to the rows' scores."""
+        counts = [len(at) for at in self.by_row]
+        parts = zip(logprobs.split(counts), top_ids.split(counts), top_logprobs.split(counts), strict=True)
+        for row, at, score, (own, ids, best) in zip(self._rows, self.by_row, out, parts, strict=True):
+            score.logprobs[at] = np.where(row.scored[at], own.numpy(), row.unscored[at])
+            score.top_ids[at] = ids.numpy()
+            score.top_logprobs[at] = best.numpy()
+
+
+def _score(base: Base, hidden: Tensor, where: _Positions, out: Sequence[Score]) -> Tensor:
+    """Return the logprobs (P, K) of the targets at some positions, and write them to `out`."""
+    states = hidden[torch.from_numpy(where.row), torch.from_numpy(where.at)]
+    targets = torch.from_numpy(where.take(lambda row: row.targets).clip(min=0))
+    top_k = out[0].top_ids.shape[1]
+    parts = list(zip(states.split(HEAD_POSITIONS), targets.split(HEAD_POSITIONS), strict=True))
+    if len(parts) > 1 and torch.is_grad_enabled():
+        done = [checkpoint(_head, base, *part, top_k, use_reentrant=False, preserve_rng_state=False) for part in parts]
+    else:
+        done = [_head(base, *part, top_k) for part in parts]
+    logprobs, top_ids, top_logprobs = (torch.cat(column) for column in zip(*done, strict=True))
+    where.scatter(logprobs.detach(), top_ids, top_logprobs, out)
+    return logprobs
+
+
+def _head(base: Base, states: Tensor, targets: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
+    logits = base.logits(states)
+    norm = logits.logsumexp(-1, keepdim=True)
+    best = logits.detach().topk(top_k)
+    return logits.gather(1, targets) - norm, best.indices, best.values - norm.detach()
+
+
+def _arguments(loss: Loss, where: _Positions, logprobs: Tensor) -> dict[str, Any]:
+    """Flatten what the loss needs to the E targets with weight; with K targets a position may have several."""
+    entries = where.take(lambda row: row.weighted)
+    arguments: dict[str, Any] = {"p": logprobs[torch.from_numpy(entries)]}
+    for name in loss.inputs:
+        values = where.take(lambda row, name=name: row.inputs[name])  # type: ignore[misc]  # mypy cannot infer the default
+        arguments[name] = torch.from_numpy(values[entries])
+    if loss.paired:
+        arguments |= {"rows": torch.from_numpy(where.row), "pairs": where.row_count // 2}
+    return arguments

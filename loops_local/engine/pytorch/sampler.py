@@ -1,0 +1,230 @@
+"""Completing prompts: one thread that, step by step, takes in what has arrived and makes one token for all under way.
+
+Conventions are those of vLLM's completions: the token that ended a completion (an end token of the model, or one of
+the stop tokens) is among its tokens and not in its text; the text ends before a stop string, whose tokens are all
+among the tokens; special tokens leave no text.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from ..base import SampleJob, SampleOutcome
+from . import cores
+from .lora import using
+from .mixing import Mixer
+from .models import Base
+from .picking import pick
+from .request import Request, Row
+from .slots import Slots
+
+__all__ = ["TorchSampler"]
+
+MAX_ROWS = 64
+"""Completions under way at once."""
+
+MAX_CACHE_BYTES = 2 * 1024**3
+"""Memory for the keys and values of all under way; one completion alone may exceed it."""
+
+GROUP_ROWS = 16
+"""Most samples of one request that wait for each other, to share one pass over their prompt."""
+
+PREFILL_TOKENS = 2048
+"""Prompt positions, padding included, taken in between two tokens of the others; a longer prompt goes alone."""
+
+HEAD_POSITIONS = 512
+"""Prompt positions whose logits are in memory at once."""
+
+_Inbox: TypeAlias = "queue.SimpleQueue[Request | None]"
+
+_log = logging.getLogger(__name__)
+
+
+class TorchSampler:
+    """Samples with any adapters of one base, many requests at a time."""
+
+    def __init__(self, base: Base) -> None:
+        self._base = base
+        self._inbox: _Inbox = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._closed = False
+        self._thread = threading.Thread(target=_Loop(base, self._inbox).run, name="loops-sampler", daemon=True)
+        self._thread.start()
+
+    def submit(self, job: SampleJob) -> Future[SampleOutcome]:
+        """Check `job` (raises `RefusedError`) and queue it. Cancelling the future gives its place to others."""
+        request = Request.of(job, self._base)
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the sampler is closed")
+            self._inbox.put(request)
+        return request.future
+
+    def close(self) -> None:
+        """Stop the thread; futures under way are cancelled."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._inbox.put(None)
+        self._thread.join()
+
+
+class _Loop:
+    """The thread's own state. Row i of `_rows` is in slot i."""
+
+    def __init__(self, base: Base, inbox: _Inbox) -> None:
+        self._base = base
+        self._inbox = inbox
+        self._closing = False
+        self._waiting: deque[Request] = deque()
+        self._clear()
+
+    def run(self) -> None:
+        while self._receive(wait=True):
+            with cores.working(), torch.inference_mode():
+                while (self._waiting or self._rows) and self._receive(wait=False):
+                    cores.adjust()
+                    self._step()
+        for request in {*self._waiting, *(row.request for row in self._rows)}:
+            request.future.cancel()
+
+    def _receive(self, *, wait: bool) -> bool:
+        """Take in all that has arrived, with `wait` at least one; returns False once the sampler is closed."""
+        while not self._closing:
+            try:
+                request = self._inbox.get(block=wait)
+            except queue.Empty:
+                break
+            if request is None:
+                self._closing = True
+            else:
+                self._waiting.append(request)
+            wait = False
+        return not self._closing
+
+    def _step(self) -> None:
+        self._drop_answered()
+        if groups := self._admit():
+            with _answering({group[0].request for group in groups}):
+                self._prefill(groups)
+        if self._rows:
+            with _answering({row.request for row in self._rows}):
+                self._decode()
+        if not self._rows:
+            self._clear()
+
+    def _clear(self) -> None:
+        """Let go of memory that only sequences under way need."""
+        self._rows: list[Row] = []
+        self._slots = Slots()
+        self._prefilling, self._decoding = Mixer(), Mixer()
+
+    def _drop_answered(self) -> None:
+        """Give up what was cancelled, or failed in part."""
+        self._waiting = deque(request for request in self._waiting if not request.future.done())
+        self._release([slot for slot, row in enumerate(self._rows) if row.request.future.done()])
+
+    def _release(self, slots: Sequence[int]) -> None:
+        for slot in reversed(slots):
+            self._slots.remove(slot)
+            self._rows[slot] = self._rows[-1]
+            self._rows.pop()
+
+    def _admit(self) -> list[list[Row]]:
+        """Start samples in order of arrival, as long as they fit; each group shares a prompt."""
+        groups: list[list[Row]] = []
+        rows = len(self._rows)
+        longest = max((row.request.longest for row in self._rows), default=0)
+        widest = 0
+        while self._waiting:
+            request = self._waiting[0]
+            longest = max(longest, request.longest)
+            widest = max(widest, len(request.prompt))
+            limit = max(1, min(MAX_ROWS, MAX_CACHE_BYTES // (self._base.cache_bytes * longest)))
+            count = min(request.num_samples - request.started, GROUP_ROWS, limit)
+            if rows + count > limit or (groups and (len(groups) + 1) * widest > PREFILL_TOKENS):
+                break
+            groups.append(request.start(count))
+            rows += count
+            if request.started == request.num_samples:
+                self._waiting.popleft()
+        return groups
+
+    def _prefill(self, groups: list[list[Row]]) -> None:
+        """Read the prompts, and make each row's first token."""
+        requests = [group[0].request for group in groups]
+        lengths = [len(request.prompt) for request in requests]
+        # Padding needs no mask: it is to the right, where causal attention does not look.
+        tokens = torch.zeros(len(groups), max(lengths), dtype=torch.int64)
+        for row, request in zip(tokens, requests, strict=True):
+            row[: len(request.prompt)] = torch.tensor(request.prompt)
+        cache = DynamicCache()
+        with using(self._prefilling.mix([request.adapter for request in requests])):
+            hidden = self._base.hidden(tokens, past_key_values=cache, use_cache=True)
+        for states, request in zip(hidden, requests, strict=True):
+            if request.wanted_prompt_logprobs is not None and request.prompt_logprobs is None:
+                request.prompt_logprobs = self._prompt_logprobs(states, request.prompt, request.wanted_prompt_logprobs)
+        last = self._logprobs(hidden[torch.arange(len(groups)), torch.tensor(lengths) - 1])
+        row_of = [i for i, group in enumerate(groups) for _ in group]
+        starting = [row for group in groups for row in group]
+        ended = self._extend(starting, last[row_of])
+        for row, i, over in zip(starting, row_of, ended, strict=True):
+            if not over:
+                self._slots.add(cache, i, lengths[i])
+                self._rows.append(row)
+
+    def _decode(self) -> None:
+        """Make one more token for every row."""
+        tokens = torch.tensor([row.tokens[-1:] for row in self._rows])
+        with using(self._decoding.mix([row.request.adapter for row in self._rows])):
+            hidden = self._base.hidden(tokens, **self._slots.next())
+        ended = self._extend(self._rows, self._logprobs(hidden[:, -1]))
+        self._release([slot for slot, over in enumerate(ended) if over])
+
+    def _extend(self, rows: Sequence[Row], logprobs: Tensor) -> list[bool]:
+        """Add a token to each row by its own rules; returns which rows that ended."""
+        tokens = pick(logprobs, [row.request.params for row in rows], [row.random.random() for row in rows])
+        own = logprobs[torch.arange(len(rows)), tokens].tolist()
+        return [
+            row.accept(token, logprob, self._base.tokenizer)
+            for row, token, logprob in zip(rows, tokens, own, strict=True)
+        ]
+
+    def _logprobs(self, states: Tensor) -> Tensor:
+        return self._base.logits(states).log_softmax(-1)
+
+    def _prompt_logprobs(self, states: Tensor, prompt: list[int], top_k: int) -> list[dict[int, float] | None]:
+        """Score each prompt token from the position before it; the first has none."""
+        found: list[dict[int, float] | None] = [None]
+        for part, targets in zip(
+            states[: len(prompt) - 1].split(HEAD_POSITIONS), torch.tensor(prompt[1:]).split(HEAD_POSITIONS), strict=True
+        ):
+            logprobs = self._logprobs(part)
+            own = logprobs.gather(1, targets[:, None])[:, 0].tolist()
+            best = logprobs.topk(top_k)
+            for row in zip(targets.tolist(), own, best.indices.tolist(), best.values.tolist(), strict=True):
+                token, logprob, top_ids, top_logprobs = row
+                found.append({token: logprob} | dict(zip(top_ids, top_logprobs, strict=True)))
+        return found
+
+
+@contextmanager
+def _answering(requests: Collection[Request]) -> Iterator[None]:
+    """Answer these requests with an error that is raised inside; the thread lives on."""
+    try:
+        yield
+    except Exception as error:
+        _log.exception("sampling failed for %d requests", len(requests))
+        for request in requests:
+            request.fail(error)

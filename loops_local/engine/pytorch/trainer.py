@@ -1,0 +1,194 @@
+"""One run's adapter in training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from torch import Tensor
+
+from loops_async.types import AdamParams, Datum, ForwardBackwardOutput, TensorData
+
+from ..base import RefusedError
+from . import cores
+from .adapter import LoraAdapter, named, unnamed
+from .examples import MAX_TOP_K, Example, examples
+from .lora import ALPHA, fresh
+from .losses import SKIP, find, settings
+from .models import Base
+from .optimizer import Adam
+from .passes import Pass, Score, run
+
+__all__ = ["LoraTrainer"]
+
+_OPTIMIZER = "optimizer.safetensors"
+_STATE = "trainer_state.json"
+_MOMENTS = ("mean", "square")
+
+
+class _State(msgspec.Struct, kw_only=True):
+    """`trainer_state.json`: the number of optimizer steps behind the weights."""
+
+    step: int
+
+
+class LoraTrainer:
+    """An adapter, its gradients and its optimizer. The losses' sums are normalised when the optimizer steps."""
+
+    _adapter: LoraAdapter
+    _optimizer: Adam
+    _gradient: Tensor
+    _tokens: int
+    _skip: bool | None
+
+    def __init__(self, base: Base, rank: int, seed: int | None) -> None:
+        self._base = base
+        self._seed = seed
+        self.reset(rank)
+
+    @property
+    def step(self) -> int:
+        return self._optimizer.step
+
+    @property
+    def rank(self) -> int:
+        return self._adapter.rank
+
+    def reset(self, rank: int) -> None:
+        """Begin again with a fresh adapter, no gradients, step 0."""
+        if rank < 1:
+            raise RefusedError(f"lora_rank: must be at least 1; got {rank}")
+        base = self._base
+        flat = fresh(base.shapes, rank, self._seed)
+        self._begin(LoraAdapter(flat, rank, ALPHA, base.info.name, base.shapes), Adam(flat.numel()))
+
+    def forward(
+        self, data: Sequence[Datum], loss_fn: str, config: Mapping[str, Any], *, backward: bool, top_k: int = 0
+    ) -> ForwardBackwardOutput:
+        """Compute the loss and logprobs; with `backward`, add gradients to those already there.
+
+        Each output has ``logprobs`` with the shape of the datum's targets: NaN where the target is ignored, 0.0 where
+        an advantage is zero, else the logprob of the target. With `top_k` it also has ``topk_token_ids`` (int64) and
+        ``topk_logprobs`` (float32), both of shape (N, top_k), best first; -1 and NaN where nothing is scored. These two
+        names are ours: the published protocol leaves them open.
+
+        A call that is refused leaves the gradients as they were.
+        """
+        loss = find(loss_fn)
+        values, skip = settings(loss, config)
+        if not 0 <= top_k <= MAX_TOP_K:
+            raise RefusedError(f"top_k_logprobs: must be between 0 and {MAX_TOP_K}; got {top_k}")
+        if backward and self._skip is not None and skip != self._skip:
+            raise RefusedError(
+                f"loss_fn_config[{SKIP!r}]: cannot change between calls that one optim_step puts together"
+            )
+        given = examples(data, loss, self._base.info)
+        with cores.working():
+            result = run(self._base, self._adapter, given, loss, values, backward=backward, top_k=top_k)
+        if backward:
+            self._add(result, skip)
+        return _output(given, result, skip)
+
+    def optim_step(self, params: AdamParams) -> dict[str, float]:
+        """Normalise by the number of tokens, clip, apply Adam, forget the gradients, and return metrics.
+
+        ``grad_norm`` is the L2 norm after normalisation and before clipping.
+        """
+        gradient = self._gradient if self._skip else self._gradient / max(1, self._tokens)
+        norm = float(torch.linalg.vector_norm(gradient))
+        tokens = self._tokens
+        self._forget()
+        if not math.isfinite(norm):
+            raise RefusedError("the gradient is not finite; it was dropped and the weights are as before")
+        if 0 < params.grad_clip_norm < norm:
+            gradient = gradient * (params.grad_clip_norm / norm)
+        with cores.working():
+            flat = self._optimizer.update(self._adapter.flat, gradient, params)
+        self._adapter = replace(self._adapter, flat=flat)
+        rate = params.learning_rate
+        return {"step": float(self.step), "learning_rate": rate, "lr": rate, "grad_norm": norm, "tokens": float(tokens)}
+
+    def adapter(self) -> LoraAdapter:
+        """Return the weights of this step; they are immutable, since a step of the optimizer makes new ones."""
+        return self._adapter
+
+    def save(self, directory: Path) -> None:
+        """Write the adapter in PEFT's format, the optimizer's state and the step, all bit-exact."""
+        self._adapter.save(directory)
+        tensors = {
+            f"{moment}.{name}": part
+            for moment in _MOMENTS
+            for name, part in named(getattr(self._optimizer, moment), self._base.shapes, self.rank).items()
+        }
+        save_file(tensors, directory / _OPTIMIZER)
+        (directory / _STATE).write_bytes(msgspec.json.encode(_State(step=self.step)))
+
+    def load(self, directory: Path, *, optimizer: bool) -> None:
+        """Read weights, and take their rank; with `optimizer` also moments and step, else begin these anew.
+
+        A load that is refused leaves the trainer as it was.
+        """
+        adapter = LoraAdapter.read(directory, model=self._base.info.name, shapes=self._base.shapes)
+        adam = self._read_optimizer(directory, adapter) if optimizer else Adam(adapter.flat.numel())
+        self._begin(adapter, adam)
+
+    def _begin(self, adapter: LoraAdapter, optimizer: Adam) -> None:
+        self._adapter = adapter
+        self._optimizer = optimizer
+        self._forget()
+
+    def _forget(self) -> None:
+        self._gradient = torch.zeros_like(self._adapter.flat)
+        self._tokens = 0
+        self._skip = None
+
+    def _add(self, result: Pass, skip: bool) -> None:
+        if result.gradient is not None:
+            self._gradient += result.gradient
+        self._tokens += result.tokens
+        self._skip = skip
+
+    def _read_optimizer(self, directory: Path, adapter: LoraAdapter) -> Adam:
+        try:
+            tensors = load_file(directory / _OPTIMIZER)
+            state = msgspec.json.decode((directory / _STATE).read_bytes(), type=_State)
+        except (OSError, SafetensorError, msgspec.DecodeError) as error:
+            raise RefusedError(f"{directory} has no optimizer state that can be loaded: {error}") from error
+        adam = Adam(0)
+        adam.mean, adam.square = (self._moment(tensors, moment, adapter.rank) for moment in _MOMENTS)
+        adam.step = state.step
+        return adam
+
+    def _moment(self, tensors: Mapping[str, np.ndarray[Any, Any]], moment: str, rank: int) -> Tensor:
+        prefix = f"{moment}."
+        own = {name.removeprefix(prefix): part for name, part in tensors.items() if name.startswith(prefix)}
+        return unnamed(own, self._base.shapes, rank)
+
+
+def _output(given: Sequence[Example], result: Pass, skip: bool) -> ForwardBackwardOutput:
+    loss = result.loss / max(1, result.terms)
+    metrics = {"loss": loss, "tokens": float(result.tokens)}
+    if skip:
+        metrics[SKIP] = 1.0
+    return ForwardBackwardOutput(
+        loss=loss,
+        loss_fn_output_type="logprobs",
+        loss_fn_outputs=[_scores(example, score) for example, score in zip(given, result.scores, strict=True)],
+        metrics=metrics,
+    )
+
+
+def _scores(example: Example, score: Score) -> dict[str, TensorData]:
+    tensors = {"logprobs": TensorData.of(score.logprobs.reshape(example.shape))}
+    if score.top_ids.shape[1]:
+        tensors["topk_token_ids"] = TensorData.of(score.top_ids)
+        tensors["topk_logprobs"] = TensorData.of(score.top_logprobs)
+    return tensors
