@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from .. import byte_tokenizer
 from ..base import ModelInfo, RefusedError
 from . import pretrained, recompute
 from .lora import Active, Shapes, fresh, inject, pairs, using
-from .quiet import quiet
 from .slots import Slots, contents
 
 __all__ = ["Base", "load_base"]
@@ -87,7 +89,7 @@ def _tiny() -> tuple[Any, Any]:
 def _from_transformers(model: str) -> tuple[Any, Any]:
     """Load from a directory or the hub; code that comes with a model is never run."""
     try:
-        with quiet():
+        with _quiet():
             network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="sdpa")
             return network, AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
@@ -157,3 +159,15 @@ def _unfit(base: Base, why: str) -> RefusedError:
     return RefusedError(
         f"the torch engine runs dense decoder-only transformers; {base.info.name!r} ({base.info.arch}) {why}"
     )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' progress bars off the terminal of whoever runs the service."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()

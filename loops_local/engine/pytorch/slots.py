@@ -80,7 +80,7 @@ class _Layer(CacheLayerMixin):
     is_sliding = False
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
-        super().__init__()
+        CacheLayerMixin.__init__(self)
         # `keys` and `values` of the parent may be None, and here never are.
         self.k = keys.new_empty(0, keys.shape[1], 0, keys.shape[3])
         self.v = values.new_empty(0, values.shape[1], 0, values.shape[3])
