@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import lru_cache
 from typing import Any, Final, TypeVar, cast
 from urllib.parse import urlsplit
 
@@ -126,12 +127,26 @@ class Transport:
 
     async def send(self, request: Request) -> Answer:
         """Send a request and return whatever is answered."""
-        async with self.open(request) as response:
-            return Answer(response.status, response.headers, await response.read())
+        try:
+            async with self._start(request) as response:
+                return Answer(response.status, response.headers, await response.read())
+        except (aiohttp.ClientError, TimeoutError, OSError) as cause:
+            raise self._translated(request, cause) from cause
 
     @asynccontextmanager
-    async def open(self, request: Request) -> AsyncGenerator[aiohttp.ClientResponse]:
-        """Send a request and give its response while the body is still to be read."""
+    async def stream(self, request: Request) -> AsyncGenerator[aiohttp.ClientResponse]:
+        """Give a 2xx response to read piece by piece; anything else is raised as its error."""
+        try:
+            async with self._start(request) as response:
+                if not 200 <= response.status < 300:
+                    raise self.error(request, Answer(response.status, response.headers, await response.read()))
+                yield response
+        except (aiohttp.ClientError, TimeoutError, OSError) as cause:
+            if isinstance(cause, LoopsError):
+                raise
+            raise self._translated(request, cause) from cause
+
+    def _start(self, request: Request) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
         self._check_usable()
         headers = {**request.headers, **self._authorization} if request.authorize else dict(request.headers)
         data: Any = request.body
@@ -140,24 +155,14 @@ class Transport:
         if isinstance(data, Pieces):
             headers["Content-Length"] = str(data.size)
             data = data.stream()
-        timeout = aiohttp.ClientTimeout(total=request.timeout, sock_connect=CONNECT_SECONDS)
-        try:
-            async with self._session.request(
-                request.method, request.url, data=data, headers=headers, timeout=timeout, allow_redirects=False
-            ) as response:
-                yield response
-        except (aiohttp.ClientError, TimeoutError, OSError) as cause:
-            if isinstance(cause, LoopsError):
-                raise
-            raise self._translated(request, cause) from cause
-
-    @asynccontextmanager
-    async def stream(self, request: Request) -> AsyncGenerator[aiohttp.ClientResponse]:
-        """Give a 2xx response to read piece by piece; anything else is raised as its error."""
-        async with self.open(request) as response:
-            if not 200 <= response.status < 300:
-                raise self.error(request, Answer(response.status, response.headers, await response.read()))
-            yield response
+        return self._session.request(
+            request.method,
+            request.url,
+            data=data,
+            headers=headers,
+            timeout=_time_limit(request.timeout),
+            allow_redirects=False,
+        )
 
     def decoded(self, request: Request, answer: Answer, kind: type[T]) -> T:
         """Return the body as `kind`, or raise what is wrong with it."""
@@ -269,6 +274,11 @@ class ErrorBody(Struct, kw_only=True):
             code=_text(fields.get("code")),
             reason=_text(_dict(fields, "details").get("reason")),
         )
+
+
+@lru_cache(maxsize=64)
+def _time_limit(seconds: float | None) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=seconds, sock_connect=CONNECT_SECONDS)
 
 
 def _is_final(answer: Answer) -> bool:

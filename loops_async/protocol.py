@@ -207,17 +207,22 @@ class ChoiceLogprobs(Struct):
     token_logprobs: list[float | None] = []
 
 
-class Choice(Struct, kw_only=True):
-    """One completion."""
+class ChoiceBase(Struct, kw_only=True):
+    """What every completion has."""
 
     index: int = 0
     text: str | None = None
     finish_reason: str | None = None
-    logprobs: ChoiceLogprobs | None = None
     prompt_logprobs: PromptLogprobs | None = None
     prompt_token_ids: list[int] | None = None
-    token_ids: list[int] | None = None
     routed_experts_ref: ExternalRef | None = None
+
+
+class Choice(ChoiceBase, kw_only=True):
+    """One completion."""
+
+    logprobs: ChoiceLogprobs | None = None
+    token_ids: list[int] | None = None
 
 
 class Completions(Struct, kw_only=True):

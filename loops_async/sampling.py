@@ -41,6 +41,24 @@ _encode = msgspec.json.Encoder().encode
 _decode_completions = msgspec.json.Decoder(protocol.Completions).decode
 
 
+class _PlainLogprobs(Struct):
+    token_logprobs: list[float]
+
+
+class _PlainChoice(protocol.ChoiceBase, kw_only=True):
+    logprobs: _PlainLogprobs
+    token_ids: list[int]
+
+
+class _PlainCompletions(Struct):
+    """An answer as it nearly always is: ids are there, no logprob is missing, and the tokens' names can be skipped."""
+
+    choices: list[_PlainChoice]
+
+
+_decode_plain_completions = msgspec.json.Decoder(_PlainCompletions).decode
+
+
 class SamplerTarget(Struct, frozen=True, kw_only=True):
     """Where a sampling client sends its requests, and which weights it asks for.
 
@@ -374,20 +392,14 @@ def _stops(stop: str | list[str | int] | None) -> tuple[Any, Any]:
 
 
 def _response(answer: Answer, prompt: list[int], *, topk: int) -> SampleResponse:
-    try:
-        choices = _decode_completions(answer.body).choices
-    except msgspec.MsgspecError as problem:
-        raise ProtocolError(
-            f"the sampler answered 200 with a body that is not a completion: {problem}; it begins with "
-            f"{answer.body[:200].decode('utf-8', 'replace')!r}"
-        ) from problem
+    choices, sequences = _choices(answer.body)
     first = choices[0] if choices else None
     scored = first.prompt_logprobs if first else None
     # Images are expanded by the service, so its own prompt wins over ours.
     tokens = (first.prompt_token_ids if first else None) or prompt
     version = answer.headers.get(protocol.POLICY_VERSION, "")
     return SampleResponse(
-        sequences=[_sequence(choice) for choice in choices],
+        sequences=sequences,
         policy_version=int(version) if version.isdecimal() else None,
         prompt_token_ids=first.prompt_token_ids if first else None,
         prompt_logprobs=[_own_logprob(*pair) for pair in zip(scored, tokens, strict=False)] if scored else None,
@@ -395,14 +407,45 @@ def _response(answer: Answer, prompt: list[int], *, topk: int) -> SampleResponse
     )
 
 
+def _choices(body: bytes) -> tuple[Sequence[protocol.ChoiceBase], list[SampledSequence]]:
+    """Decode an answer; the common form first, which costs a quarter less, then whatever the wire allows."""
+    try:
+        plain = _decode_plain_completions(body).choices
+    except msgspec.ValidationError:
+        choices = _decode_leniently(body)
+        return choices, [_sequence(choice) for choice in choices]
+    except msgspec.DecodeError as problem:
+        raise _not_a_completion(body, problem) from problem
+    return plain, [_sampled(choice, choice.token_ids, choice.logprobs.token_logprobs) for choice in plain]
+
+
+def _decode_leniently(body: bytes) -> list[protocol.Choice]:
+    try:
+        return _decode_completions(body).choices
+    except msgspec.ValidationError as problem:
+        raise _not_a_completion(body, problem) from problem
+
+
+def _not_a_completion(body: bytes, problem: Exception) -> ProtocolError:
+    begin = body[:200].decode("utf-8", "replace")
+    return ProtocolError(
+        f"the sampler answered 200 with a body that is not a completion: {problem}; it begins with {begin!r}"
+    )
+
+
 def _sequence(choice: protocol.Choice) -> SampledSequence:
-    scored = choice.logprobs or protocol.ChoiceLogprobs()
-    logprobs: Any = scored.token_logprobs
-    if None in logprobs:
-        logprobs = [math.nan if one is None else one for one in logprobs]
+    scored = choice.logprobs
+    tokens = choice.token_ids
+    if tokens is None:
+        tokens = [_token_id(token) for token in scored.tokens] if scored else []
+    logprobs = [math.nan if one is None else one for one in scored.token_logprobs] if scored else None
+    return _sampled(choice, tokens, logprobs)
+
+
+def _sampled(choice: protocol.ChoiceBase, tokens: list[int], logprobs: list[float] | None) -> SampledSequence:
     return SampledSequence(
-        tokens=choice.token_ids if choice.token_ids is not None else [_token_id(token) for token in scored.tokens],
-        logprobs=logprobs if choice.logprobs is not None else None,
+        tokens=tokens,
+        logprobs=logprobs,
         stop_reason=choice.finish_reason or "length",
         text=choice.text,
         routed_experts=choice.routed_experts_ref,
