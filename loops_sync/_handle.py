@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from types import TracebackType
 from typing import Any, Generic, NoReturn, ParamSpec, Self, TypeVar
 
 from ._bridge import Bridge, Held, current
 
-__all__ = ["Handle", "Opened", "unwrap"]
+__all__ = ["Closing", "Handle", "Opened", "unwrap"]
 
 P = ParamSpec("P")
 C = TypeVar("C")
@@ -37,8 +38,24 @@ class Handle(Generic[C]):
         return type(self), (self._impl,)
 
 
-class Opened(Handle[C]):
-    """A handle whose constructor opens the object behind it, and which `close`, `with` or letting go of it closes."""
+class Closing(Handle[C]):
+    """A handle that ``with`` closes."""
+
+    def close(self) -> None:
+        """Close what is behind it."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Opened(Closing[C]):
+    """A handle whose constructor opens what is behind it; `close`, ``with`` or letting go of it closes that again."""
 
     _held: Held[C]
 
@@ -53,7 +70,8 @@ class Opened(Handle[C]):
         handle._open(make, *args, **kwargs)
         return handle
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Close what is behind it; closing it again does nothing."""
         self._held.__exit__(None, None, None)
 
     def __reduce__(self) -> NoReturn:
