@@ -90,7 +90,7 @@ async def _is_local_mode(request: web.Request, registry: Registry) -> bool:
         return set(request.query) == {"run_id"} and registry.is_local(request.query["run_id"])
     if request.method == "GET" and request.path.startswith(f"{ROOT}/checkpoints/") and request.path.endswith("/files"):
         checkpoint = await registry.checkpoints.find(request.match_info.get("checkpoint_id", ""))
-        return checkpoint is not None and registry.is_local(checkpoint.run_id)
+        return checkpoint is not None and checkpoint.local
     return False
 
 

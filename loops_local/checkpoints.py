@@ -47,7 +47,7 @@ class Checkpoints:
 
     def __init__(self, store: Store, directory: Path) -> None:
         self._store = store
-        self._root = directory
+        self._root = directory.resolve()
         self._by_id: dict[str, CheckpointRecord] = {}
         self._by_uri: dict[CheckpointUri, CheckpointRecord] = {}
         self._adapters: OrderedDict[str, asyncio.Future[Adapter]] = OrderedDict()
@@ -122,11 +122,36 @@ class Checkpoints:
         """Return a checkpoint's files, ordered by name."""
         return await asyncio.to_thread(_files_below, self.directory(record))
 
-    def inside(self, path: str, data_dir: Path) -> Path:
-        """Return the directory of a ``file://`` URL or a plain path, which must be inside the data directory."""
-        local = Path(unquote(urlsplit(path).path) if path.startswith("file:") else path)
-        found = (data_dir / local).resolve()
-        if not found.is_relative_to(data_dir.resolve()):
+    async def readable(self, path: str, *, base_model: str, local: bool) -> Path:
+        """Return the directory that a trainer of `base_model` may load.
+
+        Args:
+            path: a ``bt://`` URI of a trainer's checkpoint, or a directory inside the data directory.
+            base_model: the model that is trained.
+            local: whether a run of local mode asks; it may read what local mode has saved and nothing else.
+
+        Raises:
+            RefusedError: it may not, or the checkpoint is of another model.
+            HttpError: there is no such checkpoint.
+        """
+        if not path.startswith("bt:"):
+            directory = await asyncio.to_thread(self._inside, path)
+            record = self._by_id.get(directory.name)
+            if local and (record is None or not record.local or self.directory(record) != directory):
+                raise RefusedError(f"path: local mode reads what local mode has saved; got {path!r}")
+            return directory
+        record = await self.at(parse_uri(path, kind="weights"))
+        if local and not record.local:
+            raise not_found("checkpoint", path)
+        if record.base_model != base_model:
+            raise RefusedError(f"path: {path!r} belongs to {record.base_model!r}, this run trains {base_model!r}")
+        return self.directory(record)
+
+    def _inside(self, path: str) -> Path:
+        data_dir = self._root.parent.resolve()
+        named = Path(unquote(urlsplit(path).path) if path.startswith("file:") else path)
+        found = (data_dir / named).resolve()
+        if not found.is_relative_to(data_dir):
             raise RefusedError(f"path: files can only be read from the service's data directory; got {path!r}")
         if not found.is_dir():
             raise RefusedError(f"path: there is no directory {path!r}")
@@ -181,9 +206,9 @@ def parse_uri(text: str, *, kind: str | None = None, field: str = "path") -> Che
 
 
 def _files_below(directory: Path) -> CheckpointFiles:
-    return sorted(
-        (_stored_file(directory, path) for path in directory.rglob("*") if path.is_file()), key=lambda file: file.name
-    )
+    # A link could lead to a file of somebody else.
+    paths = (path for path in directory.rglob("*") if path.is_file() and not path.is_symlink())
+    return sorted((_stored_file(directory, path) for path in paths), key=lambda file: file.name)
 
 
 def _stored_file(directory: Path, path: Path) -> StoredFile:

@@ -117,10 +117,14 @@ class Models:
             self.host(name)
         return list(self._hosts.values())
 
+    def offers(self, name: str) -> bool:
+        """Tell whether a model is on offer."""
+        return self.names is None or name in self.names
+
     def find(self, name: str) -> ModelHost:
         """Return the host of a model that a request names, refusing a model that is not on offer."""
-        if self.names is not None and name not in self.names:
-            raise invalid("base_model", f"this service has {', '.join(self.names)}; got {name!r}")
+        if not self.offers(name):
+            raise invalid("base_model", f"this service has {', '.join(self.names or ())}; got {name!r}")
         return self.host(name)
 
     def host(self, name: str) -> ModelHost:

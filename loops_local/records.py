@@ -108,6 +108,7 @@ class CheckpointRecord(Record, kw_only=True):
     base_model: str
     rank: int
     size_bytes: int
+    local: bool = False
     expires_at: datetime | None = None
 
     @property

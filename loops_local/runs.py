@@ -22,8 +22,8 @@ from loops_async.types import (
     SaveWeightsResponse,
 )
 
-from .checkpoints import Checkpoints, parse_uri, size_below
-from .engine import Engine, RefusedError
+from .checkpoints import Checkpoints, size_below
+from .engine import Engine
 from .engine.base import Adapter, Trainer
 from .models import ModelHost
 from .provisioning import Deployment
@@ -223,7 +223,11 @@ class LiveRun:
 
         def save(trainer: Trainer) -> tuple[int, int]:
             directory.mkdir(parents=True)
-            write(trainer, directory)
+            try:
+                write(trainer, directory)
+            except BaseException:
+                shutil.rmtree(directory, ignore_errors=True)
+                raise
             return trainer.rank, size_below(directory)
 
         rank, size_bytes = await self._train(save, changes=False)
@@ -235,6 +239,7 @@ class LiveRun:
             base_model=self.record.base_model,
             rank=rank,
             size_bytes=size_bytes,
+            local=self.record.local,
             expires_at=None if ttl_seconds is None else now() + timedelta(seconds=ttl_seconds),
         )
         await self._checkpoints.add(record)
@@ -251,14 +256,7 @@ class LiveRun:
         return None if self.record.path is None else await self._readable_directory(self.record.path)
 
     async def _readable_directory(self, path: str) -> Path:
-        if not path.startswith("bt:"):
-            return self._checkpoints.inside(path, self._data_dir)
-        checkpoint = await self._checkpoints.at(parse_uri(path, kind="weights"))
-        if checkpoint.base_model != self.record.base_model:
-            raise RefusedError(
-                f"path: {path!r} belongs to {checkpoint.base_model!r}, this run trains {self.record.base_model!r}"
-            )
-        return self._checkpoints.directory(checkpoint)
+        return await self._checkpoints.readable(path, base_model=self.record.base_model, local=self.record.local)
 
 
 def _save_into(trainer: Trainer, directory: Path) -> None:

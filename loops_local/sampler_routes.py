@@ -41,6 +41,7 @@ class _Source(Struct, frozen=True):
     checkpoint: CheckpointUri | None = None
     deployment: Deployment | None = None
     max_seq_len: int | None = None
+    local: bool = False
 
 
 class _Weights(Struct, frozen=True):
@@ -68,6 +69,12 @@ class SamplerRoutes:
                     web.post(f"{root}/sample", self.sample),
                     web.get(f"{root}/v1/models", self.models),
                     web.get(f"{root}/trainers_policy_version", self.policy_version),
+                )
+            ),
+            *(
+                route
+                for root in (f"{SAMPLERS}/sync", LOCAL_SAMPLER, f"{LOCAL_SAMPLER}/{{model}}")
+                for route in (
                     web.get(f"{root}/tokenizer", self.list_tokenizer),
                     web.get(f"{root}/tokenizer/{{name}}", self.get_tokenizer),
                 )
@@ -98,6 +105,9 @@ class SamplerRoutes:
     async def models(self, request: web.Request) -> web.Response:
         source = self._source(request, None)
         served = [wire.ServedModel(id=source.host.name, tokenizer="tokenizer")]
+        if source.local and source.run is None:
+            others = [host.name for host in self._registry.models.hosts if host is not source.host]
+            served += [wire.ServedModel(id=name, tokenizer=f"{wire.segment(name)}/tokenizer") for name in others]
         live = source.run.record.live if source.run is not None else None
         if source.run is not None and live is not None:
             uri = CheckpointUri(source.run.record.id, "sampler_weights", live.name)
@@ -127,10 +137,11 @@ class SamplerRoutes:
         return web.FileResponse(directory / name)
 
     def _source(self, request: web.Request, body: wire.SampleBody | None) -> _Source:
-        source = self._local_source(request) if "sampler_id" not in request.match_info else self._own_source(request)
-        named = None if body is None or body.model is UNSET else body.model
-        if named not in (None, source.host.name):
-            raise not_found("model", str(named))
+        model = None if body is None or body.model is UNSET else body.model
+        local = "sampler_id" not in request.match_info
+        source = self._local_source(request, model) if local else self._own_source(request)
+        if model not in (None, source.host.name):
+            raise not_found("model", str(model))
         return source
 
     def _own_source(self, request: web.Request) -> _Source:
@@ -146,12 +157,16 @@ class SamplerRoutes:
             sampler.record.max_seq_length,
         )
 
-    def _local_source(self, request: web.Request) -> _Source:
-        run_id = request.headers.get(wire.RUN_ID)
-        if run_id is None:
-            return _Source(self._registry.models.host(self._registry.models.default), None)
-        run = self._registry.local_run(run_id)
-        return _Source(run.host, run)
+    def _local_source(self, request: web.Request, model: str | None) -> _Source:
+        """Return the run that the header names, else the base model that the body or the path names."""
+        models = self._registry.models
+        if (run_id := request.headers.get(wire.RUN_ID)) is not None:
+            run = self._registry.local_run(run_id)
+            return _Source(run.host, run, local=True)
+        name = model or request.match_info.get("model") or models.default
+        if not models.offers(name):
+            raise not_found("model", name)
+        return _Source(models.host(name), None, local=True)
 
     async def _weights(self, request: web.Request, source: _Source) -> _Weights:
         """Choose the weights. Source: data-plane reference 3.6."""
@@ -180,6 +195,8 @@ class SamplerRoutes:
             record = await self._registry.sampler_checkpoint(path, field=wire.CHECKPOINT_PATH)
         except HttpError as problem:
             raise bad_request(str(problem)) from problem
+        if source.local and not record.local:
+            raise bad_request(f"{wire.CHECKPOINT_PATH}: local mode has no checkpoint {path!r}")
         if record.base_model != source.host.name:
             raise bad_request(
                 f"{wire.CHECKPOINT_PATH}: {path!r} belongs to {record.base_model!r}, this sampler is of "

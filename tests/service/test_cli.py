@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import stat
+import sys
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from loops_local import LocalService
+
+
+def start(*arguments: str, **environment: str) -> asyncio.Task[asyncio.subprocess.Process]:
+    env = {name: value for name, value in os.environ.items() if name != "BASETEN_API_KEY"} | environment
+    return asyncio.ensure_future(
+        asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "loops_local", *arguments),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=env,
+        )
+    )
+
+
+async def banner(process: asyncio.subprocess.Process) -> str:
+    assert process.stdout is not None
+    return (await process.stdout.readuntil(b"Press Ctrl-C to stop.\n")).decode()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_serve_tells_how_to_use_it_and_ends_cleanly(tmp_path: Path, number: signal.Signals) -> None:
+    process = await start("serve", "--engine", "echo", "--port", "0", "--data-dir", str(tmp_path))
+    said = await banner(process)
+    found = re.search(r"LOOPS_BASE_URL=(\S+)", said)
+    assert found
+    url = found[1]
+    key = (tmp_path / "api_key").read_text()
+    assert key not in said
+    assert f'BASETEN_API_KEY="$(cat {tmp_path / "api_key"})"' in said
+    assert stat.S_IMODE((tmp_path / "api_key").stat().st_mode) == 0o600
+    assert "nothing is learned" in said
+    assert f"{url}/local/trainer" in said
+    headers = {"Authorization": f"Bearer {key}"}
+    async with aiohttp.request("GET", f"{url}/v1/loops/capabilities", headers=headers) as response:
+        assert response.status == 200
+    process.send_signal(number)
+    _, errors = await process.communicate()
+    assert process.returncode == 0
+    assert b"Traceback" not in errors
+
+
+async def test_the_key_may_come_from_the_environment_and_is_not_shown_or_kept(tmp_path: Path) -> None:
+    arguments = ("serve", "--engine", "echo", "--port", "0", "--data-dir", str(tmp_path))
+    process = await start(*arguments, BASETEN_API_KEY="from-outside")
+    said = await banner(process)
+    assert "from-outside" not in said
+    assert not (tmp_path / "api_key").exists()
+    process.terminate()
+    await process.communicate()
+
+
+async def failure(*arguments: str) -> str:
+    process = await start(*arguments)
+    _, errors = await process.communicate()
+    assert process.returncode not in (0, None)
+    return errors.decode()
+
+
+async def test_a_port_in_use_is_one_readable_line(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        said = await failure("serve", "--engine", "echo", "--port", port, "--data-dir", str(tmp_path))
+    assert said == f"loops-local: port {port} of 127.0.0.1 is in use; choose another with --port (0 takes any)\n"
+
+
+async def test_a_data_directory_in_use_is_one_readable_line(tmp_path: Path) -> None:
+    async with LocalService(engine="echo", data_dir=tmp_path):
+        said = await failure("serve", "--engine", "echo", "--port", "0", "--data-dir", str(tmp_path))
+    assert said == f"loops-local: {tmp_path} is in use by another loops-local service\n"
+
+
+async def test_wrong_arguments_are_explained(tmp_path: Path) -> None:
+    assert "0 to 65535" in await failure("serve", "--port", "99999")
+    assert "0 or more" in await failure("serve", "--provisioning-seconds", "-1")
+    (tmp_path / "file").write_text("")
+    said = await failure("serve", "--engine", "echo", "--data-dir", str(tmp_path / "file"))
+    assert said.startswith("loops-local: cannot start: ")
+    assert len(said.splitlines()) == 1
