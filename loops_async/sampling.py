@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from time import monotonic
 from typing import Any, Final
 from uuid import uuid4
@@ -12,6 +11,7 @@ import msgspec
 from msgspec import UNSET, Struct
 
 from . import _retry, protocol
+from ._completions import read_completions
 from ._inputs import check_at_least, check_kind, check_model_input
 from ._readiness import SamplerGate
 from ._retry import Patience
@@ -28,8 +28,7 @@ from .errors import (
     RequestTimeoutError,
     SampleTimeoutError,
 )
-from .types import ModelInput, SampledSequence, SampleResponse, SamplingParams
-from .types.sampling import TopK
+from .types import ModelInput, SampleResponse, SamplingParams
 
 __all__ = ["SamplerTarget", "SamplingClient"]
 
@@ -38,25 +37,6 @@ VERSION_SECONDS: Final = 600.0
 VERSION_POLL_SECONDS: Final = 2.0
 
 _encode = msgspec.json.Encoder().encode
-_decode_completions = msgspec.json.Decoder(protocol.Completions).decode
-
-
-class _PlainLogprobs(Struct):
-    token_logprobs: list[float]
-
-
-class _PlainChoice(protocol.ChoiceBase, kw_only=True):
-    logprobs: _PlainLogprobs
-    token_ids: list[int]
-
-
-class _PlainCompletions(Struct):
-    """An answer as it nearly always is: ids are there, no logprob is missing, and the tokens' names can be skipped."""
-
-    choices: list[_PlainChoice]
-
-
-_decode_plain_completions = msgspec.json.Decoder(_PlainCompletions).decode
 
 
 class SamplerTarget(Struct, frozen=True, kw_only=True):
@@ -144,6 +124,7 @@ class SamplingClient:
         topk_prompt_logprobs: int = 0,
         *,
         affinity_key: str | None = None,
+        include_routed_experts: bool | None = None,
     ) -> SampleResponse:
         """Complete a prompt.
 
@@ -157,6 +138,8 @@ class SamplingClient:
             include_prompt_logprobs: also score the prompt's own tokens.
             topk_prompt_logprobs: also list this many best candidates at each prompt position.
             affinity_key: requests with the same key go to the same replica; use one for each rollout group.
+            include_routed_experts: capture which experts a mixture-of-experts model chose, for
+                `Datum.routed_experts_ref`; None is the service's default.
 
         Raises:
             InputError: an argument breaks a rule; nothing was sent.
@@ -176,8 +159,15 @@ class SamplingClient:
             raise InputError("affinity_key", "must not be empty")
         wants_prompt = include_prompt_logprobs or topk_prompt_logprobs > 0
         body = _sample_body(prompt, num_samples, params, topk_prompt_logprobs if wants_prompt else None)
+        if include_routed_experts is not None:
+            body.include_routed_experts = bool(include_routed_experts)
         answer = await self._send_sample(_encode(body), affinity_key)
-        return _response(answer, body.prompt, topk=topk_prompt_logprobs)
+        return read_completions(
+            answer.body,
+            prompt=body.prompt,
+            topk=topk_prompt_logprobs,
+            policy_version=answer.headers.get(protocol.POLICY_VERSION, ""),
+        )
 
     async def compute_logprobs(
         self, prompt: ModelInput | Sequence[int], *, affinity_key: str | None = None
@@ -389,83 +379,3 @@ def _stops(stop: str | list[str | int] | None) -> tuple[Any, Any]:
     if texts and ids:
         raise InputError("sampling_params.stop", f"must be all strings or all token ids; got {stop!r}")
     return texts or UNSET, ids or UNSET
-
-
-def _response(answer: Answer, prompt: list[int], *, topk: int) -> SampleResponse:
-    choices, sequences = _choices(answer.body)
-    first = choices[0] if choices else None
-    scored = first.prompt_logprobs if first else None
-    # Images are expanded by the service, so its own prompt wins over ours.
-    tokens = (first.prompt_token_ids if first else None) or prompt
-    version = answer.headers.get(protocol.POLICY_VERSION, "")
-    return SampleResponse(
-        sequences=sequences,
-        policy_version=int(version) if version.isdecimal() else None,
-        prompt_token_ids=first.prompt_token_ids if first else None,
-        prompt_logprobs=[_own_logprob(*pair) for pair in zip(scored, tokens, strict=False)] if scored else None,
-        topk_prompt_logprobs=[_top(candidates, topk) for candidates in scored] if scored and topk else None,
-    )
-
-
-def _choices(body: bytes) -> tuple[Sequence[protocol.ChoiceBase], list[SampledSequence]]:
-    """Decode an answer; the common form first, which costs a quarter less, then whatever the wire allows."""
-    try:
-        plain = _decode_plain_completions(body).choices
-    except msgspec.ValidationError:
-        choices = _decode_leniently(body)
-        return choices, [_sequence(choice) for choice in choices]
-    except msgspec.DecodeError as problem:
-        raise _not_a_completion(body, problem) from problem
-    return plain, [_sampled(choice, choice.token_ids, choice.logprobs.token_logprobs) for choice in plain]
-
-
-def _decode_leniently(body: bytes) -> list[protocol.Choice]:
-    try:
-        return _decode_completions(body).choices
-    except msgspec.ValidationError as problem:
-        raise _not_a_completion(body, problem) from problem
-
-
-def _not_a_completion(body: bytes, problem: Exception) -> ProtocolError:
-    begin = body[:200].decode("utf-8", "replace")
-    return ProtocolError(
-        f"the sampler answered 200 with a body that is not a completion: {problem}; it begins with {begin!r}"
-    )
-
-
-def _sequence(choice: protocol.Choice) -> SampledSequence:
-    scored = choice.logprobs
-    tokens = choice.token_ids
-    if tokens is None:
-        tokens = [_token_id(token) for token in scored.tokens] if scored else []
-    logprobs = [math.nan if one is None else one for one in scored.token_logprobs] if scored else None
-    return _sampled(choice, tokens, logprobs)
-
-
-def _sampled(choice: protocol.ChoiceBase, tokens: list[int], logprobs: list[float] | None) -> SampledSequence:
-    return SampledSequence(
-        tokens=tokens,
-        logprobs=logprobs,
-        stop_reason=choice.finish_reason or "length",
-        text=choice.text,
-        routed_experts=choice.routed_experts_ref,
-    )
-
-
-def _token_id(token: str | int) -> int:
-    try:
-        return int(token.removeprefix("token_id:")) if isinstance(token, str) else token
-    except ValueError:
-        raise ProtocolError(f"the sampler names a token {token!r} instead of its id") from None
-
-
-def _own_logprob(candidates: Mapping[str, protocol.PromptLogprob] | None, token: int) -> float | None:
-    own = candidates.get(str(token)) if candidates else None
-    return own.logprob if own else None
-
-
-def _top(candidates: Mapping[str, protocol.PromptLogprob] | None, topk: int) -> TopK | None:
-    if candidates is None:
-        return None
-    scored = [(int(token), one.logprob) for token, one in candidates.items() if one.logprob is not None]
-    return sorted(scored, key=lambda pair: -pair[1])[:topk]

@@ -1,0 +1,195 @@
+"""Reading the answer to a sample. It is paid for by the time it arrives, so whatever can be read of it is kept."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any, TypeGuard, TypeVar, cast
+
+import msgspec
+from msgspec import Struct
+
+from . import protocol
+from .errors import ProtocolError
+from .types import ExternalRef, SampledSequence, SampleResponse
+from .types.sampling import TopK
+
+T = TypeVar("T")
+
+log = logging.getLogger("loops_async")
+
+
+class _Usage(Struct):
+    completion_tokens: int | None = None
+
+
+class _Logprobs(Struct):
+    token_logprobs: list[float]
+
+
+class _Choice(protocol.ChoiceBase, kw_only=True):
+    """A completion as it nearly always is: ids are there, no logprob is missing, and tokens' names can be skipped."""
+
+    token_ids: list[int]
+    logprobs: _Logprobs | None = None
+
+
+class _Completions(Struct, kw_only=True):
+    choices: list[_Choice]
+    usage: _Usage | None = None
+
+
+_decode = msgspec.json.Decoder(_Completions).decode
+
+
+def read_completions(body: bytes, *, prompt: list[int], topk: int, policy_version: str = "") -> SampleResponse:
+    """Read the body of an answer.
+
+    Args:
+        body: JSON in the manner of OpenAI completions (data-plane reference 3.5).
+        prompt: the token ids that were sent; the answer's own win, since a service expands images.
+        topk: how many candidates were asked for at each prompt position.
+        policy_version: what the answer's header says of the weights that made it.
+
+    Raises:
+        ProtocolError: there is not a list of completions in it.
+    """
+    try:
+        answer = _decode(body)
+    except msgspec.DecodeError as odd:
+        answer = _salvaged(body, odd)
+    first = answer.choices[0] if answer.choices else None
+    expanded = first.prompt_token_ids if first else None
+    scored = first.prompt_logprobs if first else None
+    prompt = expanded or prompt
+    echo = len(prompt) if _echoes(answer, prompt) else 0
+    return SampleResponse(
+        sequences=[_sequence(choice, echo) for choice in answer.choices],
+        policy_version=int(policy_version) if policy_version.isdecimal() else None,
+        prompt_token_ids=expanded,
+        prompt_logprobs=[_own_logprob(*pair) for pair in zip(scored, prompt, strict=False)] if scored else None,
+        topk_prompt_logprobs=[_top(candidates, topk) for candidates in scored] if scored and topk else None,
+    )
+
+
+def _echoes(answer: _Completions, prompt: list[int]) -> bool:
+    """Whether the completions begin with the prompt because the answer counts it out of what was generated.
+
+    That they merely begin alike says nothing: a completion may well repeat its prompt.
+    """
+    counted = answer.usage.completion_tokens if answer.usage else None
+    sent = sum(len(choice.token_ids) for choice in answer.choices)
+    if counted is None or counted == sent or sent != counted + len(prompt) * len(answer.choices):
+        return False
+    return all(choice.token_ids[: len(prompt)] == prompt for choice in answer.choices)
+
+
+def _sequence(choice: _Choice, echo: int) -> SampledSequence:
+    tokens = choice.token_ids[echo:] if echo else choice.token_ids
+    logprobs = choice.logprobs.token_logprobs if choice.logprobs else None
+    if logprobs is not None and len(logprobs) != len(tokens):
+        logprobs = _aligned(logprobs, len(tokens))
+    return SampledSequence(
+        tokens=tokens,
+        logprobs=logprobs,
+        stop_reason=choice.finish_reason or "length",
+        text=choice.text,
+        routed_experts=choice.routed_experts_ref,
+    )
+
+
+def _aligned(logprobs: list[float], count: int) -> list[float]:
+    """Return one logprob for each of the last `count` tokens; more of them belong to an echo before."""
+    if len(logprobs) < count:
+        log.warning("the sampler sent %d logprobs for %d tokens; the others are NaN", len(logprobs), count)
+        return logprobs + [math.nan] * (count - len(logprobs))
+    return logprobs[len(logprobs) - count :]
+
+
+def _own_logprob(candidates: Mapping[str, protocol.PromptLogprob] | None, token: int) -> float | None:
+    own = candidates.get(str(token)) if candidates else None
+    return own.logprob if own else None
+
+
+def _top(candidates: Mapping[str, protocol.PromptLogprob] | None, topk: int) -> TopK | None:
+    if candidates is None:
+        return None
+    scored = [
+        (int(token), one.logprob) for token, one in candidates.items() if one.logprob is not None and token.isdecimal()
+    ]
+    return sorted(scored, key=lambda pair: -pair[1])[:topk]
+
+
+# --- answers that are not as the wire says ---------------------------------------------------------------------------
+
+
+def _salvaged(body: bytes, odd: Exception) -> _Completions:
+    """Read what there is of an answer whose fields are not all as they should be."""
+    try:
+        raw = _dict(json.loads(body))  # which, unlike msgspec, takes the NaN and Infinity that careless services write
+    except ValueError:
+        raw = {}
+    choices = raw.get("choices")
+    if not _is_list(choices):
+        begin = body[:200].decode("utf-8", "replace")
+        raise ProtocolError(
+            f"the sampler answered 200 with a body that is not a completion: {odd}; it begins with {begin!r}"
+        ) from odd
+    return _Completions(
+        choices=[_salvaged_choice(_dict(choice)) for choice in choices], usage=_fitting(raw.get("usage"), _Usage)
+    )
+
+
+def _salvaged_choice(raw: dict[str, Any]) -> _Choice:
+    logprobs = _dict(raw.get("logprobs"))
+    scores, names = logprobs.get("token_logprobs"), logprobs.get("tokens")
+    ids = raw.get("token_ids")
+    reason = raw.get("finish_reason")
+    return _Choice(
+        text=_fitting(raw.get("text"), str),
+        finish_reason=reason if isinstance(reason, str) or reason is None else str(reason),
+        token_ids=_token_ids(ids if _is_list(ids) else names),
+        logprobs=_Logprobs([_number(score) for score in scores]) if _is_list(scores) else None,
+        prompt_logprobs=_fitting(raw.get("prompt_logprobs"), protocol.PromptLogprobs),
+        prompt_token_ids=_fitting(raw.get("prompt_token_ids"), list[int]),
+        routed_experts_ref=_fitting(raw.get("routed_experts_ref"), ExternalRef),
+    )
+
+
+def _token_ids(names: Any) -> list[int]:
+    """Read ids, or names such as ``"token_id:7"``; the text is all that is left where a token has another name."""
+    if not _is_list(names):
+        return []
+    try:
+        return [int(name.removeprefix("token_id:")) if isinstance(name, str) else int(name) for name in names]
+    except (TypeError, ValueError, OverflowError):
+        log.warning("the sampler names tokens otherwise than by their ids, so only their text is known: %.80r", names)
+        return []
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+
+
+def _fitting(value: Any, kind: type[T] | Any) -> T | None:
+    """Return `value` as `kind`, None when it is something else."""
+    try:
+        found: T = msgspec.convert(value, kind)
+    except msgspec.ValidationError as problem:
+        if value is not None:
+            log.warning("a part of the sampler's answer cannot be read and is left out: %s", problem)
+        return None
+    return found
+
+
+def _is_list(value: Any) -> TypeGuard[list[Any]]:
+    return isinstance(value, list)
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}

@@ -1,0 +1,32 @@
+"""A service of each test's own, in the test's own event loop, and clients of it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from loops_async import SamplingClient, ServiceClient, TrainingClient
+from loops_local import LocalService
+
+
+@pytest.fixture
+async def local() -> AsyncIterator[LocalService]:
+    async with LocalService(engine="echo", provisioning_seconds=0.0) as local:
+        yield local
+
+
+@pytest.fixture
+async def service(local: LocalService) -> AsyncIterator[ServiceClient]:
+    async with ServiceClient(base_url=local.base_url, api_key=local.api_key) as service:
+        yield service
+
+
+@pytest.fixture
+async def trainer(service: ServiceClient) -> TrainingClient:
+    return await service.create_lora_training_client("echo", rank=4)
+
+
+@pytest.fixture
+async def sampler(service: ServiceClient) -> SamplingClient:
+    return await service.create_sampling_client("echo")
