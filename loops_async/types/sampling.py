@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeAlias
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 from msgspec import Meta, Struct
 
 from .inputs import ExternalRef
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 __all__ = ["SampleResponse", "SampleResult", "SampledSequence", "SamplingParams"]
 
@@ -28,11 +33,19 @@ class SamplingParams(Struct, frozen=True, kw_only=True):
     structured_outputs: dict[str, Any] | None = None
 
 
-class SampledSequence(Struct, frozen=True, kw_only=True):
+# `dict` is for what `cached_property` keeps.
+class SampledSequence(Struct, frozen=True, kw_only=True, dict=True):
     """One completion: its `tokens`, the logprob of each in nats, and why it ended.
 
     `stop_reason` is ``"stop"`` or ``"length"``; a word that this version does not know is kept as it came.
-    A logprob that the service could not give is NaN.
+    A logprob that the service could not give is NaN. `tokens_array` and `logprobs_array` are the same as read-only
+    numpy arrays, made when first asked for: asking again, slicing and viewing copy nothing.
+
+    Example:
+        >>> from loops_async import SampledSequence
+        >>> sequence = SampledSequence(tokens=[7, 8], logprobs=[-0.5, -0.25])
+        >>> float(sequence.logprobs_array.sum())
+        -0.75
     """
 
     tokens: list[int] = []
@@ -40,6 +53,26 @@ class SampledSequence(Struct, frozen=True, kw_only=True):
     stop_reason: str = "length"
     text: str | None = None
     routed_experts: ExternalRef | None = None
+
+    @cached_property
+    def tokens_array(self) -> NDArray[np.int64]:
+        """The token ids, int64 of shape (number of tokens,); needs numpy."""
+        import numpy as np
+
+        array = np.array(self.tokens, dtype=np.int64)
+        array.flags.writeable = False
+        return array
+
+    @cached_property
+    def logprobs_array(self) -> NDArray[np.float64]:
+        """The logprobs in nats, float64 of shape (number of tokens,), all NaN where there are none; needs numpy."""
+        import numpy as np
+
+        array = (
+            np.full(len(self.tokens), np.nan) if self.logprobs is None else np.array(self.logprobs, dtype=np.float64)
+        )
+        array.flags.writeable = False
+        return array
 
 
 TopK: TypeAlias = list[tuple[int, float]]
