@@ -10,7 +10,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from msgspec.structs import force_setattr
 
 from ..errors import InputError
-from .tensors import ArrayLike, SupportsToList, TensorData
+from .tensors import ArrayLike, SupportsToList, TensorData, is_list_like, plain_scalars
 
 __all__ = ["Datum", "EncodedTextChunk", "ExternalRef", "ImageAssetPointerChunk", "ImageChunk", "ModelInput"]
 
@@ -81,7 +81,7 @@ class ModelInput(Struct, frozen=True):
     @classmethod
     def from_ints(cls, tokens: Sequence[int] | SupportsToList) -> ModelInput:
         """Make an input of one text chunk from token ids (a list or any integer array)."""
-        return cls([EncodedTextChunk(tokens.tolist() if isinstance(tokens, SupportsToList) else list(tokens))])
+        return cls([EncodedTextChunk(token_ids(tokens, path="tokens"))])
 
     @classmethod
     def empty(cls) -> ModelInput:
@@ -157,13 +157,30 @@ class Datum(Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         given: Any = self.model_input
         if not isinstance(given, ModelInput):
-            force_setattr(self, "model_input", ModelInput.from_ints(given))
+            force_setattr(self, "model_input", ModelInput([EncodedTextChunk(token_ids(given, path="model_input"))]))
+        inputs: Any = self.loss_fn_inputs
+        if not isinstance(inputs, Mapping):
+            raise InputError("loss_fn_inputs", f"expected a dict of tensors, got {type(inputs).__name__}")
         if any(not isinstance(tensor, TensorData) for tensor in self.loss_fn_inputs.values()):
             tensors = {
                 name: TensorData.of(value, path=f"loss_fn_inputs[{name!r}]")
                 for name, value in self.loss_fn_inputs.items()
             }
             force_setattr(self, "loss_fn_inputs", tensors)
+
+
+def token_ids(tokens: Any, *, path: str) -> list[int]:
+    """Return `tokens` as a list of Python ints; `path` is the argument's name in errors."""
+    listed = tokens if is_list_like(tokens) else tokens.tolist() if isinstance(tokens, SupportsToList) else None
+    if not is_list_like(listed):
+        raise InputError(path, f"expected a list or an array of token ids, got {type(tokens).__name__}")
+    if set(map(type, listed)) <= {int}:
+        return list(listed)
+    listed = plain_scalars(listed)
+    if strange := set(map(type, listed)) - {int}:
+        kinds = ", ".join(sorted(kind.__name__ for kind in strange))
+        raise InputError(path, f"expected whole numbers as token ids, got {kinds}")
+    return listed
 
 
 # `msgspec` resolves annotations lazily; asking once here makes a mistake an import error.

@@ -22,6 +22,7 @@ Number: TypeAlias = bool | int | float
 _FLOATS = frozenset({"float32", "float16", "bfloat16", "float64"})
 _INTS = frozenset({"int32", "int64", "int8"})
 DTYPES = _FLOATS | _INTS | {"bool"}
+_NUMBERS: frozenset[type] = frozenset({bool, int, float})
 
 
 @runtime_checkable
@@ -82,8 +83,8 @@ class TensorData(msgspec.Struct, frozen=True, kw_only=True):
         if not is_list_like(value):
             raise InputError(path, f"expected a list, a numpy array or a torch tensor, got {type(value).__name__}")
         shape = _shape_of(value)
-        flat = _flatten(value, shape, path)
-        return cls(data=flat, dtype=_known(dtype or _infer(flat, path), path), shape=shape)
+        flat, kinds = _numbers(_flatten(value, shape, path), path)
+        return cls(data=flat, dtype=_known(dtype or _dtype_of(kinds), path), shape=shape)
 
     @classmethod
     def from_list(cls, data: Sequence[Any], dtype: str = "float32") -> TensorData:
@@ -134,17 +135,26 @@ def _known(dtype: str, path: str) -> str:
     return dtype
 
 
-def _infer(flat: list[Any], path: str) -> str:
+def plain_scalars(values: Sequence[Any]) -> list[Any]:
+    """Return Python's own numbers in place of numpy and torch scalars, which JSON has no word for."""
+    return [value.tolist() if isinstance(value, SupportsToList) else value for value in values]
+
+
+def _numbers(flat: list[Any], path: str) -> tuple[list[Any], set[type]]:
+    """Return the values as Python's own numbers, and which kinds of those there are."""
     kinds = set(map(type, flat))
+    if not kinds <= _NUMBERS:
+        flat = plain_scalars(flat)
+        kinds = set(map(type, flat))
+    if strange := kinds - _NUMBERS:
+        raise InputError(path, f"expected numbers, got {', '.join(sorted(kind.__name__ for kind in strange))}")
+    return flat, kinds
+
+
+def _dtype_of(kinds: set[type]) -> str:
     if kinds == {bool}:
         return "bool"
-    if kinds <= {int, bool}:
-        return "int64"
-    if kinds <= {int, float, bool}:
-        return "float32"
-    if all(isinstance(x, int | float) or hasattr(x, "__float__") for x in flat):
-        return "float32"
-    raise InputError(path, f"expected numbers, got {sorted(kind.__name__ for kind in kinds)}")
+    return "float32" if float in kinds else "int64"
 
 
 def _shape_of(value: Sequence[Any]) -> list[int]:
