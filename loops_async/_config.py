@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from typing import Any, Final, NoReturn
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from msgspec import Struct
 
@@ -25,7 +25,7 @@ class ApiKey:
     __slots__ = ("_key",)
 
     def __init__(self, key: str) -> None:
-        if not key or not key.isascii() or not key.isprintable() or " " in key:
+        if not isinstance(key, str) or not key or not key.isascii() or not key.isprintable() or " " in key:
             raise ConfigError("api_key must be printable ASCII without spaces (a stray newline from a file?)")
         self._key = key
 
@@ -80,7 +80,7 @@ def resolve_settings(
     if others.get("auth_scheme", "Bearer") not in ("Bearer", "Api-Key"):
         raise ConfigError(f"auth_scheme must be 'Bearer' or 'Api-Key'; got {others['auth_scheme']!r}")
     return Settings(
-        base_url=checked_url(url or DEFAULT_BASE_URL, "base_url"),
+        base_url=checked_url(DEFAULT_BASE_URL if url is None else url, "base_url"),
         api_key=ApiKey(key) if key is not None else None,
         max_connections=_max_connections(),
         **others,
@@ -89,12 +89,22 @@ def resolve_settings(
 
 def checked_url(url: str, name: str) -> str:
     """Return `url` without its trailing slash if it is an absolute HTTP URL; `name` is the argument's."""
-    parts = urlsplit(url) if isinstance(url, str) else None
-    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
+    parts = _split(url)
+    if parts is None:
         raise ConfigError(f"{name} must be an absolute http or https URL; got {url!r}")
     if parts.query or parts.fragment or parts.username or parts.password:
         raise ConfigError(f"{name} must not carry a user, a query or a fragment; host {parts.hostname!r}")
     return url.rstrip("/")
+
+
+def _split(url: Any) -> SplitResult | None:
+    """Return the parts of an absolute HTTP URL; None of anything else."""
+    try:
+        parts = urlsplit(url) if isinstance(url, str) else None
+        fits = parts is not None and parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # an address or a port that cannot be
+        return None
+    return parts if fits else None
 
 
 def _max_connections() -> int:
