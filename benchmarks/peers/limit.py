@@ -1,0 +1,150 @@
+"""The limit: a bare aiohttp request with a typed msgspec decode of the same bytes, and nothing else."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from benchmarks.peers.measure import MAX_TOKENS, PROMPT, SAMPLES, Clock, batch, in_flight, main
+
+JSON = {"Content-Type": "application/json"}
+
+
+class Logprobs(msgspec.Struct):
+    """What a caller needs of a completion's logprobs."""
+
+    token_logprobs: list[float]
+
+
+class Choice(msgspec.Struct):
+    """What a caller needs of a completion."""
+
+    text: str
+    finish_reason: str
+    logprobs: Logprobs
+    token_ids: list[int]
+
+
+class Completions(msgspec.Struct):
+    """The answer to a sample."""
+
+    choices: list[Choice]
+
+
+def _run(work: Callable[[aiohttp.ClientSession, argparse.Namespace], Coroutine[Any, Any, Any]]) -> Any:
+    async def with_session(given: argparse.Namespace) -> Any:
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+            return await work(session, given)
+
+    return lambda given: asyncio.run(with_session(given))
+
+
+async def sample(session: aiohttp.ClientSession, given: argparse.Namespace) -> dict[str, float]:
+    """Sample `count` times."""
+    decode = msgspec.json.Decoder(Completions).decode
+    encode = msgspec.json.Encoder().encode
+    url = f"{given.url}/sampler/sync/sample"
+    body = {"prompt": PROMPT, "n": SAMPLES, "max_tokens": MAX_TOKENS, "logprobs": 0, "temperature": 1.0, "top_p": 1.0}
+
+    async def call() -> None:
+        async with session.post(url, data=encode(body), headers=JSON) as response:
+            decode(await response.read())
+
+    await in_flight(call, given.in_flight, given.in_flight)
+    clock = Clock()
+    await clock.start_watching()
+    await in_flight(call, given.count, given.in_flight)
+    return clock.stop(given.count)
+
+
+async def train(session: aiohttp.ClientSession, given: argparse.Namespace) -> dict[str, float]:
+    """Encode a batch once and post it; numpy arrays become lists first."""
+    rows = batch(given.count)
+    encode = msgspec.json.Encoder().encode
+    async with session.get(f"{given.url}/trainers/run0/health") as response:
+        await response.read()
+    clock = Clock()
+    await clock.start_watching()
+    body = encode({"data": [_datum(row) for row in rows], "loss_fn": "importance_sampling"})
+    async with session.post(f"{given.url}/trainers/run0/forward_backward", data=body, headers=JSON) as response:
+        await response.read()
+    async with session.get(f"{given.url}/trainers/run0/operations/forward_backward-1") as response:
+        await response.read()
+    return {**clock.stop(1), "body_mb": len(body) / 1e6}
+
+
+def _datum(row: dict[str, list[Any]]) -> dict[str, Any]:
+    size = len(row["tokens"])
+    return {
+        "model_input": {"chunks": [{"type": "encoded_text", "tokens": row["tokens"]}]},
+        "loss_fn_inputs": {
+            name: {"data": row[name], "dtype": dtype, "shape": [size]}
+            for name, dtype in (
+                ("target_tokens", "int64"),
+                ("logprobs", "float32"),
+                ("advantages", "float32"),
+                ("mask", "float32"),
+            )
+        },
+    }
+
+
+def encode_only(given: argparse.Namespace) -> dict[str, float]:
+    """Encode a batch once: the yardstick of training batches."""
+    data = [_datum(row) for row in batch(given.count)]
+    encode = msgspec.json.Encoder().encode
+    encode(data)
+    clock = Clock()
+    clock.start()
+    body = encode(data)
+    return {**clock.stop(1), "body_mb": len(body) / 1e6}
+
+
+async def provision(session: aiohttp.ClientSession, given: argparse.Namespace) -> dict[str, float]:
+    """Create `count` runs and ask each for its health as its caller would who knew when it is ready."""
+
+    async def one() -> None:
+        async with session.post(f"{given.url}/v1/loops/runs", data=b"{}", headers=JSON) as response:
+            run = msgspec.json.decode(await response.read())["run"]
+        created = time.monotonic()
+        while True:
+            async with session.get(f"{run['base_url']}/health") as response:
+                if response.status == 200:
+                    return
+            await asyncio.sleep(max(0.05, 3.0 - (time.monotonic() - created)))
+
+    clock = Clock()
+    await clock.start_watching()
+    await asyncio.gather(*(one() for _ in range(given.count)))
+    return clock.stop(given.count)
+
+
+async def listing(session: aiohttp.ClientSession, given: argparse.Namespace) -> dict[str, float]:
+    """List the checkpoints of `count` runs."""
+
+    async def one(number: int) -> None:
+        async with session.get(f"{given.url}/v1/loops/checkpoints?run_id=run{number}") as response:
+            msgspec.json.decode(await response.read())
+
+    clock = Clock()
+    await clock.start_watching()
+    await asyncio.gather(*(one(number) for number in range(given.count)))
+    return clock.stop(given.count)
+
+
+if __name__ == "__main__":
+    main(
+        {
+            "sample": _run(sample),
+            "train": _run(train),
+            "encode": encode_only,
+            "provision": _run(provision),
+            "list": _run(listing),
+        }
+    )

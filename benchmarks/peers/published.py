@@ -1,0 +1,88 @@
+"""The published client, `baseten-loops`, through its asynchronous methods. Runs in an environment of its own."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from baseten.loops import Datum, ModelInput, SamplingParams, ServiceClient, TensorData
+
+from benchmarks.peers.measure import MAX_TOKENS, PROMPT, SAMPLES, Clock, batch, in_flight, main
+
+
+def _service(given: argparse.Namespace) -> Any:
+    return ServiceClient(base_url=given.url, api_key="benchmark")
+
+
+def sample(given: argparse.Namespace) -> dict[str, float]:
+    """Sample `count` times."""
+    sampler = _service(given).create_sampling_client(base_model="bench")
+    prompt = ModelInput.from_ints(PROMPT)
+    params = SamplingParams(max_tokens=MAX_TOKENS)
+
+    async def call() -> None:
+        await sampler.sample_async(prompt, SAMPLES, params)
+
+    async def run() -> dict[str, float]:
+        clock = Clock()
+        await in_flight(call, given.in_flight, given.in_flight)
+        await clock.start_watching()
+        await in_flight(call, given.count, given.in_flight)
+        return clock.stop(given.count)
+
+    return asyncio.run(run())
+
+
+def train(given: argparse.Namespace) -> dict[str, float]:
+    """Send one batch and wait for its result."""
+    rows = batch(given.count)
+    trainer = _service(given).create_lora_training_client("bench")
+    data = [] if given.numpy else [_datum(row) for row in rows]
+
+    async def run() -> dict[str, float]:
+        clock = Clock()
+        await clock.start_watching()
+        future = await trainer.forward_backward_async(
+            [_datum(row) for row in rows] if given.numpy else data, "importance_sampling"
+        )
+        await future
+        return clock.stop(1)
+
+    return asyncio.run(run())
+
+
+def _datum(row: dict[str, Any]) -> Any:
+    return Datum(
+        model_input=ModelInput.from_ints(row["tokens"]),
+        loss_fn_inputs={
+            name: TensorData.from_list(values, "int64" if name == "target_tokens" else "float32")
+            for name, values in row.items()
+            if name != "tokens"
+        },
+    )
+
+
+def provision(given: argparse.Namespace) -> dict[str, float]:
+    """Provision `count` runs at once, from threads: its asynchronous form does the same."""
+    service = _service(given)
+    clock = Clock()
+    clock.start()
+    with ThreadPoolExecutor(given.count) as pool:
+        list(pool.map(lambda _: service.create_lora_training_client("bench"), range(given.count)))
+    return clock.stop(given.count)
+
+
+def listing(given: argparse.Namespace) -> dict[str, float]:
+    """List the checkpoints of `count` runs; it has no asynchronous form."""
+    service = _service(given)
+    clock = Clock()
+    clock.start()
+    for number in range(given.count):
+        service.list_checkpoints(f"run{number}")
+    return clock.stop(given.count)
+
+
+if __name__ == "__main__":
+    main({"sample": sample, "train": train, "provision": provision, "list": listing})
