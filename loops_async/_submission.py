@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, TypeAlias, TypeVar
 from uuid import uuid4
-
-import msgspec
-from msgspec import Struct
 
 from . import _retry, protocol
 from ._encoding import Pieces, decoder_for
 from ._futures import OperationFuture
 from ._ordering import Turn, Turns
+from ._polling import Poller
 from ._tasks import TaskOwner
 from ._transport import Answer, Request, Transport
 from .errors import (
     ApiError,
     ClosedError,
     LoopsError,
-    RemoteOpError,
     ServerError,
     ServerShutdownError,
-    UnknownRequestError,
 )
 
 T = TypeVar("T")
@@ -38,15 +33,10 @@ log = logging.getLogger("loops_async")
 POLLS_AT_ONCE: Final = 8
 """Operations of a trainer finish in order, so asking for the oldest few is as good as asking for all."""
 
-POLL_SECONDS: Final = protocol.POLL_HOLD_SECONDS + 5
-SHORTEST_HOLD: Final = 0.05
-
-
-class _Poll(Struct):
-    status: str = ""
-    result: msgspec.Raw = msgspec.Raw(b"null")
-    error: str | None = None
-    error_class: str | None = None
+LOST: Final = (
+    "The trainer does not know the operation: results are kept for about an hour, and not across a restart of the "
+    "trainer. Submit it again, from the last saved state if the trainer is new."
+)
 
 
 class Submitter:
@@ -67,7 +57,16 @@ class Submitter:
         self._authorize = authorize
         self._turns = Turns()
         self._submitted = 0
-        self._polls = asyncio.Semaphore(POLLS_AT_ONCE)
+        self._poller = Poller(
+            transport,
+            root=root,
+            headers={protocol.RUN_ID: run_id},
+            authorize=authorize,
+            run_id=run_id,
+            explain=lambda error: _shutdown(error) if error.status == 503 else error,
+            lost=LOST,
+            at_once=POLLS_AT_ONCE,
+        )
 
     async def submit(
         self,
@@ -148,79 +147,13 @@ class Submitter:
 
         async def collect() -> T:
             if merge is None or len(operation_ids) == 1:
-                return await self._result(operation, operation_ids[0], decode)
-            parts = [self._result(operation, operation_id, decode) for operation_id in operation_ids]
+                return await self._poller.result(operation, operation_ids[0], decode)
+            parts = [self._poller.result(operation, operation_id, decode) for operation_id in operation_ids]
             return merge(await _all(parts))
 
         return OperationFuture(
             collect, tasks=self._tasks, operation=operation, operation_id=operation_ids[0], run_id=self._run_id
         )
-
-    async def _result(self, operation: str, operation_id: str, decode: Callable[[msgspec.Raw], Awaitable[T]]) -> T:
-        request = Request(
-            method="GET",
-            url=f"{self._root}/operations/{protocol.segment(operation_id)}",
-            what=f"wait for {operation} of run {self._run_id}",
-            headers={protocol.RUN_ID: self._run_id},
-            timeout=POLL_SECONDS,
-            authorize=self._authorize,
-        )
-        while True:
-            async with self._polls:
-                answer = await self._poll(request)
-            if answer is None:
-                continue
-            poll = self._transport.decoded(request, answer, _Poll)
-            if poll.status == "error":
-                raise RemoteOpError(
-                    poll.error or "the operation failed without a message",
-                    operation_id=operation_id,
-                    operation=operation,
-                    run_id=self._run_id,
-                    error_class=poll.error_class,
-                )
-            if poll.status == "done":
-                return await self._decoded(request, answer, poll.result, decode)
-            log.warning("%s: the trainer answers a status %r that is not known; asking again", operation, poll.status)
-            await asyncio.sleep(1.0)
-
-    async def _poll(self, request: Request) -> Answer | None:
-        """Ask once for an operation; None while it is not done."""
-        started = time.monotonic()
-
-        async def ask() -> Answer:
-            answer = await self._transport.send(request)
-            if answer.status == 200 or answer.status == 408:
-                return answer
-            raise self._poll_error(request, answer)
-
-        answer = await _retry.retrying(ask, _retry.POLL, what=f"could not {request.what}")
-        if answer.status == 200:
-            return answer
-        if time.monotonic() - started < SHORTEST_HOLD:
-            await asyncio.sleep(SHORTEST_HOLD)  # a service that does not hold polls must not be hammered
-        return None
-
-    def _poll_error(self, request: Request, answer: Answer) -> LoopsError:
-        error = self._transport.error(request, answer)
-        operation = request.url.rsplit("/", 1)[-1]
-        if answer.status in (404, 410):
-            return UnknownRequestError(
-                f"{error} The trainer does not know the operation: results are kept for about an hour, and not "
-                "across a restart of the trainer. Submit it again, from the last saved state if the trainer is new.",
-                operation_id=operation,
-                operation=request.what,
-                run_id=self._run_id,
-            )
-        return _shutdown(error) if isinstance(error, ApiError) and error.status == 503 else error
-
-    async def _decoded(
-        self, request: Request, answer: Answer, raw: msgspec.Raw, decode: Callable[[msgspec.Raw], Awaitable[T]]
-    ) -> T:
-        try:
-            return await decode(raw)
-        except msgspec.MsgspecError as problem:
-            raise self._transport.not_loops(request, answer, str(problem)) from problem
 
 
 class _Submission:

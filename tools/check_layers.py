@@ -32,6 +32,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "_futures",
         "_heartbeat",
         "_transport",
+        "_polling",
         "_submission",
         "control_plane",
         "_runtime",
