@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 import anyio
@@ -36,10 +36,11 @@ class Runtime:
             await self.transport.close()
 
 
-_detached: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, tuple[Runtime, AsyncIterator[Runtime]]]] = (
-    WeakKeyDictionary()
-)
-"""By loop and service: a runtime, and the generator that holds it open."""
+_Held: TypeAlias = tuple[Runtime, AsyncIterator[Runtime]]
+"""A runtime, and the generator that holds it open."""
+
+_detached: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, str | None], _Held]] = WeakKeyDictionary()
+"""By loop, and by service and authorization: a key that is set later counts."""
 
 
 async def detached_runtime(base_url: str) -> Runtime:
@@ -48,11 +49,13 @@ async def detached_runtime(base_url: str) -> Runtime:
     It belongs to the loop: an asynchronous generator holds it open, and the loop ends such generators when it
     shuts down (`asyncio.run` and `anyio.run` do), which closes the connections.
     """
+    settings = resolve_settings(base_url=base_url)
     runtimes = _detached.setdefault(asyncio.get_running_loop(), {})
-    if base_url not in runtimes:
-        holder = _hold(resolve_settings(base_url=base_url))
-        runtimes[base_url] = (await anext(holder), holder)
-    return runtimes[base_url][0]
+    key = base_url, settings.authorization.get("Authorization")
+    if key not in runtimes:
+        holder = _hold(settings)
+        runtimes[key] = (await anext(holder), holder)
+    return runtimes[key][0]
 
 
 async def _hold(settings: Settings) -> AsyncIterator[Runtime]:

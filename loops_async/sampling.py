@@ -341,9 +341,8 @@ class SamplingClient:
         return Request(method=method, url=url, what=what, authorize=self._target.authorize, **others)
 
     async def _live(self) -> Runtime:
-        if self._runtime is None:
-            self._runtime = await detached_runtime(self._target.service_url)
-        return self._runtime
+        # An unpickled client belongs to no loop: it may be used in one `asyncio.run` after the other.
+        return self._runtime or await detached_runtime(self._target.service_url)
 
 
 def _sample_body(
