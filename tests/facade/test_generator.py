@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import textwrap
 from pathlib import Path
 
@@ -319,37 +318,57 @@ def test_prose_is_left_alone() -> None:
     assert changed == expected
 
 
-def test_sample_package_is_up_to_date() -> None:
-    files = gen_sync.generate(HERE / "sample_core")
-    stale = gen_sync.differences(files, HERE / "sample_sync")
+@pytest.fixture(scope="module")
+def sample() -> dict[str, str]:
+    return gen_sync.generate(HERE / "sample_core")
+
+
+def test_sample_package_is_up_to_date(sample: dict[str, str]) -> None:
+    stale = gen_sync.differences(sample, HERE / "sample_sync")
     assert not stale, (
         "read the difference, then run tools/gen_sync.py tests/facade/sample_core tests/facade/sample_sync"
     )
 
 
-def test_check_sees_every_difference(tmp_path: Path) -> None:
-    twin = tmp_path / "sample_sync"
-    shutil.copytree(HERE / "sample_sync", twin, ignore=shutil.ignore_patterns("__pycache__"))
-    arguments = [str(HERE / "sample_core"), str(twin), "--check"]
-    assert gen_sync.main(arguments) == 0
+@pytest.fixture
+def twin(tmp_path: Path, sample: dict[str, str]) -> Path:
+    """A directory with an up-to-date twin."""
+    twin = tmp_path / "twin"
+    twin.mkdir()
+    gen_sync.write(sample, twin)
+    (twin / "_bridge.py").write_text("# by hand\n")
+    assert gen_sync.differences(sample, twin) == []
+    return twin
 
-    (twin / "workers.py").write_text((twin / "workers.py").read_text() + "\n")
-    assert gen_sync.main(arguments) == 1
-    assert gen_sync.main(arguments[:2]) == 0
 
-    (twin / "service.py").unlink()
-    assert gen_sync.main(arguments) == 1
-    assert gen_sync.main(arguments[:2]) == 0
+@pytest.mark.parametrize("extra", ["\n", "x = 1\n"])
+def test_one_line_too_many_is_stale(twin: Path, sample: dict[str, str], extra: str) -> None:
+    (twin / "workers.py").write_text(sample["workers.py"] + extra)
+    assert gen_sync.differences(sample, twin) == ["twin/workers.py: stale"]
 
-    (twin / "gone.py").write_text((twin / "service.py").read_text())
-    assert gen_sync.main(arguments) == 1
-    assert gen_sync.main(arguments[:2]) == 0
-    assert not (twin / "gone.py").exists()
 
-    (twin / "somebodys.py").write_text("X = 1\n")
-    assert gen_sync.main(arguments) == 1
-    assert gen_sync.main(arguments[:2]) == 0
-    assert (twin / "somebodys.py").exists()
+def test_a_missing_file_is_missing(twin: Path, sample: dict[str, str]) -> None:
+    (twin / "workers.py").unlink()
+    assert gen_sync.differences(sample, twin) == ["twin/workers.py: missing"]
+
+
+def test_a_file_whose_source_is_gone_is_removed(twin: Path, sample: dict[str, str]) -> None:
+    (twin / "gone.py").write_text(sample["workers.py"])
+    assert gen_sync.differences(sample, twin) == ["twin/gone.py: has no source (any more)"]
+    gen_sync.write(sample, twin)
+    assert gen_sync.differences(sample, twin) == []
+
+
+def test_a_file_of_somebody_else_is_told_and_kept(twin: Path, sample: dict[str, str]) -> None:
+    (twin / "somebodys.py").write_text("x = 1\n")
+    gen_sync.write(sample, twin)
+    assert gen_sync.differences(sample, twin) == ["twin/somebodys.py: has no source (any more)"]
+
+
+def test_check_fails_and_writes_nothing(twin: Path) -> None:
+    (twin / "workers.py").write_text("")
+    assert gen_sync.main([str(HERE / "sample_core"), str(twin), "--check"]) == 1
+    assert (twin / "workers.py").read_text() == ""
 
 
 def test_what_has_no_rule_is_told_without_a_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
