@@ -1,0 +1,142 @@
+"""One schedule of pings for all trainers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+
+import pytest
+
+from loops_async._heartbeat import Heartbeat
+from loops_async._tasks import TaskOwner
+from loops_async.errors import ApiError, ClosedError, ConnectError, LoopsError, ServerError
+from tests.clock import Clock
+
+GONE = ConnectError("gone")
+
+
+@pytest.fixture
+async def heartbeat(clock: Clock) -> AsyncIterator[Heartbeat]:
+    owner = TaskOwner()
+    yield Heartbeat(owner)
+    await owner.close()
+
+
+class Trainer:
+    """Answers pings as told: each entry is an error, or None for an answer that all is well; the last one repeats."""
+
+    def __init__(self, clock: Clock, *answers: LoopsError | None) -> None:
+        self.clock = clock
+        self.answers = list(answers) or [None]
+        self.pinged_at: list[float] = []
+        self._seen = asyncio.Event()
+
+    async def ping(self) -> None:
+        self.pinged_at.append(self.clock.now)
+        self._seen.set()
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if answer is not None:
+            raise answer
+
+    async def pinged(self, times: int) -> None:
+        async with asyncio.timeout(5):
+            while len(self.pinged_at) < times:
+                self._seen.clear()
+                await self._seen.wait()
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+
+
+async def test_all_are_pinged_once_a_minute_at_the_same_time(heartbeat: Heartbeat, clock: Clock) -> None:
+    trainers = [Trainer(clock) for _ in range(3)]
+    for number, trainer in enumerate(trainers):
+        heartbeat.add(f"trainer {number}", trainer.ping)
+    for trainer in trainers:
+        await trainer.pinged(3)
+    assert [trainer.pinged_at[:3] for trainer in trainers] == [[60.0, 120.0, 180.0]] * 3
+
+
+async def test_one_that_fails_does_not_stop_the_others(heartbeat: Heartbeat, clock: Clock) -> None:
+    failing, well = Trainer(clock, GONE), Trainer(clock)
+    heartbeat.add("failing", failing.ping)
+    heartbeat.add("well", well.ping)
+    await well.pinged(25)
+    assert well.pinged_at[:25] == [60.0 * beat for beat in range(1, 26)]
+
+
+async def test_warns_at_the_fifth_failure_in_a_row_and_gives_up_at_the_twentieth(
+    heartbeat: Heartbeat, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    failing, well = Trainer(clock, GONE), Trainer(clock)
+    heartbeat.add("the trainer of run r", failing.ping)
+    heartbeat.add("well", well.ping)
+    await well.pinged(4)
+    assert warnings(caplog) == []
+    await well.pinged(19)
+    assert warnings(caplog) == ["the trainer of run r has not answered 5 pings in a row: gone"]
+    await well.pinged(30)
+    assert len(failing.pinged_at) == 20
+    assert warnings(caplog)[1:] == [
+        "the trainer of run r has not answered 20 pings in a row; it is pinged no more: gone"
+    ]
+
+
+async def test_an_answer_starts_the_count_again(
+    heartbeat: Heartbeat, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    recovering = Trainer(clock, *[GONE] * 4, None, *[GONE] * 4, None)
+    heartbeat.add("recovering", recovering.ping)
+    await recovering.pinged(30)
+    assert warnings(caplog) == []
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 429])
+async def test_a_4xx_is_an_answer(
+    heartbeat: Heartbeat, clock: Clock, caplog: pytest.LogCaptureFixture, status: int
+) -> None:
+    answering = Trainer(clock, ApiError("m", status=status))
+    heartbeat.add("answering", answering.ping)
+    await answering.pinged(30)
+    assert warnings(caplog) == []
+
+
+async def test_a_5xx_is_a_failure(heartbeat: Heartbeat, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    broken = Trainer(clock, ServerError("broken", status=500))
+    heartbeat.add("broken", broken.ping)
+    await broken.pinged(6)
+    assert len(warnings(caplog)) == 1
+
+
+async def test_removed_is_pinged_no_more(heartbeat: Heartbeat, clock: Clock) -> None:
+    leaving, staying = Trainer(clock), Trainer(clock)
+    heartbeat.add("leaving", leaving.ping)
+    heartbeat.add("staying", staying.ping)
+    await staying.pinged(2)
+    heartbeat.remove("leaving")
+    heartbeat.remove("never was")
+    seen = len(leaving.pinged_at)
+    await staying.pinged(10)
+    assert len(leaving.pinged_at) == seen
+
+
+async def test_removed_while_its_ping_fails_is_not_counted(heartbeat: Heartbeat, clock: Clock) -> None:
+    beaten = asyncio.Event()
+
+    async def remove_itself() -> None:
+        heartbeat.remove("leaving")
+        beaten.set()
+        raise ClosedError("closed")
+
+    well = Trainer(clock)
+    heartbeat.add("leaving", remove_itself)
+    heartbeat.add("well", well.ping)
+    await well.pinged(3)
+    assert beaten.is_set()
+
+
+async def test_nothing_runs_before_the_first_trainer(clock: Clock) -> None:
+    Heartbeat(TaskOwner())
+    assert asyncio.all_tasks() == {asyncio.current_task()}
