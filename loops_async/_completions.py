@@ -44,7 +44,9 @@ class _Completions(Struct, kw_only=True):
 _decode = msgspec.json.Decoder(_Completions).decode
 
 
-def read_completions(body: bytes, *, prompt: list[int], topk: int, policy_version: str = "") -> SampleResponse:
+def read_completions(
+    body: bytes | msgspec.Raw, *, prompt: list[int], topk: int, policy_version: str = ""
+) -> SampleResponse:
     """Read the body of an answer.
 
     Args:
@@ -125,15 +127,17 @@ def _top(candidates: Mapping[str, protocol.PromptLogprob] | None, topk: int) -> 
 # --- answers that are not as the wire says ---------------------------------------------------------------------------
 
 
-def _salvaged(body: bytes, odd: Exception) -> _Completions:
+def _salvaged(body: bytes | msgspec.Raw, odd: Exception) -> _Completions:
     """Read what there is of an answer whose fields are not all as they should be."""
     try:
-        raw = _dict(json.loads(body))  # which, unlike msgspec, takes the NaN and Infinity that careless services write
+        raw = _dict(
+            json.loads(bytes(body))
+        )  # which, unlike msgspec, takes the NaN and Infinity that careless services write
     except ValueError:
         raw = {}
     choices = raw.get("choices")
     if not _is_list(choices):
-        begin = body[:200].decode("utf-8", "replace")
+        begin = bytes(body)[:200].decode("utf-8", "replace")
         raise ProtocolError(
             f"the sampler answered 200 with a body that is not a completion: {odd}; it begins with {begin!r}"
         ) from odd

@@ -133,3 +133,11 @@ class Poller:
             return await decode(raw)
         except msgspec.MsgspecError as problem:
             raise self._transport.not_loops(request, answer, str(problem)) from problem
+
+
+def accepted_id(transport: Transport, request: Request, answer: Answer) -> str:
+    """Return the id under which an operation was accepted."""
+    accepted = transport.decoded(request, answer, protocol.Accepted)
+    if not accepted.operation_id or accepted.schema_version != protocol.SCHEMA_VERSION:
+        raise transport.not_loops(request, answer, "expected an operation_id and schema_version 1")
+    return accepted.operation_id

@@ -12,7 +12,7 @@ from . import _retry, protocol
 from ._encoding import Pieces, decoder_for
 from ._futures import OperationFuture
 from ._ordering import Turn, Turns
-from ._polling import Poller
+from ._polling import Poller, accepted_id
 from ._tasks import TaskOwner
 from ._transport import Answer, Request, Transport
 from .errors import (
@@ -120,7 +120,7 @@ class Submitter:
             if refused.status < 500:
                 self._submitted -= 1
             raise
-        return self._accepted(request, answer)
+        return accepted_id(self._transport, request, answer)
 
     async def _ask(self, request: Request) -> Answer:
         try:
@@ -129,12 +129,6 @@ class Submitter:
             if error.status == 503:
                 raise _shutdown(error) from error
             raise
-
-    def _accepted(self, request: Request, answer: Answer) -> str:
-        accepted = self._transport.decoded(request, answer, protocol.Accepted)
-        if not accepted.operation_id or accepted.schema_version != protocol.SCHEMA_VERSION:
-            raise self._transport.not_loops(request, answer, "expected an operation_id and schema_version 1")
-        return accepted.operation_id
 
     def _future(
         self,

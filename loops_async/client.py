@@ -388,6 +388,7 @@ class ServiceClient:
             timeout=timeout,
             ready_timeout=ready_timeout,
             authorize=not is_local,
+            is_queued=not is_local and sampler.deployment_id is None,
         )
         client = SamplingClient(target, runtime)
         await client.ensure_ready()

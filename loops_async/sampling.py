@@ -16,6 +16,7 @@ from ._inputs import check_at_least, check_kind, check_model_input
 from ._readiness import SamplerGate
 from ._retry import Patience
 from ._runtime import Runtime, detached_runtime
+from ._sample_queue import SampleQueue
 from ._tokenizers import load_tokenizer
 from ._transport import Answer, Request
 from .errors import (
@@ -57,6 +58,8 @@ class SamplerTarget(Struct, frozen=True, kw_only=True):
     timeout: float | None = None
     ready_timeout: float = 3600.0
     authorize: bool = True
+    is_queued: bool = False
+    """Whether samples go through the queue of a serverless sampler."""
 
     def headers(self) -> dict[str, str]:
         """The headers that say whose sampler this is and which weights are wanted."""
@@ -68,7 +71,7 @@ class SamplerTarget(Struct, frozen=True, kw_only=True):
             headers[protocol.SAMPLER_ID] = self.sampler_id
         if self.checkpoint_path is not None:
             headers[protocol.CHECKPOINT_PATH] = self.checkpoint_path
-        if self.min_policy_version:
+        if self.min_policy_version and not self.is_queued:
             headers[protocol.MIN_POLICY_VERSION] = str(self.min_policy_version)
         return headers
 
@@ -161,13 +164,11 @@ class SamplingClient:
         body = _sample_body(prompt, num_samples, params, topk_prompt_logprobs if wants_prompt else None)
         if include_routed_experts is not None:
             body.include_routed_experts = bool(include_routed_experts)
-        answer = await self._send_sample(_encode(body), affinity_key)
-        return read_completions(
-            answer.body,
-            prompt=body.prompt,
-            topk=topk_prompt_logprobs,
-            policy_version=answer.headers.get(protocol.POLICY_VERSION, ""),
-        )
+        if self._target.is_queued:
+            body.model = self._target.base_model
+            body.lora = self._target.checkpoint_path or UNSET
+        completions, version = await self._send_sample(_encode(body), affinity_key)
+        return read_completions(completions, prompt=body.prompt, topk=topk_prompt_logprobs, policy_version=version)
 
     async def compute_logprobs(
         self, prompt: ModelInput | Sequence[int], *, affinity_key: str | None = None
@@ -199,7 +200,9 @@ class SamplingClient:
         await self._ready(runtime, self._target.ready_timeout if ready_timeout is None else ready_timeout)
 
     async def discover_base_model_name(self) -> str:
-        """Return the base model's name as the sampler knows it."""
+        """Return the base model's name as the sampler knows it; a queued one is not asked."""
+        if self._target.is_queued:
+            return self._target.base_model
         models = await self._served_models()
         name = next((model.id for model in models.data if model.parent is None), None)
         if name is None:
@@ -208,6 +211,8 @@ class SamplingClient:
 
     async def discover_adapter_name(self) -> str | None:
         """Return the name of the adapter that is loaded now, if any."""
+        if self._target.is_queued:
+            return self._target.checkpoint_path
         models = await self._served_models()
         return next((model.id for model in models.data if model.parent is not None), None)
 
@@ -236,13 +241,27 @@ class SamplingClient:
 
     # --- how a request is made ---
 
-    async def _send_sample(self, body: bytes, affinity_key: str | None) -> Answer:
+    async def _send_sample(self, body: bytes, affinity_key: str | None) -> tuple[bytes | msgspec.Raw, str]:
+        """Return the body of the completions, and what their header says of the weights that made them."""
         runtime = await self._live()
-        headers = {**self._headers, protocol.IDEMPOTENCY_KEY: str(uuid4())}
+        key = str(uuid4())
+        headers = {**self._headers, protocol.IDEMPOTENCY_KEY: key}
         if affinity_key is not None:
             headers[protocol.AFFINITY] = affinity_key
-        request = self._request("POST", self._sample_url, "sample", body=body, headers=headers)
+        async with runtime.admission:
+            if self._target.is_queued:
+                queue = SampleQueue(
+                    runtime.transport, root=self._target.base_url, headers=self._headers, run_id=self._target.run_id
+                )
+                request = Request(method="POST", url=self._sample_url, what="sample", body=body, headers=headers)
+                timeout, patience = self._target.timeout, self._target.ready_timeout
+                return await queue.answer(request, key=key, timeout=timeout, submit_seconds=patience), ""
+            await self._ready(runtime, self._target.ready_timeout)
+            request = self._request("POST", self._sample_url, "sample", body=body, headers=headers)
+            answer = await self._answer(runtime, request)
+            return answer.body, answer.headers.get(protocol.POLICY_VERSION, "")
 
+    async def _answer(self, runtime: Runtime, request: Request) -> Answer:
         async def reach() -> Answer:
             return await _retry.retrying(
                 lambda: self._ask(runtime, request),
@@ -251,14 +270,12 @@ class SamplingClient:
                 when=lambda error: isinstance(error, ConnectError),
             )
 
-        async with runtime.admission:
-            await self._ready(runtime, self._target.ready_timeout)
-            return await _retry.retrying(
-                reach,
-                Patience(seconds=self._target.ready_timeout),
-                what="the sampler is not ready to answer",
-                when=lambda error: _retry.is_retryable(error) and not isinstance(error, ConnectError),
-            )
+        return await _retry.retrying(
+            reach,
+            Patience(seconds=self._target.ready_timeout),
+            what="the sampler is not ready to answer",
+            when=lambda error: _retry.is_retryable(error) and not isinstance(error, ConnectError),
+        )
 
     async def _ask(self, runtime: Runtime, request: Request) -> Answer:
         try:

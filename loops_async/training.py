@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from os import PathLike
 from types import TracebackType
 from typing import Any, TypeAlias, TypeVar
+from uuid import uuid4
 
 import msgspec
 from msgspec.structs import replace
@@ -211,12 +212,15 @@ class TrainingClient:
         """Publish the weights as they are now and return a client that never samples older ones.
 
         Returns when the paired sampler serves them. The client follows later versions too; to stay with exactly
-        these weights, use `create_sampling_client` with the checkpoint's path.
+        these weights, use `create_sampling_client` with the checkpoint's path. A serverless sampler has no current
+        version: there, the client samples exactly these weights, saved under `name` with a suffix of its own.
 
         Raises:
             NotReadyError: the sampler did not come up, or did not load the weights within 600 s.
         """
         target = self._sampler_target()
+        if target.is_queued:
+            return await self._saved_for_queue(target, name)
         saved = await (await self.save_weights_for_sampler(name)).result()
         # Version 0 is the base model: nothing was trained, so there is nothing to wait for.
         client = SamplingClient(replace(target, min_policy_version=saved.version or None), self._runtime)
@@ -239,11 +243,13 @@ class TrainingClient:
 
     # --- sampling ---
 
-    async def create_sampling_client(self, model_path: str) -> SamplingClient:
+    async def create_sampling_client(self, model_path: str, *, min_policy_version: int | None = None) -> SamplingClient:
         """Return a client that samples exactly one checkpoint on the paired sampler.
 
         Args:
             model_path: ``bt://loops:<run_id>/sampler_weights/<name>``.
+            min_policy_version: sample the checkpoint only until the sampler serves this version of the trainer's
+                weights, and those from then on; None stays with the checkpoint.
 
         Raises:
             InputError: `model_path` is not such a URI.
@@ -251,9 +257,14 @@ class TrainingClient:
         """
         protocol.CheckpointUri.parse(model_path, kind="sampler_weights", path="model_path")
         target = self._sampler_target()
+        if min_policy_version is not None:
+            check_at_least(min_policy_version, 1, "min_policy_version")
+            if target.is_queued:
+                raise InputError("min_policy_version", "a serverless sampler serves checkpoints, not versions")
         if not self._is_local:
             await self._runtime.control_plane.validate_checkpoint(model_path)
-        return SamplingClient(replace(target, checkpoint_path=model_path), self._runtime)
+        target = replace(target, checkpoint_path=model_path, min_policy_version=min_policy_version)
+        return SamplingClient(target, self._runtime)
 
     # --- checkpoints ---
 
@@ -401,6 +412,15 @@ class TrainingClient:
         if self._is_closed:
             raise ClosedError(f"this training client of run {self.run_id} is closed")
 
+    async def _saved_for_queue(self, target: SamplerTarget, name: str) -> SamplingClient:
+        """Save under a name that no later save takes, and return a client of exactly that checkpoint."""
+        prefix = f"bt://loops:{self.run_id}/sampler_weights/"
+        name = f"{protocol.check_checkpoint_name(name)}-{uuid4().hex}"
+        path = (await (await self.save_weights_for_sampler(name)).result()).path
+        # The service may have chosen another name, or tell where the files are instead of what they are called.
+        path = path if path.startswith(prefix) else prefix + name
+        return SamplingClient(replace(target, checkpoint_path=path), self._runtime)
+
     def _sampler_target(self) -> SamplerTarget:
         sampler = self._run.sampler
         if sampler is None:
@@ -417,6 +437,7 @@ class TrainingClient:
             run_id=self.run_id,
             ready_timeout=self._ready_timeout,
             authorize=not self._is_local,
+            is_queued=not self._is_local and sampler.deployment_id is None,
         )
 
 

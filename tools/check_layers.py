@@ -34,6 +34,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "_transport",
         "_polling",
         "_submission",
+        "_sample_queue",
         "control_plane",
         "_runtime",
         "_readiness",
