@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Generator
 from itertools import count
 from typing import Any, Final, TypeVar
 
+import anyio
 import backoff
 from msgspec import Struct
 
@@ -129,6 +130,8 @@ async def until(
     def jitter(pause: float) -> float:
         return pause * random.uniform(0.9, 1.1)  # noqa: S311 - spreads load, keeps no secret
 
-    poll = backoff.on_predicate(pauses, lambda found: found is None, max_time=seconds, jitter=jitter, logger=None)
-    found: T | None = await poll(probe)()
+    poll = backoff.on_predicate(pauses, lambda found: found is None, jitter=jitter, logger=None)
+    found: T | None = None
+    with anyio.move_on_after(seconds):  # ends a probe that hangs, too
+        found = await poll(probe)()
     return found
