@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, TypeGuard, TypeVar, cast
 
 import msgspec
+import msgspec.inspect
 from msgspec import Struct
 
 from .errors import InputError
@@ -19,23 +21,44 @@ S = TypeVar("S", bound=Struct)
 
 def check(value: S, *, path: str = "") -> S:
     """Return `value` if each of its fields keeps the rule that its type states."""
-    raw: dict[str, Any] = msgspec.to_builtins(value)
+    # A value of a foreign kind becomes its own text, which then breaks the rule under its field's name.
+    raw: dict[str, Any] = msgspec.to_builtins(value, enc_hook=repr)
     try:
         msgspec.convert(raw, type(value))
     except msgspec.ValidationError as problem:
-        raise _named(path, raw, str(problem)) from None
+        raise _named(path, type(value), raw, str(problem)) from None
     for name, number in raw.items():
         if isinstance(number, float) and not math.isfinite(number):
             raise InputError(_join(path, name), f"must be a finite number; got {number}")
     return value
 
 
-def _named(path: str, raw: dict[str, Any], problem: str) -> InputError:
+def _named(path: str, kind: type[Struct], raw: dict[str, Any], problem: str) -> InputError:
     """Make msgspec's ``Expected `int` >= 1 - at `$.lora_rank` `` name the field and the value."""
     rule, _, where = problem.partition(" - at `$")
     field = where.strip(".`")
-    value = raw.get(field)
+    value: Any = raw
+    for step in _STEP.findall(field):
+        value = value[int(step)] if step.isdigit() else value[step]
+    if rule.startswith("Invalid enum value"):
+        rule = f"must be one of {', '.join(_words(kind, field))}"
     return InputError(_join(path, field), f"{rule[:1].lower()}{rule[1:]}; got {value!r}")
+
+
+_STEP = re.compile(r"[^.\[\]]+")
+
+
+def _words(kind: type[Struct], field: str) -> list[str]:
+    """Return the words that a field may have."""
+    info = cast("msgspec.inspect.StructType", msgspec.inspect.type_info(kind))
+    declared = next(each.type for each in info.fields if each.encode_name == field)
+    members = declared.types if isinstance(declared, msgspec.inspect.UnionType) else (declared,)
+    return [
+        str(word)
+        for member in members
+        if isinstance(member, msgspec.inspect.LiteralType | msgspec.inspect.EnumType)
+        for word in (member.values if isinstance(member, msgspec.inspect.LiteralType) else member.cls)
+    ]
 
 
 def _join(path: str, field: str) -> str:

@@ -12,7 +12,7 @@ import anyio
 import backoff
 from msgspec import Struct
 
-from .errors import ConnectError, LoopsError
+from .errors import ConnectError, LoopsError, RateLimitError, RequestTimeoutError
 
 T = TypeVar("T")
 
@@ -35,6 +35,7 @@ class Patience(Struct, frozen=True, kw_only=True):
 
 
 CONTROL = Patience(tries=4)
+RATE_LIMITED = Patience(tries=10, first_pause=1.0)
 SUBMIT = Patience(seconds=60.0)
 POLL = Patience(seconds=120.0, first_pause=2.0, longest_pause=4.0)
 
@@ -47,6 +48,13 @@ def is_retryable(error: Exception) -> bool:
 def was_not_sent(error: Exception) -> bool:
     """Whether the service certainly did not act: it was not reached, or said so."""
     return getattr(error, "status", None) in (429, 503) or (isinstance(error, ConnectError) and not error.was_sent)
+
+
+def answer_was_lost(error: Exception) -> bool:
+    """Whether the service may have acted without our knowing; a gateway's word says nothing of what is behind it."""
+    if isinstance(error, ConnectError):
+        return error.was_sent
+    return isinstance(error, RequestTimeoutError) or getattr(error, "status", None) in (408, 502, 504)
 
 
 async def retrying(
@@ -91,6 +99,20 @@ async def retrying(
     )
     result: T = await persistent(attempt)()
     return result
+
+
+async def politely(
+    call: Callable[[], Awaitable[T]], *, what: str, when: Callable[[Exception], bool] = is_retryable
+) -> T:
+    """Call the control plane as `retrying` does; with much more patience while it only asks us to slow down."""
+    return await retrying(
+        lambda: retrying(
+            call, CONTROL, what=what, when=lambda error: when(error) and not isinstance(error, RateLimitError)
+        ),
+        RATE_LIMITED,
+        what=what,
+        when=lambda error: when(error) and isinstance(error, RateLimitError),
+    )
 
 
 def _pauses(patience: Patience) -> Generator[float, Any, None]:

@@ -2,69 +2,110 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+import asyncio
+from collections.abc import Callable
+from functools import cache
+from typing import Annotated, Any, Final, TypeVar
 from urllib.parse import urlencode
 
 import msgspec
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from . import _retry
-from ._inputs import check
-from ._transport import Transport
-from .errors import InputError
+from ._creation import NewRun, SessionRuns, lost_run
+from ._inputs import check, check_kind
+from ._transport import Request, Transport
+from .errors import InputError, LoopsError, LostAnswerError, NotFoundError
 from .protocol import CheckpointUri, segment
 from .types import (
     Checkpoint,
     CheckpointFilesResponse,
+    CheckpointSource,
     CreateRunRequest,
     CreateSamplerRequest,
     CreateSessionRequest,
+    CreateTrainerRequest,
+    Deactivated,
+    DebugArchiveFilesResponse,
+    DeployCheckpointsRequest,
+    DeployedModel,
     Deployment,
+    DeploymentMetrics,
+    LogLevel,
+    LogLine,
     Run,
     Sampler,
+    Scope,
     ServerCapabilities,
     Session,
+    SortDirection,
     Status,
+    Team,
+    UseCase,
+    UserConfig,
 )
 
 __all__ = ["ControlPlane"]
 
 T = TypeVar("T")
 
-CREATE_SECONDS = 300.0
-READ_SECONDS = 60.0
+CREATE_SECONDS: Final = 300.0
+READ_SECONDS: Final = 60.0
+STATUS_SECONDS: Final = 30.0
+
+CALLS_AT_ONCE: Final = 64
+"""Requests on the wire at a time; hundreds of callers take turns."""
+
+LOG_WINDOW_MILLIS: Final = 7 * 24 * 3600 * 1000
+
+_Count = Annotated[int, Meta(ge=1)]
+_Offset = Annotated[int, Meta(ge=0)]
+_PageSize = Annotated[int, Meta(ge=1, le=1000)]
 
 
-class _SessionBody(Struct):
-    session: Session
+class _Scoped(Struct, kw_only=True):
+    scope: Scope | None = None
 
 
-class _RunBody(Struct):
-    run: Run
+class _RunFilter(_Scoped, kw_only=True):
+    run_id: str | None = None
+    base_model: str | None = None
 
 
-class _RunsBody(Struct):
-    runs: list[Run]
+class _FilesPage(Struct, kw_only=True):
+    page_size: _Count
+    page_token: _Offset
 
 
-class _SamplerBody(Struct):
-    sampler: Sampler
+class _ArchivePage(Struct, kw_only=True):
+    page_size: _PageSize
+    page_token: str | None
 
 
-class _SamplersBody(Struct):
-    samplers: list[Sampler]
+class _CapabilityFilter(Struct, kw_only=True):
+    model: str | None
+    use_case: UseCase | None
+    max_seq_len: _Count | None
 
 
-class _CheckpointsBody(Struct):
-    checkpoints: list[Checkpoint]
+class _MetricsQuery(Struct, kw_only=True):
+    start_epoch_millis: _Offset | None
+    end_epoch_millis: _Offset | None
+    step_seconds: _Count | None
+    time_divisor_seconds: _Count | None
 
 
-class _DeploymentBody(Struct):
-    deployment: Deployment
+class _LogQuery(Struct, kw_only=True):
+    start_epoch_millis: _Offset | None
+    end_epoch_millis: _Offset | None
+    direction: SortDirection | None
+    limit: Annotated[int, Meta(ge=1, le=1000)] | None
+    min_level: LogLevel | None
 
 
-class _DeploymentsBody(Struct):
-    deployments: list[Deployment]
+class _UserConfigPatch(Struct, kw_only=True):
+    trainer_accelerator_priority: Annotated[list[str], Meta(min_length=1)] | None | UnsetType = UNSET
+    sampler_accelerator_priority: Annotated[list[str], Meta(min_length=1)] | None | UnsetType = UNSET
 
 
 class _ModelDeployment(Struct):
@@ -74,8 +115,12 @@ class _ModelDeployment(Struct):
 class ControlPlane:
     """The REST API under ``/v1/loops``, typed.
 
-    Reading is tried again (four times, with growing pauses) when the connection breaks or the service says 429, 502,
-    503 or 504. Creating a run or sampler is not, since it costs money twice.
+    Any number of calls may be made at once; 64 of them are on the wire at a time. A call that may be repeated without
+    harm is tried again when the connection breaks or the service says 408, 429, 502, 503 or 504, with growing pauses
+    or after its ``Retry-After``. Creating a run or a sampler and deploying are repeated only when the service certainly
+    did not act, since they would cost money twice.
+
+    With `team_id`, the route of that team is used; without it, the organization's.
 
     Example:
         ::
@@ -85,87 +130,119 @@ class ControlPlane:
 
     def __init__(self, transport: Transport, base_url: str) -> None:
         self._transport = transport
-        self._root = base_url
-        self._loops = f"{base_url}/v1/loops"
+        self._root = f"{base_url}/v1"
+        self._loops = f"{self._root}/loops"
+        self._places = asyncio.Semaphore(CALLS_AT_ONCE)
+        self._own_sessions: dict[str, SessionRuns] = {}
 
     # --- sessions ---
 
-    async def create_session(self, *, training_project_id: str | None = None) -> Session:
-        """Create a session, in the given project or the organization's default one."""
+    async def create_session(self, *, training_project_id: str | None = None, team_id: str | None = None) -> Session:
+        """Create a session, in the given project or the default one."""
         body = CreateSessionRequest(training_project_id=UNSET if training_project_id is None else training_project_id)
-
-        async def create() -> Session:
-            answer = await self._post("/sessions", body, _SessionBody, "create a session")
-            return answer.session
-
+        url = f"{self._team(team_id)}/sessions"
         # A session costs nothing, so one that was made without our knowing does no harm.
-        return await _retry.retrying(create, _retry.CONTROL, what="no session yet")
+        what = "create a session"
+        session = await self._post(url, body, Session, what, within="session", timeout=CREATE_SECONDS)
+        self._own_sessions[session.id] = SessionRuns()
+        return session
 
     async def get_session(self, session_id: str) -> Session:
         """Return a session."""
-        path = f"/sessions/{_id(session_id, 'session_id')}"
-        return (await self._get(path, _SessionBody, f"get session {session_id}")).session
+        url = f"{self._loops}/sessions/{_id(session_id, 'session_id')}"
+        return await self._get(url, Session, f"get session {session_id}", within="session")
 
     # --- runs ---
 
-    async def create_run(self, request: CreateRunRequest) -> Run:
+    async def create_run(self, request: CreateRunRequest, *, team_id: str | None = None) -> Run:
         """Create a run: a trainer and its paired sampler. Neither is ready yet.
+
+        When the answer is lost, the run that was made is looked for among those of the session, if this client
+        created the session.
 
         Raises:
             InputError: a field of `request` breaks its rule; nothing was sent.
-            TransportError: the answer was lost. A run may have been made: look for it with `list_runs`.
+            LostAnswerError: the answer was lost, and the run was not found for certain. It may exist.
         """
-        check(request)
-        if request.path is not None:
-            CheckpointUri.parse(request.path, kind="weights")
-        what = f"create a run of {request.base_model} in session {request.session_id}"
-        answer = await _retry.retrying(
-            lambda: self._post("/runs", request, _RunBody, what),
-            _retry.CONTROL,
-            what="no run yet",
-            when=_retry.was_not_sent,
-        )
-        return answer.run
+        return await self._create_run(request, CreateRunRequest, "runs", team_id)
 
-    async def list_runs(self, *, run_id: str | None = None, base_model: str | None = None) -> list[Run]:
+    async def create_trainer(self, request: CreateTrainerRequest, *, team_id: str | None = None) -> Run:
+        """Create a run without a sampler; newer services only. Errors are those of `create_run`."""
+        return await self._create_run(request, CreateTrainerRequest, "trainers", team_id)
+
+    async def list_runs(
+        self,
+        *,
+        run_id: str | None = None,
+        base_model: str | None = None,
+        scope: Scope | None = None,
+        team_id: str | None = None,
+    ) -> list[Run]:
         """Return the runs that match every given filter."""
-        answer = await self._get("/runs", _RunsBody, "list runs", run_id=run_id, base_model=base_model)
-        return answer.runs
+        query = _RunFilter(run_id=run_id, base_model=base_model, scope=scope)
+        return await self._get(f"{self._team(team_id)}/runs", list[Run], "list runs", query, within="runs")
 
     async def get_run(self, run_id: str) -> Run:
         """Return a run."""
-        return (await self._get(f"/runs/{_id(run_id, 'run_id')}", _RunBody, f"get run {run_id}")).run
+        return await self._get(f"{self._loops}/runs/{_id(run_id, 'run_id')}", Run, f"get run {run_id}", within="run")
+
+    async def deactivate_run(self, run_id: str) -> Deactivated:
+        """Switch a run off, with its paired sampler; newer services only. Doing it twice is harmless."""
+        url = f"{self._loops}/runs/{_id(run_id, 'run_id')}/deactivate"
+        return await self._post(url, {}, Deactivated, f"deactivate run {run_id}")
 
     # --- samplers ---
 
-    async def create_sampler(self, request: CreateSamplerRequest) -> Sampler:
-        """Create a standalone sampler. It is not ready yet."""
-        check(request)
+    async def create_sampler(self, request: CreateSamplerRequest, *, team_id: str | None = None) -> Sampler:
+        """Create a sampler: of a base model, of a checkpoint, or paired with a run. It is not ready yet.
+
+        Raises:
+            InputError: a field of `request` breaks its rule; nothing was sent.
+            LostAnswerError: the answer was lost, and `request` names no run. The sampler may exist.
+        """
+        check_kind(request, CreateSamplerRequest, "")
         if request.model_path is not None:
             CheckpointUri.parse(request.model_path, kind="sampler_weights", path="model_path")
-        what = f"create a sampler in session {request.session_id}"
-        answer = await _retry.retrying(
-            lambda: self._post("/samplers", request, _SamplerBody, what),
-            _retry.CONTROL,
-            what="no sampler yet",
-            when=_retry.was_not_sent,
-        )
-        return answer.sampler
+        is_harmless = request.run_id is not UNSET and request.run_id is not None
+        try:
+            return await self._post(
+                f"{self._team(team_id)}/samplers",
+                request,
+                Sampler,
+                f"create a sampler in session {request.session_id}",
+                within="sampler",
+                timeout=CREATE_SECONDS,
+                when=_retry.is_retryable if is_harmless else _retry.was_not_sent,
+            )
+        except LoopsError as error:
+            if is_harmless or not _retry.answer_was_lost(error):
+                raise
+            raise LostAnswerError(
+                f"{error} The sampler may have been made all the same and cost money, so it is not asked for again. "
+                "List the samplers, the newest first (control_plane.list_samplers, or `loops samplers list`), and "
+                "deactivate what you do not want."
+            ) from error
 
-    async def list_samplers(self) -> list[Sampler]:
+    async def list_samplers(self, *, scope: Scope | None = None, team_id: str | None = None) -> list[Sampler]:
         """Return all samplers, the newest first."""
-        return (await self._get("/samplers", _SamplersBody, "list samplers")).samplers
+        url = f"{self._team(team_id)}/samplers"
+        return await self._get(url, list[Sampler], "list samplers", _Scoped(scope=scope), within="samplers")
 
     async def get_sampler(self, sampler_id: str) -> Sampler:
         """Return a sampler."""
-        path = f"/samplers/{_id(sampler_id, 'sampler_id')}"
-        return (await self._get(path, _SamplerBody, f"get sampler {sampler_id}")).sampler
+        url = f"{self._loops}/samplers/{_id(sampler_id, 'sampler_id')}"
+        return await self._get(url, Sampler, f"get sampler {sampler_id}", within="sampler")
+
+    async def deactivate_sampler(self, sampler_id: str) -> Deactivated:
+        """Switch off a sampler that is not paired with a run; newer services only. Doing it twice is harmless."""
+        url = f"{self._loops}/samplers/{_id(sampler_id, 'sampler_id')}/deactivate"
+        return await self._post(url, {}, Deactivated, f"deactivate sampler {sampler_id}")
 
     async def get_model_deployment_status(self, model_id: str, deployment_id: str) -> str | None:
         """Return the state of a sampler's deployment, such as ``ACTIVE``."""
-        path = f"{self._root}/v1/models/{_id(model_id, 'model_id')}/deployments/{_id(deployment_id, 'deployment_id')}"
+        url = f"{self._root}/models/{_id(model_id, 'model_id')}/deployments/{_id(deployment_id, 'deployment_id')}"
         what = f"get the status of deployment {deployment_id}"
-        answer = await self._transport.get(path, _ModelDeployment, what=what, timeout=30.0)
+        answer = await self._get(url, _ModelDeployment, what, timeout=STATUS_SECONDS)
         return answer.status.name if isinstance(answer.status, Status) else answer.status
 
     # --- checkpoints ---
@@ -175,69 +252,261 @@ class ControlPlane:
     ) -> list[Checkpoint]:
         """Return the checkpoints of a run, of a base model, or at a path; exactly one filter must be given."""
         given = {"run_id": run_id, "base_model": base_model, "checkpoint_path": checkpoint_path}
-        chosen = [name for name, value in given.items() if value is not None]
-        if len(chosen) != 1:
-            raise InputError(
-                "list_checkpoints", f"give exactly one of run_id, base_model, checkpoint_path; got {chosen or 'none'}"
-            )
-        answer = await self._get("/checkpoints", _CheckpointsBody, "list checkpoints", **given)
-        return answer.checkpoints
+        query = {name: value for name, value in given.items() if value is not None}
+        if len(query) != 1:
+            raise InputError("list_checkpoints", f"give exactly one of {', '.join(given)}; got {query or 'none'}")
+        if checkpoint_path is not None:
+            CheckpointUri.parse(checkpoint_path, path="checkpoint_path")
+        try:
+            url = f"{self._loops}/checkpoints"
+            return await self._get(url, list[Checkpoint], "list checkpoints", query, within="checkpoints")
+        except NotFoundError:
+            if checkpoint_path is None:
+                raise
+            return []
 
-    async def validate_checkpoint(self, checkpoint_path: str) -> None:
-        """Raise `BadRequestError` unless a sampler can load the checkpoint at this ``bt://`` path."""
+    async def validate_checkpoint(self, checkpoint_path: str, *, run_id: str | None = None) -> None:
+        """Raise `BadRequestError` unless a sampler can load the checkpoint at this ``bt://`` path.
+
+        `run_id` names the run whose sampler will load it; the service then compares their LoRA settings, too.
+        """
         CheckpointUri.parse(checkpoint_path, kind="sampler_weights", path="checkpoint_path")
-        body = {"checkpoint_path": checkpoint_path}
-
-        async def validate() -> None:
-            await self._post("/checkpoints/validate", body, msgspec.Raw, f"validate {checkpoint_path}")
-
-        await _retry.retrying(validate, _retry.CONTROL, what="not validated yet")
+        body = {"checkpoint_path": checkpoint_path} | ({} if run_id is None else {"run_id": run_id})
+        await self._post(f"{self._loops}/checkpoints/validate", body, msgspec.Raw, f"validate {checkpoint_path}")
 
     async def get_checkpoint_files(
         self, checkpoint_id: str, *, page_size: int = 1000, page_token: int = 0
     ) -> CheckpointFilesResponse:
         """Return one page of a checkpoint's files; `page_token` is an offset."""
-        if page_size < 1:
-            raise InputError("page_size", f"must be at least 1; got {page_size}")
-        if page_token < 0:
-            raise InputError("page_token", f"must be at least 0; got {page_token}")
-        path = f"/checkpoints/{_id(checkpoint_id, 'checkpoint_id')}/files"
-        what = f"list the files of checkpoint {checkpoint_id}"
-        return await self._get(path, CheckpointFilesResponse, what, page_size=page_size, page_token=page_token)
+        url = f"{self._loops}/checkpoints/{_id(checkpoint_id, 'checkpoint_id')}/files"
+        query = _FilesPage(page_size=page_size, page_token=page_token)
+        return await self._get(url, CheckpointFilesResponse, f"list the files of checkpoint {checkpoint_id}", query)
 
-    # --- capabilities and deployments ---
+    async def get_checkpoint_source(self, checkpoint_id: str) -> CheckpointSource:
+        """Return where a checkpoint's files are; newer services only."""
+        url = f"{self._loops}/checkpoints/{_id(checkpoint_id, 'checkpoint_id')}/source"
+        return await self._get(url, CheckpointSource, f"get the source of checkpoint {checkpoint_id}", within="source")
 
-    async def get_capabilities(self) -> ServerCapabilities:
-        """Return the base models that the service supports."""
-        return await self._get("/capabilities", ServerCapabilities, "get capabilities")
+    async def deploy_checkpoints(self, request: DeployCheckpointsRequest) -> DeployedModel:
+        """Make a model of sampler checkpoints of one team, and deploy it; newer services only.
 
-    async def list_deployments(self) -> list[Deployment]:
+        Raises:
+            InputError: a field of `request` breaks its rule; nothing was sent.
+            LostAnswerError: the answer was lost. The model may exist.
+        """
+        check_kind(request, DeployCheckpointsRequest, "")
+        what = f"deploy {len(request.checkpoint_ids)} checkpoints as {request.model_name}"
+        url = f"{self._loops}/checkpoints/deploy"
+        try:
+            return await self._post(url, request, DeployedModel, what, timeout=CREATE_SECONDS, when=_retry.was_not_sent)
+        except LoopsError as error:
+            if not _retry.answer_was_lost(error):
+                raise
+            raise LostAnswerError(
+                f"{error} The model may have been deployed all the same, so this is not asked for again. Look for "
+                f"{request.model_name!r} among the workspace's models."
+            ) from error
+
+    # --- what the service offers, and to whom ---
+
+    async def get_capabilities(
+        self, *, model: str | None = None, use_case: UseCase | None = None, max_seq_len: int | None = None
+    ) -> ServerCapabilities:
+        """Return the base models that the service supports; the filters are for newer services."""
+        query = _CapabilityFilter(model=model, use_case=use_case, max_seq_len=max_seq_len)
+        return await self._get(f"{self._loops}/capabilities", ServerCapabilities, "get capabilities", query)
+
+    async def get_user_config(self) -> UserConfig:
+        """Return your preferences."""
+        return await self._get(f"{self._loops}/user_config", UserConfig, "get the user config", within="user_config")
+
+    async def update_user_config(
+        self,
+        *,
+        trainer_accelerator_priority: list[str] | None | UnsetType = UNSET,
+        sampler_accelerator_priority: list[str] | None | UnsetType = UNSET,
+    ) -> UserConfig:
+        """Change your preferences, and return all of them; None clears one, and what is not given stays."""
+        patch = check(
+            _UserConfigPatch(
+                trainer_accelerator_priority=trainer_accelerator_priority,
+                sampler_accelerator_priority=sampler_accelerator_priority,
+            )
+        )
+        url = f"{self._loops}/user_config"
+        return await self._ask("PATCH", url, UserConfig, "change the user config", patch, within="user_config")
+
+    async def list_teams(self) -> list[Team]:
+        """Return the organization's teams."""
+        return await self._get(f"{self._root}/teams", list[Team], "list teams", within="teams")
+
+    # --- deployments of trainers ---
+
+    async def list_deployments(self, *, scope: Scope | None = None) -> list[Deployment]:
         """Return the deployments of trainers, in all states."""
-        return (await self._get("/deployments", _DeploymentsBody, "list deployments")).deployments
+        url = f"{self._loops}/deployments"
+        return await self._get(url, list[Deployment], "list deployments", _Scoped(scope=scope), within="deployments")
 
     async def get_deployment(self, deployment_id: str) -> Deployment:
         """Return a trainer's deployment."""
-        path = f"/deployments/{_id(deployment_id, 'deployment_id')}"
-        return (await self._get(path, _DeploymentBody, f"get deployment {deployment_id}")).deployment
+        url = self._deployment(deployment_id)
+        return await self._get(url, Deployment, f"get deployment {deployment_id}", within="deployment")
 
-    async def deactivate_deployment(self, deployment_id: str) -> None:
-        """Shut a trainer's deployment down; doing it twice is harmless."""
-        path = f"/deployments/{_id(deployment_id, 'deployment_id')}/deactivate"
+    async def deactivate_deployment(self, deployment_id: str) -> Deactivated:
+        """Switch a trainer's deployment off. Doing it twice is harmless."""
+        url = f"{self._deployment(deployment_id)}/deactivate"
+        return await self._post(url, {}, Deactivated, f"deactivate deployment {deployment_id}")
 
-        async def deactivate() -> None:
-            await self._post(path, {}, msgspec.Raw, f"deactivate deployment {deployment_id}")
-
-        await _retry.retrying(deactivate, _retry.CONTROL, what="not deactivated yet")
-
-    async def _get(self, path: str, kind: type[T], what: str, **query: str | int | UnsetType | None) -> T:
-        given = {name: value for name, value in query.items() if value is not None and value is not UNSET}
-        url = f"{self._loops}{path}" + (f"?{urlencode(given)}" if given else "")
-        return await _retry.retrying(
-            lambda: self._transport.get(url, kind, what=what, timeout=READ_SECONDS), _retry.CONTROL, what=what
+    async def get_deployment_metrics(
+        self,
+        deployment_id: str,
+        *,
+        start_epoch_millis: int | None = None,
+        end_epoch_millis: int | None = None,
+        step_seconds: int | None = None,
+        time_divisor_seconds: int | None = None,
+    ) -> DeploymentMetrics:
+        """Return what was measured of a deployment, a value every `step_seconds`."""
+        query = check(
+            _MetricsQuery(
+                start_epoch_millis=start_epoch_millis,
+                end_epoch_millis=end_epoch_millis,
+                step_seconds=step_seconds,
+                time_divisor_seconds=time_divisor_seconds,
+            )
         )
+        _check_window(start_epoch_millis, end_epoch_millis)
+        url = f"{self._deployment(deployment_id)}/metrics"
+        what = f"get the metrics of deployment {deployment_id}"
+        return await self._post(url, _given(query), DeploymentMetrics, what, within="metrics")
 
-    async def _post(self, path: str, body: Any, kind: type[T], what: str) -> T:
-        return await self._transport.post(f"{self._loops}{path}", body, kind, what=what, timeout=CREATE_SECONDS)
+    async def get_deployment_logs(
+        self,
+        deployment_id: str,
+        *,
+        start_epoch_millis: int | None = None,
+        end_epoch_millis: int | None = None,
+        direction: SortDirection | None = None,
+        limit: int | None = None,
+        min_level: LogLevel | None = None,
+    ) -> list[LogLine]:
+        """Return lines of a deployment's log, of the last 30 minutes unless a window of at most 7 days is given.
+
+        Args:
+            deployment_id: the deployment.
+            start_epoch_millis: the window's begin, in milliseconds since 1970.
+            end_epoch_millis: its end.
+            direction: ``asc`` gives the oldest first.
+            limit: lines wanted, 1 to 1000; the service's default is 500.
+            min_level: leave out less serious lines, and those without a level.
+        """
+        query = _LogQuery(
+            start_epoch_millis=start_epoch_millis,
+            end_epoch_millis=end_epoch_millis,
+            direction=direction,
+            limit=limit,
+            min_level=min_level,
+        )
+        _check_window(start_epoch_millis, end_epoch_millis, longest=LOG_WINDOW_MILLIS)
+        url = f"{self._deployment(deployment_id)}/logs"
+        return await self._get(url, list[LogLine], f"get the logs of deployment {deployment_id}", query, within="logs")
+
+    async def get_debug_archive_files(
+        self, deployment_id: str, *, page_size: int = 1000, page_token: str | None = None
+    ) -> DebugArchiveFilesResponse:
+        """Return one page of the files that a failed deployment left; newer services only."""
+        query = _ArchivePage(page_size=page_size, page_token=page_token)
+        url = f"{self._deployment(deployment_id)}/debug_archive/files"
+        what = f"list the debug archive of deployment {deployment_id}"
+        return await self._get(url, DebugArchiveFilesResponse, what, query)
+
+    # --- within ---
+
+    async def _create_run(self, request: NewRun, kind: type[NewRun], route: str, team_id: str | None) -> Run:
+        check_kind(request, kind, "")
+        if request.path is not None:
+            CheckpointUri.parse(request.path, kind="weights")
+        url = f"{self._team(team_id)}/{route}"
+        what = f"create a run of {request.base_model} in session {request.session_id}"
+
+        async def post() -> Run:
+            when = _retry.was_not_sent
+            return await self._post(url, request, Run, what, within="run", timeout=CREATE_SECONDS, when=when)
+
+        async def find() -> list[Run]:
+            return await self.list_runs(base_model=request.base_model, team_id=team_id)
+
+        session = self._own_sessions.get(request.session_id)
+        if session is not None:
+            return await session.create(request, post, find)
+        try:
+            return await post()
+        except LoopsError as error:
+            if not _retry.answer_was_lost(error):
+                raise
+            raise lost_run(request, error, []) from error
+
+    def _team(self, team_id: str | None) -> str:
+        return self._loops if team_id is None else f"{self._root}/teams/{_id(team_id, 'team_id')}/loops"
+
+    def _deployment(self, deployment_id: str) -> str:
+        return f"{self._loops}/deployments/{_id(deployment_id, 'deployment_id')}"
+
+    async def _get(
+        self, url: str, kind: type[T], what: str, query: Struct | dict[str, str] | None = None, **others: Any
+    ) -> T:
+        given = _given(check(query)) if isinstance(query, Struct) else query
+        return await self._ask("GET", f"{url}?{urlencode(given)}" if given else url, kind, what, None, **others)
+
+    async def _post(self, url: str, body: object, kind: type[T], what: str, **others: Any) -> T:
+        return await self._ask("POST", url, kind, what, body, **others)
+
+    async def _ask(
+        self,
+        method: str,
+        url: str,
+        kind: type[T],
+        what: str,
+        body: object,
+        *,
+        within: str | None = None,
+        timeout: float = READ_SECONDS,
+        when: Callable[[Exception], bool] = _retry.is_retryable,
+    ) -> T:
+        """Return the answer's body, or what is `within` it under that name."""
+        encoded = None if body is None else msgspec.json.encode(body)
+        request = Request(method=method, url=url, what=what, body=encoded, timeout=timeout)
+
+        hashable: Any = kind  # as every type is, which mypy does not know
+        sent = kind if within is None else _envelope(within, hashable)
+
+        async def ask() -> T:
+            async with self._places:
+                answer = await self._transport.ask(request)
+            body: Any = self._transport.decoded(request, answer, sent)
+            found: T = body if within is None else getattr(body, within)
+            return found
+
+        return await _retry.politely(ask, what=what, when=when)
+
+
+@cache
+def _envelope(name: str, kind: Any) -> type[Struct]:
+    return msgspec.defstruct("Envelope", [(name, kind)])
+
+
+def _given(query: Struct) -> dict[str, Any]:
+    fields: dict[str, Any] = msgspec.to_builtins(query)
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _check_window(start: int | None, end: int | None, *, longest: int | None = None) -> None:
+    if start is None or end is None:
+        return
+    if start >= end:
+        raise InputError("start_epoch_millis", f"must be before end_epoch_millis={end}; got {start}")
+    if longest is not None and end - start > longest:
+        raise InputError("start_epoch_millis", f"must be at most 7 days before end_epoch_millis={end}; got {start}")
 
 
 def _id(value: str, path: str) -> str:

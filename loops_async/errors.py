@@ -14,6 +14,7 @@
     │   ├── ConnectError            also ConnectionError
     │   ├── RequestTimeoutError     also TimeoutError
     │   │   └── SampleTimeoutError  `.timeout`; never repeated by itself
+    │   ├── LostAnswerError         something that costs money may exist; never repeated by itself
     │   └── ProtocolError           an answer that is not Loops
     ├── ApiError                    `.status`, `.code`, `.reason`, `.request_id`
     │   ├── BadRequestError         400, 413, 422
@@ -47,6 +48,7 @@ __all__ = [
     "ConnectError",
     "InputError",
     "LoopsError",
+    "LostAnswerError",
     "NotFoundError",
     "NotReadyError",
     "OperationError",
@@ -158,6 +160,19 @@ class SampleTimeoutError(RequestTimeoutError):
     """A sample outlived its time limit; never repeated by itself, since that would pay twice."""
 
     retryable = False
+
+
+class LostAnswerError(TransportError):
+    """The answer to a creation was lost, so what it makes may exist and cost money; the message says how to find it.
+
+    Not repeated by itself, since that would pay twice. `candidates` are ids of runs of which one may be it.
+    """
+
+    retryable = False
+
+    def __init__(self, message: str, *, candidates: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.candidates = candidates
 
 
 class ProtocolError(TransportError):

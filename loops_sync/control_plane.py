@@ -3,17 +3,33 @@
 
 from __future__ import annotations
 
+from msgspec import UNSET, UnsetType
+
 from loops_async import control_plane as _core
 from loops_async.types import (
     Checkpoint,
     CheckpointFilesResponse,
+    CheckpointSource,
     CreateRunRequest,
     CreateSamplerRequest,
+    CreateTrainerRequest,
+    Deactivated,
+    DebugArchiveFilesResponse,
+    DeployCheckpointsRequest,
+    DeployedModel,
     Deployment,
+    DeploymentMetrics,
+    LogLevel,
+    LogLine,
     Run,
     Sampler,
+    Scope,
     ServerCapabilities,
     Session,
+    SortDirection,
+    Team,
+    UseCase,
+    UserConfig,
 )
 from loops_sync._handle import Handle
 
@@ -23,8 +39,12 @@ __all__ = ["ControlPlane"]
 class ControlPlane(Handle[_core.ControlPlane]):
     """The REST API under ``/v1/loops``, typed.
 
-    Reading is tried again (four times, with growing pauses) when the connection breaks or the service says 429, 502,
-    503 or 504. Creating a run or sampler is not, since it costs money twice.
+    Any number of calls may be made at once; 64 of them are on the wire at a time. A call that may be repeated without
+    harm is tried again when the connection breaks or the service says 408, 429, 502, 503 or 504, with growing pauses
+    or after its ``Retry-After``. Creating a run or a sampler and deploying are repeated only when the service certainly
+    did not act, since they would cost money twice.
+
+    With `team_id`, the route of that team is used; without it, the organization's.
 
     Example:
         ::
@@ -32,42 +52,71 @@ class ControlPlane(Handle[_core.ControlPlane]):
             runs = service.control_plane.list_runs(base_model="Qwen/Qwen3-0.6B")
     """
 
-    def create_session(self, *, training_project_id: str | None = None) -> Session:
-        """Create a session, in the given project or the organization's default one."""
-        return self._bridge.run(self._impl.create_session, training_project_id=training_project_id)
+    def create_session(self, *, training_project_id: str | None = None, team_id: str | None = None) -> Session:
+        """Create a session, in the given project or the default one."""
+        return self._bridge.run(self._impl.create_session, training_project_id=training_project_id, team_id=team_id)
 
     def get_session(self, session_id: str) -> Session:
         """Return a session."""
         return self._bridge.run(self._impl.get_session, session_id=session_id)
 
-    def create_run(self, request: CreateRunRequest) -> Run:
+    def create_run(self, request: CreateRunRequest, *, team_id: str | None = None) -> Run:
         """Create a run: a trainer and its paired sampler. Neither is ready yet.
+
+        When the answer is lost, the run that was made is looked for among those of the session, if this client
+        created the session.
 
         Raises:
             InputError: a field of `request` breaks its rule; nothing was sent.
-            TransportError: the answer was lost. A run may have been made: look for it with `list_runs`.
+            LostAnswerError: the answer was lost, and the run was not found for certain. It may exist.
         """
-        return self._bridge.run(self._impl.create_run, request=request)
+        return self._bridge.run(self._impl.create_run, request=request, team_id=team_id)
 
-    def list_runs(self, *, run_id: str | None = None, base_model: str | None = None) -> list[Run]:
+    def create_trainer(self, request: CreateTrainerRequest, *, team_id: str | None = None) -> Run:
+        """Create a run without a sampler; newer services only. Errors are those of `create_run`."""
+        return self._bridge.run(self._impl.create_trainer, request=request, team_id=team_id)
+
+    def list_runs(
+        self,
+        *,
+        run_id: str | None = None,
+        base_model: str | None = None,
+        scope: Scope | None = None,
+        team_id: str | None = None,
+    ) -> list[Run]:
         """Return the runs that match every given filter."""
-        return self._bridge.run(self._impl.list_runs, run_id=run_id, base_model=base_model)
+        return self._bridge.run(
+            self._impl.list_runs, run_id=run_id, base_model=base_model, scope=scope, team_id=team_id
+        )
 
     def get_run(self, run_id: str) -> Run:
         """Return a run."""
         return self._bridge.run(self._impl.get_run, run_id=run_id)
 
-    def create_sampler(self, request: CreateSamplerRequest) -> Sampler:
-        """Create a standalone sampler. It is not ready yet."""
-        return self._bridge.run(self._impl.create_sampler, request=request)
+    def deactivate_run(self, run_id: str) -> Deactivated:
+        """Switch a run off, with its paired sampler; newer services only. Doing it twice is harmless."""
+        return self._bridge.run(self._impl.deactivate_run, run_id=run_id)
 
-    def list_samplers(self) -> list[Sampler]:
+    def create_sampler(self, request: CreateSamplerRequest, *, team_id: str | None = None) -> Sampler:
+        """Create a sampler: of a base model, of a checkpoint, or paired with a run. It is not ready yet.
+
+        Raises:
+            InputError: a field of `request` breaks its rule; nothing was sent.
+            LostAnswerError: the answer was lost, and `request` names no run. The sampler may exist.
+        """
+        return self._bridge.run(self._impl.create_sampler, request=request, team_id=team_id)
+
+    def list_samplers(self, *, scope: Scope | None = None, team_id: str | None = None) -> list[Sampler]:
         """Return all samplers, the newest first."""
-        return self._bridge.run(self._impl.list_samplers)
+        return self._bridge.run(self._impl.list_samplers, scope=scope, team_id=team_id)
 
     def get_sampler(self, sampler_id: str) -> Sampler:
         """Return a sampler."""
         return self._bridge.run(self._impl.get_sampler, sampler_id=sampler_id)
+
+    def deactivate_sampler(self, sampler_id: str) -> Deactivated:
+        """Switch off a sampler that is not paired with a run; newer services only. Doing it twice is harmless."""
+        return self._bridge.run(self._impl.deactivate_sampler, sampler_id=sampler_id)
 
     def get_model_deployment_status(self, model_id: str, deployment_id: str) -> str | None:
         """Return the state of a sampler's deployment, such as ``ACTIVE``."""
@@ -81,9 +130,12 @@ class ControlPlane(Handle[_core.ControlPlane]):
             self._impl.list_checkpoints, run_id=run_id, base_model=base_model, checkpoint_path=checkpoint_path
         )
 
-    def validate_checkpoint(self, checkpoint_path: str) -> None:
-        """Raise `BadRequestError` unless a sampler can load the checkpoint at this ``bt://`` path."""
-        self._bridge.run(self._impl.validate_checkpoint, checkpoint_path=checkpoint_path)
+    def validate_checkpoint(self, checkpoint_path: str, *, run_id: str | None = None) -> None:
+        """Raise `BadRequestError` unless a sampler can load the checkpoint at this ``bt://`` path.
+
+        `run_id` names the run whose sampler will load it; the service then compares their LoRA settings, too.
+        """
+        self._bridge.run(self._impl.validate_checkpoint, checkpoint_path=checkpoint_path, run_id=run_id)
 
     def get_checkpoint_files(
         self, checkpoint_id: str, *, page_size: int = 1000, page_token: int = 0
@@ -93,18 +145,111 @@ class ControlPlane(Handle[_core.ControlPlane]):
             self._impl.get_checkpoint_files, checkpoint_id=checkpoint_id, page_size=page_size, page_token=page_token
         )
 
-    def get_capabilities(self) -> ServerCapabilities:
-        """Return the base models that the service supports."""
-        return self._bridge.run(self._impl.get_capabilities)
+    def get_checkpoint_source(self, checkpoint_id: str) -> CheckpointSource:
+        """Return where a checkpoint's files are; newer services only."""
+        return self._bridge.run(self._impl.get_checkpoint_source, checkpoint_id=checkpoint_id)
 
-    def list_deployments(self) -> list[Deployment]:
+    def deploy_checkpoints(self, request: DeployCheckpointsRequest) -> DeployedModel:
+        """Make a model of sampler checkpoints of one team, and deploy it; newer services only.
+
+        Raises:
+            InputError: a field of `request` breaks its rule; nothing was sent.
+            LostAnswerError: the answer was lost. The model may exist.
+        """
+        return self._bridge.run(self._impl.deploy_checkpoints, request=request)
+
+    def get_capabilities(
+        self, *, model: str | None = None, use_case: UseCase | None = None, max_seq_len: int | None = None
+    ) -> ServerCapabilities:
+        """Return the base models that the service supports; the filters are for newer services."""
+        return self._bridge.run(self._impl.get_capabilities, model=model, use_case=use_case, max_seq_len=max_seq_len)
+
+    def get_user_config(self) -> UserConfig:
+        """Return your preferences."""
+        return self._bridge.run(self._impl.get_user_config)
+
+    def update_user_config(
+        self,
+        *,
+        trainer_accelerator_priority: list[str] | None | UnsetType = UNSET,
+        sampler_accelerator_priority: list[str] | None | UnsetType = UNSET,
+    ) -> UserConfig:
+        """Change your preferences, and return all of them; None clears one, and what is not given stays."""
+        return self._bridge.run(
+            self._impl.update_user_config,
+            trainer_accelerator_priority=trainer_accelerator_priority,
+            sampler_accelerator_priority=sampler_accelerator_priority,
+        )
+
+    def list_teams(self) -> list[Team]:
+        """Return the organization's teams."""
+        return self._bridge.run(self._impl.list_teams)
+
+    def list_deployments(self, *, scope: Scope | None = None) -> list[Deployment]:
         """Return the deployments of trainers, in all states."""
-        return self._bridge.run(self._impl.list_deployments)
+        return self._bridge.run(self._impl.list_deployments, scope=scope)
 
     def get_deployment(self, deployment_id: str) -> Deployment:
         """Return a trainer's deployment."""
         return self._bridge.run(self._impl.get_deployment, deployment_id=deployment_id)
 
-    def deactivate_deployment(self, deployment_id: str) -> None:
-        """Shut a trainer's deployment down; doing it twice is harmless."""
-        self._bridge.run(self._impl.deactivate_deployment, deployment_id=deployment_id)
+    def deactivate_deployment(self, deployment_id: str) -> Deactivated:
+        """Switch a trainer's deployment off. Doing it twice is harmless."""
+        return self._bridge.run(self._impl.deactivate_deployment, deployment_id=deployment_id)
+
+    def get_deployment_metrics(
+        self,
+        deployment_id: str,
+        *,
+        start_epoch_millis: int | None = None,
+        end_epoch_millis: int | None = None,
+        step_seconds: int | None = None,
+        time_divisor_seconds: int | None = None,
+    ) -> DeploymentMetrics:
+        """Return what was measured of a deployment, a value every `step_seconds`."""
+        return self._bridge.run(
+            self._impl.get_deployment_metrics,
+            deployment_id=deployment_id,
+            start_epoch_millis=start_epoch_millis,
+            end_epoch_millis=end_epoch_millis,
+            step_seconds=step_seconds,
+            time_divisor_seconds=time_divisor_seconds,
+        )
+
+    def get_deployment_logs(
+        self,
+        deployment_id: str,
+        *,
+        start_epoch_millis: int | None = None,
+        end_epoch_millis: int | None = None,
+        direction: SortDirection | None = None,
+        limit: int | None = None,
+        min_level: LogLevel | None = None,
+    ) -> list[LogLine]:
+        """Return lines of a deployment's log, of the last 30 minutes unless a window of at most 7 days is given.
+
+        Args:
+            deployment_id: the deployment.
+            start_epoch_millis: the window's begin, in milliseconds since 1970.
+            end_epoch_millis: its end.
+            direction: ``asc`` gives the oldest first.
+            limit: lines wanted, 1 to 1000; the service's default is 500.
+            min_level: leave out less serious lines, and those without a level.
+        """
+        return self._bridge.run(
+            self._impl.get_deployment_logs,
+            deployment_id=deployment_id,
+            start_epoch_millis=start_epoch_millis,
+            end_epoch_millis=end_epoch_millis,
+            direction=direction,
+            limit=limit,
+            min_level=min_level,
+        )
+
+    def get_debug_archive_files(
+        self, deployment_id: str, *, page_size: int = 1000, page_token: str | None = None
+    ) -> DebugArchiveFilesResponse:
+        """Return one page of the files that a failed deployment left; newer services only."""
+        return self._bridge.run(
+            self._impl.get_debug_archive_files, deployment_id=deployment_id, page_size=page_size, page_token=page_token
+        )

@@ -35,6 +35,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "_polling",
         "_submission",
         "_sample_queue",
+        "_creation",
         "control_plane",
         "_runtime",
         "_readiness",
