@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import ctypes
 import logging
 import os
 import threading
@@ -62,6 +63,7 @@ class Bridge:
         self._starting = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._is_stopping = False
 
     def run(self, function: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a coroutine function on the loop, and return or raise what it comes to.
@@ -102,7 +104,7 @@ class Bridge:
 
         False when there is no loop (any more), and so nothing to do there.
         """
-        if self._loop is None or self._pid != os.getpid():
+        if self._loop is None or not self.is_of_this_process():
             return False
         try:
             self._loop.call_soon_threadsafe(callback)
@@ -117,27 +119,39 @@ class Bridge:
         """
         self._check_usable()
         try:
-            if not self.post(start):
-                raise ClosedError(EXITING)
+            self.post(start)
             while not outcome.wait(WAKE_SECONDS):
-                if not self._is_running():
-                    raise ClosedError(EXITING)
+                pass
         except BaseException:
             if self.post(cancel):
                 outcome.wait(CLEANUP_SECONDS)
             raise
+        if self._is_stopping:
+            # Only daemon threads still wait by then. They end here with the process, as others do, and say nothing.
+            threading.Event().wait()
         return outcome.get()
 
     def stop(self) -> None:
         """Cancel whatever runs, wait up to 2 s for its clean-up, and end the thread."""
+        self._is_stopping = True
         if self._loop is not None and self._thread is not None and self.post(self._loop.stop):
             self._thread.join(EXIT_SECONDS)
 
-    def _is_running(self) -> bool:
-        return self._thread is not None and self._thread.is_alive()
+    def abandon(self) -> None:
+        """Keep what was inherited from the parent process from ever being collected here.
+
+        Its clean-up would run in the child, and take the parent's connections out of the selector that both share.
+        """
+        if self._loop is not None:
+            inherited = (self, asyncio.all_tasks(self._loop))
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(inherited))
+
+    def is_of_this_process(self) -> bool:
+        """Whether it is not that of the process from which this one was forked."""
+        return self._pid == os.getpid()
 
     def _check_usable(self) -> None:
-        if self._pid != os.getpid():
+        if not self.is_of_this_process():
             raise ClosedError(
                 f"this object was made in process {self._pid} and does not work in its forked child: make a new "
                 "ServiceClient in each process, or send a SamplingClient there with pickle"
@@ -147,6 +161,8 @@ class Bridge:
                 "a blocking call on the event loop's own thread would wait for itself: what runs there (callbacks, "
                 "finalisers) cannot use loops_sync; use loops_async in an event loop of your own"
             )
+        if self._is_stopping:
+            raise ClosedError(EXITING)
         if self._loop is None:
             self._start()
 
@@ -241,6 +257,8 @@ class Steps(Generic[T, M]):
 
     def step(self, message: M) -> T:
         """Send `message` in and return what comes out; raises `StopAsyncIteration` when it is over."""
+        if self._is_over:
+            raise StopAsyncIteration
         outcome: Outcome[T] = Outcome()
         return self._bridge.wait(outcome, lambda: self._ask(outcome, message), self.cancel)
 
@@ -320,6 +338,7 @@ class Held(AbstractContextManager[T]):
                 else:
                     yield await stack.__aexit__(type(error), error, error.__traceback__)
 
+        self._bridge = bridge
         self._steps = Steps(bridge, entered_then_left())
         self._let_go = _when_let_go(self, bridge, self._steps)
 
@@ -329,7 +348,9 @@ class Held(AbstractContextManager[T]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool:
-        """Leave it; leaving it again does nothing."""
+        """Leave it; leaving it again, or in a forked child, does nothing."""
+        if not self._bridge.is_of_this_process():
+            return False
         try:
             return bool(self._steps.step(error))
         except StopAsyncIteration:
@@ -369,13 +390,11 @@ def current() -> Bridge:
 
 def _begin_anew_in_child() -> None:
     global _current
-    # The parent's loop, its locks and its sockets are never touched here, not even to be collected.
-    _inherited.append(_current)
+    _current.abandon()
     _current = Bridge()
 
 
 _current = Bridge()
-_inherited: list[Bridge] = []
 
 if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=_begin_anew_in_child)

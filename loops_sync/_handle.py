@@ -51,7 +51,8 @@ class Closing(Handle[C]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close()
+        if self._bridge.is_of_this_process():  # else it is the parent's, who goes on using it
+            self.close()
 
 
 class Opened(Closing[C]):

@@ -56,6 +56,7 @@ class SamplingClient(Handle[_core.SamplingClient]):
         topk_prompt_logprobs: int = 0,
         *,
         affinity_key: str | None = None,
+        include_routed_experts: bool | None = None,
     ) -> SampleResponse:
         """Complete a prompt.
 
@@ -69,6 +70,8 @@ class SamplingClient(Handle[_core.SamplingClient]):
             include_prompt_logprobs: also score the prompt's own tokens.
             topk_prompt_logprobs: also list this many best candidates at each prompt position.
             affinity_key: requests with the same key go to the same replica; use one for each rollout group.
+            include_routed_experts: capture which experts a mixture-of-experts model chose, for
+                `Datum.routed_experts_ref`; None is the service's default.
 
         Raises:
             InputError: an argument breaks a rule; nothing was sent.
@@ -85,6 +88,7 @@ class SamplingClient(Handle[_core.SamplingClient]):
             include_prompt_logprobs=include_prompt_logprobs,
             topk_prompt_logprobs=topk_prompt_logprobs,
             affinity_key=affinity_key,
+            include_routed_experts=include_routed_experts,
         )
 
     def compute_logprobs(
@@ -105,7 +109,7 @@ class SamplingClient(Handle[_core.SamplingClient]):
         self._bridge.run(self._impl.ensure_ready, ready_timeout=ready_timeout)
 
     def discover_base_model_name(self) -> str:
-        """Return the base model's name as the sampler knows it."""
+        """Return the base model's name as the sampler knows it; a queued one is not asked."""
         return self._bridge.run(self._impl.discover_base_model_name)
 
     def discover_adapter_name(self) -> str | None:

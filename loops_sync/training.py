@@ -161,7 +161,8 @@ class TrainingClient(Closing[_core.TrainingClient]):
         """Publish the weights as they are now and return a client that never samples older ones.
 
         Returns when the paired sampler serves them. The client follows later versions too; to stay with exactly
-        these weights, use `create_sampling_client` with the checkpoint's path.
+        these weights, use `create_sampling_client` with the checkpoint's path. A serverless sampler has no current
+        version: there, the client samples exactly these weights, saved under `name` with a suffix of its own.
 
         Raises:
             NotReadyError: the sampler did not come up, or did not load the weights within 600 s.
@@ -181,17 +182,24 @@ class TrainingClient(Closing[_core.TrainingClient]):
         """Load weights, the optimizer's moments and the step; `path` as in `load_state`."""
         return OperationFuture(self._bridge.run(self._impl.load_state_with_optimizer, path=path), self)
 
-    def create_sampling_client(self, model_path: str) -> SamplingClient:
+    def create_sampling_client(self, model_path: str, *, min_policy_version: int | None = None) -> SamplingClient:
         """Return a client that samples exactly one checkpoint on the paired sampler.
 
         Args:
             model_path: ``bt://loops:<run_id>/sampler_weights/<name>``.
+            min_policy_version: sample the checkpoint only until the sampler serves this version of the trainer's
+                weights, and those from then on; None stays with the checkpoint.
 
         Raises:
             InputError: `model_path` is not such a URI.
             BadRequestError: the service has no such checkpoint, or may not load it here.
         """
-        return SamplingClient(self._bridge.run(self._impl.create_sampling_client, model_path=model_path), self)
+        return SamplingClient(
+            self._bridge.run(
+                self._impl.create_sampling_client, model_path=model_path, min_policy_version=min_policy_version
+            ),
+            self,
+        )
 
     def list_checkpoints(self) -> list[Checkpoint]:
         """Return the run's checkpoints."""
