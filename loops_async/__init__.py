@@ -11,7 +11,13 @@ from .control_plane import ControlPlane
 from .errors import *  # noqa: F403 - each module lists its public names in `__all__`
 from .sampling import SamplingClient
 from .training import ForwardBackwardFuture, TrainingClient
-from .types import *  # noqa: F403
+
+# One by one, since mypy sees no name whose `__all__` is put together from others.
+from .types.control import *  # noqa: F403
+from .types.inputs import *  # noqa: F403
+from .types.sampling import *  # noqa: F403
+from .types.tensors import *  # noqa: F403
+from .types.training import *  # noqa: F403
 
 __all__ = [
     "ControlPlane",

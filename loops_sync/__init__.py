@@ -8,7 +8,11 @@ on one event loop in a thread of its own, so any thread may call, also one with 
 from loops_async import errors, types
 from loops_async._version import __version__
 from loops_async.errors import *  # noqa: F403 - each module lists its public names in `__all__`
-from loops_async.types import *  # noqa: F403 - each module lists its public names in `__all__`
+from loops_async.types.control import *  # noqa: F403 - each module lists its public names in `__all__`
+from loops_async.types.inputs import *  # noqa: F403 - each module lists its public names in `__all__`
+from loops_async.types.sampling import *  # noqa: F403 - each module lists its public names in `__all__`
+from loops_async.types.tensors import *  # noqa: F403 - each module lists its public names in `__all__`
+from loops_async.types.training import *  # noqa: F403 - each module lists its public names in `__all__`
 from loops_sync._future import OperationFuture
 
 from .client import ServiceClient
