@@ -44,7 +44,7 @@ class Poller:
         run_id: what errors say.
         explain: makes the error to raise of a refusal that is not 404 or 410.
         lost: what to do when the place does not know an operation, for people.
-        at_once: the most polls under way; None for any number.
+        at_once: the most operations that are asked for at a time; None for any number.
     """
 
     def __init__(
@@ -84,24 +84,25 @@ class Poller:
             timeout=POLL_SECONDS,
             authorize=self._authorize,
         )
-        while True:
-            async with self._gate:
+        # Operations finish in order: the gate is for the oldest, and held until they are done.
+        async with self._gate:
+            while True:
                 answer = await self._poll(request, operation, operation_id)
-            if answer is None:
-                continue
-            poll = self._transport.decoded(request, answer, _Poll)
-            if poll.status == "error":
-                raise RemoteOpError(
-                    poll.error or "the operation failed without a message",
-                    operation_id=operation_id,
-                    operation=operation,
-                    run_id=self._run_id,
-                    error_class=poll.error_class,
-                )
-            if poll.status == "done":
-                return await self._decoded(request, answer, poll.result, decode)
-            log.warning("%s: a status %r is answered that is not known; asking again", operation, poll.status)
-            await asyncio.sleep(1.0)
+                if answer is None:
+                    continue
+                poll = self._transport.decoded(request, answer, _Poll)
+                if poll.status == "error":
+                    raise RemoteOpError(
+                        poll.error or "the operation failed without a message",
+                        operation_id=operation_id,
+                        operation=operation,
+                        run_id=self._run_id,
+                        error_class=poll.error_class,
+                    )
+                if poll.status == "done":
+                    return await self._decoded(request, answer, poll.result, decode)
+                log.warning("%s: a status %r is answered that is not known; asking again", operation, poll.status)
+                await asyncio.sleep(1.0)
 
     async def _poll(self, request: Request, operation: str, operation_id: str) -> Answer | None:
         """Ask once for an operation; None while it is not done."""
