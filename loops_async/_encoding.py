@@ -15,7 +15,7 @@ import msgspec
 
 from .errors import InputError
 from .protocol import MAX_REQUEST_BYTES
-from .types import Datum, ForwardBackwardOutput, TensorData
+from .types import Datum, ForwardBackwardOutput, OptimStepResponse, TensorData
 
 T = TypeVar("T")
 
@@ -109,8 +109,25 @@ async def decode_output(raw: bytes | msgspec.Raw) -> ForwardBackwardOutput:
         loss=_number(output.loss),
         loss_fn_output_type=output.loss_fn_output_type,
         loss_fn_outputs=tensors,
-        metrics={name: _number(value) for name, value in output.metrics.items()},
+        metrics=_numbers(output.metrics),
     )
+
+
+class _RawStep(msgspec.Struct):
+    metrics: dict[str, float | None] | None = None
+
+
+_decode_step = msgspec.json.Decoder(_RawStep).decode
+
+
+async def decode_step(raw: bytes | msgspec.Raw) -> OptimStepResponse:
+    """Decode an optimizer step; a null among its numbers, such as the norm of a gradient that overflowed, is NaN."""
+    metrics = _decode_step(raw).metrics
+    return OptimStepResponse(metrics=None if metrics is None else _numbers(metrics))
+
+
+def _numbers(metrics: dict[str, float | None]) -> dict[str, float]:
+    return {name: _number(value) for name, value in metrics.items()}
 
 
 def _number(value: float | None) -> float:
@@ -121,6 +138,8 @@ def decoder_for(kind: type[T]) -> Any:
     """Return an async function that decodes a result of `kind`."""
     if kind is ForwardBackwardOutput:
         return decode_output
+    if kind is OptimStepResponse:
+        return decode_step
     decode = msgspec.json.Decoder(kind).decode
 
     async def decode_small(raw: bytes | msgspec.Raw) -> T:
