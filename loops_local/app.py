@@ -13,6 +13,8 @@ from aiohttp.typedefs import Handler, Middleware
 from .control_plane import ROOT
 from .faults import Faults
 from .files import FILES_ROOT
+from .measuring import measuring
+from .meter import Machine
 from .registry import Registry
 from .web import HttpError
 
@@ -25,10 +27,13 @@ _LARGEST_BODY = 32 * 1024 * 1024
 _LOCAL_MODE = "/local/"
 
 
-def build_app(routes: Iterable[web.RouteDef], *, registry: Registry, api_key: str, faults: Faults) -> web.Application:
+def build_app(
+    routes: Iterable[web.RouteDef], *, registry: Registry, api_key: str, faults: Faults, machine: Machine
+) -> web.Application:
     """Return the application."""
     app = web.Application(
-        middlewares=[_inject(faults), _explain, _authorize(registry, api_key)], client_max_size=_LARGEST_BODY
+        middlewares=[_inject(faults), measuring(machine), _explain, _authorize(registry, api_key)],
+        client_max_size=_LARGEST_BODY,
     )
     app.add_routes(routes)
     return app
@@ -48,17 +53,18 @@ async def _explain(request: web.Request, handler: Handler) -> web.StreamResponse
     """Turn every refusal and every mistake of ours into a JSON body."""
     try:
         return await handler(request)
-    except HttpError as problem:
-        return problem.answer()
+    except HttpError as error:
+        return error.answer()
     except web.HTTPException as error:
         if error.status < 400:
             raise
-        message = f"{request.method} {request.path}: {error.text or error.reason}"
+        message = f"{request.method} {request.path}: {error.reason}"
         return HttpError(error.status, error.reason.upper().replace(" ", "_"), message, error=message).answer()
     except Exception:
-        logger.exception("%s %s failed", request.method, request.path)
         message = "the service failed; its log says why"
-        return HttpError(500, "INTERNAL_ERROR", message, error=message).answer()
+        failure = HttpError(500, "INTERNAL_ERROR", message, error=message)
+        logger.exception("request %s, %s %s, failed", failure.request_id, request.method, request.path)
+        return failure.answer()
 
 
 def _authorize(registry: Registry, api_key: str) -> Middleware:
@@ -87,7 +93,8 @@ async def _is_local_mode(request: web.Request, registry: Registry) -> bool:
     if request.path.startswith(_LOCAL_MODE):
         return True
     if request.method == "GET" and request.path == f"{ROOT}/checkpoints":
-        return set(request.query) == {"run_id"} and registry.is_local(request.query["run_id"])
+        run = registry.find_run(request.query.get("run_id", ""))
+        return run is not None and run.record.local and set(request.query) == {"run_id"}
     if request.method == "GET" and request.path.startswith(f"{ROOT}/checkpoints/") and request.path.endswith("/files"):
         checkpoint = await registry.checkpoints.find(request.match_info.get("checkpoint_id", ""))
         return checkpoint is not None and checkpoint.local

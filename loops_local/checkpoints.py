@@ -22,7 +22,7 @@ from .records import CheckpointRecord
 from .store import Store
 from .web import not_found
 
-__all__ = ["CheckpointFiles", "Checkpoints", "StoredFile"]
+__all__ = ["Checkpoints", "StoredFile", "files_below", "parse_uri", "size_below"]
 
 _ADAPTERS_KEPT: Final = 64
 
@@ -33,9 +33,6 @@ class StoredFile(Struct, frozen=True):
     name: str
     size_bytes: int
     last_modified: datetime
-
-
-CheckpointFiles = list[StoredFile]
 
 
 class Checkpoints:
@@ -118,9 +115,9 @@ class Checkpoints:
             if run_id in (None, record.run_id) and base_model in (None, record.base_model)
         ]
 
-    async def files(self, record: CheckpointRecord) -> CheckpointFiles:
+    async def files(self, record: CheckpointRecord) -> list[StoredFile]:
         """Return a checkpoint's files, ordered by name."""
-        return await asyncio.to_thread(_files_below, self.directory(record))
+        return await asyncio.to_thread(files_below, self.directory(record))
 
     async def readable(self, path: str, *, base_model: str, local: bool) -> Path:
         """Return the directory that a trainer of `base_model` may load.
@@ -205,7 +202,8 @@ def parse_uri(text: str, *, kind: str | None = None, field: str = "path") -> Che
     return uri
 
 
-def _files_below(directory: Path) -> CheckpointFiles:
+def files_below(directory: Path) -> list[StoredFile]:
+    """Return the files of a directory, ordered by name."""
     # A link could lead to a file of somebody else.
     paths = (path for path in directory.rglob("*") if path.is_file() and not path.is_symlink())
     return sorted((_stored_file(directory, path) for path in paths), key=lambda file: file.name)
@@ -219,4 +217,4 @@ def _stored_file(directory: Path, path: Path) -> StoredFile:
 
 def size_below(directory: Path) -> int:
     """Return the bytes of all files of a directory."""
-    return sum(file.size_bytes for file in _files_below(directory))
+    return sum(file.size_bytes for file in files_below(directory))

@@ -1,69 +1,76 @@
-"""The control plane: sessions, runs, samplers, deployments, checkpoints. Source: control-plane reference 2."""
+"""Sessions, runs, samplers and models of the control plane. Source: control-plane reference 2, rows 1 to 11 and 17."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import get_args
 
 import msgspec
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from loops_async import types
-from loops_async.errors import InputError
-from loops_async.protocol import CheckpointUri
 
-from .files import Files
-from .records import CheckpointRecord
+from .account import Account
+from .making import Maker
+from .models import ModelHost
 from .registry import Registry
-from .web import HttpError, decode, invalid, json_answer
+from .views import NOBODY, Views
+from .web import check_word, decode, json_answer, query_int
 
 __all__ = ["ROOT", "ControlPlane"]
 
 ROOT = "/v1/loops"
+_TEAM_ROOT = "/v1/teams/{team_id}/loops"
 
 _SESSION = msgspec.json.Decoder(types.CreateSessionRequest)
 _RUN = msgspec.json.Decoder(types.CreateRunRequest)
+_TRAINER = msgspec.json.Decoder(types.CreateTrainerRequest)
 _SAMPLER = msgspec.json.Decoder(types.CreateSamplerRequest)
 
 
-class _Validate(msgspec.Struct):
-    checkpoint_path: str
-
-
-_VALIDATE = msgspec.json.Decoder(_Validate)
-
-
 class ControlPlane:
-    """The handlers of the control plane's routes."""
+    """The handlers of these routes."""
 
-    def __init__(self, registry: Registry, files: Files) -> None:
+    def __init__(self, registry: Registry, maker: Maker, views: Views, account: Account) -> None:
         self._registry = registry
-        self._files = files
+        self._maker = maker
+        self._views = views
+        self._account = account
 
     def routes(self) -> Sequence[web.RouteDef]:
-        """Return the routes."""
+        """Return the routes; those with a team form stand twice."""
+        of_teams: list[tuple[str, str, Handler]] = [
+            ("POST", "/sessions", self.create_session),
+            ("POST", "/runs", self.create_run),
+            ("GET", "/runs", self.list_runs),
+            ("POST", "/trainers", self.create_trainer),
+            ("POST", "/samplers", self.create_sampler),
+            ("GET", "/samplers", self.list_samplers),
+        ]
         return [
-            web.post(f"{ROOT}/sessions", self.create_session),
+            *(web.route(method, ROOT + path, handler) for method, path, handler in of_teams),
+            *(web.route(method, _TEAM_ROOT + path, self._in_team(handler)) for method, path, handler in of_teams),
             web.get(f"{ROOT}/sessions/{{session_id}}", self.get_session),
-            web.post(f"{ROOT}/runs", self.create_run),
-            web.get(f"{ROOT}/runs", self.list_runs),
             web.get(f"{ROOT}/runs/{{run_id}}", self.get_run),
-            web.post(f"{ROOT}/samplers", self.create_sampler),
-            web.get(f"{ROOT}/samplers", self.list_samplers),
+            web.post(f"{ROOT}/runs/{{run_id}}/deactivate", self.deactivate_run),
             web.get(f"{ROOT}/samplers/{{sampler_id}}", self.get_sampler),
-            web.get(f"{ROOT}/checkpoints", self.list_checkpoints),
-            web.post(f"{ROOT}/checkpoints/validate", self.validate_checkpoint),
-            web.get(f"{ROOT}/checkpoints/{{checkpoint_id}}/files", self.list_files),
+            web.post(f"{ROOT}/samplers/{{sampler_id}}/deactivate", self.deactivate_sampler),
             web.get(f"{ROOT}/capabilities", self.capabilities),
-            web.get(f"{ROOT}/deployments", self.list_deployments),
-            web.get(f"{ROOT}/deployments/{{deployment_id}}", self.get_deployment),
-            web.post(f"{ROOT}/deployments/{{deployment_id}}/deactivate", self.deactivate_deployment),
             web.get("/v1/models/{model_id}/deployments/{deployment_id}", self.get_model_deployment),
         ]
+
+    def _in_team(self, handler: Handler) -> Handler:
+        async def in_team(request: web.Request) -> web.StreamResponse:
+            self._account.check_team(request.match_info["team_id"])
+            return await handler(request)
+
+        return in_team
 
     async def create_session(self, request: web.Request) -> web.Response:
         body = await request.read()
         decode(body or b"{}", _SESSION)
-        session = await self._registry.create_session()
+        session = await self._maker.create_session()
         return json_answer({"session": types.Session(id=session.id)})
 
     async def get_session(self, request: web.Request) -> web.Response:
@@ -71,13 +78,18 @@ class ControlPlane:
         return json_answer({"session": types.Session(id=session.id)})
 
     async def create_run(self, request: web.Request) -> web.Response:
-        run = await self._registry.create_run(decode(await request.read(), _RUN))
-        return json_answer({"run": self._registry.show_run(run)})
+        run = await self._maker.create_run(decode(await request.read(), _RUN))
+        return json_answer({"run": self._views.run(run)})
+
+    async def create_trainer(self, request: web.Request) -> web.Response:
+        run = await self._maker.create_trainer(decode(await request.read(), _TRAINER))
+        return json_answer({"run": self._views.run(run)})
 
     async def list_runs(self, request: web.Request) -> web.Response:
+        check_scope(request)
         run_id, base_model = request.query.get("run_id"), request.query.get("base_model")
         runs = [
-            self._registry.show_run(run)
+            self._views.run(run)
             for run in self._registry.runs()
             if run_id in (None, run.record.id) and base_model in (None, run.record.base_model)
         ]
@@ -85,69 +97,38 @@ class ControlPlane:
 
     async def get_run(self, request: web.Request) -> web.Response:
         run = self._registry.run(request.match_info["run_id"])
-        return json_answer({"run": self._registry.show_run(run)})
+        return json_answer({"run": self._views.run(run)})
+
+    async def deactivate_run(self, request: web.Request) -> web.Response:
+        run = self._registry.run(request.match_info["run_id"])
+        await self._maker.stop_run(run)
+        return json_answer(types.Deactivated(id=run.record.id, base_model=run.record.base_model, user=NOBODY))
 
     async def create_sampler(self, request: web.Request) -> web.Response:
-        sampler = await self._registry.create_sampler(decode(await request.read(), _SAMPLER))
-        return json_answer({"sampler": self._registry.show_sampler(sampler)})
+        sampler = await self._maker.create_sampler(decode(await request.read(), _SAMPLER))
+        return json_answer({"sampler": self._views.sampler(sampler)})
 
-    async def list_samplers(self, _request: web.Request) -> web.Response:
-        samplers = [self._registry.show_sampler(sampler) for sampler in self._registry.samplers()]
+    async def list_samplers(self, request: web.Request) -> web.Response:
+        check_scope(request)
+        samplers = [self._views.sampler(sampler) for sampler in self._registry.samplers()]
         return json_answer({"samplers": samplers})
 
     async def get_sampler(self, request: web.Request) -> web.Response:
         sampler = self._registry.sampler(request.match_info["sampler_id"])
-        return json_answer({"sampler": self._registry.show_sampler(sampler)})
+        return json_answer({"sampler": self._views.sampler(sampler)})
 
-    async def list_checkpoints(self, request: web.Request) -> web.Response:
-        filters = {name: request.query[name] for name in _CHECKPOINT_FILTERS if name in request.query}
-        if len(filters) != 1:
-            raise invalid("query", f"provide exactly one of {', '.join(_CHECKPOINT_FILTERS)}; got {len(filters)}")
-        found = await self._filtered(**filters)
-        return json_answer({"checkpoints": [show_checkpoint(record) for record in found]})
+    async def deactivate_sampler(self, request: web.Request) -> web.Response:
+        sampler = self._registry.sampler(request.match_info["sampler_id"])
+        await self._maker.stop_sampler(sampler)
+        record = sampler.record
+        return json_answer(types.Deactivated(id=record.id, base_model=record.base_model, user=NOBODY))
 
-    async def _filtered(
-        self, *, run_id: str | None = None, base_model: str | None = None, checkpoint_path: str | None = None
-    ) -> list[CheckpointRecord]:
-        if checkpoint_path is not None:
-            try:
-                uri = CheckpointUri.parse(checkpoint_path, path="checkpoint_path")
-            except InputError as error:
-                raise HttpError(400, "VALIDATION_ERROR", str(error), details={"field": "checkpoint_path"}) from error
-            return [await self._registry.checkpoints.at(uri)]
-        if run_id is not None:
-            self._registry.any_run(run_id)
-        return await self._registry.checkpoints.of(run_id=run_id, base_model=base_model)
-
-    async def validate_checkpoint(self, request: web.Request) -> web.Response:
-        body = decode(await request.read(), _VALIDATE)
-        await self._registry.sampler_checkpoint(body.checkpoint_path)
-        return json_answer({})
-
-    async def list_files(self, request: web.Request) -> web.Response:
-        record = await self._registry.checkpoints.get(request.match_info["checkpoint_id"])
-        return json_answer(await self._files.page(record, request))
-
-    async def capabilities(self, _request: web.Request) -> web.Response:
-        supported = [
-            types.SupportedModel(model_name=host.name, max_context_length=host.max_seq_len)
-            for host in self._registry.models.hosts
-        ]
+    async def capabilities(self, request: web.Request) -> web.Response:
+        check_word("use_case", request.query.get("use_case", "rl"), get_args(types.UseCase))
+        wanted = request.query.get("model")
+        length = query_int(request, "max_seq_len", 1, least=1)
+        supported = [_show_model(host, length) for host in self._registry.models.hosts if wanted in (None, host.name)]
         return json_answer(types.ServerCapabilities(supported_models=supported))
-
-    async def list_deployments(self, _request: web.Request) -> web.Response:
-        deployments = [self._registry.show_deployment(run) for run in self._registry.runs()]
-        return json_answer({"deployments": deployments})
-
-    async def get_deployment(self, request: web.Request) -> web.Response:
-        run = self._registry.trainer_deployment(request.match_info["deployment_id"])
-        return json_answer({"deployment": self._registry.show_deployment(run)})
-
-    async def deactivate_deployment(self, request: web.Request) -> web.Response:
-        run = self._registry.trainer_deployment(request.match_info["deployment_id"])
-        await self._registry.stop_run(run)
-        answer = {"id": run.record.deployment_id, "base_model": run.record.base_model, "user": types.User()}
-        return json_answer(answer)
 
     async def get_model_deployment(self, request: web.Request) -> web.Response:
         model_id, deployment_id = request.match_info["model_id"], request.match_info["deployment_id"]
@@ -155,19 +136,28 @@ class ControlPlane:
         return json_answer({"id": deployment_id, "model_id": model_id, "status": deployment.status})
 
 
-_CHECKPOINT_FILTERS = ("run_id", "base_model", "checkpoint_path")
+def check_scope(request: web.Request) -> None:
+    """Check whose objects are asked for; there is one user, who sees everything."""
+    if "scope" in request.query:
+        check_word("scope", request.query["scope"], get_args(types.Scope))
 
 
-def show_checkpoint(record: CheckpointRecord) -> types.Checkpoint:
-    """Return a checkpoint as the control plane shows it."""
-    return types.Checkpoint(
-        id=record.id,
-        run_id=record.run_id,
-        checkpoint_id=record.name,
-        checkpoint_type="lora",
-        created_at=record.created_at,
-        base_model=record.base_model,
-        lora_adapter_config=types.LoraAdapterConfig(rank=record.rank),
-        size_bytes=record.size_bytes,
-        target=record.target,
+def _show_model(host: ModelHost, wanted_length: int) -> types.SupportedModel:
+    """Show a model; its length is known once it is loaded."""
+    longest = host.max_seq_len
+    fits = longest is None or wanted_length <= longest
+    details = types.EnablementDetails(
+        reason="sequence_length_unsupported",
+        reason_detail=f"{host.name} takes at most {longest} tokens",
+        remediation="ask for a smaller max_seq_len, or another model",
+    )
+    return types.SupportedModel(
+        model_name=host.name,
+        max_context_length=longest,
+        max_seq_len=longest,
+        max_enabled_seq_len=longest,
+        supports_vision_language=False,
+        enabled=fits,
+        serverless=False,
+        enablement_details=None if fits else details,
     )

@@ -121,10 +121,10 @@ class Models:
         """Tell whether a model is on offer."""
         return self.names is None or name in self.names
 
-    def find(self, name: str) -> ModelHost:
+    def find(self, name: str, *, status: int = 400) -> ModelHost:
         """Return the host of a model that a request names, refusing a model that is not on offer."""
         if not self.offers(name):
-            raise invalid("base_model", f"this service has {', '.join(self.names or ())}; got {name!r}")
+            raise invalid("base_model", f"this service has {', '.join(self.names or ())}; got {name!r}", status=status)
         return self.host(name)
 
     def host(self, name: str) -> ModelHost:

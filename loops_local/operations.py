@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from .engine import RefusedError
+from .journal import Log
 from .store import Store
 from .tasks import Tasks
 from .web import HttpError
@@ -29,6 +30,7 @@ class _Operation(Struct, eq=False):
     id: str
     name: str
     work: Work
+    log: Log
     answer: asyncio.Future[bytes]
 
 
@@ -54,13 +56,13 @@ class Operations:
         self._finished = await self._store.finished()
         self._purge(time.time())
 
-    def submit(self, run_id: str, operation_id: str, name: str, work: Work) -> None:
+    def submit(self, run_id: str, operation_id: str, name: str, work: Work, log: Log) -> None:
         """Queue `work` behind the run's other operations, unless an operation of this id is known already."""
         self._purge_sometimes()
         key = run_id, operation_id
         if key in self._pending or key in self._finished:
             return
-        operation = _Operation(operation_id, name, work, asyncio.get_running_loop().create_future())
+        operation = _Operation(operation_id, name, work, log, asyncio.get_running_loop().create_future())
         self._pending[key] = operation
         waiting = self._waiting.get(run_id)
         if waiting is None:
@@ -121,14 +123,20 @@ class Operations:
 
 async def _outcome(operation: _Operation) -> bytes:
     """Do the work of an operation; return what a poll answers."""
+    started = time.perf_counter()
     try:
-        return msgspec.json.encode({"status": "done", "result": await operation.work()})
+        answer = msgspec.json.encode({"status": "done", "result": await operation.work()})
     except (RefusedError, HttpError) as refused:
+        operation.log.write("WARNING", f"{operation.name} refused: {refused}", request_id=operation.id)
         # The wire's examples name Python's own class for a bad argument.
         return _failed(str(refused), "ValueError")
     except Exception as error:
         logger.exception("operation %s (%s) failed", operation.id, operation.name)
+        operation.log.write("ERROR", f"{operation.name} failed: {error!r}", request_id=operation.id)
         return _failed(str(error) or repr(error), type(error).__name__)
+    took = time.perf_counter() - started
+    operation.log.write("INFO", f"{operation.name} done in {took:.3f} s", request_id=operation.id)
+    return answer
 
 
 def _failed(message: str, error_class: str) -> bytes:

@@ -15,6 +15,8 @@ from msgspec import Struct
 from loops_async.protocol import SCALED_TO_ZERO
 
 from .engine import Engine
+from .journal import Log
+from .meter import Meter
 from .models import ModelHost
 from .records import DeploymentRecord
 from .web import HttpError, deactivated, deploying, terminal
@@ -47,9 +49,11 @@ class Deployment:
     `scale_down_delay_seconds`, and rises again when it is used. After a restart of the service it sleeps.
     """
 
-    def __init__(self, record: DeploymentRecord, host: ModelHost, rise_seconds: float) -> None:
+    def __init__(self, record: DeploymentRecord, host: ModelHost, rise_seconds: float, log: Log) -> None:
         self.record = record
         self.host = host
+        self.log = log
+        self.meter = Meter()
         self._rise_seconds = rise_seconds
         self._words = _WORDS[record.kind]
         self._stages = self._words.rising
@@ -58,14 +62,21 @@ class Deployment:
         self._last_used = 0.0
         self._users = 0
 
-    def skip_rise(self) -> None:
-        """Be up as soon as the model is loaded."""
-        self._rise_seconds = 0.0
-
     def start(self) -> None:
         """Begin to rise."""
+        self.log.write("INFO", f"deploying a {self.record.kind} of {self.host.name}")
         self._loading = self.host.load()
+        self._loading.add_done_callback(self._note_loaded)
         self._started = self._last_used = time.monotonic()
+
+    def _note_loaded(self, loading: asyncio.Future[Engine]) -> None:
+        if loading.cancelled():
+            return
+        if error := loading.exception():
+            self.log.write("ERROR", f"cannot load {self.host.name}: {error}")
+        else:
+            model = loading.result().model
+            self.log.write("INFO", f"loaded {model.name} ({model.arch}, {model.max_seq_len} tokens at most)")
 
     @property
     def status(self) -> str:
@@ -95,6 +106,11 @@ class Deployment:
         return None if error is None else str(error)
 
     @property
+    def users(self) -> int:
+        """How many requests and operations are at it."""
+        return self._users
+
+    @property
     def _loaded(self) -> bool:
         return self._loading is not None and self._loading.done()
 
@@ -114,6 +130,7 @@ class Deployment:
     def wake(self) -> None:
         """Note a use; begin to rise when it sleeps."""
         if self._asleep and not self.record.stopped:
+            self.log.write("INFO", "waking up")
             self._stages = self._words.waking
             self.start()
         self._last_used = time.monotonic()
@@ -157,3 +174,4 @@ class Deployment:
     def stop(self) -> None:
         """Switch it off for good."""
         self.record.stopped = True
+        self.log.write("INFO", "deactivated")

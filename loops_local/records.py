@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from loops_async.protocol import CheckpointUri
+from loops_async.types import AvailabilityModel
 
 __all__ = [
     "CheckpointRecord",
@@ -19,6 +20,8 @@ __all__ = [
     "RunRecord",
     "SamplerRecord",
     "SessionRecord",
+    "TeamRecord",
+    "UserConfigRecord",
     "new_id",
     "now",
 ]
@@ -47,13 +50,28 @@ class SessionRecord(Record, kw_only=True):
     """A session."""
 
 
+class TeamRecord(Record, kw_only=True):
+    """A team; the service has one."""
+
+    name: str = "default"
+
+
+class UserConfigRecord(Record, kw_only=True):
+    """Which GPUs the user prefers: kept, though there is none to choose."""
+
+    trainer_accelerator_priority: list[str] | None = None
+    sampler_accelerator_priority: list[str] | None = None
+
+
 class DeploymentRecord(Record, kw_only=True):
-    """What a trainer or a sampler runs on."""
+    """What a trainer or a sampler runs on; that of local mode is up as soon as its model is loaded."""
 
     kind: Literal["trainer", "sampler"]
     base_model: str
     model_id: str = msgspec.field(default_factory=new_id)
     scale_down_delay_seconds: int
+    availability_model: AvailabilityModel = AvailabilityModel.DEDICATED
+    local: bool = False
     stopped: bool = False
 
 
@@ -100,13 +118,14 @@ CheckpointTargetName: TypeAlias = Literal["trainer", "sampler"]
 
 
 class CheckpointRecord(Record, kw_only=True):
-    """A checkpoint: a directory of files."""
+    """A checkpoint: a directory of files. `targets` are the modules that the adapter changes."""
 
     run_id: str
     name: str
     target: CheckpointTargetName
     base_model: str
     rank: int
+    targets: list[str] = []
     size_bytes: int
     local: bool = False
     expires_at: datetime | None = None

@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 from msgspec import UNSET
 
 from loops_async import protocol as wire
@@ -29,6 +30,7 @@ from .models import ModelHost
 from .provisioning import Deployment
 from .records import CheckpointRecord, CheckpointTargetName, LiveWeights, RunRecord, new_id, now
 from .store import Store
+from .web import deactivated
 
 __all__ = ["LiveRun", "LostWeightsError"]
 
@@ -157,6 +159,18 @@ class LiveRun:
         trainer = await self._replace_trainer(load)
         return LoadWeightsResponse(step=trainer.step)
 
+    def retire(self) -> None:
+        """End: another run takes its place, or it was switched off. What was not saved is gone."""
+        self.record.active = False
+        self.record.unsaved = False
+        self._trainer = None
+
+    def check(self) -> None:
+        """Refuse a request that this run cannot take now."""
+        if not self.record.active:
+            raise deactivated("run")
+        self.deployment.check()
+
     async def put_aside(self) -> None:
         """Save the trainer, so that a service started later goes on with it. Gradients not yet applied are lost."""
         trainer = self._trainer
@@ -175,7 +189,7 @@ class LiveRun:
 
     async def _train(self, work: Callable[[Trainer], T], *, changes: bool = True) -> T:
         """Do `work` with the trainer in the training thread."""
-        engine = await self.deployment.risen()
+        engine = await self._engine()
         start = None if self._trainer else await self._start_directory()
         with self.deployment.in_use():
             if self._trainer is None:
@@ -184,8 +198,13 @@ class LiveRun:
                 await self._mark_unsaved()
             return await self.host.in_training_thread(work, self._trainer)
 
+    async def _engine(self) -> Engine:
+        if not self.record.active:
+            raise deactivated("run")
+        return await self.deployment.risen()
+
     async def _replace_trainer(self, make: Callable[[Engine], Trainer]) -> Trainer:
-        engine = await self.deployment.risen()
+        engine = await self._engine()
         with self.deployment.in_use():
             self._trainer = await self.host.in_training_thread(make, engine)
             await self._mark_unsaved()
@@ -221,16 +240,16 @@ class LiveRun:
         checkpoint_id = new_id()
         directory = self._checkpoints.draft(self.record.id, checkpoint_id)
 
-        def save(trainer: Trainer) -> tuple[int, int]:
+        def save(trainer: Trainer) -> tuple[int, int, list[str]]:
             directory.mkdir(parents=True)
             try:
                 write(trainer, directory)
             except BaseException:
                 shutil.rmtree(directory, ignore_errors=True)
                 raise
-            return trainer.rank, size_below(directory)
+            return trainer.rank, size_below(directory), _targets(directory)
 
-        rank, size_bytes = await self._train(save, changes=False)
+        rank, size_bytes, targets = await self._train(save, changes=False)
         record = CheckpointRecord(
             id=checkpoint_id,
             run_id=self.record.id,
@@ -238,6 +257,7 @@ class LiveRun:
             target=target,
             base_model=self.record.base_model,
             rank=rank,
+            targets=targets,
             size_bytes=size_bytes,
             local=self.record.local,
             expires_at=None if ttl_seconds is None else now() + timedelta(seconds=ttl_seconds),
@@ -263,3 +283,8 @@ def _save_into(trainer: Trainer, directory: Path) -> None:
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     trainer.save(directory)
+
+
+def _targets(directory: Path) -> list[str]:
+    """Return the modules that an adapter changes, from its file in PEFT's format."""
+    return sorted(msgspec.json.decode((directory / "adapter_config.json").read_bytes())["target_modules"])

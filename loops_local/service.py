@@ -19,12 +19,18 @@ from typing import Any, Self
 from aiohttp import web
 from yarl import URL
 
+from .account import Account
 from .app import build_app
+from .checkpoint_routes import CheckpointRoutes
 from .checkpoints import Checkpoints
 from .control_plane import ControlPlane
+from .deployment_routes import DeploymentRoutes
 from .engine import EngineFactory, load_engine
 from .faults import Faults
 from .files import Files
+from .journal import Journal
+from .making import Maker
+from .meter import Machine
 from .models import Models
 from .operations import Operations
 from .registry import Registry
@@ -33,6 +39,7 @@ from .signing import UrlSigner
 from .store import Store
 from .tasks import Tasks
 from .trainer_routes import LOCAL_TRAINER, TrainerRoutes
+from .views import Views
 
 __all__ = ["DEFAULT_MODELS", "LocalService", "serve_in_thread"]
 
@@ -200,9 +207,16 @@ class LocalService:
         self._api_key = self._api_key or await asyncio.to_thread(_kept_key, data_dir / "api_key")
         models = self._models = Models(self._load_engine, self._names, self._default_model, data_dir / "tokenizers")
         close(models.close)
+        journal = Journal(store)
+        await journal.open()
         checkpoints = Checkpoints(store, data_dir / "checkpoints")
         registry = Registry(
-            store, models, checkpoints, data_dir=data_dir, provisioning_seconds=self._provisioning_seconds
+            store,
+            models,
+            checkpoints,
+            journal,
+            data_dir=data_dir,
+            provisioning_seconds=self._provisioning_seconds,
         )
         await registry.open()
         close(registry.close)
@@ -210,18 +224,24 @@ class LocalService:
         close(tasks.close)
         operations = Operations(store, tasks, retention_seconds=self._result_retention_seconds)
         await operations.open()
+        account = Account(store)
+        await account.open()
+        maker = Maker(registry, store)
+        views = Views(registry)
+        machine = Machine()
         signer = UrlSigner(await store.secret("file_urls"), valid_seconds=self._file_url_seconds)
-        files = Files(checkpoints, signer)
-        trainers = TrainerRoutes(registry, operations, hold_seconds=self._poll_hold_seconds)
-        samplers = SamplerRoutes(registry, version_wait_seconds=self._version_wait_seconds)
+        files = Files(checkpoints, signer, data_dir / "archives")
         routes = [
-            *ControlPlane(registry, files).routes(),
+            *ControlPlane(registry, maker, views, account).routes(),
+            *CheckpointRoutes(registry, maker, files).routes(),
+            *DeploymentRoutes(registry, maker, views, journal, machine, files).routes(),
+            *account.routes(),
             *files.routes(),
-            *trainers.routes(),
-            *samplers.routes(),
+            *TrainerRoutes(registry, maker, operations, hold_seconds=self._poll_hold_seconds).routes(),
+            *SamplerRoutes(registry, version_wait_seconds=self._version_wait_seconds).routes(),
         ]
-        app = build_app(routes, registry=registry, api_key=self.api_key, faults=self.faults)
-        registry.base_url = self._url = await self._listen(app)
+        app = build_app(routes, registry=registry, api_key=self.api_key, faults=self.faults, machine=machine)
+        views.base_url = self._url = await self._listen(app)
         self._stack.callback(operations.abandon)
 
     async def _listen(self, app: web.Application) -> URL:

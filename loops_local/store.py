@@ -13,13 +13,13 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import msgspec
 
 from .records import Record
 
-__all__ = ["Store", "StoreLockedError"]
+__all__ = ["LogRow", "Store", "StoreLockedError"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -39,13 +39,34 @@ CREATE TABLE IF NOT EXISTS operations (
     run_id TEXT NOT NULL, id TEXT NOT NULL, finished REAL NOT NULL, answer BLOB NOT NULL, PRIMARY KEY (run_id, id)
 );
 CREATE INDEX IF NOT EXISTS operations_by_time ON operations (finished);
+CREATE TABLE IF NOT EXISTS logs (
+    deployment_id TEXT NOT NULL, timestamp INTEGER NOT NULL, severity INTEGER NOT NULL, message TEXT NOT NULL,
+    request_id TEXT
+);
+CREATE INDEX IF NOT EXISTS logs_by_deployment ON logs (deployment_id, timestamp);
 CREATE TABLE IF NOT EXISTS secrets (name TEXT PRIMARY KEY, value BLOB NOT NULL);
 COMMIT;
 """
 
+_OLDEST_LOGS = """
+SELECT * FROM logs WHERE deployment_id = ? AND timestamp >= ? AND timestamp < ? AND severity >= ?
+ORDER BY timestamp, rowid LIMIT ?
+"""
+_NEWEST_LOGS = _OLDEST_LOGS.replace("timestamp, rowid", "timestamp DESC, rowid DESC")
+
 
 class StoreLockedError(OSError):
     """Another service uses the same data directory."""
+
+
+class LogRow(NamedTuple):
+    """A line of a deployment's log; `timestamp` in nanoseconds since 1970."""
+
+    deployment_id: str
+    timestamp: int
+    severity: int
+    message: str
+    request_id: str | None
 
 
 class Store:
@@ -99,6 +120,21 @@ class Store:
     def forget_finished(self, before: float) -> asyncio.Future[None]:
         """Forget the answers of operations that finished before a time."""
         return self._run(Store._write, "DELETE FROM operations WHERE finished < ?", [(before,)])
+
+    def append_log(self, row: LogRow) -> asyncio.Future[None]:
+        """Keep a line of a log."""
+        return self._run(Store._write, "INSERT INTO logs VALUES (?, ?, ?, ?, ?)", [row])
+
+    def forget_logs(self, before: int) -> asyncio.Future[None]:
+        """Forget the lines before a time in nanoseconds since 1970."""
+        return self._run(Store._write, "DELETE FROM logs WHERE timestamp < ?", [(before,)])
+
+    async def logs(
+        self, deployment_id: str, *, start: int, end: int, newest_first: bool, limit: int, min_severity: int
+    ) -> list[LogRow]:
+        """Return lines of a log from `start` up to, not with, `end`; a negative `limit` is none."""
+        query = _NEWEST_LOGS if newest_first else _OLDEST_LOGS
+        return await self._run(Store._logs, query, deployment_id, start, end, min_severity, limit)
 
     # What follows runs in the store's thread.
 
@@ -154,3 +190,6 @@ class Store:
     def _finished(self) -> dict[tuple[str, str], float]:
         rows = self._open_db.execute("SELECT run_id, id, finished FROM operations")
         return {(run_id, operation_id): finished for run_id, operation_id, finished in rows}
+
+    def _logs(self, query: str, *arguments: object) -> list[LogRow]:
+        return [LogRow(*row) for row in self._open_db.execute(query, arguments)]

@@ -19,10 +19,12 @@ from loops_async import protocol as wire
 from loops_async.errors import InputError
 from loops_async.types import LossFnType
 
+from .making import LOCAL_RUN_ID, Maker
+from .measuring import measure
 from .operations import Operations
-from .registry import LOCAL_RUN_ID, Registry
+from .registry import Registry
 from .runs import LiveRun
-from .web import HttpError, decode, invalid, json_answer, not_found, raw_answer
+from .web import HttpError, deactivated, decode, invalid, json_answer, not_found, raw_answer
 
 __all__ = ["LOCAL_TRAINER", "TRAINERS", "TrainerRoutes"]
 
@@ -37,8 +39,9 @@ _MOST_TOP_K = 20
 class TrainerRoutes:
     """The handlers of the trainers' routes, of the control plane's runs and of local mode's."""
 
-    def __init__(self, registry: Registry, operations: Operations, *, hold_seconds: float) -> None:
+    def __init__(self, registry: Registry, maker: Maker, operations: Operations, *, hold_seconds: float) -> None:
         self._registry = registry
+        self._maker = maker
         self._operations = operations
         self._hold_seconds = hold_seconds
 
@@ -69,7 +72,7 @@ class TrainerRoutes:
         body = await _decoded(request, _INIT)
         if "run_id" not in request.match_info:
             run_id = _run_id(request, body.run_id) or LOCAL_RUN_ID
-            await self._registry.begin_local_run(run_id, body.base_model, body.lora_rank)
+            await self._maker.begin_local_run(run_id, body.base_model, body.lora_rank)
         run = self._ready_run(request, body.run_id)
         if body.base_model != run.record.base_model:
             raise invalid(
@@ -120,10 +123,13 @@ class TrainerRoutes:
     async def health(self, request: web.Request) -> web.Response:
         if "run_id" not in request.match_info:
             return json_answer({"status": "ok"})
-        deployment = self._run(request).deployment
+        run = self._run(request)
+        deployment = run.deployment
         deployment.wake()
+        if not run.record.active:
+            raise deactivated("run")
         if (problem := deployment.problem) is not None:
-            problem.status = 503 if problem.headers is None else problem.status
+            problem.status = problem.status if problem.headers else 503
             raise problem
         return json_answer({"status": "ok"})
 
@@ -133,21 +139,24 @@ class TrainerRoutes:
     def _run(self, request: web.Request, body_run_id: str | None = None) -> LiveRun:
         named = _run_id(request, body_run_id)
         if "run_id" not in request.match_info:
-            return self._registry.local_run(named or LOCAL_RUN_ID)
+            run = self._registry.local_run(named or LOCAL_RUN_ID)
+            measure(request, run.deployment)
+            return run
         run = self._registry.run(request.match_info["run_id"])
+        measure(request, run.deployment)
         if named not in (None, run.record.id):
             raise invalid(wire.RUN_ID, f"this is the trainer of run {run.record.id!r}; got {named!r}", status=422)
         return run
 
     def _ready_run(self, request: web.Request, body_run_id: str | None) -> LiveRun:
         run = self._run(request, body_run_id)
-        run.deployment.check()
+        run.check()
         return run
 
     def _submit(self, request: web.Request, run: LiveRun, work: Callable[[], Awaitable[Any]]) -> web.Response:
         operation_id = request.headers.get(wire.IDEMPOTENCY_KEY) or uuid.uuid4().hex
         name = request.path.rsplit("/", 1)[-1]
-        self._operations.submit(run.record.id, operation_id, name, work)
+        self._operations.submit(run.record.id, operation_id, name, work, run.deployment.log)
         location = f"/operations/{quote(operation_id, safe='')}"
         return json_answer(wire.Accepted(operation_id=operation_id), status=202, headers={"Location": location})
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import uuid
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -14,6 +15,7 @@ from loops_async import protocol as wire
 __all__ = [
     "HttpError",
     "bad_request",
+    "check_word",
     "deactivated",
     "decode",
     "deploying",
@@ -34,6 +36,7 @@ class HttpError(Exception):
     """An answer that is not a success, raised anywhere below a handler.
 
     The body is ``{"code", "message", "details"}`` and what `extra` adds; every published reader finds its text there.
+    `request_id` is what the caller may quote.
     """
 
     def __init__(
@@ -48,12 +51,13 @@ class HttpError(Exception):
     ) -> None:
         super().__init__(message)
         self.status = status
-        self.headers = headers
+        self.headers = dict(headers or {})
+        self.request_id = uuid.uuid4().hex
         self.body = {"code": code, "message": message, "details": dict(details or {})} | extra
 
     def answer(self) -> web.Response:
         """Return this problem as a response."""
-        return json_answer(self.body, status=self.status, headers=self.headers)
+        return json_answer(self.body, status=self.status, headers=self.headers | {"X-Request-Id": self.request_id})
 
 
 # Published clients repeat a 400 or 404 of a data plane for an hour, unless a gateway has marked it as final.
@@ -116,6 +120,17 @@ def query_int(request: web.Request, name: str, default: int, *, least: int) -> i
     if not text.isascii() or not text.isdigit() or len(text) > 15 or int(text) < least:
         raise invalid(name, f"must be an integer of at least {least}; got {text!r}")
     return int(text)
+
+
+W = TypeVar("W", bound=str)
+
+
+def check_word(field: str, word: str, words: Sequence[W]) -> W:
+    """Return `word`, which must be one of `words`."""
+    for known in words:
+        if word == known:
+            return known
+    raise invalid(field, f"must be one of {', '.join(words)}; got {word!r}")
 
 
 def json_answer(value: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:

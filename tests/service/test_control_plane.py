@@ -130,10 +130,18 @@ async def test_run_of_an_unknown_session_is_404(api: Api) -> None:
 async def test_capabilities_tell_the_models_and_their_length(serve: Any) -> None:
     api = await serve(models=["a", "b"])
     await api.local.load()
-    assert (await api.get("/v1/loops/capabilities"))["supported_models"] == [
-        {"model_name": "a", "max_context_length": 32768},
-        {"model_name": "b", "max_context_length": None},
-    ]
+
+    async def told(**query: Any) -> list[tuple[str, int | None, bool]]:
+        models = (await api.get("/v1/loops/capabilities", params=query))["supported_models"]
+        return [(model["model_name"], model["max_context_length"], model["enabled"]) for model in models]
+
+    assert await told() == [("a", 32768, True), ("b", None, True)]
+    assert await told(model="b") == [("b", None, True)]
+    assert await told(model="c") == []
+    assert await told(model="a", max_seq_len=40000) == [("a", 32768, False)]
+    for query in ({"use_case": "fun"}, {"max_seq_len": "0"}):
+        error = await api.get("/v1/loops/capabilities", params=query, status=400)
+        assert error["details"] == {"field": next(iter(query))}
 
 
 async def test_checkpoint_list_wants_exactly_one_filter(api: Api) -> None:
