@@ -1,0 +1,70 @@
+"""The service under test, over real sockets, and a client of each colour."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from uuid import uuid4
+
+import pytest
+
+from loops_async import ServiceClient, TrainingClient, _retry
+from loops_local import LocalService, serve_in_thread
+from tests.contract._colours import Async, Blocking, Colour
+from tests.contract._engine import Engines, WatchedEngine
+
+MOST_CALLS_AT_ONCE = 128
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs the tests may have an account."""
+    for name in ("BASETEN_API_KEY", "LOOPS_BASE_URL", "LOOPS_REUSE_FROM_SESSION_ID", "BT_LOOPS_MAX_CONNECTIONS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between tries, what would be half a second and more is a hundredth."""
+    monkeypatch.setattr(_retry, "_pause", lambda *_: 0.01)
+
+
+@pytest.fixture(scope="session")
+def engines() -> Engines:
+    return Engines()
+
+
+@pytest.fixture(scope="session")
+def local(engines: Engines) -> Iterator[LocalService]:
+    """One service for the whole session: runs share nothing, and what is provisioned is ready at once."""
+    with serve_in_thread(engine=engines, provisioning_seconds=0.0) as local:
+        yield local
+
+
+@pytest.fixture
+def engine(engines: Engines) -> Iterator[WatchedEngine]:
+    """The engine of a base model that only this test uses."""
+    engine = engines(f"watched-{uuid4().hex[:8]}")
+    yield engine
+    engine.training.set()
+    engine.release_samples()
+
+
+@pytest.fixture(params=["async", "sync"])
+def colour(request: pytest.FixtureRequest) -> Iterator[Colour]:
+    if request.param == "async":
+        yield Async()
+    else:
+        with ThreadPoolExecutor(MOST_CALLS_AT_ONCE, "blocking") as threads:
+            yield Blocking(threads)
+
+
+@pytest.fixture
+async def service(colour: Colour, local: LocalService) -> AsyncIterator[ServiceClient]:
+    async with colour.connected(base_url=local.base_url, api_key=local.api_key) as service:
+        yield service
+
+
+@pytest.fixture
+async def trainer(service: ServiceClient, engine: WatchedEngine) -> TrainingClient:
+    return await service.create_lora_training_client(engine.name, rank=8)

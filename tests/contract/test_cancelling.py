@@ -1,0 +1,150 @@
+"""What cancellation does, where a task may be cancelled: in `loops_async`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+
+from loops_async import AdamParams, OperationFuture, ServiceClient, TrainingClient, _encoding
+from loops_local import LocalService
+from tests.contract._colours import Async, Colour
+from tests.contract._engine import WatchedEngine
+from tests.contract._helpers import FEW_TOKENS, PROMPT, eventually, example, train, version_sampled
+
+
+@pytest.fixture
+def colour() -> Colour:
+    return Async()
+
+
+async def test_gathered_calls_keep_their_order(trainer: TrainingClient, engine: WatchedEngine) -> None:
+    async def step(number: int) -> None:
+        forward, optim = await asyncio.gather(
+            trainer.forward_backward([example(number)]), trainer.optim_step(AdamParams(learning_rate=number))
+        )
+        await asyncio.gather(optim, forward)
+
+    await asyncio.gather(*(step(number) for number in range(1, 17)))
+    assert engine.done == [
+        done for number in range(1, 17) for done in (("forward_backward", number), ("optim_step", number))
+    ]
+
+
+async def test_a_large_call_is_not_overtaken_while_it_is_encoded(
+    trainer: TrainingClient, engine: WatchedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_encoding, "SLICE_SECONDS", 0.0)  # encoding gives others a turn after each example
+    large = trainer.forward_backward([example(number) for number in range(1, 50)])
+    forward, optim = await asyncio.gather(large, trainer.optim_step(AdamParams(learning_rate=9.0)))
+    await asyncio.gather(forward, optim)
+    assert engine.done == [("forward_backward", 1), ("optim_step", 9.0)]
+
+
+async def test_a_waiter_that_is_cancelled_harms_nobody(trainer: TrainingClient, engine: WatchedEngine) -> None:
+    engine.training.clear()
+    future = await trainer.forward([example()])
+    waiters = [asyncio.ensure_future(future.result()) for _ in range(6)]
+    await asyncio.sleep(0)
+    for waiter in waiters[::2]:
+        waiter.cancel()
+    await asyncio.wait(waiters[::2])
+
+    assert all(waiter.cancelled() for waiter in waiters[::2])
+    engine.training.set()
+    outputs = await asyncio.gather(*waiters[1::2])
+    assert await future == outputs[0]
+
+
+async def test_a_call_that_waits_for_its_turn_can_be_withdrawn(
+    trainer: TrainingClient, engine: WatchedEngine, local: LocalService
+) -> None:
+    local.faults.delay(f"POST */{trainer.run_id}/forward_backward", 0.1)
+    coroutines: list[Coroutine[Any, Any, OperationFuture[Any]]] = [
+        trainer.forward_backward([example(1)]),
+        trainer.optim_step(AdamParams(learning_rate=2.0)),
+        trainer.forward([example(3)]),
+        trainer.forward([example(4)]),
+    ]
+    calls = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    await asyncio.sleep(0)
+    calls[1].cancel()
+    calls[2].cancel()
+
+    await (await calls[0])
+    await (await calls[3])
+    assert calls[1].cancelled()
+    assert calls[2].cancelled()
+    assert engine.done == [("forward_backward", 1), ("forward", 4)]
+
+
+async def test_a_call_that_is_on_its_way_is_done(
+    trainer: TrainingClient, engine: WatchedEngine, local: LocalService
+) -> None:
+    hits = local.faults.delay(f"POST */{trainer.run_id}/forward_backward", 0.1)
+    call = asyncio.ensure_future(trainer.forward_backward([example(1)]))
+    later = asyncio.ensure_future(trainer.forward([example(2)]))
+    await eventually(lambda: hits)
+    call.cancel()
+
+    await (await later)
+    assert call.cancelled()
+    assert engine.done == [("forward_backward", 1), ("forward", 2)]
+
+
+async def test_a_cancelled_sample_gives_up_its_place(service: ServiceClient, engine: WatchedEngine) -> None:
+    sampler = await service.create_sampling_client(engine.name)
+    engine.hold_samples()
+    calls = [asyncio.ensure_future(sampler.sample(PROMPT, 1, FEW_TOKENS)) for _ in range(4)]
+    await eventually(lambda: engine.waiting_samples == 4)
+    calls[0].cancel()
+    await eventually(lambda: engine.waiting_samples == 3)
+    engine.release_samples()
+
+    assert all(answer.sequences for answer in await asyncio.gather(*calls[1:]))
+    assert calls[0].cancelled()
+
+
+async def test_a_cancelled_wait_for_a_sampler_harms_no_other(local: LocalService, trainer: TrainingClient) -> None:
+    await train(trainer)
+    local.faults.answer("GET */sync/trainers_policy_version", 200, {"policy_version": 0})
+    first = asyncio.ensure_future(trainer.save_weights_and_get_sampling_client("a"))
+    second = asyncio.ensure_future(trainer.save_weights_and_get_sampling_client("b"))
+    await asyncio.sleep(0)
+    first.cancel()
+    assert await version_sampled(await second) == 1
+
+
+async def test_a_time_limit_around_a_call_ends_it(trainer: TrainingClient, engine: WatchedEngine) -> None:
+    engine.training.clear()
+    future = await trainer.forward([example()])
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await future
+    engine.training.set()
+    assert (await future).loss_fn_outputs
+
+
+async def test_one_failure_in_a_group_cancels_the_others_cleanly(
+    trainer: TrainingClient, engine: WatchedEngine, service: ServiceClient
+) -> None:
+    sampler = await service.create_sampling_client(engine.name)
+    engine.hold_samples()
+
+    async def fail() -> None:
+        await eventually(lambda: engine.waiting_samples == 2)
+        raise ZeroDivisionError
+
+    async def together() -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(sampler.sample(PROMPT, 1, FEW_TOKENS))
+            group.create_task(sampler.sample(PROMPT, 1, FEW_TOKENS))
+            group.create_task(fail())
+
+    with pytest.raises(ExceptionGroup) as raised:
+        await together()
+    assert [type(error) for error in raised.value.exceptions] == [ZeroDivisionError]
+    engine.release_samples()
+    assert (await (await trainer.forward([example()]))).loss_fn_outputs

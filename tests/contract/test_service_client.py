@@ -1,0 +1,179 @@
+"""Every member of a service client, its arguments and its environment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from loops_async import ConfigError, InputError, ServiceClient, UnsupportedError, WandbConfig
+from loops_local import LocalService
+from tests.contract._colours import Colour
+from tests.contract._engine import WatchedEngine
+from tests.contract._helpers import FEW_TOKENS, PROMPT, body_of, train, version_sampled
+
+
+async def test_connecting_makes_a_session(service: ServiceClient) -> None:
+    assert (await service.control_plane.get_session(service.session_id)).id == service.session_id
+
+
+async def test_the_environment_stands_in_for_arguments(
+    colour: Colour, local: LocalService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BASETEN_API_KEY", local.api_key)
+    monkeypatch.setenv("LOOPS_BASE_URL", local.base_url + "/")
+    async with colour.connected() as service:
+        assert service.session_id
+
+
+async def test_arguments_win_over_the_environment(
+    colour: Colour, local: LocalService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BASETEN_API_KEY", "wrong")
+    monkeypatch.setenv("LOOPS_BASE_URL", "http://127.0.0.1:9")
+    async with colour.connected(api_key=local.api_key, base_url=local.base_url) as service:
+        assert service.session_id
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "Api-Key"])
+async def test_both_ways_to_send_the_key(colour: Colour, local: LocalService, scheme: str) -> None:
+    async with colour.connected(api_key=local.api_key, base_url=local.base_url, auth_scheme=scheme) as service:
+        assert service.session_id
+
+
+async def test_the_project_is_sent_when_one_is_given(colour: Colour, local: LocalService) -> None:
+    hits = local.faults.watch("POST */sessions", times=2)
+    for project in ["my-project", None]:
+        async with colour.connected(project, api_key=local.api_key, base_url=local.base_url):
+            pass
+    assert [body_of(hit) for hit in hits] == [{"training_project_id": "my-project"}, {}]
+
+
+async def test_a_session_to_reuse_comes_from_the_argument_or_the_environment(
+    colour: Colour, local: LocalService, engine: WatchedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hits = local.faults.watch("POST */runs", times=2)
+    monkeypatch.setenv("LOOPS_REUSE_FROM_SESSION_ID", "of-the-environment")
+    common = {"api_key": local.api_key, "base_url": local.base_url}
+    for options in [common, {**common, "reuse_from_session_id": "of-the-argument"}]:
+        async with colour.connected(**options) as service:
+            await service.create_lora_training_client(engine.name)
+    assert [body_of(hit)["reuse_from_session_id"] for hit in hits] == ["of-the-environment", "of-the-argument"]
+
+
+async def test_a_run_with_the_contract_s_defaults(
+    service: ServiceClient, local: LocalService, engine: WatchedEngine
+) -> None:
+    hits = local.faults.watch("POST */runs")
+    trainer = await service.create_lora_training_client(engine.name)
+
+    assert body_of(hits[0]) == {
+        "session_id": service.session_id,
+        "base_model": engine.name,
+        "max_seq_len": None,
+        "lora_rank": 32,
+        "seed": None,
+        "scale_down_delay_seconds": 3600,
+        "replicas": 1,
+        "path": None,
+        "reuse_from_session_id": None,
+    }
+    assert trainer.get_info().lora_rank == 32
+
+
+async def test_a_run_with_everything_given(service: ServiceClient, local: LocalService, engine: WatchedEngine) -> None:
+    hits = local.faults.watch("POST */runs")
+    await service.create_lora_training_client(
+        engine.name, 16, 7, 60.0, 30.0, max_seq_len=128, scale_down_delay_seconds=60, replicas=2, name="mine"
+    )
+
+    given = {"lora_rank": 16, "seed": 7, "max_seq_len": 128, "scale_down_delay_seconds": 60, "replicas": 2}
+    assert body_of(hits[0]).items() >= {**given, "name": "mine"}.items()
+
+
+@pytest.mark.parametrize(
+    ("field", "options"),
+    [
+        ("rank", {"rank": 0}),
+        ("rank", {"rank": 1.5}),
+        ("seed", {"seed": "seven"}),
+        ("timeout", {"timeout": 0}),
+        ("ready_timeout", {"ready_timeout": -1.0}),
+        ("max_seq_len", {"max_seq_len": 0}),
+        ("scale_down_delay_seconds", {"scale_down_delay_seconds": 0}),
+        ("replicas", {"replicas": 0}),
+        ("name", {"name": ""}),
+        ("path", {"path": "s3://elsewhere"}),
+        ("wandb_config", {"wandb_config": {"project": "p"}}),
+        ("wandb_config.project", {"wandb_config": WandbConfig(project="")}),
+    ],
+)
+async def test_arguments_of_a_run_are_checked_before_anything_is_sent(
+    service: ServiceClient, engine: WatchedEngine, field: str, options: dict[str, Any]
+) -> None:
+    with pytest.raises(InputError) as raised:
+        await service.create_lora_training_client(engine.name, **options)
+    assert raised.value.path == field
+    assert await service.control_plane.list_runs(base_model=engine.name) == []
+
+
+async def test_capabilities(service: ServiceClient) -> None:
+    capabilities = await service.get_server_capabilities()
+    assert "custom" in [model.model_name for model in capabilities.supported_models]
+
+
+async def test_a_standalone_sampler(service: ServiceClient, engine: WatchedEngine) -> None:
+    sampler = await service.create_sampling_client(engine.name)
+
+    assert (await sampler.sample(PROMPT, 1, FEW_TOKENS)).sequences[0].tokens == [104, 105, 104, 105]
+    assert sampler.get_base_model() == engine.name
+
+
+async def test_model_path_is_not_offered_and_says_what_is(service: ServiceClient, engine: WatchedEngine) -> None:
+    with pytest.raises(NotImplementedError, match="create_sampling_client_from_checkpoint") as raised:
+        await service.create_sampling_client(engine.name, model_path="bt://loops:run/sampler_weights/a")
+    assert isinstance(raised.value, UnsupportedError)
+    assert "TrainingClient.create_sampling_client(model_path)" in str(raised.value)
+
+
+async def test_a_sampler_of_a_checkpoint_without_its_run(service: ServiceClient, engine: WatchedEngine) -> None:
+    trainer = await service.create_lora_training_client(engine.name)
+    await train(trainer, steps=3)
+    saved = await (await trainer.save_weights_for_sampler("three", publish=False))
+
+    sampler = await service.create_sampling_client_from_checkpoint(saved.path)
+    assert await version_sampled(sampler) == 3
+    assert (sampler.checkpoint_path, sampler.checkpoint_name) == (saved.path, "three")
+    with pytest.raises(InputError, match="model_path"):
+        await service.create_sampling_client_from_checkpoint(f"bt://loops:{trainer.run_id}/weights/three")
+
+
+async def test_a_run_that_goes_on_from_a_checkpoint(service: ServiceClient, engine: WatchedEngine) -> None:
+    first = await service.create_lora_training_client(engine.name, rank=4)
+    await train(first, steps=2)
+    saved = await (await first.save_state("two"))
+
+    fresh = await service.create_training_client_from_state(saved.path)
+    resumed = await service.create_training_client_from_state_with_optimizer(saved.path)
+    started = await service.create_lora_training_client(engine.name, rank=4, path=saved.path)
+
+    assert len({first.run_id, fresh.run_id, resumed.run_id, started.run_id}) == 4
+    assert fresh.get_info().lora_rank == resumed.get_info().lora_rank == 4
+    assert [await one.policy_version() for one in (fresh, resumed, started)] == [0, 2, 0]
+
+
+async def test_a_checkpoint_that_is_not_there(service: ServiceClient, engine: WatchedEngine) -> None:
+    trainer = await service.create_lora_training_client(engine.name)
+    with pytest.raises(Exception, match="no checkpoint"):
+        await service.create_training_client_from_state(f"bt://loops:{trainer.run_id}/weights/missing")
+
+
+async def test_neither_key_nor_url(colour: Colour) -> None:
+    with pytest.raises(ConfigError, match=r"BASETEN_API_KEY.*loops-local serve"):
+        async with colour.connected():
+            pass
+
+
+async def test_the_key_is_nowhere_to_be_read(colour: Colour, service: ServiceClient, local: LocalService) -> None:
+    assert local.api_key not in repr(colour.own(service))
+    assert local.api_key not in repr(vars(colour.own(service)))
