@@ -1,0 +1,258 @@
+"""Waiting for operations: what each answer to a poll leads to (data-plane 1.2), and what results may look like."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import Any
+
+import pytest
+
+from loops_async import (
+    AdamParams,
+    ApiError,
+    BadRequestError,
+    ConnectError,
+    Datum,
+    OperationFuture,
+    OptimStepResponse,
+    ProtocolError,
+    RemoteOpError,
+    ServerError,
+    ServerShutdownError,
+    TrainingClient,
+    UnknownRequestError,
+)
+from tests.clock import Clock
+from tests.wire.scripted import Hold, Reply, Say, ScriptedService, done, hang_up, hang_up_in_the_body
+
+POLL = "/trainer/operations/op-7"
+DATUM = Datum(model_input=[1, 2], loss_fn_inputs={"target_tokens": [2, 3]})
+
+
+@pytest.fixture
+async def step(service: ScriptedService, trainer: TrainingClient) -> Submit:
+    return Submit(service, trainer)
+
+
+class Submit:
+    """Hands an optimizer step in whose polls are answered as told, and then with ``{"metrics": {"step": 2.0}}``."""
+
+    def __init__(self, service: ScriptedService, trainer: TrainingClient) -> None:
+        self.service = service
+        self.trainer = trainer
+
+    async def __call__(self, *polls: Reply) -> OperationFuture[OptimStepResponse]:
+        self.service.answer("POST", "/trainer/optim_step", Say(202, {"operation_id": "op-7", "schema_version": 1}))
+        self.service.answer("GET", POLL, *polls)
+        self.service.always("GET", POLL, done({"metrics": {"step": 2.0}}))
+        return await self.trainer.optim_step(AdamParams())
+
+    @property
+    def polls(self) -> int:
+        return len(self.service.seen_at("GET", POLL))
+
+
+async def test_done(step: Submit) -> None:
+    future = await step()
+    assert await future == OptimStepResponse(metrics={"step": 2.0})
+    assert await future.result() == OptimStepResponse(metrics={"step": 2.0})
+    assert step.polls == 1
+
+
+async def test_not_done_yet_is_asked_again(step: Submit, quick: Clock) -> None:
+    future = await step(Say(408), Say(408, "<html>"), Say(408, {"error": "pending"}))
+    await future
+    assert step.polls == 4
+    assert len(quick.pauses) == 3
+    assert max(quick.pauses) < 0.1, "a service that does not hold polls is not hammered, and not left alone for long"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"status": "queued"},
+        {"status": "running", "progress": 0.5},
+        {"status": ""},
+        {"result": {"metrics": None}},
+    ],
+    ids=repr,
+)
+async def test_a_status_that_is_not_known_is_asked_again_after_a_second(
+    step: Submit, quick: Clock, caplog: pytest.LogCaptureFixture, body: Any
+) -> None:
+    await (await step(Say(200, body)))
+    assert step.polls == 2
+    assert quick.pauses == [1.0]
+    assert any("that is not known" in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize(
+    "body", ["<html>hello</html>", "", "null", "[]", '{"status": 5}', '{"status": "done"'], ids=repr
+)
+async def test_a_200_that_is_not_a_poll_is_an_error_but_no_outcome(step: Submit, body: str) -> None:
+    future = await step(Say(200, body))
+    with pytest.raises(ProtocolError, match=r"wait for optim_step of run r1.*not what Loops sends"):
+        await future
+    assert not future.done()
+    assert (await future).metrics == {"step": 2.0}
+
+
+async def test_a_failed_operation(step: Submit) -> None:
+    future = await step(Say(200, {"status": "error", "error": "loss is NaN", "error_class": "ValueError"}))
+    for _ in range(2):
+        with pytest.raises(RemoteOpError) as failed:
+            await future
+    assert str(failed.value) == "ValueError: loss is NaN (run_id=r1, operation=optim_step, operation_id=op-7)"
+    assert (failed.value.error_class, failed.value.operation_id, failed.value.run_id) == ("ValueError", "op-7", "r1")
+    assert (failed.value.category, failed.value.retryable) == ("remote", False)
+    assert step.polls == 1
+
+
+@pytest.mark.parametrize("body", [{"status": "error"}, {"status": "error", "error": None, "error_class": None}])
+async def test_a_failure_without_words(step: Submit, body: Any) -> None:
+    with pytest.raises(RemoteOpError, match="without a message") as failed:
+        await (await step(Say(200, body)))
+    assert failed.value.error_class is None
+
+
+@pytest.mark.parametrize("status", [404, 410])
+@pytest.mark.parametrize("body", [{"detail": "unknown operation"}, "<html>Not Found</html>", ""], ids=repr)
+async def test_an_operation_that_is_not_known_any_more(step: Submit, status: int, body: Any) -> None:
+    future = await step(Say(status, body))
+    with pytest.raises(UnknownRequestError, match=r"about an hour.*Submit it again") as unknown:
+        await future
+    assert (unknown.value.operation_id, unknown.value.operation, unknown.value.category) == (
+        "op-7",
+        "optim_step",
+        "unknown",
+    )
+    assert future.done(), "asking again would not help"
+    assert step.polls == 1
+
+
+async def test_502_is_waited_out(step: Submit, quick: Clock) -> None:
+    future = await step(Say(502, "<html>Bad Gateway</html>"), Say(502, ""))
+    assert (await future).metrics == {"step": 2.0}
+    assert [1 <= pause <= 4 for pause in quick.pauses] == [True, True]
+
+
+async def test_503_is_a_trainer_going_away(step: Submit, quick: Clock) -> None:
+    future = await step(Say(503, {"error": "bye"}))
+    for _ in range(2):
+        with pytest.raises(ServerShutdownError, match=r"bye.*make a new run"):
+            await future
+    assert step.polls == 1
+
+
+@pytest.mark.parametrize(("status", "kind"), [(400, BadRequestError), (422, BadRequestError), (500, ServerError)])
+async def test_any_other_refusal_is_raised_at_once(step: Submit, status: int, kind: type[ApiError]) -> None:
+    future = await step(Say(status, {"message": "out of order"}))
+    with pytest.raises(kind, match="out of order"):
+        await future
+    assert step.polls == 1
+
+
+@pytest.mark.parametrize("lost", [hang_up, hang_up_in_the_body], ids=["no answer", "half an answer"])
+async def test_a_broken_connection_is_waited_out(step: Submit, quick: Clock, lost: Reply) -> None:
+    future = await step(lost, lost)
+    assert (await future).metrics == {"step": 2.0}
+    assert step.polls == 3
+
+
+async def test_a_trainer_that_stays_away_is_given_up_but_may_be_asked_again(step: Submit, quick: Clock) -> None:
+    future = await step()
+    step.service.always("GET", POLL, hang_up)
+    with pytest.raises(ConnectError):
+        await future
+    assert quick.now == pytest.approx(120.0)
+    assert not future.done()
+    step.service.always("GET", POLL, done({"metrics": {"step": 3.0}}))
+    assert (await future).metrics == {"step": 3.0}
+
+
+async def test_only_the_oldest_operations_are_asked_for(service: ScriptedService, trainer: TrainingClient) -> None:
+    # They finish in order, so the ninth cannot be done before one of the first eight is.
+    held = [Hold(done({"metrics": {"step": float(number)}})) for number in range(8)]
+    for number in range(12):
+        service.answer("POST", "/trainer/optim_step", Say(202, {"operation_id": f"op{number}"}))
+        if number < 8:
+            # The service lets each poll go twice before it knows more.
+            service.answer("GET", f"/trainer/operations/op{number}", Say(408), Say(408), held[number])
+        else:
+            service.answer("GET", f"/trainer/operations/op{number}", done({"metrics": {"step": float(number)}}))
+    futures = [await trainer.optim_step(AdamParams()) for _ in range(12)]
+    async with asyncio.timeout(5):
+        for hold in held:
+            await hold.arrived.wait()
+    assert not service.seen_at("GET", "/trainer/operations/op8")
+    for hold in held:
+        hold.go.set()
+    steps = [await future for future in futures]
+    assert [step.metrics for step in steps] == [{"step": float(number)} for number in range(12)]
+
+
+# --- results ---
+
+
+async def test_a_null_among_the_numbers_of_a_step_reads_as_nan(step: Submit) -> None:
+    # NaN has no word in JSON: a gradient that overflowed comes back as null.
+    future = await step(done({"metrics": {"grad_norm": None, "step": 2}}))
+    metrics = (await future).metrics
+    assert metrics is not None
+    assert math.isnan(metrics["grad_norm"])
+    assert metrics["step"] == 2
+
+
+@pytest.mark.parametrize("result", [{"metrics": None}, {}, {"metrics": {}, "newer": [1]}], ids=repr)
+async def test_a_step_that_tells_nothing(step: Submit, result: Any) -> None:
+    assert not (await (await step(done(result)))).metrics
+
+
+async def test_a_forward_pass(service: ScriptedService, trainer: TrainingClient) -> None:
+    service.answer("POST", "/trainer/forward", Say(202, {"operation_id": "op-7"}))
+    service.answer(
+        "GET",
+        POLL,
+        done(
+            {
+                "loss": 2.5,
+                "loss_fn_output_type": "logprobs",
+                "loss_fn_outputs": [
+                    {"logprobs": {"data": [-0.5, None], "dtype": "float32", "shape": [2]}},
+                    {"logprobs": {"data": [-1, -2], "dtype": "float32", "shape": [1, 2]}, "new": _tensor([1])},
+                ],
+                "metrics": {"loss": None, "tokens": 4},
+                "newer": {"unknown": True},
+            }
+        ),
+    )
+    output = await (await trainer.forward([DATUM]))
+    first, second = output.loss_fn_outputs
+    assert (output.loss, output.loss_fn_output_type) == (2.5, "logprobs")
+    assert first["logprobs"].data[0] == -0.5
+    assert math.isnan(first["logprobs"].data[1] or 0)
+    assert second["logprobs"].tolist() == [[-1, -2]]
+    assert math.isnan(output.metrics["loss"])
+    assert output.metrics["tokens"] == 4
+
+
+def _tensor(data: list[Any]) -> dict[str, Any]:
+    return {"data": data, "dtype": "int64", "shape": [len(data)]}
+
+
+async def test_a_loss_that_is_not_a_number(service: ScriptedService, trainer: TrainingClient) -> None:
+    service.answer("POST", "/trainer/forward", Say(202, {"operation_id": "op-7"}))
+    service.answer("GET", POLL, done({"loss": None}))
+    assert math.isnan((await (await trainer.forward([DATUM]))).loss)
+
+
+@pytest.mark.parametrize(
+    "result", [None, [], "done", {"loss_fn_outputs": [{"logprobs": 5}]}, {"loss": "low"}], ids=repr
+)
+async def test_a_result_in_another_language(service: ScriptedService, trainer: TrainingClient, result: Any) -> None:
+    service.answer("POST", "/trainer/forward", Say(202, {"operation_id": "op-7"}))
+    service.always("GET", POLL, done(result))
+    with pytest.raises(ProtocolError, match=r"wait for forward of run r1"):
+        await (await trainer.forward([DATUM]))
