@@ -74,14 +74,24 @@ class Submitter:
         kind: type[T],
         encode: Callable[[], Awaitable[list[Body]]],
         merge: Callable[[Sequence[T]], T] | None = None,
+        *,
+        is_dependent: bool = False,
     ) -> OperationFuture[T]:
         """Submit an operation and return its future as soon as the trainer has accepted it.
 
         The turn is taken before this coroutine first waits. A caller that is cancelled before the request is sent
         withdraws it; later, the operation goes its way and only its future is lost.
+
+        Args:
+            operation: its name on the wire.
+            kind: the type of its result.
+            encode: makes the bodies, one for each part that the operation is sent in.
+            merge: makes one result of those of all parts.
+            is_dependent: what is sent depends on the operations before: `encode` is called when the turn has come,
+                and may call `send`.
         """
         submission = _Submission(operation, self._turns.take())
-        task = self._tasks.start(self._send_in_turn(submission, encode), name=f"submit {operation}")
+        task = self._tasks.start(self._send_in_turn(submission, encode, is_dependent), name=f"submit {operation}")
         # A task that is cancelled before it starts never enters its coroutine, so its turn is ended from outside.
         task.add_done_callback(submission.ended)
         try:
@@ -93,7 +103,18 @@ class Submitter:
             raise
         return self._future(operation, operation_ids, kind, merge)
 
-    async def _send_in_turn(self, submission: _Submission, encode: Callable[[], Awaitable[list[Body]]]) -> list[str]:
+    async def send(
+        self, operation: str, kind: type[T], bodies: list[Body], merge: Callable[[Sequence[T]], T] | None = None
+    ) -> OperationFuture[T]:
+        """Send an operation inside the turn of one that depends on it, and return its future."""
+        operation_ids = [await self._send(operation, body) for body in bodies]
+        return self._future(operation, operation_ids, kind, merge)
+
+    async def _send_in_turn(
+        self, submission: _Submission, encode: Callable[[], Awaitable[list[Body]]], is_dependent: bool
+    ) -> list[str]:
+        if is_dependent:
+            await submission.turn.wait()
         bodies = await encode()
         await submission.turn.wait()
         submission.is_sent = True
@@ -140,7 +161,7 @@ class Submitter:
         decode = decoder_for(kind)
 
         async def collect() -> T:
-            if merge is None or len(operation_ids) == 1:
+            if merge is None:
                 return await self._poller.result(operation, operation_ids[0], decode)
             parts = [self._poller.result(operation, operation_id, decode) for operation_id in operation_ids]
             return merge(await _all(parts))

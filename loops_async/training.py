@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from os import PathLike
 from types import TracebackType
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 from uuid import uuid4
 
 import msgspec
+from anyio import to_thread
 from msgspec.structs import replace
 
 from . import protocol
+from ._custom_loss import SURROGATE, SURROGATE_CONFIG, check_custom_loss, replayed, scoring_data
 from ._encoding import Pieces, encode_data
 from ._facade import blocking_property
 from ._futures import OperationFuture
@@ -30,6 +32,7 @@ from .types import (
     Checkpoint,
     CheckpointDownload,
     CheckpointFilesResponse,
+    CustomLossFn,
     Datum,
     ForwardBackwardOutput,
     GetInfoResponse,
@@ -161,6 +164,65 @@ class TrainingClient:
             ServerShutdownError: the trainer is going away.
         """
         return await self._forward("forward_backward", data, loss_fn, loss_fn_config, top_k_logprobs)
+
+    async def forward_backward_custom(
+        self, data: Sequence[Datum], loss_fn: CustomLossFn, *, loss_type_input: Literal["logprobs"] = "logprobs"
+    ) -> ForwardBackwardFuture:
+        """Add the gradients of a loss that is a function of yours, written in torch (the ``torch`` extra).
+
+        The trainer scores the targets, `loss_fn` and its backward pass run here, in a worker thread, and the trainer
+        replays the gradients. All of it is one operation in the order of calls: what is called later waits. This
+        coroutine returns when the replay was accepted.
+
+        Gradients are summed as `loss_fn` says and not divided by the number of tokens, so one `optim_step` cannot
+        put them together with those of `forward_backward`, unless that sets ``skip_token_normalization``.
+
+        Args:
+            data: the examples, with ``target_tokens`` of shape (N,) or (N, K) and nothing else but ``weights``.
+            loss_fn: is called with `data` and, for each example, a float32 tensor of the shape of its targets that
+                holds their logprobs in nats, 0.0 where the target is masked; returns a scalar tensor and a dict of
+                metrics.
+            loss_type_input: what `loss_fn` is given; logprobs is all there is.
+
+        Returns:
+            The future of the replay; its result has `loss_fn`'s loss and, over the trainer's own, its metrics.
+
+        Raises:
+            InputError: an argument breaks a rule, or `loss_fn` does not return what it should.
+            ImportError: torch is not installed.
+            UnsupportedError: the trainer cannot leave gradients as they are.
+            RemoteOpError: the trainer could not score the targets.
+
+        Example:
+            ::
+
+                def push_apart(data, logprobs):
+                    margin = logprobs[0].sum() - logprobs[1].sum()
+                    return torch.nn.functional.softplus(-margin), {"margin": margin.item()}
+
+                step = await trainer.forward_backward_custom(pair, push_apart)
+        """
+        self._check_open()
+        checked, _ = check_data(data, SURROGATE, SURROGATE_CONFIG, max_seq_len=self._max_seq_len)
+        check_custom_loss(checked, loss_fn, loss_type_input)
+        report: dict[str, float] = {}
+        counts: list[int] = []
+
+        async def encode() -> list[Body]:
+            forward_counts: list[int] = []
+            bodies = await self._bodies(scoring_data(checked), SURROGATE, SURROGATE_CONFIG, forward_counts)
+            forward = await self._submitter.send(
+                "forward", ForwardBackwardOutput, bodies, lambda parts: _merged(parts, forward_counts)
+            )
+            replay, metrics = await to_thread.run_sync(replayed, checked, await forward, loss_fn)
+            report.update(metrics)
+            return await self._bodies(replay, SURROGATE, SURROGATE_CONFIG, counts)
+
+        def merge(parts: Sequence[ForwardBackwardOutput]) -> ForwardBackwardOutput:
+            merged = _merged(parts, counts)
+            return replace(merged, loss=report["loss"], metrics=merged.metrics | report)
+
+        return await self._submitter.submit("forward_backward", ForwardBackwardOutput, encode, merge, is_dependent=True)
 
     async def optim_step(self, adam_params: AdamParams) -> OperationFuture[OptimStepResponse]:
         """Apply Adam to the accumulated gradients and forget them; the policy version grows by one."""
@@ -347,18 +409,29 @@ class TrainingClient:
         check_at_least(top_k_logprobs, 0, "top_k_logprobs")
         if top_k_logprobs > 20:
             raise InputError("top_k_logprobs", f"must be at most 20; got {top_k_logprobs}")
-        settings = {"loss_fn": loss_fn, "loss_fn_config": config}
         counts: list[int] = []
 
         async def encode() -> list[Body]:
-            overhead = len(self._tail(0, settings, top_k_logprobs)) + len(b'{"data":[') + len(str(1 << 62))
-            bodies = await encode_data(checked, group=protocol.LOSSES[loss_fn].group, overhead=overhead)
-            counts.extend(map(len, bodies))
-            return [self._data_body(datums, settings, top_k_logprobs) for datums in bodies]
+            return await self._bodies(checked, loss_fn, config, counts, top_k_logprobs)
 
         return await self._submitter.submit(
             operation, ForwardBackwardOutput, encode, lambda parts: _merged(parts, counts)
         )
+
+    async def _bodies(
+        self,
+        data: Sequence[Datum],
+        loss_fn: str,
+        config: Mapping[str, Any] | None,
+        counts: list[int],
+        top_k_logprobs: int = 0,
+    ) -> list[Body]:
+        """Encode a batch into as many bodies as it needs, and note in `counts` how many datums each of them has."""
+        settings = {"loss_fn": loss_fn, "loss_fn_config": config}
+        overhead = len(self._tail(0, settings, top_k_logprobs)) + len(b'{"data":[') + len(str(1 << 62))
+        bodies = await encode_data(data, group=protocol.LOSSES[loss_fn].group, overhead=overhead)
+        counts.extend(map(len, bodies))
+        return [self._data_body(datums, settings, top_k_logprobs) for datums in bodies]
 
     def _data_body(self, datums: list[bytes], settings: Mapping[str, Any], top_k_logprobs: int) -> Body:
         pieces = [b'{"data":[', datums[0]]
@@ -457,11 +530,13 @@ def _already(bodies: list[Body]) -> Callable[[], Awaitable[list[Body]]]:
 
 
 def _merged(parts: Sequence[ForwardBackwardOutput], counts: Sequence[int]) -> ForwardBackwardOutput:
-    """Merge the results of a split batch (data-plane reference 1.7).
+    """Merge the results of a batch that may have been split (data-plane reference 1.7).
 
     Outputs are concatenated; the loss and each metric are means weighted by datums, over the parts that have them;
     ``skip_token_normalization`` holds if it holds everywhere.
     """
+    if len(parts) == 1:
+        return parts[0]
     names = {name: None for part in parts for name in part.metrics}
     return ForwardBackwardOutput(
         loss=_weighted_mean([part.loss for part in parts], counts),

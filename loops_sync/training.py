@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from loops_async import training as _core
 from loops_async.types import (
@@ -13,6 +13,7 @@ from loops_async.types import (
     Checkpoint,
     CheckpointDownload,
     CheckpointFilesResponse,
+    CustomLossFn,
     Datum,
     ForwardBackwardOutput,
     GetInfoResponse,
@@ -121,6 +122,50 @@ class TrainingClient(Closing[_core.TrainingClient]):
                 loss_fn=loss_fn,
                 loss_fn_config=loss_fn_config,
                 top_k_logprobs=top_k_logprobs,
+            ),
+            self,
+        )
+
+    def forward_backward_custom(
+        self, data: Sequence[Datum], loss_fn: CustomLossFn, *, loss_type_input: Literal["logprobs"] = "logprobs"
+    ) -> ForwardBackwardFuture:
+        """Add the gradients of a loss that is a function of yours, written in torch (the ``torch`` extra).
+
+        The trainer scores the targets, `loss_fn` and its backward pass run here, in a worker thread, and the trainer
+        replays the gradients. All of it is one operation in the order of calls: what is called later waits. This
+        coroutine returns when the replay was accepted.
+
+        Gradients are summed as `loss_fn` says and not divided by the number of tokens, so one `optim_step` cannot
+        put them together with those of `forward_backward`, unless that sets ``skip_token_normalization``.
+
+        Args:
+            data: the examples, with ``target_tokens`` of shape (N,) or (N, K) and nothing else but ``weights``.
+            loss_fn: is called with `data` and, for each example, a float32 tensor of the shape of its targets that
+                holds their logprobs in nats, 0.0 where the target is masked; returns a scalar tensor and a dict of
+                metrics.
+            loss_type_input: what `loss_fn` is given; logprobs is all there is.
+
+        Returns:
+            The future of the replay; its result has `loss_fn`'s loss and, over the trainer's own, its metrics.
+
+        Raises:
+            InputError: an argument breaks a rule, or `loss_fn` does not return what it should.
+            ImportError: torch is not installed.
+            UnsupportedError: the trainer cannot leave gradients as they are.
+            RemoteOpError: the trainer could not score the targets.
+
+        Example:
+            ::
+
+                def push_apart(data, logprobs):
+                    margin = logprobs[0].sum() - logprobs[1].sum()
+                    return torch.nn.functional.softplus(-margin), {"margin": margin.item()}
+
+                step = trainer.forward_backward_custom(pair, push_apart)
+        """
+        return OperationFuture(
+            self._bridge.run(
+                self._impl.forward_backward_custom, data=data, loss_fn=loss_fn, loss_type_input=loss_type_input
             ),
             self,
         )

@@ -24,6 +24,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "_facade",
         "_config",
         "_encoding",
+        "_custom_loss",
         "_completions",
         "_inputs",
         "_retry",

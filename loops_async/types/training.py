@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from msgspec import Meta, Struct
 
+from .inputs import Datum
 from .tensors import TensorData
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = [
     "AdamParams",
+    "CustomLossFn",
     "ForwardBackwardOutput",
     "GetInfoResponse",
     "InitTrainerServerResponse",
@@ -23,6 +29,9 @@ __all__ = [
 ]
 
 LossFnType: TypeAlias = Literal["cross_entropy", "importance_sampling", "ppo", "dppo", "cispo", "dro", "dpo"]
+
+CustomLossFn: TypeAlias = "Callable[[list[Datum], list[torch.Tensor]], tuple[torch.Tensor, Mapping[str, float]]]"
+"""Computes a loss from examples and the logprobs of their targets; also returns metrics to report."""
 
 _Finite = Meta(ge=0.0, le=1e308)
 

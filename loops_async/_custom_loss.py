@@ -1,0 +1,112 @@
+"""Losses written in torch by the user, and replayed by the trainer as a cross entropy with weights of our choice.
+
+The trainer's cross entropy is ``-sum(w * p)`` over the targets' logprobs p. Its gradient is that of a user's loss C(p)
+when ``w = -dC/dp``, so a forward pass, C's own backward pass here and one weighted cross entropy train with C.
+Source: data-plane reference 2.5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Final, TypeGuard
+
+from msgspec.structs import replace
+
+from .errors import InputError, UnsupportedError
+from .types import CustomLossFn, Datum, ForwardBackwardOutput, TensorData
+
+if TYPE_CHECKING:
+    import torch
+
+SURROGATE: Final = "cross_entropy"
+SURROGATE_CONFIG: Final = {"skip_token_normalization": True}
+"""Gradients are summed as C's are; a normalisation by the number of tokens would scale them."""
+
+
+def check_custom_loss(data: Sequence[Datum], loss_fn: Any, loss_type_input: Any) -> None:
+    """Refuse what cannot become a custom loss; `data` is valid for a cross entropy."""
+    if find_spec("torch") is None:
+        raise ImportError("forward_backward_custom needs torch: pip install 'loops-async[torch]'")
+    if not callable(loss_fn):
+        raise InputError("loss_fn", f"expected a function of (data, logprobs), got {type(loss_fn).__name__}")
+    if loss_type_input != "logprobs":
+        raise InputError("loss_type_input", f"must be 'logprobs'; got {loss_type_input!r}")
+    for index, datum in enumerate(data):
+        path = f"data[{index}].loss_fn_inputs"
+        if "target_tokens" not in datum.loss_fn_inputs:
+            raise InputError(path, "a custom loss needs target_tokens")
+        if extra := sorted(datum.loss_fn_inputs.keys() - {"target_tokens", "weights"}):
+            raise InputError(path, f"may hold target_tokens and weights; {extra} would not reach the trainer")
+
+
+def scoring_data(data: Sequence[Datum]) -> list[Datum]:
+    """Return data whose forward pass scores every target, weighted or not."""
+    return [datum if "weights" in datum.loss_fn_inputs else _weighted(datum, _zeros(datum)) for datum in data]
+
+
+def replayed(
+    data: Sequence[Datum], scored: ForwardBackwardOutput, loss_fn: CustomLossFn
+) -> tuple[list[Datum], dict[str, float]]:
+    """Compute the user's loss and gradients from a forward pass.
+
+    Returns:
+        The data whose cross entropy has these gradients; the user's metrics, with the loss if they do not have one.
+
+    Raises:
+        UnsupportedError: the trainer normalised, so gradients could not be replayed.
+        InputError: `loss_fn` does not return what it should, or its gradients are not finite.
+    """
+    import torch
+
+    if scored.metrics.get("skip_token_normalization") != 1.0:
+        raise UnsupportedError(
+            "this trainer does not honour skip_token_normalization, which forward_backward_custom needs; "
+            "use one of the trainer's own losses"
+        )
+    logprobs = [output["logprobs"].to_torch() for output in scored.loss_fn_outputs]
+    leaves = [torch.nan_to_num(one, nan=0.0).requires_grad_() for one in logprobs]
+    returned = loss_fn(list(data), leaves)
+    if not _is_loss_with_metrics(returned):
+        raise InputError("loss_fn", f"must return (scalar tensor, dict of metrics); got {returned!r:.200}")
+    loss, metrics = returned
+    if not loss.requires_grad:
+        raise InputError("loss_fn", "returned a loss that does not depend on the logprobs")
+    torch.autograd.backward(loss)
+    weights = [_weights(index, leaf, one) for index, (leaf, one) in enumerate(zip(leaves, logprobs, strict=True))]
+    report = {"loss": float(loss.detach())} | {str(name): float(value) for name, value in metrics.items()}
+    return [_weighted(datum, weight) for datum, weight in zip(data, weights, strict=True)], report
+
+
+def _is_loss_with_metrics(returned: Any) -> TypeGuard[tuple[torch.Tensor, Mapping[str, Any]]]:
+    import torch
+
+    pair: Any = returned
+    if not isinstance(returned, tuple) or len(pair) != 2:
+        return False
+    return isinstance(pair[0], torch.Tensor) and pair[0].numel() == 1 and isinstance(pair[1], Mapping)
+
+
+def _weights(index: int, leaf: torch.Tensor, logprobs: torch.Tensor) -> torch.Tensor:
+    """Return -dC/dp; positions that the trainer does not score, or that C does not use, have none."""
+    import torch
+
+    if leaf.grad is None:
+        return torch.zeros_like(logprobs)
+    if not bool(torch.isfinite(leaf.grad).all()):
+        raise InputError("loss_fn", f"has a gradient that is not finite in the logprobs of data[{index}]")
+    return torch.where(torch.isnan(logprobs), 0.0, -leaf.grad)
+
+
+def _weighted(datum: Datum, weights: torch.Tensor | TensorData) -> Datum:
+    targets = _targets(datum)
+    return replace(datum, loss_fn_inputs={"target_tokens": targets, "weights": TensorData.of(weights, "float32")})
+
+
+def _zeros(datum: Datum) -> TensorData:
+    targets = _targets(datum)
+    return TensorData(data=[0.0] * len(targets.data), dtype="float32", shape=targets.shape)
+
+
+def _targets(datum: Datum) -> TensorData:
+    return datum.loss_fn_inputs["target_tokens"]
