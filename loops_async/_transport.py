@@ -61,7 +61,11 @@ _NEXT: Final[dict[int, str]] = {
     429: "Slow down, or ask for a higher limit.",
 }
 
-_QUERY: Final = re.compile(r"(https?://[^\s?\"'<>]+)\?[^\s\"'<>]+")
+_QUERY: Final = re.compile(r"(?<=[^\s\"'<>])\?[^\s\"'<>]+")
+"""A question mark within a word, and what follows: the query of a URL, also of a relative one."""
+
+_NO_ANSWER: Final = (aiohttp.ClientError, TimeoutError, ConnectionError)
+"""What ends a request without an answer. Other errors of the system, such as a full disk, are not the network's."""
 
 
 class Request(Struct, kw_only=True):
@@ -130,8 +134,10 @@ class Transport:
         try:
             async with self._start(request) as response:
                 return Answer(response.status, response.headers, await response.read())
-        except (aiohttp.ClientError, TimeoutError, OSError) as cause:
-            raise self._translated(request, cause) from cause
+        except _NO_ANSWER as cause:
+            failure = self._translated(request, cause)
+        # Not chained to aiohttp's error, which holds the request: its key and the signature in its URL.
+        raise failure
 
     @asynccontextmanager
     async def stream(self, request: Request) -> AsyncGenerator[aiohttp.ClientResponse]:
@@ -141,10 +147,12 @@ class Transport:
                 if not 200 <= response.status < 300:
                     raise self.error(request, Answer(response.status, response.headers, await response.read()))
                 yield response
-        except (aiohttp.ClientError, TimeoutError, OSError) as cause:
+                return
+        except _NO_ANSWER as cause:
             if isinstance(cause, LoopsError):
                 raise
-            raise self._translated(request, cause) from cause
+            failure = self._translated(request, cause)
+        raise failure
 
     def _start(self, request: Request) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
         self._check_usable()
@@ -176,7 +184,7 @@ class Transport:
         kind = answer.headers.get("Content-Type", "no content type")
         return ProtocolError(
             f"{_asked(request)}: answered {answer.status} with a body that is not what Loops sends "
-            f"({problem}; {kind}): {self._excerpt(answer.body)}. "
+            f"({problem}; {kind}): {self._excerpt(_text_of(answer.body))}. "
             f"Is {_host(request.url)} a Loops service? Check base_url."
         )
 
@@ -190,7 +198,7 @@ class Transport:
             return self.not_loops(request, answer, "an error page without a message")
         kind = _ERRORS.get(status) or (ServerError if status >= 500 else ApiError)
         request_id = answer.headers.get("X-Request-Id") or answer.headers.get("X-Baseten-Request-Id")
-        text = self._clean(said.message) if said and said.message else self._excerpt(answer.body)
+        text = self.clean(said.message) if said and said.message else self._excerpt(_text_of(answer.body))
         error = kind(
             " ".join(
                 filter(
@@ -217,7 +225,7 @@ class Transport:
             return ConnectError(f"{asked}: {host} did not accept a connection in {CONNECT_SECONDS:g} s", was_sent=False)
         if isinstance(cause, TimeoutError):
             return RequestTimeoutError(f"{asked}: no answer within {request.timeout} s", timeout=request.timeout)
-        if isinstance(cause, aiohttp.InvalidURL):
+        if isinstance(cause, aiohttp.InvalidURL | aiohttp.NonHttpUrlClientError):
             return ConfigError(f"{asked}: not a usable URL")
         if isinstance(cause, aiohttp.ClientConnectorError):
             hint = " Is the embedded service running (`loops-local serve`)?" if _is_here(request.url) else ""
@@ -226,8 +234,9 @@ class Transport:
                 was_sent=False,
             )
         if isinstance(cause, aiohttp.ClientResponseError):
-            return ProtocolError(f"{asked}: {host} does not speak HTTP as expected: {cause.message}. Check base_url.")
-        return ConnectError(f"{asked}: the connection to {host} broke: {self._clean(_reason(cause))}")
+            problem = self._excerpt(cause.message)
+            return ProtocolError(f"{asked}: {host} does not speak HTTP as expected: {problem}. Check base_url.")
+        return ConnectError(f"{asked}: the connection to {host} broke: {self._excerpt(_reason(cause))}")
 
     def _check_usable(self) -> None:
         if self._closed:
@@ -238,12 +247,13 @@ class Transport:
                 "or use loops_sync, which may be called from any thread"
             )
 
-    def _excerpt(self, body: bytes) -> str:
-        return self._clean(body[:200].decode("utf-8", "replace").strip()) or "(empty body)"
+    def _excerpt(self, text: str) -> str:
+        """Return the beginning of a text in one line."""
+        return " ".join(self.clean(text)[:200].split()) or "(empty body)"
 
-    def _clean(self, text: str) -> str:
+    def clean(self, text: str) -> str:
         """Return `text` without secrets that a service might have put there."""
-        text = _QUERY.sub(r"\1?…", text)
+        text = _QUERY.sub("?…", text)
         return self._settings.api_key.scrub(text) if self._settings.api_key else text
 
 
@@ -269,7 +279,7 @@ class ErrorBody(Struct, kw_only=True):
         ]
         return cls(
             message=next(
-                (text for text in texts if isinstance(text, str) and text), body[:500].decode("utf-8", "replace")
+                (text for text in texts if isinstance(text, str) and text), _text_of(body)
             ),
             code=_text(fields.get("code")),
             reason=_text(_dict(fields, "details").get("reason")),
@@ -279,6 +289,10 @@ class ErrorBody(Struct, kw_only=True):
 @lru_cache(maxsize=64)
 def _time_limit(seconds: float | None) -> aiohttp.ClientTimeout:
     return aiohttp.ClientTimeout(total=seconds, sock_connect=CONNECT_SECONDS)
+
+
+def _text_of(body: bytes) -> str:
+    return body.decode("utf-8", "replace")
 
 
 def _is_final(answer: Answer) -> bool:
