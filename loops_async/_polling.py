@@ -93,7 +93,7 @@ class Poller:
                 poll = self._transport.decoded(request, answer, _Poll)
                 if poll.status == "error":
                     raise RemoteOpError(
-                        poll.error or "the operation failed without a message",
+                        self._transport.clean(poll.error or "the operation failed without a message"),
                         operation_id=operation_id,
                         operation=operation,
                         run_id=self._run_id,
