@@ -12,7 +12,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from .control_plane import ROOT
 from .faults import Faults
-from .files import FILES_ROOT
+from .files import SIGNED_ROOTS
 from .measuring import measuring
 from .meter import Machine
 from .registry import Registry
@@ -70,7 +70,7 @@ async def _explain(request: web.Request, handler: Handler) -> web.StreamResponse
 def _authorize(registry: Registry, api_key: str) -> Middleware:
     @web.middleware
     async def authorize(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path.startswith(FILES_ROOT) or _fits(request.headers.get("Authorization", ""), api_key):
+        if request.path.startswith(SIGNED_ROOTS) or _fits(request.headers.get("Authorization", ""), api_key):
             return await handler(request)
         if await _is_local_mode(request, registry):
             return await handler(request)

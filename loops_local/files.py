@@ -15,9 +15,11 @@ from .records import CheckpointRecord
 from .signing import UrlSigner
 from .web import HttpError, not_found, query_int
 
-__all__ = ["FILES_ROOT", "Files"]
+__all__ = ["SIGNED_ROOTS", "Files"]
 
-FILES_ROOT = "/files/"
+SIGNED_ROOTS = ("/files/", "/archives/")
+"""Below these, a signature is needed instead of a key."""
+
 _PAGE_SIZE = 1000
 
 
@@ -32,8 +34,8 @@ class Files:
     def routes(self) -> Sequence[web.RouteDef]:
         """Return the routes."""
         return [
-            web.get(FILES_ROOT + "checkpoints/{checkpoint_id}/{name:.+}", self.download),
-            web.get(FILES_ROOT + "archives/{deployment_id}/{name}", self.download_archive),
+            web.get("/files/{checkpoint_id}/{name:.+}", self.download),
+            web.get("/archives/{deployment_id}/{name}", self.download_archive),
         ]
 
     async def page(self, record: CheckpointRecord, request: web.Request) -> types.CheckpointFilesResponse:
@@ -43,7 +45,7 @@ class Files:
         files = await self._checkpoints.files(record)
         end = start + size
         return types.CheckpointFilesResponse(
-            presigned_urls=[self._show(file, request, "checkpoints", record.id) for file in files[start:end]],
+            presigned_urls=[self._show(file, request, "files", record.id) for file in files[start:end]],
             next_page_token=end if end < len(files) else None,
             total_count=len(files),
         )
@@ -56,9 +58,9 @@ class Files:
         files = await asyncio.to_thread(_write_and_list, directory, name, content)
         return [self._show(file, request, "archives", deployment_id) for file in files]
 
-    def _show(self, file: StoredFile, request: web.Request, kind: str, owner: str) -> types.CheckpointFile:
+    def _show(self, file: StoredFile, request: web.Request, root: str, owner: str) -> types.CheckpointFile:
         # As the caller reached us, so that it works through a forwarded port.
-        url = request.url.origin().joinpath("files", kind, owner, *PurePosixPath(file.name).parts)
+        url = request.url.origin().joinpath(root, owner, *PurePosixPath(file.name).parts)
         return types.CheckpointFile(
             url=str(self._signer.sign(url)),
             relative_file_name=file.name,

@@ -219,14 +219,14 @@ async def test_a_run_header_of_another_run_is_refused(api: Api) -> None:
 
 
 async def test_trainers_share_one_thread_that_ends_with_the_service(serve: Any) -> None:
+    before = set(threading.enumerate())
     api = await serve()
     for _ in range(3):
         await api.train(await api.run())
-    trainers = [thread for thread in threading.enumerate() if thread.name.startswith("loops-train")]
-    assert len(trainers) == 1
+    threads = {thread for thread in threading.enumerate() if thread.name.startswith("loops-")} - before
+    assert sorted(thread.name.split("_")[0] for thread in threads) == ["loops-store", f"loops-train-{MODEL}"]
     await api.local.__aexit__(None, None, None)
-    assert not trainers[0].is_alive()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("loops-")]
+    assert not any(thread.is_alive() for thread in threads)
 
 
 async def test_closing_tells_those_who_poll(serve: Any) -> None:
