@@ -1,0 +1,200 @@
+"""`loops_sync` itself against the service on the echo engine: what the contract tests for both colours cannot see."""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import msgspec
+import pytest
+
+import loops_async
+import loops_sync
+from loops_local import LocalService
+
+DATA = [
+    loops_sync.Datum(model_input=[1, 2, 3], loss_fn_inputs={"target_tokens": [2, 3, 4], "weights": [0.0, 1.0, 1.0]})
+]
+PROMPT = loops_sync.ModelInput.from_ints([104, 105])
+SHORT = loops_sync.SamplingParams(max_tokens=4)
+
+
+@pytest.fixture
+def service(echo_service: LocalService) -> Iterator[loops_sync.ServiceClient]:
+    with loops_sync.ServiceClient(base_url=echo_service.base_url, api_key=echo_service.api_key) as service:
+        yield service
+
+
+@pytest.fixture
+def trainer(service: loops_sync.ServiceClient) -> loops_sync.TrainingClient:
+    return service.create_lora_training_client("echo", rank=8)
+
+
+def everything_in(value: object) -> Iterator[object]:
+    """Yield a result and whatever it is made of."""
+    yield value
+    parts: list[object] = []
+    if isinstance(value, msgspec.Struct):
+        parts = [getattr(value, name) for name in value.__struct_fields__]
+    elif isinstance(value, Mapping):
+        parts = [*value.keys(), *value.values()]
+    elif isinstance(value, list | tuple):
+        parts = list(value)
+    for part in parts:
+        yield from everything_in(part)
+
+
+def assert_plain(value: object) -> None:
+    for part in everything_in(value):
+        assert not inspect.isawaitable(part)
+        assert not hasattr(part, "__aiter__")
+        module = type(part).__module__
+        assert not module.startswith("loops_async") or isinstance(part, msgspec.Struct | str)
+
+
+def test_the_whole_job_leaks_nothing_of_the_core(
+    service: loops_sync.ServiceClient, trainer: loops_sync.TrainingClient, tmp_path: Path
+) -> None:
+    step = trainer.forward_backward(DATA)
+    optim = trainer.optim_step(loops_sync.AdamParams())
+    state = trainer.save_state("state")
+    sampler = trainer.save_weights_and_get_sampling_client("weights")
+    checkpoints = service.list_checkpoints(trainer.run_id)
+    plane = service.control_plane
+    for handle in (service, trainer, sampler, plane, step, optim, state):
+        assert type(handle).__module__.startswith("loops_sync.")
+    results = [
+        service.session_id,
+        service.get_server_capabilities(),
+        trainer.run_id,
+        trainer.run,
+        trainer.get_info(),
+        trainer.health(),
+        trainer.policy_version,
+        step.operation_id,
+        step.result(),
+        step.done(),
+        optim.result(timeout=30),
+        state.result(),
+        trainer.forward(DATA).result(),
+        trainer.load_state(state.result().path).result(),
+        sampler.sample(PROMPT, sampling_params=SHORT),
+        sampler.compute_logprobs(PROMPT),
+        sampler.ensure_ready(),
+        sampler.get_base_model(),
+        sampler.discover_base_model_name(),
+        sampler.discover_adapter_name(),
+        checkpoints,
+        service.get_checkpoint_archive_url(checkpoints[0].id),
+        service.download_checkpoint(checkpoints[0].id, dest_dir=tmp_path / "files"),
+        plane.list_runs(),
+        plane.get_run(trainer.run_id),
+        plane.list_samplers(),
+    ]
+    for result in results:
+        assert_plain(result)
+    assert isinstance(trainer.policy_version, int)
+
+
+def test_refusals_come_from_the_constructor(echo_service: LocalService, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(loops_sync.AuthenticationError):
+        loops_sync.ServiceClient(base_url=echo_service.base_url, api_key="wrong")
+    for name in ("BASETEN_API_KEY", "LOOPS_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(loops_sync.ConfigError):
+        loops_sync.ServiceClient()
+
+
+def test_local_mode_opens_too(echo_service: LocalService) -> None:
+    urls = {"trainer_url": echo_service.trainer_url, "sampler_url": echo_service.sampler_url}
+    with loops_sync.ServiceClient.local(**urls) as service:
+        assert service.session_id == "local"
+        trainer = service.create_lora_training_client("echo", rank=8)
+        assert trainer.save_weights_and_get_sampling_client().sample(PROMPT, sampling_params=SHORT).sequences
+
+
+def test_closed_is_closed(service: loops_sync.ServiceClient, trainer: loops_sync.TrainingClient) -> None:
+    service.close()
+    with pytest.raises(loops_sync.ClosedError):
+        trainer.forward_backward(DATA)
+    with pytest.raises(loops_sync.ClosedError):
+        service.get_server_capabilities()
+
+
+def test_threads_share_a_client_and_operations_keep_an_order(trainer: loops_sync.TrainingClient) -> None:
+    before = trainer.policy_version
+    with ThreadPoolExecutor(16) as threads:
+        steps = list(threads.map(lambda _: trainer.optim_step(loops_sync.AdamParams()), range(32)))
+    for step in steps:
+        step.result(timeout=30)
+    assert trainer.policy_version == before + 32
+
+
+def test_a_sampler_outlives_the_names_of_what_made_it(echo_service: LocalService) -> None:
+    def make() -> loops_sync.SamplingClient:
+        service = loops_sync.ServiceClient(base_url=echo_service.base_url, api_key=echo_service.api_key)
+        return service.create_sampling_client("echo")
+
+    sampler = make()
+    gc.collect()
+    assert len(sampler.sample(PROMPT, sampling_params=SHORT).sequences[0].tokens) == 4
+
+
+def test_a_sampler_works_in_another_process_without_the_key_in_its_pickle(
+    trainer: loops_sync.TrainingClient, echo_service: LocalService
+) -> None:
+    sampler = trainer.save_weights_and_get_sampling_client("weights")
+    expected = sampler.sample(PROMPT, sampling_params=SHORT).sequences[0].tokens
+    pickled = pickle.dumps(sampler)
+    assert echo_service.api_key.encode() not in pickled
+
+    script = """
+import pickle, sys, threading
+sampler = pickle.load(sys.stdin.buffer)
+import loops_sync
+assert type(sampler) is loops_sync.SamplingClient
+print(sampler.sample([104, 105], sampling_params=loops_sync.SamplingParams(max_tokens=4)).sequences[0].tokens)
+"""
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-c", script],
+        input=pickled,
+        capture_output=True,
+        timeout=60,
+        env={**os.environ, "BASETEN_API_KEY": echo_service.api_key},
+    )
+    assert (done.stdout.decode(), done.stderr.decode()) == (f"{expected}\n", "")
+
+
+@pytest.mark.parametrize("name", ["TrainingClient", "ControlPlane"])
+def test_what_belongs_to_a_connection_does_not_pickle(
+    service: loops_sync.ServiceClient, trainer: loops_sync.TrainingClient, name: str
+) -> None:
+    handle = {"TrainingClient": trainer, "ControlPlane": service.control_plane}[name]
+    with pytest.raises(TypeError):
+        pickle.dumps(handle)
+
+
+def test_one_thread_however_many_clients(echo_service: LocalService) -> None:
+    clients = [loops_sync.ServiceClient(base_url=echo_service.base_url, api_key=echo_service.api_key) for _ in range(5)]
+    assert [thread.name for thread in threading.enumerate()].count("loops_sync") == 1
+    for client in clients:
+        client.close()
+
+
+def test_from_a_coroutine_of_the_core_beside_it(service: loops_sync.ServiceClient) -> None:
+    """A blocking call on the loop of the facade would wait for itself for ever."""
+    from loops_sync._bridge import current
+
+    async def confused() -> None:
+        service.get_server_capabilities()
+
+    with pytest.raises(loops_async.ClosedError, match="use loops_async"):
+        current().run(confused)
