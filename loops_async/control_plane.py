@@ -510,6 +510,7 @@ def _check_window(start: int | None, end: int | None, *, longest: int | None = N
 
 
 def _id(value: str, path: str) -> str:
-    if not isinstance(value, str) or not value:
-        raise InputError(path, f"must be a non-empty string; got {value!r}")
+    # Dots are not escaped: as a segment of a URL they would lead to another route.
+    if not isinstance(value, str) or value in ("", ".", ".."):
+        raise InputError(path, f"must be a non-empty string that is not '.' or '..'; got {value!r}")
     return segment(value)
