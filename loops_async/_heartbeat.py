@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -25,17 +26,25 @@ class Heartbeat:
         self._period = period
         self._failures: dict[str, int] = {}
         self._pings: dict[str, Callable[[], Awaitable[None]]] = {}
+        self._wanted: Counter[str] = Counter()
         self._task: asyncio.Task[None] | None = None
 
     def add(self, name: str, ping: Callable[[], Awaitable[None]]) -> None:
-        """Ping this trainer from now on."""
+        """Ping this trainer from now on, until it was removed as often as it was added."""
+        self._wanted[name] += 1
         self._pings[name] = ping
         self._failures[name] = 0
         if self._task is None:
             self._task = self._tasks.start(self._beat(), name="heartbeat")
 
     def remove(self, name: str) -> None:
-        """Ping this trainer no more."""
+        """Ping this trainer no more, unless others want it."""
+        self._wanted[name] -= 1
+        if self._wanted[name] <= 0:
+            self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        del self._wanted[name]
         self._pings.pop(name, None)
         self._failures.pop(name, None)
 
@@ -63,4 +72,4 @@ class Heartbeat:
             log.warning("%s has not answered %d pings in a row: %s", name, WARN_AFTER, error)
         elif self._failures[name] == GIVE_UP_AFTER:
             log.warning("%s has not answered %d pings in a row; it is pinged no more: %s", name, GIVE_UP_AFTER, error)
-            self.remove(name)
+            self._forget(name)

@@ -34,9 +34,10 @@ class Turn:
 
 
 class Turns:
-    """Gives out turns in the order in which they are taken."""
+    """Gives out turns in the order in which they are taken. `sent` is what whoever has the turn counts with it."""
 
     def __init__(self) -> None:
+        self.sent = 0
         self._last: asyncio.Future[None] | None = None
 
     def take(self) -> Turn:

@@ -40,14 +40,22 @@ LOST: Final = (
 
 
 class Submitter:
-    """The operations of one trainer.
+    """The operations of one trainer, in the order of `turns`.
 
     Invariant: the POST of an operation is not sent before the one before it was answered, and `seq_id` counts the
     operations that the trainer may have accepted. Whatever ends before it is sent leaves no trace in either.
     """
 
     def __init__(
-        self, *, transport: Transport, tasks: TaskOwner, root: str, run_id: str, timeout: float, authorize: bool
+        self,
+        *,
+        transport: Transport,
+        tasks: TaskOwner,
+        turns: Turns,
+        root: str,
+        run_id: str,
+        timeout: float,
+        authorize: bool,
     ) -> None:
         self._transport = transport
         self._tasks = tasks
@@ -55,8 +63,7 @@ class Submitter:
         self._run_id = run_id
         self._timeout = timeout
         self._authorize = authorize
-        self._turns = Turns()
-        self._submitted = 0
+        self._turns = turns
         self._poller = Poller(
             transport,
             root=root,
@@ -121,7 +128,7 @@ class Submitter:
         return [await self._send(submission.operation, body) for body in bodies]
 
     async def _send(self, operation: str, body: Body) -> str:
-        seq_id = self._submitted + 1
+        seq_id = self._turns.sent + 1
         request = Request(
             method="POST",
             url=f"{self._root}/{operation}",
@@ -131,7 +138,7 @@ class Submitter:
             timeout=self._timeout,
             authorize=self._authorize,
         )
-        self._submitted = seq_id
+        self._turns.sent = seq_id
         try:
             # The key makes a repeated submission harmless, also after an answer that was lost.
             answer = await _retry.retrying(
@@ -139,7 +146,7 @@ class Submitter:
             )
         except ApiError as refused:
             if refused.status < 500:
-                self._submitted -= 1
+                self._turns.sent -= 1
             raise
         return accepted_id(self._transport, request, answer)
 

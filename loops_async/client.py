@@ -232,6 +232,35 @@ class ServiceClient:
         """Provision a new run that continues from the checkpoint: weights, optimizer and step."""
         return await self._from_state(path, timeout, ready_timeout, with_optimizer=True)
 
+    async def attach_training_client(
+        self, run_id: str, *, timeout: float = 600.0, ready_timeout: float = 3600.0
+    ) -> TrainingClient:
+        """Return a client of a run that exists, to go on where the run stands: weights, gradients, optimizer, step.
+
+        Nothing is reset. The trainer takes this client's operations after all that it has accepted before, whoever
+        sent them; clients of one run that come from the same service client share one order.
+
+        Raises:
+            NotFoundError: there is no such run.
+            ProvisioningError: its deployment has ended.
+            NotReadyError: its trainer was not ready in `ready_timeout`.
+        """
+        _check_times(timeout, ready_timeout)
+        runtime, is_local = self._live, self._local is not None
+        run = await self._local_run(self._local, run_id) if self._local else await self.control_plane.get_run(run_id)
+        if run.base_url is None:
+            raise ProtocolError(f"run {run_id} has no trainer that can be reached; its status is {run.status.name}")
+        await wait_for_trainer(runtime, run, ready_timeout=ready_timeout, is_local=is_local)
+        return TrainingClient(
+            runtime,
+            run,
+            lora_rank=None,
+            max_seq_len=None,
+            timeout=timeout,
+            ready_timeout=ready_timeout,
+            is_local=is_local,
+        )
+
     # --- sampling ---
 
     async def create_sampling_client(
@@ -340,6 +369,18 @@ class ServiceClient:
             await (await trainer.init_trainer_server(request.lora_rank)).result()
         return trainer
 
+    async def _local_run(self, local: _LocalUrls, run_id: str) -> Run:
+        """Describe a run that exists in local mode, where only its sampler can say which model it trains."""
+        sampler = local.sampler("")
+        target = SamplerTarget(
+            service_url=self._settings.base_url,
+            base_url=sampler.base_url,
+            base_model=sampler.base_model,
+            run_id=run_id,
+            authorize=False,
+        )
+        return local.run(await SamplingClient(target, self._live).discover_base_model_name(), run_id)
+
     async def _from_state(
         self, path: str, timeout: float, ready_timeout: float, *, with_optimizer: bool
     ) -> TrainingClient:
@@ -402,10 +443,9 @@ class _LocalUrls:
         self._trainer_url = trainer_url
         self._sampler_url = sampler_url
 
-    def run(self, base_model: str) -> Run:
-        run_id = f"local-{uuid4().hex[:8]}"
+    def run(self, base_model: str, run_id: str | None = None) -> Run:
         return Run(
-            id=run_id,
+            id=run_id or f"local-{uuid4().hex[:8]}",
             session_id="local",
             base_model=base_model,
             base_url=self._trainer_url,

@@ -18,6 +18,7 @@ from ._encoding import Pieces, encode_data
 from ._facade import blocking_property
 from ._futures import OperationFuture
 from ._inputs import check_at_least, check_data, check_kind
+from ._ordering import Turns
 from ._readiness import health_request
 from ._retry import CONTROL, retrying
 from ._runtime import Runtime
@@ -54,7 +55,7 @@ ForwardBackwardFuture: TypeAlias = OperationFuture[ForwardBackwardOutput]
 
 
 class TrainingClient:
-    """Trains one run. Made by `ServiceClient.create_lora_training_client`.
+    """Trains one run. Made by `ServiceClient.create_lora_training_client` and `ServiceClient.attach_training_client`.
 
     Every operation is submitted when it is called, in the order of the calls, and returns a future as soon as the
     trainer has accepted it; the result is waited for separately. A call whose arguments are refused, or that is
@@ -74,7 +75,7 @@ class TrainingClient:
         runtime: Runtime,
         run: Run,
         *,
-        lora_rank: int,
+        lora_rank: int | None,
         max_seq_len: int | None,
         timeout: float,
         ready_timeout: float,
@@ -88,9 +89,12 @@ class TrainingClient:
         self._ready_timeout = ready_timeout
         self._is_local = is_local
         self._is_closed = False
+        # All clients of a run share one order.
+        turns: Turns = runtime.shared.setdefault(("turns", run.id), Turns())
         self._submitter = Submitter(
             transport=runtime.transport,
             tasks=runtime.tasks,
+            turns=turns,
             root=str(run.base_url),
             run_id=run.id,
             timeout=timeout,
@@ -171,8 +175,8 @@ class TrainingClient:
         """Add the gradients of a loss that is a function of yours, written in torch (the ``torch`` extra).
 
         The trainer scores the targets, `loss_fn` and its backward pass run here, in a worker thread, and the trainer
-        replays the gradients. All of it is one operation in the order of calls: what is called later waits. This
-        coroutine returns when the replay was accepted.
+        replays the gradients. All of it is one operation in the order of calls: what is called later waits. It
+        returns when the replay was accepted.
 
         Gradients are summed as `loss_fn` says and not divided by the number of tokens, so one `optim_step` cannot
         put them together with those of `forward_backward`, unless that sets ``skip_token_normalization``.

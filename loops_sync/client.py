@@ -166,6 +166,26 @@ class ServiceClient(Opened[_core.ServiceClient]):
             self,
         )
 
+    def attach_training_client(
+        self, run_id: str, *, timeout: float = 600.0, ready_timeout: float = 3600.0
+    ) -> TrainingClient:
+        """Return a client of a run that exists, to go on where the run stands: weights, gradients, optimizer, step.
+
+        Nothing is reset. The trainer takes this client's operations after all that it has accepted before, whoever
+        sent them; clients of one run that come from the same service client share one order.
+
+        Raises:
+            NotFoundError: there is no such run.
+            ProvisioningError: its deployment has ended.
+            NotReadyError: its trainer was not ready in `ready_timeout`.
+        """
+        return TrainingClient(
+            self._bridge.run(
+                self._impl.attach_training_client, run_id=run_id, timeout=timeout, ready_timeout=ready_timeout
+            ),
+            self,
+        )
+
     def create_sampling_client(
         self, base_model: str, timeout: float = 300.0, ready_timeout: float = 3600.0, model_path: str | None = None
     ) -> SamplingClient:

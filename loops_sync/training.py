@@ -36,7 +36,7 @@ ForwardBackwardFuture: TypeAlias = OperationFuture[ForwardBackwardOutput]
 
 
 class TrainingClient(Closing[_core.TrainingClient]):
-    """Trains one run. Made by `ServiceClient.create_lora_training_client`.
+    """Trains one run. Made by `ServiceClient.create_lora_training_client` and `ServiceClient.attach_training_client`.
 
     Every operation is submitted when it is called, in the order of the calls, and returns a future as soon as the
     trainer has accepted it; the result is waited for separately. A call whose arguments are refused, or that is
@@ -132,8 +132,8 @@ class TrainingClient(Closing[_core.TrainingClient]):
         """Add the gradients of a loss that is a function of yours, written in torch (the ``torch`` extra).
 
         The trainer scores the targets, `loss_fn` and its backward pass run here, in a worker thread, and the trainer
-        replays the gradients. All of it is one operation in the order of calls: what is called later waits. This
-        coroutine returns when the replay was accepted.
+        replays the gradients. All of it is one operation in the order of calls: what is called later waits. It
+        returns when the replay was accepted.
 
         Gradients are summed as `loss_fn` says and not divided by the number of tokens, so one `optim_step` cannot
         put them together with those of `forward_backward`, unless that sets ``skip_token_normalization``.

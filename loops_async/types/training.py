@@ -113,12 +113,15 @@ class ModelData(Struct, frozen=True, kw_only=True):
 
 
 class GetInfoResponse(Struct, frozen=True, kw_only=True):
-    """What a training client knows of its run, without asking the service."""
+    """What a training client knows of its run, without asking the service.
+
+    `lora_rank` is None for a client that was attached to a run: the service does not tell it.
+    """
 
     model_data: ModelData
     model_name: str
     is_lora: bool = True
-    lora_rank: int
+    lora_rank: int | None = None
     max_seq_len: int | None = None
 
 
