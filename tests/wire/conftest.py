@@ -17,7 +17,7 @@ KEY = "secret-key-123456"
 @pytest.fixture
 async def service() -> AsyncIterator[ScriptedService]:
     scripted = ScriptedService()
-    runner = web.ServerRunner(web.Server(scripted.handle), shutdown_timeout=0.01)
+    runner = web.ServerRunner(web.Server(scripted.handle, access_log=None), shutdown_timeout=0.01)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
