@@ -32,7 +32,7 @@ def build_app(
 ) -> web.Application:
     """Return the application."""
     app = web.Application(
-        middlewares=[_inject(faults), measuring(machine), _explain, _authorize(registry, api_key)],
+        middlewares=[_inject(faults), measuring(machine, registry), _explain, _authorize(registry, api_key)],
         client_max_size=_LARGEST_BODY,
     )
     app.add_routes(routes)

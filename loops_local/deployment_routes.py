@@ -119,8 +119,7 @@ class DeploymentRoutes:
         if size > _ARCHIVE_PAGE:
             raise invalid("page_size", f"must be at most {_ARCHIVE_PAGE}; got {size}")
         start = _offset(request.query.get("page_token"))
-        end = _now_millis() * _MILLI
-        lines = await self._journal.read(deployment_id, start=0, end=end, direction="asc")
+        lines = await self._journal.read(deployment_id, start=0, end=time.time_ns() + 1, direction="asc")
         listed = await self._files.archive(
             deployment_id, "log.jsonl", msgspec.json.Encoder().encode_lines(lines), request
         )

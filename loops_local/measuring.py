@@ -9,28 +9,32 @@ from aiohttp.typedefs import Handler, Middleware
 
 from .meter import Machine
 from .provisioning import Deployment
+from .registry import Registry
 
-__all__ = ["measure", "measuring"]
-
-_DEPLOYMENT = "loops_local.deployment"
-
-
-def measure(request: web.Request, deployment: Deployment) -> None:
-    """Count `request` among those of `deployment`."""
-    request[_DEPLOYMENT] = deployment
+__all__ = ["measuring"]
 
 
-def measuring(machine: Machine) -> Middleware:
-    """Return the middleware that does the counting."""
+def measuring(machine: Machine, registry: Registry) -> Middleware:
+    """Return the middleware that counts each request among those of its trainer or sampler."""
 
     @web.middleware
-    async def measure_time(request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def measure(request: web.Request, handler: Handler) -> web.StreamResponse:
         started = time.perf_counter()
         response = await handler(request)
-        deployment = request.get(_DEPLOYMENT)
+        deployment = _deployment(request, registry)
         if deployment is not None:
             machine.sample()
             deployment.meter.record(time.perf_counter() - started, response.status, deployment.users + 1)
         return response
 
-    return measure_time
+    return measure
+
+
+def _deployment(request: web.Request, registry: Registry) -> Deployment | None:
+    if request.path.startswith("/trainers/"):
+        run = registry.find_run(request.match_info.get("run_id", ""))
+        return None if run is None else run.deployment
+    if request.path.startswith("/samplers/"):
+        sampler = registry.find_sampler(request.match_info.get("sampler_id", ""))
+        return None if sampler is None else sampler.deployment
+    return None

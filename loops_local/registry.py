@@ -113,6 +113,10 @@ class Registry:
         """Return a sampler."""
         return _found(self._samplers, sampler_id, "sampler")
 
+    def find_sampler(self, sampler_id: str) -> LiveSampler | None:
+        """Return a sampler, None when there is none."""
+        return self._samplers.get(sampler_id)
+
     def samplers(self) -> list[LiveSampler]:
         """Return all samplers, newest first."""
         return list(reversed(self._samplers.values()))

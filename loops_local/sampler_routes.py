@@ -16,7 +16,6 @@ from loops_async.types import EncodedTextChunk, ModelInput, SamplingParams
 
 from .engine import RefusedError
 from .engine.base import Adapter, Completion, SampleJob, SampleOutcome
-from .measuring import measure
 from .models import ModelHost
 from .provisioning import Deployment
 from .registry import Registry
@@ -147,7 +146,6 @@ class SamplerRoutes:
 
     def _own_source(self, request: web.Request) -> _Source:
         sampler = self._registry.sampler(request.match_info["sampler_id"])
-        measure(request, sampler.deployment)
         named = request.headers.get(wire.RUN_ID)
         if sampler.run is not None and named not in (None, sampler.run.record.id):
             raise bad_request(f"{wire.RUN_ID}: this sampler serves run {sampler.run.record.id!r}; got {named!r}")

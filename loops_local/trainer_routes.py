@@ -20,7 +20,6 @@ from loops_async.errors import InputError
 from loops_async.types import LossFnType
 
 from .making import LOCAL_RUN_ID, Maker
-from .measuring import measure
 from .operations import Operations
 from .registry import Registry
 from .runs import LiveRun
@@ -139,11 +138,8 @@ class TrainerRoutes:
     def _run(self, request: web.Request, body_run_id: str | None = None) -> LiveRun:
         named = _run_id(request, body_run_id)
         if "run_id" not in request.match_info:
-            run = self._registry.local_run(named or LOCAL_RUN_ID)
-            measure(request, run.deployment)
-            return run
+            return self._registry.local_run(named or LOCAL_RUN_ID)
         run = self._registry.run(request.match_info["run_id"])
-        measure(request, run.deployment)
         if named not in (None, run.record.id):
             raise invalid(wire.RUN_ID, f"this is the trainer of run {run.record.id!r}; got {named!r}", status=422)
         return run

@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 
 from loops_local import LocalService
+from loops_local.__main__ import main
 
 
 def start(*arguments: str, **environment: str) -> asyncio.Task[asyncio.subprocess.Process]:
@@ -86,9 +87,25 @@ async def test_a_data_directory_in_use_is_one_readable_line(tmp_path: Path) -> N
     assert said == f"loops-local: {tmp_path} is in use by another loops-local service\n"
 
 
-async def test_wrong_arguments_are_explained(tmp_path: Path) -> None:
-    assert "0 to 65535" in await failure("serve", "--port", "99999")
-    assert "0 or more" in await failure("serve", "--provisioning-seconds", "-1")
+@pytest.mark.parametrize(
+    ("arguments", "rule"),
+    [
+        (("--port", "99999"), "0 to 65535"),
+        (("--port", "x"), "invalid"),
+        (("--provisioning-seconds", "-1"), "0 or more"),
+        (("--engine", "tpu"), "echo"),
+    ],
+)
+def test_wrong_arguments_are_explained(
+    arguments: tuple[str, ...], rule: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["loops-local", "serve", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert rule in capsys.readouterr().err
+
+
+async def test_an_unusable_data_directory_is_one_readable_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     said = await failure("serve", "--engine", "echo", "--data-dir", str(tmp_path / "file"))
     assert said.startswith("loops-local: cannot start: ")
