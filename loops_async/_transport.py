@@ -216,7 +216,7 @@ class Transport:
             request_id=request_id,
             retry_after=_seconds(answer.headers.get("Retry-After")),
         )
-        error.retryable = error.retryable and not _is_final(answer)
+        error.retryable = error.retryable and not is_final(answer)
         return error
 
     def _translated(self, request: Request, cause: Exception) -> LoopsError:
@@ -278,9 +278,7 @@ class ErrorBody(Struct, kw_only=True):
             source.get(key) for source in (fields, _dict(fields, "error")) for key in ("detail", "error", "message")
         ]
         return cls(
-            message=next(
-                (text for text in texts if isinstance(text, str) and text), _text_of(body)
-            ),
+            message=next((text for text in texts if isinstance(text, str) and text), _text_of(body)),
             code=_text(fields.get("code")),
             reason=_text(_dict(fields, "details").get("reason")),
         )
@@ -295,7 +293,7 @@ def _text_of(body: bytes) -> str:
     return body.decode("utf-8", "replace")
 
 
-def _is_final(answer: Answer) -> bool:
+def is_final(answer: Answer) -> bool:
     """Whether a gateway says that asking again is useless (data-plane reference 3.3)."""
     source, code = answer.headers.get(protocol.ERROR_SOURCE), answer.headers.get(protocol.ERROR_CODE)
     return (source == "06" and answer.status < 500) or (source == "01" and code == "631")
