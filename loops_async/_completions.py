@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeGuard, TypeVar, cast
 
 import msgspec
@@ -45,7 +45,12 @@ _decode = msgspec.json.Decoder(_Completions).decode
 
 
 def read_completions(
-    body: bytes | msgspec.Raw, *, prompt: list[int], topk: int, policy_version: str = ""
+    body: bytes | msgspec.Raw,
+    *,
+    prompt: list[int],
+    topk: int,
+    policy_version: str = "",
+    clean: Callable[[str], str] = str,
 ) -> SampleResponse:
     """Read the body of an answer.
 
@@ -54,6 +59,7 @@ def read_completions(
         prompt: the token ids that were sent; the answer's own win, since a service expands images.
         topk: how many candidates were asked for at each prompt position.
         policy_version: what the answer's header says of the weights that made it.
+        clean: takes secrets out of what errors show of the body.
 
     Raises:
         ProtocolError: there is not a list of completions in it.
@@ -61,7 +67,7 @@ def read_completions(
     try:
         answer = _decode(body)
     except msgspec.DecodeError as odd:
-        answer = _salvaged(body, odd)
+        answer = _salvaged(body, odd, clean)
     first = answer.choices[0] if answer.choices else None
     expanded = first.prompt_token_ids if first else None
     scored = first.prompt_logprobs if first else None
@@ -127,7 +133,7 @@ def _top(candidates: Mapping[str, protocol.PromptLogprob] | None, topk: int) -> 
 # --- answers that are not as the wire says ---------------------------------------------------------------------------
 
 
-def _salvaged(body: bytes | msgspec.Raw, odd: Exception) -> _Completions:
+def _salvaged(body: bytes | msgspec.Raw, odd: Exception, clean: Callable[[str], str]) -> _Completions:
     """Read what there is of an answer whose fields are not all as they should be."""
     try:
         raw = _dict(
@@ -137,7 +143,7 @@ def _salvaged(body: bytes | msgspec.Raw, odd: Exception) -> _Completions:
         raw = {}
     choices = raw.get("choices")
     if not _is_list(choices):
-        begin = bytes(body)[:200].decode("utf-8", "replace")
+        begin = clean(bytes(body).decode("utf-8", "replace"))[:200]
         raise ProtocolError(
             f"the sampler answered 200 with a body that is not a completion: {odd}; it begins with {begin!r}"
         ) from odd

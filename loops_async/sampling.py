@@ -167,8 +167,15 @@ class SamplingClient:
         if self._target.is_queued:
             body.model = self._target.base_model
             body.lora = self._target.checkpoint_path or UNSET
-        completions, version = await self._send_sample(_encode(body), affinity_key)
-        return read_completions(completions, prompt=body.prompt, topk=topk_prompt_logprobs, policy_version=version)
+        runtime = await self._live()
+        completions, version = await self._send_sample(runtime, _encode(body), affinity_key)
+        return read_completions(
+            completions,
+            prompt=body.prompt,
+            topk=topk_prompt_logprobs,
+            policy_version=version,
+            clean=runtime.transport.clean,
+        )
 
     async def compute_logprobs(
         self, prompt: ModelInput | Sequence[int], *, affinity_key: str | None = None
@@ -241,9 +248,10 @@ class SamplingClient:
 
     # --- how a request is made ---
 
-    async def _send_sample(self, body: bytes, affinity_key: str | None) -> tuple[bytes | msgspec.Raw, str]:
+    async def _send_sample(
+        self, runtime: Runtime, body: bytes, affinity_key: str | None
+    ) -> tuple[bytes | msgspec.Raw, str]:
         """Return the body of the completions, and what their header says of the weights that made them."""
-        runtime = await self._live()
         key = str(uuid4())
         headers = {**self._headers, protocol.IDEMPOTENCY_KEY: key}
         if affinity_key is not None:
