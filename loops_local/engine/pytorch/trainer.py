@@ -102,6 +102,7 @@ class LoraTrainer:
 
         ``grad_norm`` is the L2 norm after normalisation and before clipping.
         """
+        params = _valid(params)
         gradient = self._gradient if self._skip else self._gradient / max(1, self._tokens)
         norm = float(torch.linalg.vector_norm(gradient))
         tokens = self._tokens
@@ -171,6 +172,13 @@ class LoraTrainer:
         prefix = f"{moment}."
         own = {name.removeprefix(prefix): part for name, part in tensors.items() if name.startswith(prefix)}
         return unnamed(own, self._base.shapes, rank)
+
+
+def _valid(params: AdamParams) -> AdamParams:
+    try:
+        return msgspec.convert(msgspec.structs.asdict(params), AdamParams)
+    except msgspec.ValidationError as error:
+        raise RefusedError(f"adam_params: {error}") from error
 
 
 def _output(given: Sequence[Example], result: Pass, skip: bool) -> ForwardBackwardOutput:
