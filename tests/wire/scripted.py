@@ -144,7 +144,7 @@ class ScriptedService:
             await self._arrival.wait_for(lambda: len(self.seen_at(method, path)) >= times)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        parts = urlsplit(request.raw_path if isinstance(request, web.Request) else str(request.rel_url))
+        parts = urlsplit(request.raw_path)
         seen = Seen(
             method=request.method,
             path=parts.path,

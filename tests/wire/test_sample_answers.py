@@ -1,0 +1,385 @@
+"""What a sampler may answer, and that nothing that was paid for is thrown away (data-plane 3.2, 3.5)."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import pickle
+from typing import Any
+
+import pytest
+
+from loops_async import (
+    ApiError,
+    AuthenticationError,
+    BadRequestError,
+    ConfigError,
+    ConnectError,
+    InputError,
+    NotReadyError,
+    ProtocolError,
+    SamplerTerminatedError,
+    SampleTimeoutError,
+    SamplingClient,
+    SamplingParams,
+    ServerError,
+    ServiceClient,
+    TrainingClient,
+)
+from tests.clock import Clock
+from tests.wire.conftest import KEY
+from tests.wire.scripted import MODEL, Hold, Say, ScriptedService, hang_up, hang_up_in_the_body
+
+SAMPLE = "/sampler/sample"
+STATUS = "/v1/models/m1/deployments/d1"
+
+
+def choice(**changes: Any) -> dict[str, Any]:
+    return {
+        "index": 0,
+        "text": "x",
+        "finish_reason": "stop",
+        "logprobs": {"tokens": ["token_id:5", "token_id:6"], "token_logprobs": [-0.5, -0.25]},
+        "token_ids": [5, 6],
+        **changes,
+    }
+
+
+@pytest.fixture
+def says(service: ScriptedService) -> Any:
+    """Let the sampler give these choices next."""
+
+    def says(*choices: Any, **headers: str) -> None:
+        service.answer("POST", SAMPLE, Say(body={"choices": list(choices)}, headers=headers))
+
+    return says
+
+
+async def test_an_ordinary_answer(sampler: SamplingClient, service: ScriptedService) -> None:
+    body = {"id": "cmpl-1", "choices": [choice(), choice(index=1, finish_reason="length")], "usage": {"x": 1}}
+    service.answer("POST", SAMPLE, Say(body=body, headers={"x-trainers-policy-version": "7"}))
+    answer = await sampler.sample([1, 2], 2)
+    first, second = answer.sequences
+    assert (first.tokens, first.logprobs, first.stop_reason, first.text) == ([5, 6], [-0.5, -0.25], "stop", "x")
+    assert second.stop_reason == "length"
+    assert answer.policy_version == 7
+    assert answer.prompt_logprobs is answer.topk_prompt_logprobs is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "value"),
+    [
+        ({"finish_reason": "content_filter"}, "stop_reason", "content_filter"),
+        ({"finish_reason": None}, "stop_reason", "length"),
+        ({"token_ids": None}, "tokens", [5, 6]),
+        ({"token_ids": None, "logprobs": {"tokens": [5, "6"], "token_logprobs": [-1, -1]}}, "tokens", [5, 6]),
+        ({"logprobs": None}, "logprobs", None),
+        ({"text": None}, "text", None),
+        ({"token_ids": [], "logprobs": {"tokens": [], "token_logprobs": []}}, "tokens", []),
+        ({"logprobs": {"tokens": ["a", "b"], "token_logprobs": [-1.0, -2.0]}}, "tokens", [5, 6]),
+        ({"stop_reason": 13, "matched_stop": "x", "surprise": [{}]}, "tokens", [5, 6]),
+    ],
+    ids=repr,
+)
+async def test_odd_answers_are_read(
+    sampler: SamplingClient, says: Any, changes: dict[str, Any], field: str, value: Any
+) -> None:
+    says(choice(**changes))
+    [sequence] = (await sampler.sample([1])).sequences
+    assert getattr(sequence, field) == value
+
+
+async def test_fields_may_be_missing(sampler: SamplingClient, service: ScriptedService) -> None:
+    service.answer("POST", SAMPLE, Say(body={"choices": [{"logprobs": {"tokens": ["token_id:5"]}}]}))
+    [sequence] = (await sampler.sample([1])).sequences
+    assert sequence.tokens == [5]
+    assert sequence.stop_reason == "length"
+
+
+async def test_a_missing_logprob_is_nan(sampler: SamplingClient, says: Any) -> None:
+    says(choice(logprobs={"tokens": [], "token_logprobs": [None, -0.25]}))
+    [sequence] = (await sampler.sample([1])).sequences
+    assert sequence.logprobs is not None
+    assert math.isnan(sequence.logprobs[0])
+    assert sequence.logprobs[1] == -0.25
+
+
+@pytest.mark.parametrize(("prompt", "tokens"), [([5], [5, 6]), ([5, 6], [5, 6]), ([5, 6], [5, 6, 5, 6])])
+async def test_a_completion_that_repeats_the_prompt_is_not_cut(
+    sampler: SamplingClient, service: ScriptedService, prompt: list[int], tokens: list[int]
+) -> None:
+    body: dict[str, Any] = {"choices": [choice(token_ids=tokens, logprobs={"token_logprobs": [-1.0] * len(tokens)})]}
+    for usage in ({}, {"usage": {"prompt_tokens": len(prompt), "completion_tokens": len(tokens)}}):
+        service.answer("POST", SAMPLE, Say(body={**body, **usage}))
+        [sequence] = (await sampler.sample(prompt)).sequences
+        assert sequence.tokens == tokens
+        assert sequence.logprobs == [-1.0] * len(tokens)
+
+
+async def test_prompt_logprobs(sampler: SamplingClient, says: Any) -> None:
+    scored = [
+        None,
+        {"8": {"logprob": -2.0, "rank": 3, "decoded_token": "a"}, "9": {"logprob": -0.1, "rank": 1}},
+        {"9": {"logprob": None}, "token?": {"logprob": -9.0}},
+    ]
+    says(choice(prompt_logprobs=scored), choice(prompt_logprobs=scored))
+    answer = await sampler.sample([7, 8, 9], 2, None, True, 1)
+    assert answer.prompt_logprobs == [None, -2.0, None]
+    assert answer.topk_prompt_logprobs == [None, [(9, -0.1)], []]
+
+
+async def test_an_expanded_prompt_wins_over_ours(sampler: SamplingClient, says: Any) -> None:
+    says(choice(prompt_token_ids=[7, 99, 99], prompt_logprobs=[None, {"99": {"logprob": -1.0}}, {"99": {}}]))
+    answer = await sampler.sample([7, 8], include_prompt_logprobs=True)
+    assert answer.prompt_token_ids == [7, 99, 99]
+    assert answer.prompt_logprobs == [None, -1.0, None]
+
+
+@pytest.mark.parametrize(("header", "version"), [("0", 0), ("12", 12), ("", None), ("new", None), ("-1", None)])
+async def test_the_version_in_the_header(
+    sampler: SamplingClient, service: ScriptedService, header: str, version: int | None
+) -> None:
+    service.answer("POST", SAMPLE, Say(body={"choices": []}, headers={"x-trainers-policy-version": header}))
+    assert (await sampler.sample([1])).policy_version == version
+
+
+@pytest.mark.parametrize("body", ["<html>Hello</html>", "", "{}", "[]", '{"choices": null}', '{"choices": [', "5"])
+async def test_what_is_no_completion_at_all(sampler: SamplingClient, service: ScriptedService, body: str) -> None:
+    service.answer("POST", SAMPLE, Say(200, body))
+    with pytest.raises(ProtocolError, match="not a completion"):
+        await sampler.sample([1])
+    assert len(service.seen_at("POST", SAMPLE)) == 1, "it was paid for; asking again would pay twice"
+
+
+async def test_a_sampler_that_answers_with_the_key_does_not_get_it_printed(
+    sampler: SamplingClient, service: ScriptedService
+) -> None:
+    service.answer("POST", SAMPLE, Say(200, {"headers": {"Authorization": f"Bearer {KEY}"}}))
+    with pytest.raises(ProtocolError) as odd:
+        await sampler.sample([1])
+    assert KEY not in str(odd.value)
+
+
+# --- refusals and time ---
+
+
+async def test_a_refusal_is_raised_at_once(sampler: SamplingClient, service: ScriptedService, quick: Clock) -> None:
+    body = {"error": {"message": "prompt is too long", "type": "BadRequestError", "code": 400}}
+    service.answer("POST", SAMPLE, Say(400, body))
+    with pytest.raises(BadRequestError, match="prompt is too long"):
+        await sampler.sample([1])
+    assert len(service.seen_at("POST", SAMPLE)) == 1
+    assert len(service.seen_at("GET", STATUS)) == 1, "its state tells a bad request from a model that is deploying"
+
+
+@pytest.mark.parametrize("status", [400, 404])
+async def test_a_model_that_is_still_deploying_is_waited_for(
+    sampler: SamplingClient, service: ScriptedService, quick: Clock, status: int
+) -> None:
+    service.answer("POST", SAMPLE, Say(status, {"error": "model is not ready"}))
+    service.answer("GET", STATUS, Say(body={"status": "LOADING_MODEL"}), Say(body={"status": "LOADING_MODEL"}))
+    assert (await sampler.sample([1])).sequences
+    assert len(service.seen_at("POST", SAMPLE)) == 2
+
+
+async def test_a_model_that_is_gone_is_said_to_be(
+    sampler: SamplingClient, service: ScriptedService, quick: Clock
+) -> None:
+    service.answer("POST", SAMPLE, Say(404, {"error": "no such model"}))
+    service.answer("GET", STATUS, Say(body={"status": "INACTIVE"}))
+    with pytest.raises(SamplerTerminatedError, match=r"d1.*INACTIVE") as gone:
+        await sampler.sample([1])
+    assert (gone.value.deployment_id, gone.value.status) == ("d1", "INACTIVE")
+
+
+@pytest.mark.parametrize("status", [408, 429, 502, 503, 504])
+async def test_a_sampler_that_is_not_ready_to_answer_is_asked_again(
+    sampler: SamplingClient, service: ScriptedService, quick: Clock, status: int
+) -> None:
+    service.answer("POST", SAMPLE, Say(status, "<html>"), Say(status, {"error": "busy"}, {"Retry-After": "3"}))
+    assert (await sampler.sample([1])).sequences
+    attempts = service.seen_at("POST", SAMPLE)
+    assert len(attempts) == 3
+    assert len({seen.headers["Idempotency-Key"] for seen in attempts}) == 1
+    assert quick.pauses[-1] == 3.0
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"), [(401, AuthenticationError), (422, BadRequestError), (500, ServerError), (418, ApiError)]
+)
+async def test_other_refusals_are_final(
+    sampler: SamplingClient, service: ScriptedService, quick: Clock, status: int, kind: type[ApiError]
+) -> None:
+    service.answer("POST", SAMPLE, Say(status, {"error": "no"}))
+    with pytest.raises(kind):
+        await sampler.sample([1])
+    assert len(service.seen_at("POST", SAMPLE)) == 1
+
+
+async def test_a_deactivated_model_is_final(sampler: SamplingClient, service: ScriptedService, quick: Clock) -> None:
+    headers = {"X-Baseten-Error-Source": "01", "X-Baseten-Error-Code": "631"}
+    service.answer("POST", SAMPLE, Say(503, {"error": "model is deactivated"}, headers))
+    with pytest.raises(ServerError, match="deactivated"):
+        await sampler.sample([1])
+    assert len(service.seen_at("POST", SAMPLE)) == 1
+
+
+async def test_a_broken_connection_is_tried_again_for_a_minute(
+    sampler: SamplingClient, service: ScriptedService, quick: Clock
+) -> None:
+    service.answer("POST", SAMPLE, hang_up, hang_up_in_the_body)
+    assert (await sampler.sample([1])).sequences
+    service.always("POST", SAMPLE, hang_up)
+    quick.now = 0.0
+    with pytest.raises(ConnectError):
+        await sampler.sample([1])
+    assert quick.now == pytest.approx(60.0)
+
+
+async def test_a_sample_that_outlives_its_time_limit_is_not_asked_for_twice(
+    client: ServiceClient, service: ScriptedService, quick: Clock
+) -> None:
+    sampler = await client.create_sampling_client(MODEL, timeout=0.02)
+    service.answer("POST", SAMPLE, Hold(Say()))
+    with pytest.raises(SampleTimeoutError, match=r"no answer within 0.02 s.*pay twice") as late:
+        await sampler.sample([1])
+    assert isinstance(late.value, TimeoutError)
+    assert (late.value.timeout, late.value.retryable) == (0.02, False)
+    assert len(service.seen_at("POST", SAMPLE)) == 1
+
+
+async def test_a_sampler_that_stays_busy_is_given_up_in_time(
+    client: ServiceClient, service: ScriptedService, quick: Clock
+) -> None:
+    sampler = await client.create_sampling_client(MODEL, ready_timeout=100.0)
+    service.always("POST", SAMPLE, Say(503, {"error": "busy"}))
+    quick.now = 0.0
+    with pytest.raises(ServerError, match="busy"):
+        await sampler.sample([1])
+    assert quick.now == pytest.approx(100.0)
+
+
+# --- arguments ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "path"),
+    [
+        ({"prompt": []}, "prompt"),
+        ({"prompt": "hello"}, "prompt"),
+        ({"prompt": None}, "prompt"),
+        ({"num_samples": 0}, "num_samples"),
+        ({"num_samples": True}, "num_samples"),
+        ({"sampling_params": {"max_tokens": 5}}, "sampling_params"),
+        ({"sampling_params": SamplingParams(max_tokens=0)}, "sampling_params.max_tokens"),
+        ({"sampling_params": SamplingParams(temperature=-1.0)}, "sampling_params.temperature"),
+        ({"sampling_params": SamplingParams(temperature=math.nan)}, "sampling_params.temperature"),
+        ({"sampling_params": SamplingParams(top_p=0.0)}, "sampling_params.top_p"),
+        ({"sampling_params": SamplingParams(top_k=-2)}, "sampling_params.top_k"),
+        ({"sampling_params": SamplingParams(stop=["a", 1])}, "sampling_params.stop"),
+        ({"topk_prompt_logprobs": -1}, "topk_prompt_logprobs"),
+        ({"affinity_key": ""}, "affinity_key"),
+        ({"affinity_key": "a\nX-Run-Id: other"}, "affinity_key"),
+        ({"affinity_key": 5}, "affinity_key"),
+    ],
+    ids=repr,
+)
+async def test_bad_arguments_are_named_and_nothing_is_sent(
+    sampler: SamplingClient, service: ScriptedService, arguments: dict[str, Any], path: str
+) -> None:
+    with pytest.raises(InputError) as refused:
+        await sampler.sample(**{"prompt": [1], **arguments})
+    assert refused.value.path == path
+    assert not service.seen
+
+
+# --- clients are values ---
+
+
+async def test_a_thousand_clients_are_nothing(trainer: TrainingClient, service: ScriptedService) -> None:
+    tasks = len(asyncio.all_tasks())
+    published = await trainer.save_weights_and_get_sampling_client("x")
+    clients = [pickle.loads(pickle.dumps(published)) for _ in range(1000)]
+    assert len(asyncio.all_tasks()) <= tasks
+    assert len({repr(one) for one in clients}) == 1
+
+
+async def test_a_client_pickles_without_the_key(sampler: SamplingClient) -> None:
+    assert KEY.encode() not in pickle.dumps(sampler)
+    assert KEY not in repr(sampler)
+
+
+@pytest.fixture
+def unpickled(sampler: SamplingClient, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("BASETEN_API_KEY", "key-of-the-other-process")
+    return pickle.loads(pickle.dumps(sampler))
+
+
+async def test_an_unpickled_client_takes_the_key_of_its_process(
+    unpickled: SamplingClient, service: ScriptedService
+) -> None:
+    assert (await unpickled.sample([1])).sequences
+    [seen] = service.seen_at("POST", SAMPLE)
+    assert seen.headers["Authorization"] == "Bearer key-of-the-other-process"
+    assert seen.headers["X-Sampler-Id"] == "q1"
+
+
+async def test_an_unpickled_client_without_a_key_asks_without(
+    sampler: SamplingClient, service: ScriptedService
+) -> None:
+    service.answer("GET", STATUS, Say(401, {"message": "who are you"}))
+    service.answer("POST", SAMPLE, Say(401, {"message": "who are you"}))
+    twin: SamplingClient = pickle.loads(pickle.dumps(sampler))
+    with pytest.raises(AuthenticationError, match="BASETEN_API_KEY"):
+        await twin.sample([1])
+
+
+# --- the version that was published ---
+
+VERSION = "/sampler/trainers_policy_version"
+
+
+async def test_publishing_returns_when_the_sampler_serves_the_version(
+    trainer: TrainingClient, service: ScriptedService, quick: Clock
+) -> None:
+    service.answer(
+        "GET",
+        VERSION,
+        Say(body={"policy_version": None}),
+        Say(502, "<html>"),
+        Say(body={"policy_version": 0}),
+        Say(200, "odd"),
+        hang_up,
+        Say(body={"policy_version": 3}),
+    )
+    sampler = await trainer.save_weights_and_get_sampling_client("x")
+    assert sampler.min_policy_version == 1
+    assert len(service.seen_at("GET", VERSION)) == 6
+    assert max(quick.pauses) < 2.3
+
+
+@pytest.mark.parametrize("status", [404, 501])
+async def test_a_sampler_that_does_not_tell_its_version_is_gated_by_each_request(
+    trainer: TrainingClient, service: ScriptedService, status: int
+) -> None:
+    service.answer("GET", VERSION, Say(status, {"error": "no such route"}))
+    sampler = await trainer.save_weights_and_get_sampling_client("x")
+    await sampler.sample([1])
+    assert service.seen_at("POST", SAMPLE)[0].headers["X-Min-Policy-Version"] == "1"
+
+
+async def test_a_version_that_never_comes_is_given_up(
+    trainer: TrainingClient, service: ScriptedService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loops_async.sampling.VERSION_SECONDS", 0.02)
+    service.always("GET", VERSION, Say(body={"policy_version": 0}))
+    with pytest.raises(NotReadyError, match=r"serves version 0, not 1"):
+        await trainer.save_weights_and_get_sampling_client("x")
+
+
+async def test_the_base_url_of_a_pickle_must_be_one() -> None:
+    from loops_async.sampling import SamplerTarget
+
+    twin = SamplingClient(SamplerTarget(service_url="nowhere", base_url="nowhere", base_model=MODEL))
+    with pytest.raises(ConfigError):
+        await twin.sample([1])
