@@ -13,14 +13,18 @@ import pytest
 import loops_async
 import loops_local
 import loops_sync
-
 from tests.docs.snippets import Snippet, in_docstrings, in_markdown, run
 
 ROOT = Path(__file__).parents[2]
-DATA = [
-    loops_async.Datum(model_input=[104, 105], loss_fn_inputs={"target_tokens": [105, 33], "weights": [0.0, 1.0]}),
-]
-COMMON = {"prompt": loops_async.ModelInput.from_ints([104, 105]), "data": DATA}
+DATUM = loops_async.Datum(model_input=[104, 105], loss_fn_inputs={"target_tokens": [105, 33]})
+COMMON = {"prompt": loops_async.ModelInput.from_ints([104, 105]), "data": [DATUM], "pair": [DATUM, DATUM]}
+
+
+def optional_names(snippet: Snippet) -> dict[str, Any]:
+    """What only some examples take for granted, and not every installation has."""
+    if not any("torch." in source for source, _ in snippet.statements):
+        return {}
+    return {"torch": pytest.importorskip("torch", reason="NOT TESTED: an example that needs torch")}
 
 
 @asynccontextmanager
@@ -56,13 +60,13 @@ def test_docstrings_of_loops_async(snippet: Snippet) -> None:
     with asyncio.Runner() as runner, ExitStack() as stack:
         names = async_names()
         stack.callback(lambda: runner.run(names.__aexit__(None, None, None)))
-        run(snippet, runner.run(names.__aenter__()), runner)
+        run(snippet, runner.run(names.__aenter__()) | optional_names(snippet), runner)
 
 
 @pytest.mark.parametrize("snippet", docstrings_of("loops_sync"), ids=str)
 def test_docstrings_of_loops_sync(snippet: Snippet) -> None:
     with asyncio.Runner() as runner, blocking_names() as names:
-        run(snippet, names, runner)
+        run(snippet, names | optional_names(snippet), runner)
 
 
 @pytest.mark.parametrize("snippet", docstrings_of("loops_local"), ids=str)
@@ -71,7 +75,9 @@ def test_docstrings_of_loops_local(snippet: Snippet) -> None:
         run(snippet, {}, runner)
 
 
-MARKDOWN = [snippet for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] for snippet in in_markdown(path)]
+MARKDOWN = [
+    snippet for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] for snippet in in_markdown(path)
+]
 
 
 @pytest.mark.parametrize("snippet", MARKDOWN, ids=str)
