@@ -153,7 +153,7 @@ async def until(
         return pause * random.uniform(0.9, 1.1)  # noqa: S311 - spreads load, keeps no secret
 
     poll = backoff.on_predicate(pauses, lambda found: found is None, jitter=jitter, logger=None)
-    found: T | None = None
     with anyio.move_on_after(seconds):  # ends a probe that hangs, too
-        found = await poll(probe)()
-    return found
+        found: T | None = await poll(probe)()
+        return found
+    return None
