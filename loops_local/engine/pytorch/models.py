@@ -119,8 +119,9 @@ def _base(name: str, network: Any, tokenizer: Any) -> Base:
 def _max_length(config: Any) -> int:
     """Take the longest sequence that is computed exactly: the sampler's cache has no sliding windows."""
     longest: int = config.max_position_embeddings
-    kinds = set(getattr(config, "layer_types", None) or ())
-    return min(longest, config.sliding_window) if "sliding_attention" in kinds else longest
+    window: int = getattr(config, "sliding_window", None) or longest
+    kinds = getattr(config, "layer_types", None)
+    return min(longest, window) if kinds is None or "sliding_attention" in kinds else longest
 
 
 def _end_tokens(network: Any, tokenizer: Any) -> frozenset[int]:
