@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -107,7 +108,7 @@ class _Awaited:
         is_coroutine = inspect.iscoroutinefunction(getattr(self._core, name))
         if isinstance(getattr(type(self.facade), name), property):
             # Some properties of the blocking client ask the service; these are coroutine methods of the core.
-            ask = lambda: getattr(self.facade, name)  # noqa: E731 - one line is clearer here
+            ask: Callable[[], Any] = partial(getattr, self.facade, name)
             return (lambda: self._colour.call(ask)) if is_coroutine else self._colour.adopt(ask())
         method = getattr(self.facade, name)
         if is_coroutine:
