@@ -8,6 +8,8 @@ from ._futures import OperationFuture
 from ._version import __version__
 from .client import ServiceClient
 from .control_plane import ControlPlane
+from .dpo import attach_reference_logprobs
+from .drift import loops_compute_kl_sample_train, loops_log_kl_sample_train, top_divergent_tokens
 from .errors import *  # noqa: F403 - each module lists its public names in `__all__`
 from .sampling import SamplingClient
 from .training import ForwardBackwardFuture, TrainingClient
@@ -27,6 +29,10 @@ __all__ = [
     "ServiceClient",
     "TrainingClient",
     "__version__",
+    "attach_reference_logprobs",
+    "loops_compute_kl_sample_train",
+    "loops_log_kl_sample_train",
+    "top_divergent_tokens",
 ]
 __all__ += errors.__all__
 __all__ += types.__all__

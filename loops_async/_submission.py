@@ -13,12 +13,11 @@ from ._encoding import Pieces, decoder_for
 from ._futures import OperationFuture
 from ._ordering import Turn, Turns
 from ._polling import Poller, accepted_id
-from ._tasks import TaskOwner
+from ._tasks import TaskOwner, together
 from ._transport import Answer, Request, Transport
 from .errors import (
     ApiError,
     ClosedError,
-    LoopsError,
     ServerError,
     ServerShutdownError,
 )
@@ -171,7 +170,7 @@ class Submitter:
             if merge is None:
                 return await self._poller.result(operation, operation_ids[0], decode)
             parts = [self._poller.result(operation, operation_id, decode) for operation_id in operation_ids]
-            return merge(await _all(parts))
+            return merge(await together(parts))
 
         return OperationFuture(
             collect, tasks=self._tasks, operation=operation, operation_id=operation_ids[0], run_id=self._run_id
@@ -210,13 +209,3 @@ def _shutdown(error: ApiError) -> ServerShutdownError:
     )
     shutdown.retryable = False
     return shutdown
-
-
-async def _all(parts: Sequence[Any]) -> list[Any]:
-    """Wait for all parts; the first failure cancels the waiting for the others."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(part) for part in parts]
-    except* LoopsError as failures:
-        raise failures.exceptions[0] from None
-    return [task.result() for task in tasks]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
 import anyio
+
+from .errors import ClosedError, LoopsError
 
 T = TypeVar("T")
 
@@ -24,6 +26,21 @@ class TaskOwner:
         task.add_done_callback(self._tasks.discard)
         return task
 
+    async def run(self, coroutine: Coroutine[Any, Any, T], *, name: str) -> T:
+        """Run `coroutine` in the caller's place, but end it when the owner closes, which waits for its clean-up.
+
+        Raises:
+            ClosedError: the owner was closed before it ended.
+        """
+        task = self.start(coroutine, name=name)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            if task.cancelled() and caller is not None and not caller.cancelling():
+                raise ClosedError(f"the client was closed before it was done: {name}") from None
+            raise
+
     async def close(self) -> None:
         """Cancel every task and wait until all have ended, even while the caller is being cancelled."""
         with anyio.CancelScope(shield=True):
@@ -31,3 +48,13 @@ class TaskOwner:
                 for task in tasks:
                     task.cancel()
                 await asyncio.wait(tasks)
+
+
+async def together(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Wait for all of them and return their results in order; the first failure cancels the others and is raised."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(coroutine) for coroutine in coroutines]
+    except* LoopsError as failures:
+        raise failures.exceptions[0] from None
+    return [task.result() for task in tasks]

@@ -7,6 +7,7 @@ on one event loop in a thread of its own, so any thread may call, also one with 
 
 from loops_async import errors, types
 from loops_async._version import __version__
+from loops_async.drift import loops_compute_kl_sample_train, loops_log_kl_sample_train, top_divergent_tokens
 from loops_async.errors import *  # noqa: F403 - each module lists its public names in `__all__`
 from loops_async.types.control import *  # noqa: F403 - each module lists its public names in `__all__`
 from loops_async.types.inputs import *  # noqa: F403 - each module lists its public names in `__all__`
@@ -17,6 +18,7 @@ from loops_sync._future import OperationFuture
 
 from .client import ServiceClient
 from .control_plane import ControlPlane
+from .dpo import attach_reference_logprobs
 from .sampling import SamplingClient
 from .training import ForwardBackwardFuture, TrainingClient
 
@@ -28,6 +30,10 @@ __all__ = [
     "ServiceClient",
     "TrainingClient",
     "__version__",
+    "attach_reference_logprobs",
+    "loops_compute_kl_sample_train",
+    "loops_log_kl_sample_train",
+    "top_divergent_tokens",
 ]
 __all__ += errors.__all__
 __all__ += types.__all__

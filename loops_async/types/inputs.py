@@ -107,6 +107,16 @@ class ModelInput(Struct, frozen=True):
             tokens += chunk.tokens
         return tokens
 
+    def to_positions(self) -> list[int | None]:
+        """Return the token at each position; those of an image have none."""
+        positions: list[int | None] = []
+        for chunk in self.chunks:
+            if isinstance(chunk, EncodedTextChunk):
+                positions += chunk.tokens
+            elif isinstance(chunk, ImageChunk):
+                positions += [None] * chunk.length
+        return positions
+
     def append(self, chunk: Chunk) -> ModelInput:
         """Return a copy with one more chunk."""
         return ModelInput([*self.chunks, chunk])

@@ -1,0 +1,83 @@
+"""What direct preference optimization needs besides its pairs: the reference model's logprobs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from msgspec.structs import replace
+
+from ._inputs import check_data
+from ._tasks import together
+from .errors import InputError
+from .sampling import SamplingClient
+from .types import Datum, ModelInput, TensorData
+
+__all__ = ["attach_reference_logprobs"]
+
+IGNORED = -100
+
+
+async def attach_reference_logprobs(data: Sequence[Datum], reference: SamplingClient) -> list[Datum]:
+    """Return copies of the examples with ``ref_logprobs``, as the loss ``dpo`` wants them.
+
+    The reference is the model before training: score the whole dataset once, and use it for every step.
+
+    Args:
+        data: pairs, chosen then rejected, with ``target_tokens`` (N,) and ``weights`` (N,). Where the weight is not
+            0, the target must be the token that follows.
+        reference: samples the reference's weights, and nothing newer: a client of the base model or of a checkpoint.
+
+    Returns:
+        Examples whose ``ref_logprobs`` (N,) are the logprobs of their targets in nats, 0.0 where the weight is 0.
+
+    Raises:
+        InputError: a sampler cannot score these targets.
+        ApiError: the sampler refused.
+
+    Example:
+        ::
+
+            reference = await service.create_sampling_client(base_model)
+            pairs = await loops.attach_reference_logprobs(pairs, reference)
+            step = await trainer.forward_backward(pairs, "dpo", {"beta": 0.1})
+    """
+    listed, _ = check_data(data, "cross_entropy", None)
+    sequences = [_sequence(datum, index) for index, datum in enumerate(listed)]
+    scores = await together([reference.compute_logprobs(sequence) for sequence in sequences])
+    return [_with_reference(datum, scored) for datum, scored in zip(listed, scores, strict=True)]
+
+
+def _sequence(datum: Datum, index: int) -> ModelInput:
+    """Return the input with its last target, so that every target is scored where it stands in the sequence."""
+    path = f"data[{index}].loss_fn_inputs['target_tokens']"
+    targets = datum.loss_fn_inputs.get("target_tokens")
+    if targets is None or len(targets.shape) != 1:
+        raise InputError(path, "must be given, with one target at each position")
+    last = targets.data[-1]
+    sequence = datum.model_input.append_int(int(last)) if last is not None and last >= 0 else datum.model_input
+    tokens = sequence.to_positions()
+    for position, weight in enumerate(_weights(datum)):
+        target, following = targets.data[position], tokens[position + 1] if position + 1 < len(tokens) else IGNORED
+        if weight and following not in (target, None):
+            raise InputError(path, f"must be the following token where the weight is not 0; see position {position}")
+    return sequence
+
+
+def _with_reference(datum: Datum, scored: Sequence[float | None]) -> Datum:
+    weights = _weights(datum)
+    following = [*scored[1:], None][: len(weights)]
+    logprobs = [
+        score if weight and score is not None and math.isfinite(score) else 0.0
+        for score, weight in zip(following, weights, strict=True)
+    ]
+    tensor = TensorData(data=[*logprobs], dtype="float32", shape=[len(logprobs)])
+    return replace(datum, loss_fn_inputs={**datum.loss_fn_inputs, "ref_logprobs": tensor})
+
+
+def _weights(datum: Datum) -> Sequence[float | None]:
+    """Return the weights; without any, every target counts that is not ignored."""
+    given = datum.loss_fn_inputs.get("weights")
+    if given is not None:
+        return given.data
+    return [float(target != IGNORED) for target in datum.loss_fn_inputs["target_tokens"].data]
