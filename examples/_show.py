@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,9 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib import pyplot as plt
 from matplotlib.ticker import MaxNLocator
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -24,6 +27,10 @@ class Show:
         self.rewards: list[float] = []
         self._console = Console(highlight=False)
         self._failures: list[str] = []
+        # The embedded service says here when it fetches or loads a model.
+        handler = RichHandler(console=self._console, show_time=False, show_level=False, show_path=False)
+        logging.getLogger("loops_local").addHandler(handler)
+        logging.getLogger("loops_local").setLevel(logging.INFO)
 
     def part(self, title: str) -> None:
         """Begin a part."""
@@ -50,7 +57,7 @@ class Show:
 
     def answers(self, facts: Mapping[str, str], before: Sequence[str], after: Sequence[str]) -> None:
         """Show the answers of before and after training, and check that all are right in the end."""
-        table = Table("question", "before training", "after training")
+        table = Table("question", "before", "after", box=SIMPLE_HEAD)
         for (question, fact), old, new in zip(facts.items(), before, after, strict=True):
             colour = "green" if new == fact else "red"
             table.add_row(question, _shortened(old), f"[{colour}]{_shortened(new)}")
@@ -68,7 +75,7 @@ class Show:
 
     def checkpoints(self, checkpoints: Iterable[Checkpoint]) -> None:
         """List checkpoints with their sizes."""
-        table = Table("checkpoint", "for", "size")
+        table = Table("checkpoint", "for", "size", box=SIMPLE_HEAD)
         for checkpoint in checkpoints:
             table.add_row(checkpoint.checkpoint_id, checkpoint.target, f"{checkpoint.size_bytes / 1e6:.1f} MB")
         self._console.print(table)
@@ -104,7 +111,7 @@ class Show:
             self._failures.append(failure)
 
 
-def _shortened(text: str, width: int = 40) -> str:
+def _shortened(text: str, width: int = 20) -> str:
     line = " ".join(text.split())
     return line if len(line) <= width else line[: width - 1] + "…"
 
