@@ -8,6 +8,7 @@ import pytest
 from aiohttp import web
 
 from loops_async import SamplingClient, ServiceClient, TrainingClient
+from loops_async._heartbeat import Heartbeat
 from tests.clock import Clock
 from tests.wire.scripted import MODEL, ScriptedService
 
@@ -51,6 +52,7 @@ async def sampler(client: ServiceClient, service: ScriptedService) -> SamplingCl
 
 
 @pytest.fixture
-def quick(clock: Clock) -> Clock:
-    """Pauses between tries take no time. Ask for it after the trainer: a heartbeat begun under it never rests."""
+def quick(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Pauses between tries take no time. There is no heartbeat, which would never rest."""
+    monkeypatch.setattr(Heartbeat, "add", lambda *_: None)
     return clock
