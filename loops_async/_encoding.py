@@ -14,15 +14,13 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from .errors import InputError
-from .protocol import MAX_REQUEST_BYTES
+from .protocol import MAX_REQUEST_BYTES, encode
 from .types import Datum, ForwardBackwardOutput, OptimStepResponse, TensorData
 
 T = TypeVar("T")
 
 SLICE_SECONDS: Final = 0.004
 """Work this long without a break at most, unless a single datum takes longer."""
-
-_encode = msgspec.json.Encoder().encode
 
 
 class Breather:
@@ -62,18 +60,21 @@ async def encode_data(data: Sequence[Datum], *, group: int, overhead: int) -> li
         overhead: bytes that each body needs besides its datums.
 
     Raises:
-        InputError: when one group alone is too large.
+        InputError: when one group alone is too large, or JSON has no word for something in it.
     """
     breather = Breather()
-    limit = MAX_REQUEST_BYTES - overhead
+    limit = MAX_REQUEST_BYTES - overhead + 1  # each datum counts with a comma, of which a body has one less
     bodies: list[list[bytes]] = [[]]
     used = 0
     for start in range(0, len(data), group):
         encoded: list[bytes] = []
-        for datum in data[start : start + group]:
-            encoded.append(_encode(datum))
+        for index, datum in enumerate(data[start : start + group], start):
+            try:
+                encoded.append(encode(datum))
+            except TypeError as strange:
+                raise InputError(f"data[{index}]", str(strange)) from None
             await breather.breathe()
-        size = sum(map(len, encoded)) + len(encoded)  # a comma for each
+        size = sum(map(len, encoded)) + len(encoded)
         if size > limit:
             raise InputError(
                 f"data[{start}]", f"is {size:,} bytes of JSON; one request holds at most {limit:,}. Shorten it"

@@ -14,15 +14,15 @@ from msgspec import Struct
 from .errors import InputError
 from .protocol import LOSSES
 from .types import Datum, EncodedTextChunk, ImageChunk, ModelInput, TensorData
-from .types.tensors import DTYPES, is_list_like
+from .types.inputs import token_ids
+from .types.tensors import DTYPES, is_list_like, plain_scalar
 
 S = TypeVar("S", bound=Struct)
 
 
 def check(value: S, *, path: str = "") -> S:
     """Return `value` if each of its fields keeps the rule that its type states."""
-    # A value of a foreign kind becomes its own text, which then breaks the rule under its field's name.
-    raw: dict[str, Any] = msgspec.to_builtins(value, enc_hook=repr)
+    raw = _builtins(value, path)
     try:
         msgspec.convert(raw, type(value))
     except msgspec.ValidationError as problem:
@@ -31,6 +31,23 @@ def check(value: S, *, path: str = "") -> S:
         if isinstance(number, float) and not math.isfinite(number):
             raise InputError(_join(path, name), f"must be a finite number; got {number}")
     return value
+
+
+def _builtins(value: Struct, path: str) -> dict[str, Any]:
+    try:
+        raw: dict[str, Any] = msgspec.to_builtins(value, enc_hook=plain_scalar)
+    except TypeError:
+        for name in value.__struct_fields__:
+            _check_encodable(getattr(value, name), _join(path, name))
+        raise
+    return raw
+
+
+def _check_encodable(value: Any, path: str) -> None:
+    try:
+        msgspec.to_builtins(value, enc_hook=plain_scalar)
+    except TypeError as strange:
+        raise InputError(path, f"{strange}; got {value!r}") from None
 
 
 def _named(path: str, kind: type[Struct], raw: dict[str, Any], problem: str) -> InputError:
@@ -74,7 +91,7 @@ def check_kind(value: Any, kind: type[S], path: str) -> S:
 
 def check_positive(value: Any, path: str) -> None:
     """Refuse a number of seconds that is not positive."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise InputError(path, f"must be a number of seconds greater than 0; got {value!r}")
 
 
@@ -86,10 +103,8 @@ def check_at_least(value: Any, smallest: int, path: str) -> None:
 
 def check_model_input(value: Any, path: str, *, max_seq_len: int | None = None) -> ModelInput:
     """Return `value` as a `ModelInput` if it has tokens and fits the model."""
-    if is_list_like(value):
-        value = ModelInput.from_ints(value)
     if not isinstance(value, ModelInput):
-        raise InputError(path, f"expected ModelInput or a list of token ids, got {type(value).__name__}")
+        value = ModelInput([EncodedTextChunk(token_ids(value, path=path))])
     for index, chunk in enumerate(value.chunks):
         if not isinstance(chunk, EncodedTextChunk | ImageChunk):
             raise InputError(

@@ -119,7 +119,7 @@ class Transport:
         self, url: str, body: object, kind: type[T], *, what: str, timeout: float = 60.0, **others: Any
     ) -> T:
         """POST `body` as JSON and return the answer's body of type `kind`."""
-        encoded = msgspec.json.encode(body) if body is not None else None
+        encoded = protocol.encode(body) if body is not None else None
         request = Request(method="POST", url=url, what=what, body=encoded, timeout=timeout, **others)
         return self.decoded(request, await self.ask(request), kind)
 

@@ -16,7 +16,7 @@ from ._creation import NewRun, SessionRuns, lost_run
 from ._inputs import check, check_kind
 from ._transport import Request, Transport
 from .errors import InputError, LoopsError, LostAnswerError, NotFoundError
-from .protocol import CheckpointUri, segment
+from .protocol import CheckpointUri, encode, segment
 from .types import (
     Checkpoint,
     CheckpointFilesResponse,
@@ -474,7 +474,7 @@ class ControlPlane:
         when: Callable[[Exception], bool] = _retry.is_retryable,
     ) -> T:
         """Return the answer's body, or what is `within` it under that name."""
-        encoded = None if body is None else msgspec.json.encode(body)
+        encoded = None if body is None else encode(body)
         request = Request(method=method, url=url, what=what, body=encoded, timeout=timeout)
 
         hashable: Any = kind  # as every type is, which mypy does not know

@@ -17,6 +17,10 @@ from msgspec import UNSET, Struct, UnsetType
 from .errors import InputError
 from .types import AdamParams, Datum
 from .types.inputs import Chunk, ExternalRef
+from .types.tensors import plain_scalar
+
+encode: Final = msgspec.json.Encoder(enc_hook=plain_scalar).encode
+"""Makes the JSON of every body that is sent."""
 
 # --- headers ---------------------------------------------------------------------------------------------------------
 

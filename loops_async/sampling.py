@@ -37,7 +37,6 @@ MODELS_CACHE_SECONDS: Final = 5.0
 VERSION_SECONDS: Final = 600.0
 VERSION_POLL_SECONDS: Final = 2.0
 
-_encode = msgspec.json.Encoder().encode
 
 
 class SamplerTarget(Struct, frozen=True, kw_only=True):
@@ -168,7 +167,7 @@ class SamplingClient:
             body.model = self._target.base_model
             body.lora = self._target.checkpoint_path or UNSET
         runtime = await self._live()
-        completions, version = await self._send_sample(runtime, _encode(body), affinity_key)
+        completions, version = await self._send_sample(runtime, protocol.encode(body), affinity_key)
         return read_completions(
             completions,
             prompt=body.prompt,

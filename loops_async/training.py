@@ -456,7 +456,7 @@ class TrainingClient:
             "top_k_logprobs": top_k_logprobs,
             "model": self._run.base_model,
         }
-        return b"]," + msgspec.json.encode(fields)[1:]
+        return b"]," + protocol.encode(fields)[1:]
 
     async def _load(self, operation: str, path: str) -> OperationFuture[LoadWeightsResponse]:
         if not isinstance(path, str) or not path.strip():
@@ -481,7 +481,7 @@ class TrainingClient:
             ids: dict[str, Any] = {"seq_id": seq_id, "run_id": self.run_id}
             if last == "seq_id":
                 ids = dict(reversed(ids.items()))
-            return Pieces([msgspec.json.encode({**fields, **ids, **(after or {}), "model": self._run.base_model})])
+            return Pieces([protocol.encode({**fields, **ids, **(after or {}), "model": self._run.base_model})])
 
         return await self._submitter.submit(operation, kind, _already([body]))
 

@@ -135,8 +135,15 @@ def _known(dtype: str, path: str) -> str:
     return dtype
 
 
+def plain_scalar(value: Any) -> Any:
+    """Return Python's own number for a scalar of numpy or torch: the hook of every encoder."""
+    if isinstance(value, SupportsToList):
+        return value.tolist()
+    raise TypeError(f"JSON has no word for {type(value).__name__}")
+
+
 def plain_scalars(values: Sequence[Any]) -> list[Any]:
-    """Return Python's own numbers in place of numpy and torch scalars, which JSON has no word for."""
+    """Return Python's own numbers in place of numpy and torch scalars."""
     return [value.tolist() if isinstance(value, SupportsToList) else value for value in values]
 
 
