@@ -9,7 +9,7 @@ from typing import Any, TypeGuard, TypeVar, cast
 
 import msgspec
 import msgspec.inspect
-from msgspec import Struct
+from msgspec import UNSET, Struct
 
 from .errors import InputError
 from .protocol import LOSSES
@@ -34,20 +34,17 @@ def check(value: S, *, path: str = "") -> S:
 
 
 def _builtins(value: Struct, path: str) -> dict[str, Any]:
-    try:
-        raw: dict[str, Any] = msgspec.to_builtins(value, enc_hook=plain_scalar)
-    except TypeError:
-        for name in value.__struct_fields__:
-            _check_encodable(getattr(value, name), _join(path, name))
-        raise
+    """Return the fields that were given, as JSON has them."""
+    raw: dict[str, Any] = {}
+    for name in value.__struct_fields__:
+        given = getattr(value, name)
+        if given is UNSET:
+            continue
+        try:
+            raw[name] = msgspec.to_builtins(given, enc_hook=plain_scalar)
+        except TypeError as strange:
+            raise InputError(_join(path, name), f"{strange}; got {given!r}") from None
     return raw
-
-
-def _check_encodable(value: Any, path: str) -> None:
-    try:
-        msgspec.to_builtins(value, enc_hook=plain_scalar)
-    except TypeError as strange:
-        raise InputError(path, f"{strange}; got {value!r}") from None
 
 
 def _named(path: str, kind: type[Struct], raw: dict[str, Any], problem: str) -> InputError:
