@@ -16,8 +16,15 @@ import loops_sync
 from tests.docs.snippets import Snippet, in_docstrings, in_markdown, run
 
 ROOT = Path(__file__).parents[2]
-DATUM = loops_async.Datum(model_input=[104, 105], loss_fn_inputs={"target_tokens": [105, 33]})
-COMMON = {"prompt": loops_async.ModelInput.from_ints([104, 105]), "data": [DATUM], "pair": [DATUM, DATUM]}
+DATUM = loops_async.Datum(model_input=[104, 105], loss_fn_inputs={"target_tokens": [105, 33], "weights": [0.0, 1.0]})
+COMMON = {
+    "base_model": "echo",
+    "prompt": loops_async.ModelInput.from_ints([104, 105]),
+    "data": [DATUM],
+    "pair": [DATUM, DATUM],
+    "pairs": [DATUM, DATUM],
+}
+"""What examples in docstrings may take for granted, beside `loops`, `service`, `trainer` and `sampler`."""
 
 
 def optional_names(snippet: Snippet) -> dict[str, Any]:
