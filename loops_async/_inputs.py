@@ -100,18 +100,17 @@ def check_at_least(value: Any, smallest: int, path: str) -> None:
 
 def check_model_input(value: Any, path: str, *, max_seq_len: int | None = None) -> ModelInput:
     """Return `value` as a `ModelInput` if it has tokens and fits the model."""
-    if not isinstance(value, ModelInput):
-        value = ModelInput([EncodedTextChunk(token_ids(value, path=path))])
-    for index, chunk in enumerate(value.chunks):
+    prompt = value if isinstance(value, ModelInput) else ModelInput([EncodedTextChunk(token_ids(value, path=path))])
+    for index, chunk in enumerate(prompt.chunks):
         if not isinstance(chunk, EncodedTextChunk | ImageChunk):
             raise InputError(
                 f"{path}.chunks[{index}]", f"expected EncodedTextChunk or ImageChunk, got {type(chunk).__name__}"
             )
-    if value.length == 0:
+    if prompt.length == 0:
         raise InputError(path, "must have at least one token")
-    if max_seq_len is not None and value.length > max_seq_len:
-        raise InputError(path, f"has {value.length} tokens, more than max_seq_len={max_seq_len}; shorten it")
-    return value
+    if max_seq_len is not None and prompt.length > max_seq_len:
+        raise InputError(path, f"has {prompt.length} tokens, more than max_seq_len={max_seq_len}; shorten it")
+    return prompt
 
 
 def check_data(

@@ -199,7 +199,7 @@ class Transport:
             return self.not_loops(request, answer, "an error page without a message")
         kind = _ERRORS.get(status) or (ServerError if status >= 500 else ApiError)
         request_id = answer.headers.get("X-Request-Id") or answer.headers.get("X-Baseten-Request-Id")
-        text = self.clean(said.message)[:LONGEST_MESSAGE] if said and said.message else self._excerpt(_text_of(answer.body))
+        text = self.clean(said.message)[:LONGEST_MESSAGE] if said else self._excerpt(_text_of(answer.body))
         error = kind(
             " ".join(
                 filter(

@@ -38,7 +38,6 @@ VERSION_SECONDS: Final = 600.0
 VERSION_POLL_SECONDS: Final = 2.0
 
 
-
 class SamplerTarget(Struct, frozen=True, kw_only=True):
     """Where a sampling client sends its requests, and which weights it asks for.
 

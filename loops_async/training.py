@@ -8,7 +8,6 @@ from types import TracebackType
 from typing import Any, Literal, TypeAlias, TypeVar
 from uuid import uuid4
 
-import msgspec
 from anyio import to_thread
 from msgspec.structs import replace
 
