@@ -1,0 +1,256 @@
+"""Arguments are checked before anything is sent; a refusal names the field, the value and the rule."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loops_async import (
+    AdamParams,
+    CreateRunRequest,
+    CreateSamplerRequest,
+    Datum,
+    EncodedTextChunk,
+    InputError,
+    ModelInput,
+    SamplingParams,
+    TensorData,
+    WandbConfig,
+)
+from loops_async._inputs import check, check_at_least, check_data, check_kind, check_model_input, check_positive
+from loops_async.protocol import LOSSES
+
+
+def refusal(call: Any, *arguments: Any, **named: Any) -> InputError:
+    with pytest.raises(InputError) as refused:
+        call(*arguments, **named)
+    assert isinstance(refused.value, ValueError)
+    assert not refused.value.retryable
+    assert str(refused.value).startswith(f"{refused.value.path}: ")
+    assert pickle.loads(pickle.dumps(refused.value)).path == refused.value.path
+    return refused.value
+
+
+RUN: dict[str, Any] = {"session_id": "s", "base_model": "m"}
+
+
+@pytest.mark.parametrize(
+    ("value", "path", "said"),
+    [
+        (AdamParams(learning_rate=-1.0), "learning_rate", ">= 0.0; got -1.0"),
+        (AdamParams(learning_rate=math.nan), "learning_rate", "got nan"),
+        (AdamParams(learning_rate=math.inf), "learning_rate", "got inf"),
+        (AdamParams(learning_rate="1e-4"), "learning_rate", "`float`, got `str`; got '1e-4'"),  # type: ignore[arg-type]
+        (AdamParams(learning_rate=None), "learning_rate", "got None"),  # type: ignore[arg-type]
+        (AdamParams(beta1=1.0), "beta1", "< 1.0; got 1.0"),
+        (AdamParams(eps=0.0), "eps", "> 0.0; got 0.0"),
+        (AdamParams(grad_clip_norm=-0.1), "grad_clip_norm", ">= 0.0; got -0.1"),
+        (SamplingParams(max_tokens=0), "max_tokens", ">= 1; got 0"),
+        (SamplingParams(max_tokens=True), "max_tokens", "got True"),
+        (SamplingParams(top_p=1.5), "top_p", "<= 1.0; got 1.5"),
+        (SamplingParams(top_k=-2), "top_k", ">= -1; got -2"),
+        (SamplingParams(stop=[1.5]), "stop[0]", "got 1.5"),  # type: ignore[list-item]
+        (SamplingParams(stop=object()), "stop", "<object object"),  # type: ignore[arg-type]
+        (SamplingParams(seed="x"), "seed", "got 'x'"),  # type: ignore[arg-type]
+        (WandbConfig(project=""), "project", "got ''"),
+        (CreateRunRequest(**{**RUN, "session_id": ""}), "session_id", "got ''"),
+        (CreateRunRequest(**{**RUN, "base_model": ""}), "base_model", "got ''"),
+        (CreateRunRequest(**{**RUN, "base_model": 5}), "base_model", "`str`, got `int`; got 5"),
+        (CreateRunRequest(**RUN, lora_rank=0), "lora_rank", ">= 1; got 0"),
+        (CreateRunRequest(**RUN, replicas=0), "replicas", ">= 1; got 0"),
+        (CreateRunRequest(**RUN, scale_down_delay_seconds=0), "scale_down_delay_seconds", "got 0"),
+        (CreateRunRequest(**RUN, max_seq_len=0), "max_seq_len", ">= 1; got 0"),
+        (CreateRunRequest(**RUN, name=""), "name", "got ''"),
+        (CreateRunRequest(**RUN, name="x" * 256), "name", "255"),
+        (CreateSamplerRequest(session_id="s", num_replicas=0), "num_replicas", ">= 1; got 0"),
+        (CreateSamplerRequest(session_id="s", max_seq_length=-1), "max_seq_length", ">= 1; got -1"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_rules_of_a_struct(value: Any, path: str, said: str) -> None:
+    for prefix in ("", "params"):
+        refused = refusal(check, value, path=prefix)
+        assert refused.path == ".".join(filter(None, (prefix, path)))
+        assert said in str(refused)
+
+
+@given(
+    st.builds(
+        AdamParams,
+        learning_rate=st.floats(0, 1e308),
+        beta1=st.floats(0, 1, exclude_max=True),
+        beta2=st.floats(0, 1, exclude_max=True),
+        eps=st.floats(0, 1e308, exclude_min=True),
+        weight_decay=st.floats(0, 1e308),
+        grad_clip_norm=st.one_of(st.floats(0, 1e308), st.integers(0, 100)),
+    )
+)
+def test_what_keeps_every_rule_is_returned_as_it_is(params: AdamParams) -> None:
+    assert check(params) is params
+
+
+@pytest.mark.parametrize("scalar", [np.float64(1e-4), np.float32(1e-4)])
+def test_a_schedule_in_numpy_is_a_schedule(scalar: Any) -> None:
+    params = AdamParams(learning_rate=scalar)
+    assert check(params) is params
+
+
+@pytest.mark.parametrize("value", [None, 5, {"learning_rate": 1e-4}, AdamParams, SamplingParams()], ids=repr)
+def test_the_wrong_kind(value: Any) -> None:
+    assert "expected AdamParams, got" in str(refusal(check_kind, value, AdamParams, "adam_params"))
+
+
+@pytest.mark.parametrize("value", [0, -1, 0.0, math.nan, math.inf, "1", None, True])
+def test_seconds(value: Any) -> None:
+    assert refusal(check_positive, value, "timeout").path == "timeout"
+
+
+@pytest.mark.parametrize("value", [0, -5, 1.0, "1", None, True])
+def test_whole_numbers(value: Any) -> None:
+    assert "at least 1; got" in str(refusal(check_at_least, value, 1, "rank"))
+
+
+# --- prompts ---
+
+
+def test_a_list_is_a_prompt() -> None:
+    assert check_model_input([1, 2], "prompt") == ModelInput.from_ints([1, 2])
+    assert check_model_input(np.array([1, 2]), "prompt") == ModelInput.from_ints([1, 2])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "path", "said"),
+    [
+        ([], "prompt", "at least one token"),
+        (ModelInput.empty(), "prompt", "at least one token"),
+        ("text", "prompt", "got str"),
+        (None, "prompt", "got NoneType"),
+        (["a"], "prompt", "got str"),
+        ([1.5], "prompt", "got float"),
+        (ModelInput(["a"]), "prompt.chunks[0]", "got str"),  # type: ignore[list-item]
+        ([1] * 9, "prompt", "has 9 tokens, more than max_seq_len=8"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_prompts(prompt: Any, path: str, said: str) -> None:
+    refused = refusal(check_model_input, prompt, "prompt", max_seq_len=8)
+    assert refused.path == path
+    assert said in str(refused)
+
+
+# --- training data ---
+
+
+def datum(**inputs: Any) -> Datum:
+    return Datum(model_input=[1, 2], loss_fn_inputs=inputs)
+
+
+TENSOR = TensorData(data=[1.0, 2.0], dtype="float32", shape=[2])
+
+
+def raw(**changes: Any) -> TensorData:
+    return TensorData(**{"data": [1.0, 2.0], "dtype": "float32", "shape": [2], **changes})
+
+
+@pytest.mark.parametrize(
+    ("data", "loss_fn", "config", "path", "said"),
+    [
+        ([], "cross_entropy", None, "data", "at least one Datum"),
+        (None, "cross_entropy", None, "data", "got NoneType"),
+        (datum(), "cross_entropy", None, "data", "got Datum"),
+        ((one for one in ()), "cross_entropy", None, "data", "got generator"),
+        (["x"], "cross_entropy", None, "data[0]", "expected Datum, got str"),
+        ([datum()], "crossentropy", None, "loss_fn", "must be one of cross_entropy, importance_sampling, ppo"),
+        ([datum()], None, None, "loss_fn", "got None"),
+        ([datum()], ["ppo"], None, "loss_fn", "got ['ppo']"),
+        ([datum(), Datum(model_input=[])], "cross_entropy", None, "data[1].model_input", "at least one token"),
+        ([Datum(model_input=[1] * 9)], "cross_entropy", None, "data[0].model_input", "max_seq_len=8"),
+        ([datum()], "ppo", None, "data[0].loss_fn_inputs", "ppo needs logprobs, advantages; missing"),
+        ([datum(logprobs=[0.0, 0.0])], "dro", None, "data[0].loss_fn_inputs", "missing ['advantages']"),
+        ([datum(weights=[1.0])], "cross_entropy", None, "data[0].loss_fn_inputs['weights']", "each of the 2 positions"),
+        (
+            [datum(logprobs=[0.0, 0.0], advantages=[1.0, 1.0, 1.0])],
+            "ppo",
+            None,
+            "data[0].loss_fn_inputs['advantages']",
+            "shape is [3]",
+        ),
+        ([datum(x=raw(shape=[3]))], "cross_entropy", None, "data[0].loss_fn_inputs['x']", "does not hold 2 numbers"),
+        ([datum(x=raw(dtype="f32"))], "cross_entropy", None, "data[0].loss_fn_inputs['x']", "got 'f32'"),
+        ([datum()], "cross_entropy", [], "loss_fn_config", "expected a dict, got list"),
+        ([datum()], "cross_entropy", {"beta": 1.0}, "loss_fn_config['beta']", "knows skip_token_normalization"),
+        (
+            [datum(logprobs=[0.0, 0.0], advantages=[1.0])],
+            "importance_sampling",
+            {"beta": 1.0},
+            "loss_fn_config['beta']",
+            "knows no settings",
+        ),
+        (
+            [datum()],
+            "cross_entropy",
+            {"skip_token_normalization": 1},
+            "loss_fn_config['skip_token_normalization']",
+            "expected a finite bool; got 1",
+        ),
+        (
+            [datum(logprobs=[0.0, 0.0], advantages=[1.0])],
+            "dro",
+            {"beta": math.nan},
+            "loss_fn_config['beta']",
+            "expected a finite float; got nan",
+        ),
+        (
+            [datum(logprobs=[0.0, 0.0], advantages=[1.0])],
+            "dro",
+            {"beta": True},
+            "loss_fn_config['beta']",
+            "expected a finite float; got True",
+        ),
+        (
+            [datum(target_tokens=[1, 2], weights=[1.0, 1.0], ref_logprobs=[0.0, 0.0])] * 3,
+            "dpo",
+            None,
+            "data",
+            "an even number; got 3",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_training_data(data: Any, loss_fn: Any, config: Any, path: str, said: str) -> None:
+    refused = refusal(check_data, data, loss_fn, config, max_seq_len=8)
+    assert refused.path == path
+    assert said in str(refused)
+
+
+@pytest.mark.parametrize("loss_fn", LOSSES)
+def test_every_loss_takes_what_it_needs(loss_fn: str) -> None:
+    rule = LOSSES[loss_fn]
+    data = [datum(**{name: [1.0, 2.0] for name in (*rule.required, "target_tokens")})] * 2
+    config = {name: True if kind is bool else 0.5 for name, kind in rule.config.items()}
+    assert check_data(data, loss_fn, config) == (data, config)
+    assert check_data(tuple(data), loss_fn, None) == (tuple(data), None)
+
+
+def test_shapes_that_fit() -> None:
+    several = [[1, 2, 3], [4, 5, 6]]
+    check_data([datum(target_tokens=several, weights=np.ones((2, 3)))], "cross_entropy", None)
+    check_data([datum(logprobs=[0.0, 0.0], advantages=[1.0])], "ppo", None)
+
+
+def test_a_configuration_is_copied() -> None:
+    config = {"skip_token_normalization": True}
+    _, kept = check_data([datum()], "cross_entropy", config)
+    config.clear()
+    assert kept == {"skip_token_normalization": True}
+
+
+def test_chunks_of_ones_own() -> None:
+    prompt = ModelInput([EncodedTextChunk([1]), EncodedTextChunk([2])])
+    assert check_model_input(prompt, "prompt") is prompt
