@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Generic, TypeVar
 
-from ._tasks import TaskOwner
+from ._tasks import TaskOwner, check_loop
 from .errors import ClosedError, LoopsError, OperationTimeoutError, TransportError
 
 T = TypeVar("T")
@@ -71,13 +71,15 @@ class OperationFuture(Generic[T]):
             TransportError: the service could not be reached for two minutes; waiting again asks again.
             ClosedError: the client was closed before the outcome was known.
         """
-        if self._task.done() and self._is_unknown():
-            self._task = self._follow()
-        self._waiters += 1
-        try:
-            await asyncio.wait([self._task], timeout=timeout)
-        finally:
-            self._waiters -= 1
+        if not self.done():
+            check_loop(self._task.get_loop())
+            if self._task.done():
+                self._task = self._follow()
+            self._waiters += 1
+            try:
+                await asyncio.wait([self._task], timeout=timeout)
+            finally:
+                self._waiters -= 1
         if not self._task.done():
             raise OperationTimeoutError(
                 f"no result within {timeout} s; the operation goes on and can be waited for again",
@@ -91,6 +93,11 @@ class OperationFuture(Generic[T]):
         if error is not None:
             raise error.with_traceback(None)
         return self._task.result()
+
+    async def settled(self) -> T | None:
+        """Wait until there is an outcome, and return it, or None for a failure, which is left for others to hear."""
+        await asyncio.wait([self._task])
+        return None if self._task.cancelled() or self._task.exception() else self._task.result()
 
     def __await__(self) -> Generator[Any, None, T]:
         return self.result().__await__()

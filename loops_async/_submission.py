@@ -96,6 +96,7 @@ class Submitter:
             is_dependent: what is sent depends on the operations before: `encode` is called when the turn has come,
                 and may call `send`.
         """
+        self._transport.check_usable()
         submission = _Submission(operation, self._turns.take())
         task = self._tasks.start(self._send_in_turn(submission, encode, is_dependent), name=f"submit {operation}")
         # A task that is cancelled before it starts never enters its coroutine, so its turn is ended from outside.

@@ -13,6 +13,15 @@ from .errors import ClosedError, LoopsError
 T = TypeVar("T")
 
 
+def check_loop(loop: asyncio.AbstractEventLoop) -> None:
+    """Raise `ClosedError` outside `loop`: to wait there for what happens in `loop` would never end."""
+    if asyncio.get_running_loop() is not loop:
+        raise ClosedError(
+            "this client belongs to another event loop: make one ServiceClient in each loop, "
+            "or use loops_sync, which may be called from any thread"
+        )
+
+
 class TaskOwner:
     """Owns background tasks: when `close` returns, none of them is left."""
 

@@ -18,6 +18,7 @@ from msgspec import Struct
 from . import protocol
 from ._config import Settings
 from ._encoding import Pieces
+from ._tasks import check_loop
 from ._version import __version__
 from .errors import (
     ApiError,
@@ -156,7 +157,7 @@ class Transport:
         raise failure
 
     def _start(self, request: Request) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
-        self._check_usable()
+        self.check_usable()
         headers = {**request.headers, **self._authorization} if request.authorize else dict(request.headers)
         data: Any = request.body
         if data is not None:
@@ -239,14 +240,11 @@ class Transport:
             return ProtocolError(f"{asked}: {host} does not speak HTTP as expected: {problem}. Check base_url.")
         return ConnectError(f"{asked}: the connection to {host} broke: {self._excerpt(_reason(cause))}")
 
-    def _check_usable(self) -> None:
+    def check_usable(self) -> None:
+        """Raise `ClosedError` when this is closed, or belongs to another event loop."""
         if self._closed:
             raise ClosedError("this client is closed; make a new ServiceClient")
-        if asyncio.get_running_loop() is not self._loop:
-            raise ClosedError(
-                "this client belongs to another event loop: make one ServiceClient in each loop, "
-                "or use loops_sync, which may be called from any thread"
-            )
+        check_loop(self._loop)
 
     def _excerpt(self, text: str) -> str:
         """Return the beginning of a text in one line."""
