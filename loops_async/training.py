@@ -17,6 +17,7 @@ from ._encoding import Pieces, encode_data
 from ._facade import blocking_property
 from ._futures import OperationFuture
 from ._inputs import check_at_least, check_data, check_kind
+from ._merging import merged
 from ._ordering import Turns
 from ._readiness import health_request
 from ._retry import CONTROL, retrying
@@ -24,6 +25,7 @@ from ._runtime import Runtime
 from ._submission import Body, Submitter
 from ._tokenizers import load_tokenizer
 from ._transport import Request
+from ._wandb import StepLog
 from .checkpoints import download
 from .errors import ApiError, ClosedError, InputError, UnsupportedError
 from .sampling import SamplerTarget, SamplingClient
@@ -44,6 +46,7 @@ from .types import (
     Run,
     SaveWeightsForSamplerResponse,
     SaveWeightsResponse,
+    WandbConfig,
 )
 
 __all__ = ["ForwardBackwardFuture", "TrainingClient"]
@@ -79,6 +82,7 @@ class TrainingClient:
         timeout: float,
         ready_timeout: float,
         is_local: bool,
+        wandb_config: WandbConfig | None = None,
     ) -> None:
         self._runtime = runtime
         self._run = run
@@ -99,6 +103,8 @@ class TrainingClient:
             timeout=timeout,
             authorize=not is_local,
         )
+        about = {"run_id": run.id, "base_model": run.base_model, "lora_rank": lora_rank}
+        self._log = StepLog(wandb_config, about, runtime.tasks) if wandb_config is not None else None
         runtime.heartbeat.add(f"the trainer of run {run.id}", self.health)
 
     # --- what is known without asking ---
@@ -166,7 +172,10 @@ class TrainingClient:
             ApiError: the trainer refused the request.
             ServerShutdownError: the trainer is going away.
         """
-        return await self._forward("forward_backward", data, loss_fn, loss_fn_config, top_k_logprobs)
+        step = await self._forward("forward_backward", data, loss_fn, loss_fn_config, top_k_logprobs)
+        if self._log is not None:
+            self._log.note_pass(step, len(data))
+        return step
 
     async def forward_backward_custom(
         self, data: Sequence[Datum], loss_fn: CustomLossFn, *, loss_type_input: Literal["logprobs"] = "logprobs"
@@ -215,22 +224,28 @@ class TrainingClient:
             forward_counts: list[int] = []
             bodies = await self._bodies(scoring_data(checked), SURROGATE, SURROGATE_CONFIG, forward_counts)
             forward = await self._submitter.send(
-                "forward", ForwardBackwardOutput, bodies, lambda parts: _merged(parts, forward_counts)
+                "forward", ForwardBackwardOutput, bodies, lambda parts: merged(parts, forward_counts)
             )
             replay, metrics = await to_thread.run_sync(replayed, checked, await forward, loss_fn)
             report.update(metrics)
             return await self._bodies(replay, SURROGATE, SURROGATE_CONFIG, counts)
 
         def merge(parts: Sequence[ForwardBackwardOutput]) -> ForwardBackwardOutput:
-            merged = _merged(parts, counts)
-            return replace(merged, loss=report["loss"], metrics=merged.metrics | report)
+            output = merged(parts, counts)
+            return replace(output, loss=report["loss"], metrics=output.metrics | report)
 
-        return await self._submitter.submit("forward_backward", ForwardBackwardOutput, encode, merge, is_dependent=True)
+        step = await self._submitter.submit("forward_backward", ForwardBackwardOutput, encode, merge, is_dependent=True)
+        if self._log is not None:
+            self._log.note_pass(step, len(checked))
+        return step
 
     async def optim_step(self, adam_params: AdamParams) -> OperationFuture[OptimStepResponse]:
         """Apply Adam to the accumulated gradients and forget them; the policy version grows by one."""
         check_kind(adam_params, AdamParams, "adam_params")
-        return await self._submit("optim_step", OptimStepResponse, {"adam_params": adam_params}, last="run_id")
+        step = await self._submit("optim_step", OptimStepResponse, {"adam_params": adam_params}, last="run_id")
+        if self._log is not None:
+            self._log.note_step(step)
+        return step
 
     async def init_trainer_server(self, lora_rank: int) -> OperationFuture[InitTrainerServerResponse]:
         """Begin again with a fresh adapter of this rank; what was trained and not saved is gone."""
@@ -387,9 +402,13 @@ class TrainingClient:
         )
 
     async def close(self) -> None:
-        """Stop keeping the trainer up. Futures that are under way can still be awaited."""
+        """Stop keeping the trainer up, and logging. Futures that are under way can still be awaited."""
+        if self._is_closed:
+            return
         self._is_closed = True
         self._runtime.heartbeat.remove(f"the trainer of run {self.run_id}")
+        if self._log is not None:
+            await self._log.close()
 
     async def __aenter__(self) -> TrainingClient:
         return self
@@ -418,7 +437,7 @@ class TrainingClient:
             return await self._bodies(checked, loss_fn, config, counts, top_k_logprobs)
 
         return await self._submitter.submit(
-            operation, ForwardBackwardOutput, encode, lambda parts: _merged(parts, counts)
+            operation, ForwardBackwardOutput, encode, lambda parts: merged(parts, counts)
         )
 
     async def _bodies(
@@ -530,31 +549,3 @@ def _already(bodies: list[Body]) -> Callable[[], Awaitable[list[Body]]]:
         return bodies
 
     return encode
-
-
-def _merged(parts: Sequence[ForwardBackwardOutput], counts: Sequence[int]) -> ForwardBackwardOutput:
-    """Merge the results of a batch that may have been split (data-plane reference 1.7).
-
-    Outputs are concatenated; the loss and each metric are means weighted by datums, over the parts that have them;
-    ``skip_token_normalization`` holds if it holds everywhere.
-    """
-    if len(parts) == 1:
-        return parts[0]
-    names = {name: None for part in parts for name in part.metrics}
-    return ForwardBackwardOutput(
-        loss=_weighted_mean([part.loss for part in parts], counts),
-        loss_fn_output_type=next((part.loss_fn_output_type for part in parts if part.loss_fn_output_type), ""),
-        loss_fn_outputs=[output for part in parts for output in part.loss_fn_outputs],
-        metrics={name: _merged_metric(name, parts, counts) for name in names},
-    )
-
-
-def _merged_metric(name: str, parts: Sequence[ForwardBackwardOutput], counts: Sequence[int]) -> float:
-    having = [(part.metrics[name], count) for part, count in zip(parts, counts, strict=True) if name in part.metrics]
-    if name == "skip_token_normalization":
-        return float(len(having) == len(parts) and all(value for value, _ in having))
-    return _weighted_mean([value for value, _ in having], [count for _, count in having])
-
-
-def _weighted_mean(values: Sequence[float], weights: Sequence[int]) -> float:
-    return sum(value * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)
