@@ -23,11 +23,11 @@ from .errors import (
     ApiError,
     ConnectError,
     InputError,
-    LoopsError,
     NotReadyError,
     ProtocolError,
     RequestTimeoutError,
     SampleTimeoutError,
+    TransportError,
 )
 from .types import ModelInput, SampleResponse, SamplingParams
 
@@ -337,7 +337,7 @@ class SamplingClient:
             except ApiError as error:
                 # Without this route, the floor that each request carries is the only gate, and enough.
                 return True if error.status in (404, 501) else None
-            except (LoopsError, msgspec.MsgspecError):
+            except (TransportError, msgspec.MsgspecError):
                 return None
             return True if seen is not None and seen >= version else None
 
@@ -364,8 +364,11 @@ class SamplingClient:
         return Request(method=method, url=url, what=what, authorize=self._target.authorize, **others)
 
     async def _live(self) -> Runtime:
-        # An unpickled client belongs to no loop: it may be used in one `asyncio.run` after the other.
-        return self._runtime or await detached_runtime(self._target.service_url)
+        if self._runtime is None:
+            # An unpickled client belongs to no loop: it may be used in one `asyncio.run` after the other.
+            return await detached_runtime(self._target.service_url)
+        self._runtime.transport.check_usable()
+        return self._runtime
 
 
 def _sample_body(
