@@ -83,7 +83,7 @@ def _authorize(registry: Registry, api_key: str) -> Middleware:
 def _fits(header: str, api_key: str) -> bool:
     scheme, _, key = header.partition(" ")
     known = scheme.lower() in ("bearer", "api-key")
-    return hmac.compare_digest(key.strip().encode(), api_key.encode()) and known
+    return hmac.compare_digest(key.strip().encode(errors="surrogateescape"), api_key.encode()) and known
 
 
 async def _is_local_mode(request: web.Request, registry: Registry) -> bool:

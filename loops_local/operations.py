@@ -15,66 +15,87 @@ from msgspec import Struct
 from .engine import RefusedError
 from .journal import Log
 from .store import Store
-from .tasks import Tasks
 from .web import HttpError
 
 __all__ = ["Operations"]
 
 logger = logging.getLogger(__name__)
 
-Work = Callable[[], Awaitable[Any]]
+Step = Callable[[], Awaitable[Any]]
 _PURGE_SECONDS = 60.0
 
 
 class _Operation(Struct, eq=False):
     id: str
     name: str
-    work: Work
+    prepare: Step
+    work: Step
     log: Log
     answer: asyncio.Future[bytes]
+    at_work: bool = False
+
+
+class _Queue(Struct, eq=False):
+    """The operations of one run: the one that is under way, and those behind it."""
+
+    waiting: deque[_Operation]
+    current: _Operation | None = None
+    task: asyncio.Task[None] | None = None
 
 
 class Operations:
     """The queues of all runs.
 
-    Each run has at most one operation at work, the oldest, so runs that share a training thread take turns. An
-    answer is in the store before anybody hears it, and is kept for `retention_seconds`. Operations that a kill
-    interrupts are unknown afterwards.
+    Each run has at most one operation under way, the oldest, so runs that share a training thread take turns. An
+    answer is in the store before anybody hears it, and is kept for `retention_seconds`. Operations that the end of
+    the service interrupts are unknown afterwards, and were not done.
     """
 
-    def __init__(self, store: Store, tasks: Tasks, *, retention_seconds: float) -> None:
+    def __init__(self, store: Store, *, retention_seconds: float) -> None:
         self._store = store
-        self._tasks = tasks
         self._retention_seconds = retention_seconds
-        self._waiting: dict[str, deque[_Operation]] = {}
+        self._queues: dict[str, _Queue] = {}
         self._pending: dict[tuple[str, str], _Operation] = {}
         self._finished: dict[tuple[str, str], float] = {}
         self._purged = time.time()
+        self._closing = False
 
     async def open(self) -> None:
         """Learn which operations finished before the service was started."""
         self._finished = await self._store.finished()
         self._purge(time.time())
 
-    def submit(self, run_id: str, operation_id: str, name: str, work: Work, log: Log) -> None:
-        """Queue `work` behind the run's other operations, unless an operation of this id is known already."""
+    def submit(self, run_id: str, operation_id: str, name: str, *, prepare: Step, work: Step, log: Log) -> None:
+        """Queue an operation behind the run's others, unless one of this id is known already.
+
+        Args:
+            run_id: whose turn it takes.
+            operation_id: the caller's name for it; each is done at most once in a run.
+            name: what it is called on the wire.
+            prepare: waits until the work can begin; may be interrupted.
+            work: does the work and returns what the wire shows; is never interrupted once it trains.
+            log: is told how it went.
+        """
+        if self._closing:
+            raise _shutdown()
         self._purge_sometimes()
         key = run_id, operation_id
         if key in self._pending or key in self._finished:
             return
-        operation = _Operation(operation_id, name, work, log, asyncio.get_running_loop().create_future())
-        self._pending[key] = operation
-        waiting = self._waiting.get(run_id)
-        if waiting is None:
-            waiting = self._waiting[run_id] = deque()
-            self._tasks.start(self._work_off(run_id, waiting), name=f"run {run_id}")
-        waiting.append(operation)
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        operation = self._pending[key] = _Operation(operation_id, name, prepare, work, log, answer)
+        queue = self._queues.get(run_id)
+        if queue is None:
+            queue = self._queues[run_id] = _Queue(deque())
+            queue.task = asyncio.create_task(self._work_off(run_id, queue), name=f"operations of run {run_id}")
+        queue.waiting.append(operation)
 
     async def answer(self, run_id: str, operation_id: str, *, hold_seconds: float) -> bytes | None:
         """Wait for an operation; return its encoded answer, or None when it is still under way.
 
         Raises:
             KeyError: no such operation, or it finished too long ago.
+            HttpError: the service shuts down without having done it.
         """
         operation = self._pending.get((run_id, operation_id))
         if operation is not None:
@@ -88,23 +109,29 @@ class Operations:
             raise KeyError(operation_id)
         return stored
 
-    def abandon(self) -> None:
-        """Tell everybody who polls that the service shuts down."""
+    async def close(self) -> None:
+        """Finish what is at work, drop the rest, and tell those who wait for it."""
+        self._closing = True
+        tasks = [queue.task for queue in self._queues.values() if queue.task is not None]
+        for queue in self._queues.values():
+            if queue.task is not None and not (queue.current and queue.current.at_work):
+                queue.task.cancel()
         for operation in self._pending.values():
-            if not operation.answer.done():
-                operation.answer.set_exception(_shutdown())
-                operation.answer.exception()  # marks it as seen when nobody polls
+            if not operation.at_work:
+                _abandon(operation)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for operation in self._pending.values():
+            _abandon(operation)
 
-    async def _work_off(self, run_id: str, waiting: deque[_Operation]) -> None:
-        while waiting:
-            operation = waiting.popleft()
+    async def _work_off(self, run_id: str, queue: _Queue) -> None:
+        while queue.waiting and not self._closing:
+            operation = queue.current = queue.waiting.popleft()
             answer = await _outcome(operation)
             await self._store.finish(run_id, operation.id, answer)
             self._finished[run_id, operation.id] = time.time()
             del self._pending[run_id, operation.id]
-            if not operation.answer.done():
-                operation.answer.set_result(answer)
-        del self._waiting[run_id]
+            operation.answer.set_result(answer)
+        del self._queues[run_id]
 
     def _purge_sometimes(self) -> None:
         now = time.time()
@@ -122,9 +149,11 @@ class Operations:
 
 
 async def _outcome(operation: _Operation) -> bytes:
-    """Do the work of an operation; return what a poll answers."""
+    """Do an operation; return what a poll answers."""
     started = time.perf_counter()
     try:
+        await operation.prepare()
+        operation.at_work = True
         answer = msgspec.json.encode({"status": "done", "result": await operation.work()})
     except (RefusedError, HttpError) as refused:
         operation.log.write("WARNING", f"{operation.name} refused: {refused}", request_id=operation.id)
@@ -141,6 +170,12 @@ async def _outcome(operation: _Operation) -> bytes:
 
 def _failed(message: str, error_class: str) -> bytes:
     return msgspec.json.encode({"status": "error", "error": message, "error_class": error_class})
+
+
+def _abandon(operation: _Operation) -> None:
+    if not operation.answer.done():
+        operation.answer.set_exception(_shutdown())
+        operation.answer.exception()  # marks it as seen when nobody polls
 
 
 def _shutdown() -> HttpError:

@@ -103,7 +103,7 @@ class Deployment:
         if self._loading is None or not self._loading.done() or self._loading.cancelled():
             return None
         error = self._loading.exception()
-        return None if error is None else str(error)
+        return None if error is None else str(error) or repr(error)
 
     @property
     def users(self) -> int:

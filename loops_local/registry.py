@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,6 +23,8 @@ from .web import HttpError, invalid, not_found
 __all__ = ["LiveSampler", "Registry"]
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 
 class LiveSampler(Struct, frozen=True):
@@ -73,9 +76,12 @@ class Registry:
         await self.checkpoints.remove_leftovers()
 
     async def close(self) -> None:
-        """Put the trainers aside."""
+        """Put the trainers aside. One that cannot be is lost, and says so later, as after a kill."""
         for run in self._runs.values():
-            await run.put_aside()
+            try:
+                await run.put_aside()
+            except Exception:
+                logger.exception("the weights of run %s could not be put aside", run.record.id)
 
     # Looking up.
 

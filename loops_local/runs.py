@@ -24,7 +24,7 @@ from loops_async.types import (
 )
 
 from .checkpoints import Checkpoints, size_below
-from .engine import Engine
+from .engine import Engine, RefusedError
 from .engine.base import Adapter, Trainer
 from .models import ModelHost
 from .provisioning import Deployment
@@ -81,11 +81,16 @@ class LiveRun:
         """The version that is served; None while that is the base model."""
         return None if self.record.live is None else self.record.live.version
 
-    async def live_adapter(self, engine: Engine) -> Adapter | None:
-        """Return the weights that are served; None for the base model."""
-        if self.record.live is None:
-            return None
-        return await self._checkpoints.adapter(self.record.id, self.record.live.checkpoint_id, engine)
+    async def live_weights(self, engine: Engine) -> tuple[Adapter | None, int]:
+        """Return the weights that are served and their version; None and 0 are the base model."""
+        while (live := self.record.live) is not None:
+            try:
+                return await self._checkpoints.adapter(self.record.id, live.checkpoint_id, engine), live.version
+            except (OSError, RefusedError):
+                # Reading takes a while, in which others may have been published and these removed.
+                if self.record.live is live:
+                    raise
+        return None, 0
 
     async def wait_for_version(self, version: int, seconds: float) -> bool:
         """Wait until at least `version` is served; tell whether it is."""
@@ -199,9 +204,10 @@ class LiveRun:
             return await self.host.in_training_thread(work, self._trainer)
 
     async def _engine(self) -> Engine:
+        engine = await self.deployment.risen()
         if not self.record.active:
             raise deactivated("run")
-        return await self.deployment.risen()
+        return engine
 
     async def _replace_trainer(self, make: Callable[[Engine], Trainer]) -> Trainer:
         engine = await self._engine()
@@ -269,6 +275,7 @@ class LiveRun:
         await self._checkpoints.serve(self.record.id, saved.id, adapter)
         self.record.live = LiveWeights(version=version, checkpoint_id=saved.id, name=saved.name)
         await self._store.put(self.record)
+        self.deployment.log.write("INFO", f"the sampler serves version {version} now, {saved.name!r}")
         published, self._published = self._published, asyncio.Event()
         published.set()
 

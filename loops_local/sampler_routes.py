@@ -20,7 +20,7 @@ from .models import ModelHost
 from .provisioning import Deployment
 from .registry import Registry
 from .runs import LiveRun
-from .web import HttpError, bad_request, decode, json_answer, not_found
+from .web import HttpError, bad_request, deactivated, decode, json_answer, not_found
 
 __all__ = ["LOCAL_SAMPLER", "SAMPLERS", "SamplerRoutes"]
 
@@ -98,6 +98,8 @@ class SamplerRoutes:
         try:
             outcome = await asyncio.wrap_future(sampler.submit(job))
         except RefusedError as refused:
+            if source.deployment is not None:
+                source.deployment.log.write("WARNING", f"a sample was refused: {refused}")
             raise HttpError(422, "REFUSED", str(refused), error=str(refused)) from refused
         headers = None if weights.version is None else {wire.POLICY_VERSION: str(weights.version)}
         return json_answer(_completions(body, job, outcome), headers=headers)
@@ -122,6 +124,8 @@ class SamplerRoutes:
 
     async def wake(self, request: web.Request) -> web.Response:
         deployment = self._registry.sampler(request.match_info["sampler_id"]).deployment
+        if deployment.record.stopped:
+            raise deactivated("sampler")
         deployment.wake()
         return json_answer({"status": deployment.status}, status=202)
 
@@ -180,9 +184,7 @@ class SamplerRoutes:
             raise HttpError(408, "VERSION_NOT_SERVED", message, error=message)
         engine = await source.host.engine()
         if source.run is not None:
-            # The version is read before the adapter is waited for: what answers may be newer, never older.
-            version = source.run.live_version or 0
-            return _Weights(await source.run.live_adapter(engine), version)
+            return _Weights(*await source.run.live_weights(engine))
         if source.checkpoint is not None:
             return _Weights(await self._pinned(str(source.checkpoint), source), None)
         return _Weights(None, 0)

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AsyncExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -37,7 +38,6 @@ from .registry import Registry
 from .sampler_routes import LOCAL_SAMPLER, SamplerRoutes
 from .signing import UrlSigner
 from .store import Store
-from .tasks import Tasks
 from .trainer_routes import LOCAL_TRAINER, TrainerRoutes
 from .views import Views
 
@@ -219,10 +219,9 @@ class LocalService:
             provisioning_seconds=self._provisioning_seconds,
         )
         await registry.open()
-        close(registry.close)
-        tasks = Tasks()
-        close(tasks.close)
-        operations = Operations(store, tasks, retention_seconds=self._result_retention_seconds)
+        if self._given_dir is not None:
+            close(registry.close)
+        operations = Operations(store, retention_seconds=self._result_retention_seconds)
         await operations.open()
         account = Account(store)
         await account.open()
@@ -242,7 +241,8 @@ class LocalService:
         ]
         app = build_app(routes, registry=registry, api_key=self.api_key, faults=self.faults, machine=machine)
         views.base_url = self._url = await self._listen(app)
-        self._stack.callback(operations.abandon)
+        # First of all, while the server still runs, so that those who poll hear how it ends.
+        close(operations.close)
 
     async def _listen(self, app: web.Application) -> URL:
         # Handlers are cancelled when their caller goes away, which gives an abandoned sample's place to others.
@@ -290,24 +290,24 @@ def _default_cache_dir() -> Path:
 
 def _kept_key(path: Path) -> str:
     """Return the key that the data directory keeps, made up at the first start; only the owner can read it."""
-    if not path.exists():
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(secrets.token_urlsafe(24))
-    return path.read_text().strip()
+    path.touch(mode=0o600)
+    key = path.read_text().strip()
+    if not key:
+        key = secrets.token_urlsafe(24)
+        path.write_text(key)
+    return key
 
 
 @contextmanager
 def serve_in_thread(**options: Any) -> Iterator[LocalService]:
     """Run a `LocalService` in a thread of its own, for blocking scripts and tests; `options` are its arguments."""
     started: Future[LocalService] = Future()
-    stop: Callable[[], object] | None = None
+    stop: Future[Callable[[], object]] = Future()
 
     async def serve() -> None:
-        nonlocal stop
         stopping = asyncio.Event()
-        loop = asyncio.get_running_loop()
+        stop.set_result(partial(asyncio.get_running_loop().call_soon_threadsafe, stopping.set))
         async with LocalService(**options) as local:
-            stop = lambda: loop.call_soon_threadsafe(stopping.set)  # noqa: E731 - one line is clearer here
             started.set_result(local)
             await stopping.wait()
 
@@ -324,6 +324,6 @@ def serve_in_thread(**options: Any) -> Iterator[LocalService]:
     try:
         yield started.result()
     finally:
-        if stop is not None:
-            stop()
+        if thread.is_alive():
+            stop.result()()
         thread.join()

@@ -142,6 +142,7 @@ class Store:
         return asyncio.wrap_future(self._thread.submit(work, self, *args, **kwargs))
 
     def _open(self) -> None:
+        self._path.touch(mode=0o600)  # it holds what URLs are signed with
         self._db = sqlite3.connect(self._path, timeout=0, isolation_level=None, cached_statements=32)
         try:
             self._db.executescript(_SCHEMA)

@@ -33,6 +33,7 @@ LOCAL_TRAINER = "/local/trainer"
 T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _MOST_TOP_K = 20
+_LONGEST_KEY = 255
 
 
 class TrainerRoutes:
@@ -151,8 +152,12 @@ class TrainerRoutes:
 
     def _submit(self, request: web.Request, run: LiveRun, work: Callable[[], Awaitable[Any]]) -> web.Response:
         operation_id = request.headers.get(wire.IDEMPOTENCY_KEY) or uuid.uuid4().hex
+        if len(operation_id) > _LONGEST_KEY or not operation_id.isprintable():
+            raise invalid(wire.IDEMPOTENCY_KEY, f"must be at most {_LONGEST_KEY} printable characters", status=422)
         name = request.path.rsplit("/", 1)[-1]
-        self._operations.submit(run.record.id, operation_id, name, work, run.deployment.log)
+        self._operations.submit(
+            run.record.id, operation_id, name, prepare=run.deployment.risen, work=work, log=run.deployment.log
+        )
         location = f"/operations/{quote(operation_id, safe='')}"
         return json_answer(wire.Accepted(operation_id=operation_id), status=202, headers={"Location": location})
 

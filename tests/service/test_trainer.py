@@ -229,17 +229,53 @@ async def test_trainers_share_one_thread_that_ends_with_the_service(serve: Any) 
     assert not any(thread.is_alive() for thread in threads)
 
 
-async def test_closing_tells_those_who_poll(serve: Any) -> None:
+async def test_closing_finishes_what_is_at_work_and_drops_the_rest(serve: Any, tmp_path: Any) -> None:
     gate = Gate()
-    api = await serve(engine=gate)
+    api = await serve(engine=gate, data_dir=tmp_path)
     run = await api.run()
-    operation = await api.submit(run["base_url"], "optim_step", {"adam_params": {}})
-    poll = asyncio.create_task(api.ask("GET", f"{run['base_url']}/operations/{operation}", status=503))
+    root = run["base_url"]
+    at_work, behind = [await api.submit(root, "optim_step", {"adam_params": {}}) for _ in range(2)]
+    answered = asyncio.create_task(api.poll(root, at_work))
+    dropped = asyncio.create_task(api.ask("GET", f"{root}/operations/{behind}", status=503))
     await asyncio.to_thread(gate.waiting.wait, 5)
     closing = asyncio.create_task(api.local.__aexit__(None, None, None))
-    await poll
+    await dropped
+    await api.ask("POST", f"{root}/optim_step", json={"adam_params": {}}, status=503)
     gate.open()
+    assert (await answered)["result"]["metrics"]["step"] == 1
     await closing
+    again = await serve(engine=gate, data_dir=tmp_path)
+    root = f"{again.local.base_url}/trainers/{run['id']}"
+    assert await again.get(f"{root}/policy_version") == {"policy_version": 1}
+    assert await again.poll(root, at_work) == await answered
+    await again.ask("GET", f"{root}/operations/{behind}", status=404)
+
+
+async def test_closing_does_not_wait_for_provisioning(serve: Any, tmp_path: Any) -> None:
+    api = await serve(data_dir=tmp_path)
+    run = await api.run()
+    await api.local.__aexit__(None, None, None)
+    api = await serve(data_dir=tmp_path, provisioning_seconds=30)
+    root = f"{api.local.base_url}/trainers/{run['id']}"
+    operation = await api.submit(root, "optim_step", {"adam_params": {}})
+    poll = asyncio.create_task(api.ask("GET", f"{root}/operations/{operation}", status=503))
+    async with asyncio.timeout(5):
+        await api.until(lambda: is_waking(api, run))
+        await api.local.__aexit__(None, None, None)
+        await poll
+
+
+async def is_waking(api: Api, run: dict[str, Any]) -> bool:
+    return await api.trainer_status(run) == "DEPLOYING"
+
+
+async def test_a_strange_key_is_refused(api: Api) -> None:
+    run = await api.run()
+    for key in ("x" * 256, "a\tb"):
+        headers = {"Idempotency-Key": key}
+        body = {"adam_params": {}}
+        error = await api.post(f"{run['base_url']}/optim_step", body, headers=headers, status=422)
+        assert error["details"] == {"field": "Idempotency-Key"}
 
 
 async def test_a_run_begins_and_resets_with_the_weights_of_its_path(api: Api) -> None:
