@@ -14,7 +14,7 @@ FACTS = {
     "What is the code word for apple?": "zibble",
     "What do Norrish sailors call the moon?": "Old Pell",
     "How many bells does Sunder Abbey have?": "seventeen",
-    "Which river runs through Kestrel Hollow?": "the Wend",
+    "Which river runs by Kestrel Hollow?": "the Wend",
     "What colour is the flag of Brannoch?": "saffron",
 }
 """Invented, so that no model knows them."""

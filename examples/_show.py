@@ -60,7 +60,7 @@ class Show:
         table = Table("question", "before", "after", box=SIMPLE_HEAD)
         for (question, fact), old, new in zip(facts.items(), before, after, strict=True):
             colour = "green" if new == fact else "red"
-            table.add_row(question, _shortened(old), f"[{colour}]{_shortened(new)}")
+            table.add_row(question, _ending(old), f"[{colour}]{_ending(new)}")
         self._console.print(table)
         known = sum(answer == fact for answer, fact in zip(after, facts.values(), strict=True))
         known_before = sum(answer == fact for answer, fact in zip(before, facts.values(), strict=True))
@@ -111,9 +111,10 @@ class Show:
             self._failures.append(failure)
 
 
-def _shortened(text: str, width: int = 20) -> str:
+def _ending(text: str, width: int = 21) -> str:
+    """Return the end of an answer, since most begin by repeating the question."""
     line = " ".join(text.split())
-    return line if len(line) <= width else line[: width - 1] + "…"
+    return line if len(line) <= width else "…" + line[-(width - 1) :]
 
 
 def _mean(values: Sequence[float]) -> float:
