@@ -101,9 +101,7 @@ def _example(datum: Datum, loss: Loss, model: ModelInfo, where: str) -> Example:
     if missing := [name for name in loss.needs if name not in given]:
         raise RefusedError(f"{where}.loss_fn_inputs[{missing[0]!r}]: missing; this loss needs {', '.join(loss.needs)}")
     tokens = np.array(check_tokens(datum.model_input, model, f"{where}.model_input"), dtype=np.int64)
-    targets, shape = _targets(
-        tokens, given.get("target_tokens"), loss, model, f"{where}.loss_fn_inputs['target_tokens']"
-    )
+    targets, shape = _targets(tokens, given.get("target_tokens"), loss, model, where)
     inputs = {
         name: _floats(given[name], shape, name, f"{where}.loss_fn_inputs[{name!r}]")
         for name in loss.inputs

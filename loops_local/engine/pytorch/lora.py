@@ -76,7 +76,10 @@ class LoraLinear(nn.Linear):
 
 
 def inject(network: nn.Module, *, skip: nn.Module) -> Shapes:
-    """Make every linear layer of `network` but `skip` a `LoraLinear`, in place."""
+    """Make every linear layer of `network` but `skip` a `LoraLinear`, in place.
+
+    Experts of a mixture are not linear layers in transformers, so they stay as they are.
+    """
     shapes: dict[str, tuple[int, int]] = {}
     for name, module in network.named_modules():
         if type(module) is nn.Linear and module is not skip:

@@ -1,8 +1,9 @@
 """The losses, as pure functions of the logprobs at the active positions.
 
-Every function returns one loss for each active token (`dpo`: for each pair); the trainer sums them. Notation: `p`
-are the trainer's logprobs of the targets in nats, with gradient; `q`, the wire's ``logprobs``, those of the sampler;
-r = exp(p - q) is the importance ratio. `config` keys are the wire's ``loss_fn_config``.
+Each takes vectors over the active targets and returns one loss for each of them (`dpo`: for each pair); the trainer
+sums them. Notation: `p` are the trainer's logprobs of the targets in nats, with gradient; q, the wire's ``logprobs``,
+those of the sampler; A the advantages; r = exp(p - q) is the importance ratio. The numbers after them are the wire's
+``loss_fn_config``.
 
 Sources: Tinker's documentation of losses, https://tinker-docs.thinkingmachines.ai/losses, whose formulas Loops
 shares; for `dppo` prime-rl, https://github.com/PrimeIntellect-ai/prime-rl; for `dpo` the paper.
@@ -11,7 +12,7 @@ shares; for `dppo` prime-rl, https://github.com/PrimeIntellect-ai/prime-rl; for 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,7 +22,10 @@ from torch.nn.functional import logsigmoid
 
 from ..base import RefusedError
 
-__all__ = ["LOSSES", "Loss", "find", "settings"]
+__all__ = ["LOSSES", "SKIP", "Loss", "find", "settings"]
+
+SKIP = "skip_token_normalization"
+"""The one setting that every loss has: its sum is not divided by the number of tokens at the optimizer's step."""
 
 
 def cross_entropy(p: Tensor, *, weights: Tensor) -> Tensor:
@@ -46,7 +50,7 @@ def ppo(
 def cispo(
     p: Tensor, *, logprobs: Tensor, advantages: Tensor, clip_low_threshold: float, clip_high_threshold: float
 ) -> Tensor:
-    """-stop_gradient(clip(r, low, high)) A p. MiniMax, arXiv 2506.13585, equation 4."""
+    """-stop_gradient(clip(r, low, high)) A p. MiniMax-M1, arXiv 2506.13585."""
     ratio = torch.exp(p.detach() - logprobs).clamp(clip_low_threshold, clip_high_threshold)
     return -ratio * advantages * p
 
@@ -135,17 +139,16 @@ LOSSES: Mapping[str, Loss] = {
 def find(name: str) -> Loss:
     """Return the loss called `name`."""
     if name not in LOSSES:
-        raise RefusedError(f"loss_fn: must be one of {_listed(LOSSES)}; got {name!r}")
+        raise RefusedError(f"loss_fn: must be one of {', '.join(LOSSES)}; got {name!r}")
     return LOSSES[name]
-
-
-SKIP = "skip_token_normalization"
 
 
 def settings(loss: Loss, config: Mapping[str, Any]) -> tuple[dict[str, float], bool]:
     """Return the loss's settings with defaults filled in, and whether token normalisation is to be skipped."""
     if unknown := sorted(config.keys() - loss.config.keys() - {SKIP}):
-        raise RefusedError(f"loss_fn_config[{unknown[0]!r}]: unknown; this loss knows {_listed([*loss.config, SKIP])}")
+        raise RefusedError(
+            f"loss_fn_config[{unknown[0]!r}]: unknown; this loss knows {', '.join([*loss.config, SKIP])}"
+        )
     skip = config.get(SKIP, False)
     if not isinstance(skip, bool):
         raise RefusedError(f"loss_fn_config[{SKIP!r}]: must be true or false; got {skip!r}")
@@ -161,7 +164,3 @@ def _number(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
         raise RefusedError(f"loss_fn_config[{name!r}]: must be a number of at least 0; got {value!r}")
     return float(value)
-
-
-def _listed(names: Mapping[str, object] | Sequence[str]) -> str:
-    return ", ".join(names)

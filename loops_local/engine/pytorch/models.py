@@ -102,11 +102,10 @@ def _from_transformers(model: str) -> tuple[Any, Any]:
 
 def _base(name: str, network: Any, tokenizer: Any) -> Base:
     network.eval().requires_grad_(False)
-    config = network.config.get_text_config()
     info = ModelInfo(
         name=name,
         arch=type(network).__name__,
-        max_seq_len=_max_length(config),
+        max_seq_len=_max_length(network.config.get_text_config()),
         vocab_size=network.get_input_embeddings().num_embeddings,
     )
     head = network.get_output_embeddings()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,21 +122,20 @@ class _Positions:
     """Some positions of a batch's rows, as flat arrays of P numbers."""
 
     def __init__(self, rows: Sequence[Example], by_row: Sequence[Ints]) -> None:
-        self._rows = rows
+        self.rows = rows
         self.by_row = by_row
         self.row = np.repeat(np.arange(len(rows)), [len(at) for at in by_row])
         self.at = np.concatenate(by_row)
-        self.row_count = len(rows)
 
-    def take(self, array: Callable[[Example], NDArray[Any]]) -> NDArray[Any]:
+    def take(self, arrays: Iterable[NDArray[Any]]) -> NDArray[Any]:
         """Gather (P, ...) from an array (N, ...) of each row."""
-        return np.concatenate([array(row)[at] for row, at in zip(self._rows, self.by_row, strict=True)])
+        return np.concatenate([array[at] for array, at in zip(arrays, self.by_row, strict=True)])
 
     def scatter(self, logprobs: Tensor, top_ids: Tensor, top_logprobs: Tensor, out: Sequence[Score]) -> None:
         """Write what was computed for these P positions to the rows' scores."""
         counts = [len(at) for at in self.by_row]
         parts = zip(logprobs.split(counts), top_ids.split(counts), top_logprobs.split(counts), strict=True)
-        for row, at, score, (own, ids, best) in zip(self._rows, self.by_row, out, parts, strict=True):
+        for row, at, score, (own, ids, best) in zip(self.rows, self.by_row, out, parts, strict=True):
             score.logprobs[at] = np.where(row.scored[at], own.numpy(), row.unscored[at])
             score.top_ids[at] = ids.numpy()
             score.top_logprobs[at] = best.numpy()
@@ -145,7 +144,7 @@ class _Positions:
 def _score(base: Base, hidden: Tensor, where: _Positions, out: Sequence[Score]) -> Tensor:
     """Return the logprobs (P, K) of the targets at some positions, and write them to `out`."""
     states = hidden[torch.from_numpy(where.row), torch.from_numpy(where.at)]
-    targets = torch.from_numpy(where.take(lambda row: row.targets).clip(min=0))
+    targets = torch.from_numpy(where.take(row.targets for row in where.rows).clip(min=0))
     top_k = out[0].top_ids.shape[1]
     parts = list(zip(states.split(HEAD_POSITIONS), targets.split(HEAD_POSITIONS), strict=True))
     if len(parts) > 1 and torch.is_grad_enabled():
@@ -166,11 +165,10 @@ def _head(base: Base, states: Tensor, targets: Tensor, top_k: int) -> tuple[Tens
 
 def _arguments(loss: Loss, where: _Positions, logprobs: Tensor) -> dict[str, Any]:
     """Flatten what the loss needs to the E targets with weight; with K targets a position may have several."""
-    entries = where.take(lambda row: row.weighted)
+    entries = where.take(row.weighted for row in where.rows)
     arguments: dict[str, Any] = {"p": logprobs[torch.from_numpy(entries)]}
     for name in loss.inputs:
-        values = where.take(lambda row, name=name: row.inputs[name])  # type: ignore[misc]  # mypy cannot infer the default
-        arguments[name] = torch.from_numpy(values[entries])
+        arguments[name] = torch.from_numpy(where.take(row.inputs[name] for row in where.rows)[entries])
     if loss.paired:
-        arguments |= {"rows": torch.from_numpy(where.row), "pairs": where.row_count // 2}
+        arguments |= {"rows": torch.from_numpy(where.row), "pairs": len(where.rows) // 2}
     return arguments

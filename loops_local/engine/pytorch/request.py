@@ -76,14 +76,17 @@ class Request:
     def finish(self, index: int, completion: Completion) -> None:
         """Take a completion; the last one answers the future, unless it was cancelled."""
         self.completions[index] = completion
-        if len(self.completions) == self.num_samples and self.future.set_running_or_notify_cancel():
+        if len(self.completions) == self.num_samples and self._answerable():
             in_order = [self.completions[i] for i in range(self.num_samples)]
             self.future.set_result(SampleOutcome(completions=in_order, prompt_logprobs=self.prompt_logprobs))
 
     def fail(self, error: Exception) -> None:
         """Answer with an error, unless it was answered or cancelled before."""
-        if not self.future.done() and self.future.set_running_or_notify_cancel():
+        if self._answerable():
             self.future.set_exception(error)
+
+    def _answerable(self) -> bool:
+        return not self.future.done() and self.future.set_running_or_notify_cancel()
 
     def _randomness(self, index: int) -> random.Random:
         # Each sample's own, so that its tokens do not depend on what else is under way; text seeds are hashed.

@@ -18,14 +18,14 @@ from torch import Tensor
 from loops_async.types import AdamParams, Datum, ForwardBackwardOutput, TensorData
 
 from ..base import RefusedError
-from . import cores
+from . import cores, passes
 from .adapter import LoraAdapter, named, unnamed
 from .examples import MAX_TOP_K, Example, examples
 from .lora import ALPHA, fresh
 from .losses import SKIP, find, settings
 from .models import Base
 from .optimizer import Adam
-from .passes import Pass, Score, run
+from .passes import Pass, Score
 
 __all__ = ["LoraTrainer"]
 
@@ -87,12 +87,10 @@ class LoraTrainer:
         if not 0 <= top_k <= MAX_TOP_K:
             raise RefusedError(f"top_k_logprobs: must be between 0 and {MAX_TOP_K}; got {top_k}")
         if backward and self._skip is not None and skip != self._skip:
-            raise RefusedError(
-                f"loss_fn_config[{SKIP!r}]: cannot change between calls that one optim_step puts together"
-            )
+            raise RefusedError(f"loss_fn_config[{SKIP!r}]: must be the same in all calls before an optim_step")
         given = examples(data, loss, self._base.info)
         with cores.working():
-            result = run(self._base, self._adapter, given, loss, values, backward=backward, top_k=top_k)
+            result = passes.run(self._base, self._adapter, given, loss, values, backward=backward, top_k=top_k)
         if backward:
             self._add(result, skip)
         return _output(given, result, skip)
