@@ -12,7 +12,7 @@ import msgspec.inspect
 from msgspec import UNSET, Struct
 
 from .errors import InputError
-from .protocol import LOSSES
+from .protocol import CLIP_DEFAULTS, LOSSES
 from .types import Datum, EncodedTextChunk, ImageChunk, ModelInput, TensorData
 from .types.inputs import token_ids
 from .types.tensors import DTYPES, is_list_like, plain_scalar
@@ -131,6 +131,7 @@ def check_data(
             raise InputError(f"{path}.loss_fn_inputs", f"{loss_fn} needs {', '.join(loss.required)}; missing {missing}")
         for name, tensor in datum.loss_fn_inputs.items():
             _check_tensor(tensor, f"{path}.loss_fn_inputs[{name!r}]", datum.model_input.length, name)
+        _check_targets(datum, f"{path}.loss_fn_inputs", loss_fn, listed[0])
     if len(listed) % loss.group:
         raise InputError("data", f"{loss_fn} needs pairs (chosen, rejected), so an even number; got {len(listed)}")
     return listed, _check_loss_config(loss_fn, config)
@@ -146,6 +147,30 @@ def _check_tensor(tensor: Any, path: str, positions: int, name: str) -> None:
     is_broadcast = name == "advantages" and tensor.shape == [1]
     if tensor.shape[:1] != [positions] and not is_broadcast:
         raise InputError(path, f"needs one entry for each of the {positions} positions; shape is {tensor.shape}")
+
+
+def _check_targets(datum: Datum, path: str, loss_fn: str, first: Datum) -> None:
+    """Refuse targets that the loss cannot take, or that differ in kind from the first datum's or from their inputs."""
+    targets = datum.loss_fn_inputs.get("target_tokens")
+    if targets is None:
+        return
+    where = f"{path}['target_tokens']"
+    if not targets.dtype.startswith("int"):
+        raise InputError(where, f"must be integers; dtype is {targets.dtype}")
+    most = 2 if loss_fn == "cross_entropy" else 1
+    if len(targets.shape) > most:
+        shapes = "(N,) or (N, K)" if most == 2 else f"(N,) for {loss_fn}"
+        raise InputError(where, f"must have the shape {shapes}; it is {targets.shape}")
+    others = first.loss_fn_inputs.get("target_tokens", targets)
+    if others.shape[1:] != targets.shape[1:]:
+        raise InputError(where, f"every datum needs targets of the same K; shapes are {others.shape}, {targets.shape}")
+    for name in ("weights", "logprobs", "advantages", "ref_logprobs"):
+        tensor = datum.loss_fn_inputs.get(name, targets)
+        is_broadcast = name == "advantages" and tensor.shape == [1]
+        if tensor.shape != targets.shape and not is_broadcast:
+            raise InputError(
+                f"{path}[{name!r}]", f"needs the shape of target_tokens, {targets.shape}; it is {tensor.shape}"
+            )
 
 
 def _check_loss_config(loss_fn: str, config: Any) -> dict[str, Any] | None:
@@ -164,6 +189,15 @@ def _check_loss_config(loss_fn: str, config: Any) -> dict[str, Any] | None:
         )
         if not is_fitting or not math.isfinite(value):
             raise InputError(path, f"expected a finite {kind.__name__}; got {value!r}")
+        if value < 0 or (key == "label_smoothing" and value > 1):
+            raise InputError(
+                path, f"must be {'from 0 to 1' if key == 'label_smoothing' else 'at least 0'}; got {value}"
+            )
+    low, high = (config.get(name, default) for name, default in CLIP_DEFAULTS.items())
+    if low > high:
+        raise InputError(
+            "loss_fn_config['clip_low_threshold']", f"must not exceed clip_high_threshold; got {low}, {high}"
+        )
     return dict(config)
 
 

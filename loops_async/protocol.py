@@ -52,6 +52,7 @@ SCALED_TO_ZERO: Final = "SCALED_TO_ZERO"
 SAMPLER_TERMINAL: Final = frozenset(
     {"DEPLOY_FAILED", "UNHEALTHY", "BUILD_FAILED", "BUILD_STOPPED", "DEACTIVATING", "INACTIVE", "FAILED"}
 )
+TRAINER_RISING: Final = frozenset({"CREATED", "DEPLOYING"})
 TRAINER_TERMINAL: Final = frozenset({"FAILED", "STOPPED", "PREEMPTED"})
 
 # --- operations of a trainer -----------------------------------------------------------------------------------------
@@ -144,7 +145,8 @@ class LossRule(Struct, frozen=True, kw_only=True):
 
 
 _ON_POLICY: Final = ("logprobs", "advantages")
-_CLIP: Final = {"clip_low_threshold": float, "clip_high_threshold": float}
+CLIP_DEFAULTS: Final = {"clip_low_threshold": 0.8, "clip_high_threshold": 1.2}
+_CLIP: Final = dict.fromkeys(CLIP_DEFAULTS, float)
 
 LOSSES: Final[dict[str, LossRule]] = {
     "cross_entropy": LossRule(config={"skip_token_normalization": bool}),

@@ -152,6 +152,10 @@ def datum(**inputs: Any) -> Datum:
 
 
 TENSOR = TensorData(data=[1.0, 2.0], dtype="float32", shape=[2])
+INPUTS = "data[0].loss_fn_inputs"
+PAIRS = [[1, 2], [3, 4]]
+ON_POLICY = [datum(logprobs=[0.0, 0.0], advantages=[1.0])]
+PREFERENCE = [datum(target_tokens=[1, 2], weights=[1.0, 1.0], ref_logprobs=[0.0, 0.0])] * 2
 
 
 def raw(**changes: Any) -> TensorData:
@@ -183,6 +187,39 @@ def raw(**changes: Any) -> TensorData:
         ),
         ([datum(x=raw(shape=[3]))], "cross_entropy", None, "data[0].loss_fn_inputs['x']", "does not hold 2 numbers"),
         ([datum(x=raw(dtype="f32"))], "cross_entropy", None, "data[0].loss_fn_inputs['x']", "got 'f32'"),
+        ([datum(target_tokens=[1.0, 2.0])], "cross_entropy", None, f"{INPUTS}['target_tokens']", "must be integers"),
+        ([datum(target_tokens=PAIRS)], "ppo", None, "data[0].loss_fn_inputs", "ppo needs logprobs, advantages"),
+        (
+            [datum(target_tokens=PAIRS, logprobs=[0.0, 0.0], advantages=[1.0])],
+            "ppo",
+            None,
+            f"{INPUTS}['target_tokens']",
+            "must have the shape (N,) for ppo; it is [2, 2]",
+        ),
+        ([datum(target_tokens=[PAIRS, PAIRS])], "cross_entropy", None, f"{INPUTS}['target_tokens']", "(N,) or (N, K)"),
+        (
+            [datum(target_tokens=[1, 2]), datum(target_tokens=PAIRS)],
+            "cross_entropy",
+            None,
+            "data[1].loss_fn_inputs['target_tokens']",
+            "the same K; shapes are [2], [2, 2]",
+        ),
+        (
+            [datum(target_tokens=PAIRS, weights=[1.0, 1.0])],
+            "cross_entropy",
+            None,
+            f"{INPUTS}['weights']",
+            "needs the shape of target_tokens, [2, 2]; it is [2]",
+        ),
+        (
+            ON_POLICY,
+            "ppo",
+            {"clip_low_threshold": -0.1},
+            "loss_fn_config['clip_low_threshold']",
+            "at least 0; got -0.1",
+        ),
+        (ON_POLICY, "ppo", {"clip_low_threshold": 1.3}, "loss_fn_config['clip_low_threshold']", "got 1.3, 1.2"),
+        (PREFERENCE, "dpo", {"label_smoothing": 1.5}, "loss_fn_config['label_smoothing']", "from 0 to 1; got 1.5"),
         ([datum()], "cross_entropy", [], "loss_fn_config", "expected a dict, got list"),
         ([datum()], "cross_entropy", {"beta": 1.0}, "loss_fn_config['beta']", "knows skip_token_normalization"),
         (
@@ -232,7 +269,7 @@ def test_training_data(data: Any, loss_fn: Any, config: Any, path: str, said: st
 @pytest.mark.parametrize("loss_fn", LOSSES)
 def test_every_loss_takes_what_it_needs(loss_fn: str) -> None:
     rule = LOSSES[loss_fn]
-    data = [datum(**{name: [1.0, 2.0] for name in (*rule.required, "target_tokens")})] * 2
+    data = [datum(**{name: [1.0, 2.0] for name in rule.required} | {"target_tokens": [1, 2]})] * 2
     config = {name: True if kind is bool else 0.5 for name, kind in rule.config.items()}
     assert check_data(data, loss_fn, config) == (data, config)
     assert check_data(tuple(data), loss_fn, None) == (tuple(data), None)
