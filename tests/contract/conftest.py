@@ -17,13 +17,6 @@ MOST_CALLS_AT_ONCE = 128
 
 
 @pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever runs the tests may have an account."""
-    for name in ("BASETEN_API_KEY", "LOOPS_BASE_URL", "LOOPS_REUSE_FROM_SESSION_ID", "BT_LOOPS_MAX_CONNECTIONS"):
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between tries, what would be half a second and more is a hundredth."""
     monkeypatch.setattr(_retry, "_pause", lambda *_: 0.01)
