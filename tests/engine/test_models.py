@@ -50,7 +50,7 @@ def test_tiny_is_always_the_same(engine: Engine, tmp_path: Path) -> None:
         ("Qwen2ForCausalLM", {}),
         ("Qwen3ForCausalLM", {}),
         ("MistralForCausalLM", {"sliding_window": None}),
-        ("Qwen3MoeForCausalLM", {"moe_intermediate_size": 16, "num_experts": 4}),
+        ("Qwen3MoeForCausalLM", {"moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2}),
         ("Gemma3ForCausalLM", {"final_logit_softcapping": 5.0}),
         ("LlamaForCausalLM", {"tie_word_embeddings": False, "attention_bias": True}),
     ],
