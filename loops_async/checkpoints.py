@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import re
+import shutil
 from collections.abc import AsyncIterator
 from os import PathLike
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 import anyio
@@ -15,7 +14,8 @@ from anyio import CapacityLimiter, to_thread
 from ._retry import Patience, retrying
 from ._runtime import Runtime
 from ._transport import Request
-from .errors import ApiError, ConnectError, InputError, LoopsError, ProtocolError
+from .errors import ApiError, ConnectError, InputError, ProtocolError
+from .protocol import segment
 from .types import CheckpointDownload, CheckpointFile
 
 __all__ = ["checkpoint_files", "download"]
@@ -26,8 +26,6 @@ PAGE_SIZE: Final = 1000
 FILE_PATIENCE: Final = Patience(tries=5)
 EXPIRED: Final = (401, 403, 410)
 """What a file store answers when a signed URL has expired."""
-
-_DRIVE: Final = re.compile(r"^[A-Za-z]:")
 
 
 async def checkpoint_files(runtime: Runtime, checkpoint_id: str) -> AsyncIterator[CheckpointFile]:
@@ -45,11 +43,11 @@ async def checkpoint_files(runtime: Runtime, checkpoint_id: str) -> AsyncIterato
 
 
 async def download(runtime: Runtime, checkpoint_id: str, dest_dir: str | PathLike[str]) -> CheckpointDownload:
-    """Download all files of a checkpoint into `dest_dir`.
+    """Download all files of a checkpoint into `dest_dir`, whole or not at all.
 
-    A file is written under ``<name>.part`` and renamed when all its bytes are there; a later call goes on where an
-    earlier one stopped, and leaves alone what is whole. Nothing is written when any name is unsafe. The API key is
-    not sent to the file URLs; a URL that expired is asked for again.
+    Files gather in ``.<checkpoint_id>.part`` and get their places when all of them are whole; a later call goes on
+    where one was stopped. Nothing is written when any name is unsafe. The API key is not sent to the file URLs; a URL
+    that expired is asked for again.
 
     Raises:
         ProtocolError: the listing names a file outside `dest_dir` or the same file twice, or a file has another
@@ -60,39 +58,55 @@ async def download(runtime: Runtime, checkpoint_id: str, dest_dir: str | PathLik
     if await anyio.Path(root).is_file():
         raise InputError("dest_dir", f"must be a directory; {root} is a file")
     files = [file async for file in checkpoint_files(runtime, checkpoint_id)]
-    places = await to_thread.run_sync(_places, root, files)
+    # The adapters of two steps have the same names and sizes: what is left of one must not pass for the other.
+    staging = root / f".{segment(checkpoint_id)}.part"
+    places = await to_thread.run_sync(_places, root, staging, files)
     limiter = CapacityLimiter(FILES_AT_ONCE)
     try:
         async with anyio.create_task_group() as group:
             for file, place in zip(files, places, strict=True):
-                group.start_soon(_fetch, runtime, checkpoint_id, file, place, limiter)
-    except* LoopsError as failures:
+                group.start_soon(_fetch, runtime, checkpoint_id, file, staging / place, limiter)
+    except* Exception as failures:
         raise failures.exceptions[0] from None
+    await to_thread.run_sync(_move, staging, root, places)
     return CheckpointDownload(
         dest_dir=root, file_count=len(files), bytes_written=sum(file.size_bytes for file in files)
     )
 
 
-def _places(root: Path, files: list[CheckpointFile]) -> list[Path]:
-    """Return where each file goes, or refuse the whole listing.
+def _places(root: Path, staging: Path, files: list[CheckpointFile]) -> list[PurePosixPath]:
+    """Return where in its directory each file goes, or refuse the whole listing.
 
     Files of one name from several nodes go to ``node-<rank>/`` each.
     """
     names = [_parts(file.relative_file_name) for file in files]
     is_shared = len({tuple(parts) for parts in names}) < len(names)
     places = [
-        root.joinpath(*([f"node-{file.node_rank}"] if is_shared else []), *parts)
+        PurePosixPath(*([f"node-{file.node_rank}"] if is_shared else []), *parts)
         for file, parts in zip(files, names, strict=True)
     ]
     # A case-insensitive disk would let `A` and `a` overwrite each other.
-    folded = {str(place).casefold() for place in places}
-    if len(folded) < len(places):
+    folded = [PurePosixPath(str(place).casefold()) for place in places]
+    directories = {parent for place in folded for parent in place.parents} | {PurePosixPath(staging.name.casefold())}
+    if len(set(folded)) < len(places) or directories.intersection(folded):
         raise ProtocolError("the checkpoint's listing names the same file twice; nothing was written")
-    real_root = root.resolve()
-    for place in places:
-        if not place.parent.resolve().is_relative_to(real_root) or place.is_symlink():
-            raise ProtocolError(f"{place} leaves the directory through a symbolic link; nothing was written")
+    for directory in (root, staging):
+        _refuse_links(root, [directory / place for place in places])
     return places
+
+
+def _refuse_links(root: Path, paths: list[Path]) -> None:
+    real_root = root.resolve()
+    for path in paths:
+        if not path.parent.resolve().is_relative_to(real_root) or path.is_symlink():
+            raise ProtocolError(f"{path} leaves the directory through a symbolic link; nothing was written")
+
+
+def _move(staging: Path, root: Path, places: list[PurePosixPath]) -> None:
+    for place in places:
+        (root / place).parent.mkdir(parents=True, exist_ok=True)
+        (staging / place).replace(root / place)
+    shutil.rmtree(staging, ignore_errors=True)
 
 
 def _parts(name: str) -> list[str]:
@@ -102,8 +116,7 @@ def _parts(name: str) -> list[str]:
         not name
         or "\\" in name
         or not name.isprintable()
-        or _DRIVE.match(name)
-        or any(part in ("", ".", "..") or part.endswith((".", " ")) for part in parts)
+        or any(part in ("", ".", "..") or part[1:2] == ":" or part.endswith((".", " ")) for part in parts)
     )
     if is_unsafe:
         raise ProtocolError(f"the checkpoint's listing has an unsafe file name {name!r}; nothing was written")
@@ -117,30 +130,28 @@ async def _fetch(
         if await to_thread.run_sync(_is_whole, place, file.size_bytes):
             return
         await anyio.Path(place.parent).mkdir(parents=True, exist_ok=True)
-        part = place.with_name(place.name + ".part")
         url = file.url
 
         async def attempt() -> None:
             nonlocal url
             try:
-                await _append(runtime, file, url, part)
+                await _append(runtime, file, url, place)
             except ApiError as error:
                 if error.status not in EXPIRED:
                     raise
                 url = await _renewed_url(runtime, checkpoint_id, file)
-                await _append(runtime, file, url, part)
+                await _append(runtime, file, url, place)
 
         await retrying(attempt, FILE_PATIENCE, what=f"{file.relative_file_name} is not whole yet")
-        await to_thread.run_sync(os.replace, part, place)
 
 
 def _is_whole(place: Path, size: int) -> bool:
     return place.is_file() and place.stat().st_size == size
 
 
-async def _append(runtime: Runtime, file: CheckpointFile, url: str, part: Path) -> None:
-    """Fetch what `part` does not have yet."""
-    have = await to_thread.run_sync(lambda: part.stat().st_size if part.exists() else 0)
+async def _append(runtime: Runtime, file: CheckpointFile, url: str, place: Path) -> None:
+    """Fetch what is not yet at `place`."""
+    have = await to_thread.run_sync(lambda: place.stat().st_size if place.exists() else 0)
     if have > file.size_bytes:
         have = 0
     if have == file.size_bytes and have:
@@ -155,13 +166,13 @@ async def _append(runtime: Runtime, file: CheckpointFile, url: str, part: Path) 
     )
     async with runtime.transport.stream(request) as response:
         is_rest = response.status == 206
-        async with await anyio.open_file(part, "ab" if is_rest else "wb") as out:
+        async with await anyio.open_file(place, "ab" if is_rest else "wb") as out:
             async for block in response.content.iter_chunked(BLOCK_BYTES):
                 await out.write(block)
             written = await out.tell()
     if written != file.size_bytes:
         # Bytes of unknown origin must not be built upon.
-        await anyio.Path(part).unlink()
+        await anyio.Path(place).unlink()
         kind = ConnectError if written < file.size_bytes else ProtocolError
         raise kind(f"{file.relative_file_name} has {written:,} bytes; the listing says {file.size_bytes:,}")
 
