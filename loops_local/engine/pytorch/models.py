@@ -157,7 +157,7 @@ def _probe(base: Base) -> int:
 
 def _unfit(base: Base, why: str) -> RefusedError:
     return RefusedError(
-        f"the torch engine runs dense decoder-only transformers; {base.info.name!r} ({base.info.arch}) {why}"
+        f"the torch engine runs decoder-only transformers with plain attention; {base.info.name!r} ({base.info.arch}) {why}"
     )
 
 
