@@ -4,33 +4,26 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, TypeVar
 
-import msgspec
 from aiohttp import web
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Struct
 
 from loops_async import protocol as wire
 from loops_async.protocol import CheckpointUri
-from loops_async.types import EncodedTextChunk, ModelInput, SamplingParams
 
+from .completions import completions, decode_sample, make_job, refusal
 from .engine import RefusedError
-from .engine.base import Adapter, Completion, SampleJob, SampleOutcome
+from .engine.base import Adapter
 from .models import ModelHost
 from .provisioning import Deployment
 from .registry import Registry
 from .runs import LiveRun
-from .web import HttpError, bad_request, deactivated, decode, json_answer, not_found
+from .web import HttpError, bad_request, deactivated, json_answer, not_found
 
 __all__ = ["LOCAL_SAMPLER", "SAMPLERS", "SamplerRoutes"]
 
 SAMPLERS = "/samplers/{sampler_id}"
 LOCAL_SAMPLER = "/local/sampler"
-
-T = TypeVar("T")
-
-_MOST_SAMPLES = 4096
-_MOST_PROMPT_LOGPROBS = 20
 
 
 class _Source(Struct, frozen=True):
@@ -82,7 +75,7 @@ class SamplerRoutes:
         ]
 
     async def sample(self, request: web.Request) -> web.Response:
-        body = _decoded(await request.read())
+        body = decode_sample(await request.read())
         source = self._source(request, body)
         if source.deployment is None:
             return await self._sample(request, source, body)
@@ -94,15 +87,15 @@ class SamplerRoutes:
     async def _sample(self, request: web.Request, source: _Source, body: wire.SampleBody) -> web.Response:
         sampler = await source.host.sampler()
         weights = await self._weights(request, source)
-        job = _job(body, weights.adapter, await _limit(source))
+        job = make_job(body, weights.adapter, await _limit(source))
         try:
             outcome = await asyncio.wrap_future(sampler.submit(job))
         except RefusedError as refused:
             if source.deployment is not None:
                 source.deployment.log.write("WARNING", f"a sample was refused: {refused}")
-            raise HttpError(422, "REFUSED", str(refused), error=str(refused)) from refused
+            raise refusal(str(refused)) from refused
         headers = None if weights.version is None else {wire.POLICY_VERSION: str(weights.version)}
-        return json_answer(_completions(body, job, outcome), headers=headers)
+        return json_answer(completions(body, job, outcome), headers=headers)
 
     async def models(self, request: web.Request) -> web.Response:
         source = self._source(request, None)
@@ -207,16 +200,6 @@ class SamplerRoutes:
         return await self._registry.checkpoints.adapter(record.run_id, record.id, await source.host.engine())
 
 
-_SAMPLE = msgspec.json.Decoder(wire.SampleBody)
-
-
-def _decoded(raw: bytes) -> wire.SampleBody:
-    try:
-        return decode(raw, _SAMPLE)
-    except HttpError as problem:
-        raise bad_request(str(problem)) from problem
-
-
 def _floor(request: web.Request) -> int | None:
     text = request.headers.get(wire.MIN_POLICY_VERSION)
     if text is None:
@@ -229,95 +212,3 @@ def _floor(request: web.Request) -> int | None:
 async def _limit(source: _Source) -> int:
     engine = await source.host.engine()
     return min(source.max_seq_len or engine.model.max_seq_len, engine.model.max_seq_len)
-
-
-def _job(body: wire.SampleBody, adapter: Adapter | None, limit: int) -> SampleJob:
-    prompt = ModelInput([EncodedTextChunk(body.prompt)])
-    if body.model_input_chunks is not UNSET:
-        prompt = ModelInput(body.model_input_chunks)
-    prompt_logprobs = _given(body.prompt_logprobs)
-    if body.include_routed_experts is True:
-        raise _refused("include_routed_experts: this model has no routed experts")
-    if not 1 <= body.n <= _MOST_SAMPLES:
-        raise bad_request(f"n: must be 1 to {_MOST_SAMPLES}; got {body.n}")
-    if prompt_logprobs is not None and not 0 <= prompt_logprobs <= _MOST_PROMPT_LOGPROBS:
-        raise bad_request(f"prompt_logprobs: must be 0 to {_MOST_PROMPT_LOGPROBS}; got {prompt_logprobs}")
-    if not prompt.length:
-        raise bad_request("prompt: must have at least one token")
-    params = _params(body)
-    wanted = prompt.length + (params.max_tokens or 1)
-    if wanted > limit:
-        raise bad_request(
-            f"prompt: this model's longest sequence is {limit} tokens; the prompt has {prompt.length} and "
-            f"{params.max_tokens or 1} more were asked for"
-        )
-    return SampleJob(prompt=prompt, num_samples=body.n, params=params, adapter=adapter, prompt_logprobs=prompt_logprobs)
-
-
-def _params(body: wire.SampleBody) -> SamplingParams:
-    stop = _given(body.stop)
-    words: list[str | int] = [stop] if isinstance(stop, str) else [*(stop or [])]
-    words += [] if body.stop_token_ids is UNSET else body.stop_token_ids
-    given = {
-        "max_tokens": _given(body.max_tokens),
-        "seed": _given(body.seed),
-        "stop": words or None,
-        "temperature": body.temperature,
-        # vLLM takes both 0 and -1 for "off".
-        "top_k": (0 if body.top_k is UNSET else body.top_k) or -1,
-        "top_p": body.top_p,
-        "structured_outputs": _given(body.structured_outputs),
-    }
-    try:
-        return msgspec.convert(given, SamplingParams)
-    except msgspec.ValidationError as error:
-        raise bad_request(str(error)) from error
-
-
-def _given(value: T | UnsetType) -> T | None:
-    return None if isinstance(value, UnsetType) else value
-
-
-def _refused(message: str) -> HttpError:
-    return HttpError(422, "REFUSED", message, error=message)
-
-
-def _completions(body: wire.SampleBody, job: SampleJob, outcome: SampleOutcome) -> wire.Completions:
-    scores = _prompt_logprobs(outcome)
-    prompt = job.prompt.to_ints() if body.return_token_ids is True else None
-    return wire.Completions(
-        choices=[
-            _choice(index, completion, scores, prompt, body) for index, completion in enumerate(outcome.completions)
-        ]
-    )
-
-
-def _choice(
-    index: int,
-    completion: Completion,
-    scores: wire.PromptLogprobs | None,
-    prompt: list[int] | None,
-    body: wire.SampleBody,
-) -> wire.Choice:
-    logprobs = None
-    if body.logprobs is not None:
-        names: list[Any] = [f"token_id:{token}" for token in completion.tokens]
-        logprobs = wire.ChoiceLogprobs(tokens=names, token_logprobs=list(completion.logprobs))
-    return wire.Choice(
-        index=index,
-        text=completion.text,
-        finish_reason=completion.finish_reason,
-        logprobs=logprobs,
-        prompt_logprobs=scores,
-        prompt_token_ids=prompt,
-        token_ids=completion.tokens,
-    )
-
-
-def _prompt_logprobs(outcome: SampleOutcome) -> wire.PromptLogprobs | None:
-    if outcome.prompt_logprobs is None:
-        return None
-    return [
-        None if scores is None else {str(token): wire.PromptLogprob(logprob) for token, logprob in scores.items()}
-        for scores in outcome.prompt_logprobs
-    ]
