@@ -90,8 +90,7 @@ def _places(root: Path, staging: Path, files: list[CheckpointFile]) -> list[Pure
     directories = {parent for place in folded for parent in place.parents} | {PurePosixPath(staging.name.casefold())}
     if len(set(folded)) < len(places) or directories.intersection(folded):
         raise ProtocolError("the checkpoint's listing names the same file twice; nothing was written")
-    for directory in (root, staging):
-        _refuse_links(root, [directory / place for place in places])
+    _refuse_links(root, [directory / place for directory in (root, staging) for place in places])
     return places
 
 
