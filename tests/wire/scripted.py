@@ -150,7 +150,7 @@ class ScriptedService:
             path=parts.path,
             query=parts.query,
             headers=request.headers,
-            body=await request.read(),
+            body=await request.content.read(),  # `request.read` refuses more than a megabyte
         )
         async with self._arrival:
             self.seen.append(seen)
