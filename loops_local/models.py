@@ -43,8 +43,11 @@ class ModelHost:
         return self._loading
 
     def _log_loaded(self, loading: asyncio.Future[Engine]) -> None:
-        # A failure is told to whoever waits for the model.
-        if not loading.cancelled() and loading.exception() is None:
+        if loading.cancelled():
+            return
+        if error := loading.exception():
+            logger.error("cannot load %s: %s", self.name, error)
+        else:
             logger.info("loaded %s", self.name)
 
     @property
