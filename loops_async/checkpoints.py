@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import AsyncIterator
 from os import PathLike
@@ -24,6 +25,8 @@ FILES_AT_ONCE: Final = 8
 BLOCK_BYTES: Final = 1 << 20
 PAGE_SIZE: Final = 1000
 FILE_PATIENCE: Final = Patience(tries=5)
+SAME_SECONDS: Final = 0.001
+"""Disks round times."""
 EXPIRED: Final = (401, 403, 410)
 """What a file store answers when a signed URL has expired."""
 
@@ -46,7 +49,7 @@ async def download(runtime: Runtime, checkpoint_id: str, dest_dir: str | PathLik
     """Download all files of a checkpoint into `dest_dir`, whole or not at all.
 
     Files gather in ``.<checkpoint_id>.part`` and get their places when all of them are whole; a later call goes on
-    where one was stopped. Nothing is written when any name is unsafe. The API key is not sent to the file URLs; a URL
+    where one was stopped, and leaves alone what is there with the size and time of the listing. Nothing is written when any name is unsafe. The API key is not sent to the file URLs; a URL
     that expired is asked for again.
 
     Raises:
@@ -65,10 +68,10 @@ async def download(runtime: Runtime, checkpoint_id: str, dest_dir: str | PathLik
     try:
         async with anyio.create_task_group() as group:
             for file, place in zip(files, places, strict=True):
-                group.start_soon(_fetch, runtime, checkpoint_id, file, staging / place, limiter)
+                group.start_soon(_fetch, runtime, checkpoint_id, file, root / place, staging / place, limiter)
     except* Exception as failures:
         raise failures.exceptions[0] from None
-    await to_thread.run_sync(_move, staging, root, places)
+    await to_thread.run_sync(_move, staging, root, files, places)
     return CheckpointDownload(
         dest_dir=root, file_count=len(files), bytes_written=sum(file.size_bytes for file in files)
     )
@@ -101,10 +104,13 @@ def _refuse_links(root: Path, paths: list[Path]) -> None:
             raise ProtocolError(f"{path} leaves the directory through a symbolic link; nothing was written")
 
 
-def _move(staging: Path, root: Path, places: list[PurePosixPath]) -> None:
-    for place in places:
-        (root / place).parent.mkdir(parents=True, exist_ok=True)
-        (staging / place).replace(root / place)
+def _move(staging: Path, root: Path, files: list[CheckpointFile], places: list[PurePosixPath]) -> None:
+    for file, place in zip(files, places, strict=True):
+        if (staging / place).exists():
+            (root / place).parent.mkdir(parents=True, exist_ok=True)
+            (staging / place).replace(root / place)
+            if file.last_modified is not None:
+                os.utime(root / place, (file.last_modified.timestamp(),) * 2)
     shutil.rmtree(staging, ignore_errors=True)
 
 
@@ -123,34 +129,40 @@ def _parts(name: str) -> list[str]:
 
 
 async def _fetch(
-    runtime: Runtime, checkpoint_id: str, file: CheckpointFile, place: Path, limiter: CapacityLimiter
+    runtime: Runtime, checkpoint_id: str, file: CheckpointFile, place: Path, half: Path, limiter: CapacityLimiter
 ) -> None:
     async with limiter:
-        if await to_thread.run_sync(_is_whole, place, file.size_bytes):
+        if await to_thread.run_sync(lambda: _is_there(place, file) or _is_whole(half, file.size_bytes)):
             return
-        await anyio.Path(place.parent).mkdir(parents=True, exist_ok=True)
+        await anyio.Path(half.parent).mkdir(parents=True, exist_ok=True)
         url = file.url
 
         async def attempt() -> None:
             nonlocal url
             try:
-                await _append(runtime, file, url, place)
+                await _append(runtime, file, url, half)
             except ApiError as error:
                 if error.status not in EXPIRED:
                     raise
                 url = await _renewed_url(runtime, checkpoint_id, file)
-                await _append(runtime, file, url, place)
+                await _append(runtime, file, url, half)
 
         await retrying(attempt, FILE_PATIENCE, what=f"{file.relative_file_name} is not whole yet")
+
+
+def _is_there(place: Path, file: CheckpointFile) -> bool:
+    if file.last_modified is None or not _is_whole(place, file.size_bytes):
+        return False
+    return abs(place.stat().st_mtime - file.last_modified.timestamp()) < SAME_SECONDS
 
 
 def _is_whole(place: Path, size: int) -> bool:
     return place.is_file() and place.stat().st_size == size
 
 
-async def _append(runtime: Runtime, file: CheckpointFile, url: str, place: Path) -> None:
-    """Fetch what is not yet at `place`."""
-    have = await to_thread.run_sync(lambda: place.stat().st_size if place.exists() else 0)
+async def _append(runtime: Runtime, file: CheckpointFile, url: str, half: Path) -> None:
+    """Fetch what `half` does not have yet."""
+    have = await to_thread.run_sync(lambda: half.stat().st_size if half.exists() else 0)
     if have > file.size_bytes:
         have = 0
     if have == file.size_bytes and have:
@@ -165,13 +177,13 @@ async def _append(runtime: Runtime, file: CheckpointFile, url: str, place: Path)
     )
     async with runtime.transport.stream(request) as response:
         is_rest = response.status == 206
-        async with await anyio.open_file(place, "ab" if is_rest else "wb") as out:
+        async with await anyio.open_file(half, "ab" if is_rest else "wb") as out:
             async for block in response.content.iter_chunked(BLOCK_BYTES):
                 await out.write(block)
             written = await out.tell()
     if written != file.size_bytes:
         # Bytes of unknown origin must not be built upon.
-        await anyio.Path(place).unlink()
+        await anyio.Path(half).unlink()
         kind = ConnectError if written < file.size_bytes else ProtocolError
         raise kind(f"{file.relative_file_name} has {written:,} bytes; the listing says {file.size_bytes:,}")
 
