@@ -357,14 +357,29 @@ async def test_two_checkpoints_in_one_directory_are_not_mixed_up(
 ) -> None:
     # The adapters of two steps have the same names and sizes.
     store.holds({"adapter_model.safetensors": b"weights of step 1"}, checkpoint="c1")
-    store.holds({"adapter_model.safetensors": b"weights of step 2"}, checkpoint="c2")
+    later = {"last_modified": "2026-06-24T18:20:40Z"}
+    store.holds({"adapter_model.safetensors": b"weights of step 2"}, checkpoint="c2", **later)
     await client.download_checkpoint("c1", dest_dir=tmp_path)
-    try:
-        await client.download_checkpoint("c2", dest_dir=tmp_path)
-        expected = b"weights of step 2"
-    except LoopsError:
-        expected = b"weights of step 1"
-    assert (tmp_path / "adapter_model.safetensors").read_bytes() == expected
+    await client.download_checkpoint("c2", dest_dir=tmp_path)
+    assert (tmp_path / "adapter_model.safetensors").read_bytes() == b"weights of step 2"
+
+
+async def test_what_is_there_is_left_alone(client: ServiceClient, store: Store, tmp_path: Path) -> None:
+    files = {"a": b"1234", "dir/b": b"56"}
+    store.holds(files)
+    await client.download_checkpoint("c1", dest_dir=tmp_path)
+    (tmp_path / "dir/b").unlink()
+    await client.download_checkpoint("c1", dest_dir=tmp_path)
+    assert found_in(tmp_path) == files
+    assert (store.asked(0), store.asked(1)) == (1, 2)
+
+
+async def test_what_was_changed_is_fetched_again(client: ServiceClient, store: Store, tmp_path: Path) -> None:
+    store.holds({"a": b"1234"})
+    await client.download_checkpoint("c1", dest_dir=tmp_path)
+    (tmp_path / "a").write_bytes(b"MINE")
+    await client.download_checkpoint("c1", dest_dir=tmp_path)
+    assert found_in(tmp_path) == {"a": b"1234"}
 
 
 @pytest.mark.parametrize("status", [401, 403, 410])
