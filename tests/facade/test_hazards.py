@@ -274,6 +274,16 @@ class TestExit:
         assert done.lines == ["service: open", "service: closed"]
         assert done.seconds < 10
 
+    def test_with_a_callback_that_blocks_the_loop(self) -> None:
+        done = run("""
+            service = sample_sync.Service()
+            worker = service.hire("anna")
+            threading.Thread(target=worker.tell, args=[lambda _: time.sleep(3600)], daemon=True).start()
+            time.sleep(0.2)
+        """)
+        assert (done.lines, done.errors, done.code) == (["service: open"], "", 0)
+        assert done.seconds < 10
+
     def test_calls_at_exit_work_until_the_loop_is_gone(self) -> None:
         assert printed("""
             import atexit

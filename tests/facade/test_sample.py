@@ -11,6 +11,7 @@ import threading
 import time
 import traceback
 import weakref
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -20,6 +21,7 @@ import sample_core
 import sample_sync
 
 import loops_async
+from loops_sync._bridge import Bridge, current
 
 
 def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -49,6 +51,18 @@ class TestService:
         service.close()
         service.close()
         assert lines(capsys) == ["one: open", "one: closed"]
+
+    def test_closing_leaves_nothing_behind(self, capsys: pytest.CaptureFixture[str]) -> None:
+        async def names_of_tasks() -> set[str]:
+            return {str(task.get_coro()) for task in asyncio.all_tasks() - {asyncio.current_task()}}
+
+        before = current().run(names_of_tasks)
+        service = sample_sync.Service("one")
+        job = service.hire("anna").start("dig", seconds=60)
+        assert current().run(names_of_tasks) > before
+        service.close()
+        assert current().run(names_of_tasks) == before
+        assert job.done()
 
     def test_other_constructors_open_too(self) -> None:
         with sample_sync.Service.local(name="here") as service:
@@ -230,6 +244,18 @@ class TestIterators:
         assert lines(capsys)[-1] == "steps: cleaned up in one task"
         assert list(steps) == []
 
+    def test_a_cleanup_that_fails_is_told_by_close(self) -> None:
+        async def broken() -> AsyncIterator[int]:
+            try:
+                yield 1
+            finally:
+                raise ValueError("broken cleanup")
+
+        items = current().iterate(broken)
+        assert next(items) == 1
+        with pytest.raises(ValueError, match="broken cleanup"):
+            items.close()
+
     def test_letting_go_cleans_up(self, worker: sample_sync.Worker, capsys: pytest.CaptureFixture[str]) -> None:
         for number in worker.steps(3):
             if number == 1:
@@ -316,6 +342,49 @@ class TestThreads:
             return worker.add(1)
 
         assert asyncio.run(in_a_notebook()) == 3
+
+
+class TestStop:
+    """What a bridge does when the interpreter exits, on one of our own."""
+
+    def test_async_generators_that_nobody_drives_clean_up(self) -> None:
+        seen: list[str] = []
+
+        async def held() -> AsyncIterator[int]:
+            try:
+                yield 1
+            finally:
+                await asyncio.sleep(0)
+                seen.append("cleaned up")
+
+        bridge, generator = Bridge(), held()
+
+        async def begin() -> int:
+            return await anext(generator)
+
+        assert bridge.run(begin) == 1
+        bridge.stop()
+        assert seen == ["cleaned up"]
+
+    def test_what_a_cleanup_leaves_for_the_next_turn_is_done(self) -> None:
+        """So do transports that are closed: they let go of their sockets one turn later."""
+        seen: list[str] = []
+
+        async def nap() -> None:
+            try:
+                await asyncio.sleep(60)
+            finally:
+                asyncio.get_running_loop().call_soon(seen.append, "a turn later")
+
+        async def begin() -> asyncio.Task[None]:
+            task = asyncio.create_task(nap())
+            await asyncio.sleep(0)
+            return task
+
+        bridge = Bridge()
+        bridge.run(begin)
+        bridge.stop()
+        assert seen == ["a turn later"]
 
 
 def test_same_names() -> None:
