@@ -7,7 +7,7 @@ import asyncio
 from loops_async import ServiceClient, TrainingClient
 from loops_local import LocalService
 from tests.contract._engine import WatchedEngine
-from tests.contract._helpers import FEW_TOKENS, PROMPT, train, version_behind, version_sampled
+from tests.contract._helpers import FEW_TOKENS, PROMPT, eventually, train, version_behind, version_sampled
 
 STEPS = 6
 SAMPLES = 32
@@ -28,6 +28,20 @@ async def test_a_client_never_samples_older_weights_while_training_goes_on(train
 
     assert len(seen) == STEPS * SAMPLES
     assert all(floor <= claimed <= true for floor, claimed, true in seen)
+
+
+async def test_a_client_waits_rather_than_sample_older_weights(trainer: TrainingClient, local: LocalService) -> None:
+    await train(trainer, steps=2)
+    sampler = await trainer.save_weights_and_get_sampling_client("two")
+    await (await trainer.init_trainer_server(8))
+    await (await trainer.save_weights_for_sampler("none"))
+
+    requests = local.faults.watch("POST */sample")
+    sampling = asyncio.ensure_future(version_sampled(sampler))
+    await eventually(lambda: requests)
+    await train(trainer, steps=2)
+    await (await trainer.save_weights_for_sampler("two again"))
+    assert await sampling == 2
 
 
 async def test_a_pinned_client_keeps_its_weights(trainer: TrainingClient) -> None:
