@@ -94,7 +94,9 @@ def check_tokens(prompt: ModelInput, model: ModelInfo, where: str) -> list[int]:
 
 def _example(datum: Datum, loss: Loss, model: ModelInfo, where: str) -> Example:
     if datum.routed_experts_ref:
-        raise RefusedError(f"{where}.routed_experts_ref: replaying the routing of experts is not supported by this engine")
+        raise RefusedError(
+            f"{where}.routed_experts_ref: replaying the routing of experts is not supported by this engine"
+        )
     given = datum.loss_fn_inputs
     if unknown := sorted(given.keys() - _KNOWN):
         raise RefusedError(f"{where}.loss_fn_inputs[{unknown[0]!r}]: unknown; known are {', '.join(sorted(_KNOWN))}")

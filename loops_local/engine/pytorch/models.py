@@ -156,9 +156,8 @@ def _probe(base: Base) -> int:
 
 
 def _unfit(base: Base, why: str) -> RefusedError:
-    return RefusedError(
-        f"the torch engine runs decoder-only transformers with plain attention; {base.info.name!r} ({base.info.arch}) {why}"
-    )
+    runs = "the torch engine runs decoder-only transformers with plain attention"
+    return RefusedError(f"{runs}; {base.info.name!r} ({base.info.arch}) {why}")
 
 
 @contextmanager
