@@ -49,8 +49,8 @@ async def download(runtime: Runtime, checkpoint_id: str, dest_dir: str | PathLik
     """Download all files of a checkpoint into `dest_dir`, whole or not at all.
 
     Files gather in ``.<checkpoint_id>.part`` and get their places when all of them are whole; a later call goes on
-    where one was stopped, and leaves alone what is there with the size and time of the listing. Nothing is written when any name is unsafe. The API key is not sent to the file URLs; a URL
-    that expired is asked for again.
+    where one was stopped, and leaves alone what is there with the size and time of the listing. Nothing is written
+    when any name is unsafe. The API key is not sent to the file URLs; a URL that expired is asked for again.
 
     Raises:
         ProtocolError: the listing names a file outside `dest_dir` or the same file twice, or a file has another
