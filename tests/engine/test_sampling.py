@@ -7,9 +7,11 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from torch import Tensor
 
 from loops_async.types import AdamParams, Datum, ImageChunk, ModelInput
 from loops_local.engine.base import (
@@ -137,6 +139,21 @@ def test_later_requests_join_those_under_way(sampler: Sampler) -> None:
     assert not long.done()
     assert all(len(completion.tokens) <= 3 for completion in short)
     long.cancel()
+
+
+def test_concurrent_requests_share_their_steps(sampler: Sampler, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+    pick = sampler_module.pick
+
+    def counted(logprobs: Tensor, *rest: Any) -> list[int]:
+        steps.append(len(logprobs))
+        return pick(logprobs, *rest)
+
+    monkeypatch.setattr(sampler_module, "pick", counted)
+    outcomes = _ask(sampler, [job(tokens(5, seed=i), seed=i, max_tokens=16) for i in range(32)])
+    made = sum(len(outcome.completions[0].tokens) for outcome in outcomes)
+    assert sum(steps) == made
+    assert len(steps) < made / 4
 
 
 # --- choosing --------------------------------------------------------------------------------------------------------
