@@ -61,6 +61,9 @@ def _parser() -> argparse.ArgumentParser:
         f"(default: {', '.join(DEFAULT_MODELS)}; echo takes any name)",
     )
     serve.add_argument(
+        "--serverless", action="store_true", help="runs and samplers in their serverless form: samples are queued"
+    )
+    serve.add_argument(
         "--provisioning-seconds",
         type=_seconds,
         default=0.5,
@@ -94,6 +97,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
         host=arguments.host,
         port=arguments.port,
         api_key=key,
+        serverless=arguments.serverless,
         provisioning_seconds=arguments.provisioning_seconds,
     )
     async with local:

@@ -17,7 +17,7 @@ from .journal import Log
 from .store import Store
 from .web import HttpError
 
-__all__ = ["Operations"]
+__all__ = ["Operations", "failed", "shutting_down"]
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class Operations:
             log: is told how it went.
         """
         if self._closing:
-            raise _shutdown()
+            raise shutting_down()
         self._purge_sometimes()
         key = run_id, operation_id
         if key in self._pending or key in self._finished:
@@ -158,26 +158,28 @@ async def _outcome(operation: _Operation) -> bytes:
     except (RefusedError, HttpError) as refused:
         operation.log.write("WARNING", f"{operation.name} refused: {refused}", request_id=operation.id)
         # The wire's examples name Python's own class for a bad argument.
-        return _failed(str(refused), "ValueError")
+        return failed(str(refused), "ValueError")
     except Exception as error:
         logger.exception("operation %s (%s) failed", operation.id, operation.name)
         operation.log.write("ERROR", f"{operation.name} failed: {error!r}", request_id=operation.id)
-        return _failed(str(error) or repr(error), type(error).__name__)
+        return failed(str(error) or repr(error), type(error).__name__)
     took = time.perf_counter() - started
     operation.log.write("INFO", f"{operation.name} done in {took:.3f} s", request_id=operation.id)
     return answer
 
 
-def _failed(message: str, error_class: str) -> bytes:
+def failed(message: str, error_class: str) -> bytes:
+    """Encode the answer of an operation that failed."""
     return msgspec.json.encode({"status": "error", "error": message, "error_class": error_class})
 
 
 def _abandon(operation: _Operation) -> None:
     if not operation.answer.done():
-        operation.answer.set_exception(_shutdown())
+        operation.answer.set_exception(shutting_down())
         operation.answer.exception()  # marks it as seen when nobody polls
 
 
-def _shutdown() -> HttpError:
+def shutting_down() -> HttpError:
+    """Make the refusal of a service that ends."""
     message = "the service is shutting down"
     return HttpError(503, "SHUTTING_DOWN", message, error=message)

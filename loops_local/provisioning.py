@@ -146,20 +146,19 @@ class Deployment:
             self._users -= 1
             self._last_used = time.monotonic()
 
-    @property
-    def problem(self) -> HttpError | None:
-        """What stands in the way of a request now."""
+    def problem(self, *, status_while_rising: int = 400) -> HttpError | None:
+        """Return what stands in the way of a request now."""
         if self.record.stopped:
             return deactivated(self.record.kind)
         if self.failure is not None:
             return terminal(self.record.kind, self.failure)
-        return None if self.ready else deploying(self.record.kind, self.status)
+        return None if self.ready else deploying(self.record.kind, self.status, code=status_while_rising)
 
     def check(self) -> None:
         """Refuse a request to a deployment that never was up; one that sleeps wakes and takes it."""
         self.wake()
         waking = self._stages is self._words.waking and self.failure is None and not self.record.stopped
-        if not waking and (problem := self.problem) is not None:
+        if not waking and (problem := self.problem()) is not None:
             raise problem
 
     async def risen(self) -> Engine:

@@ -20,13 +20,13 @@ from .registry import Registry
 from .runs import LiveRun
 from .web import HttpError, bad_request, deactivated, json_answer, not_found
 
-__all__ = ["LOCAL_SAMPLER", "SAMPLERS", "SamplerRoutes"]
+__all__ = ["LOCAL_SAMPLER", "SAMPLERS", "SamplerRoutes", "Source", "Wanted"]
 
 SAMPLERS = "/samplers/{sampler_id}"
 LOCAL_SAMPLER = "/local/sampler"
 
 
-class _Source(Struct, frozen=True):
+class Source(Struct, frozen=True):
     """What a request samples from."""
 
     host: ModelHost
@@ -35,6 +35,21 @@ class _Source(Struct, frozen=True):
     deployment: Deployment | None = None
     max_seq_len: int | None = None
     local: bool = False
+
+
+class Wanted(Struct, frozen=True):
+    """Which weights a request asks for: a checkpoint's, a version and newer, both (then as soon as it is served)."""
+
+    pinned: str | None = None
+    floor: int | None = None
+
+    @classmethod
+    def of(cls, request: web.Request) -> Wanted:
+        """Read the headers."""
+        text = request.headers.get(wire.MIN_POLICY_VERSION, "0")
+        if not text.isascii() or not text.isdigit() or len(text) > 15:
+            raise bad_request(f"{wire.MIN_POLICY_VERSION}: must be an integer of at least 1; got {text!r}")
+        return cls(request.headers.get(wire.CHECKPOINT_PATH), int(text) or None)
 
 
 class _Weights(Struct, frozen=True):
@@ -60,13 +75,13 @@ class SamplerRoutes:
                 for root in (f"{SAMPLERS}/sync", LOCAL_SAMPLER)
                 for route in (
                     web.post(f"{root}/sample", self.sample),
-                    web.get(f"{root}/v1/models", self.models),
                     web.get(f"{root}/trainers_policy_version", self.policy_version),
                 )
             ),
+            *(web.get(f"{root}/v1/models", self.models) for root in (f"{SAMPLERS}/{{form:sync|queue}}", LOCAL_SAMPLER)),
             *(
                 route
-                for root in (f"{SAMPLERS}/sync", LOCAL_SAMPLER, f"{LOCAL_SAMPLER}/{{model}}")
+                for root in (f"{SAMPLERS}/{{form:sync|queue}}", LOCAL_SAMPLER, f"{LOCAL_SAMPLER}/{{model}}")
                 for route in (
                     web.get(f"{root}/tokenizer", self.list_tokenizer),
                     web.get(f"{root}/tokenizer/{{name}}", self.get_tokenizer),
@@ -84,9 +99,17 @@ class SamplerRoutes:
             await source.deployment.risen()
             return await self._sample(request, source, body)
 
-    async def _sample(self, request: web.Request, source: _Source, body: wire.SampleBody) -> web.Response:
+    async def _sample(self, request: web.Request, source: Source, body: wire.SampleBody) -> web.Response:
+        answer, version = await self.complete(source, body, Wanted.of(request))
+        headers = None if version is None else {wire.POLICY_VERSION: str(version)}
+        return json_answer(answer, headers=headers)
+
+    async def complete(
+        self, source: Source, body: wire.SampleBody, wanted: Wanted
+    ) -> tuple[wire.Completions, int | None]:
+        """Generate what is asked for; also tell the version that did, None for a checkpoint."""
         sampler = await source.host.sampler()
-        weights = await self._weights(request, source)
+        weights = await self._weights(source, wanted)
         job = make_job(body, weights.adapter, await _limit(source))
         try:
             outcome = await asyncio.wrap_future(sampler.submit(job))
@@ -94,8 +117,7 @@ class SamplerRoutes:
             if source.deployment is not None:
                 source.deployment.log.write("WARNING", f"a sample was refused: {refused}")
             raise refusal(str(refused)) from refused
-        headers = None if weights.version is None else {wire.POLICY_VERSION: str(weights.version)}
-        return json_answer(completions(body, job, outcome), headers=headers)
+        return completions(body, job, outcome), weights.version
 
     async def models(self, request: web.Request) -> web.Response:
         source = self._source(request, None)
@@ -133,20 +155,21 @@ class SamplerRoutes:
             raise not_found("tokenizer file", name)
         return web.FileResponse(directory / name)
 
-    def _source(self, request: web.Request, body: wire.SampleBody | None) -> _Source:
+    def _source(self, request: web.Request, body: wire.SampleBody | None) -> Source:
         model = None if body is None or body.model is UNSET else body.model
         local = "sampler_id" not in request.match_info
-        source = self._local_source(request, model) if local else self._own_source(request)
+        source = self._local_source(request, model) if local else self.own_source(request)
         if model not in (None, source.host.name):
             raise not_found("model", str(model))
         return source
 
-    def _own_source(self, request: web.Request) -> _Source:
+    def own_source(self, request: web.Request) -> Source:
+        """Return what the sampler that the path names serves."""
         sampler = self._registry.sampler(request.match_info["sampler_id"])
         named = request.headers.get(wire.RUN_ID)
         if sampler.run is not None and named not in (None, sampler.run.record.id):
             raise bad_request(f"{wire.RUN_ID}: this sampler serves run {sampler.run.record.id!r}; got {named!r}")
-        return _Source(
+        return Source(
             sampler.deployment.host,
             sampler.run,
             sampler.checkpoint,
@@ -154,21 +177,20 @@ class SamplerRoutes:
             sampler.record.max_seq_length,
         )
 
-    def _local_source(self, request: web.Request, model: str | None) -> _Source:
+    def _local_source(self, request: web.Request, model: str | None) -> Source:
         """Return the run that the header names, else the base model that the body or the path names."""
         models = self._registry.models
         if (run_id := request.headers.get(wire.RUN_ID)) is not None:
             run = self._registry.local_run(run_id)
-            return _Source(run.host, run, local=True)
+            return Source(run.host, run, local=True)
         name = model or request.match_info.get("model") or models.default
         if not models.offers(name):
             raise not_found("model", name)
-        return _Source(models.host(name), None, local=True)
+        return Source(models.host(name), None, local=True)
 
-    async def _weights(self, request: web.Request, source: _Source) -> _Weights:
+    async def _weights(self, source: Source, wanted: Wanted) -> _Weights:
         """Choose the weights. Source: data-plane reference 3.6."""
-        floor = _floor(request)
-        pinned = request.headers.get(wire.CHECKPOINT_PATH)
+        floor, pinned = wanted.floor, wanted.pinned
         live = source.run.live_version or 0 if source.run is not None else 0
         if pinned is not None and (floor is None or live < floor):
             return _Weights(await self._pinned(pinned, source), None)
@@ -185,7 +207,7 @@ class SamplerRoutes:
     async def _reaches(self, run: LiveRun | None, floor: int) -> bool:
         return run is not None and await run.wait_for_version(floor, self._version_wait_seconds)
 
-    async def _pinned(self, path: str, source: _Source) -> Adapter:
+    async def _pinned(self, path: str, source: Source) -> Adapter:
         try:
             record = await self._registry.sampler_checkpoint(path, field=wire.CHECKPOINT_PATH)
         except HttpError as problem:
@@ -200,15 +222,6 @@ class SamplerRoutes:
         return await self._registry.checkpoints.adapter(record.run_id, record.id, await source.host.engine())
 
 
-def _floor(request: web.Request) -> int | None:
-    text = request.headers.get(wire.MIN_POLICY_VERSION)
-    if text is None:
-        return None
-    if not text.isascii() or not text.isdigit() or len(text) > 15:
-        raise bad_request(f"{wire.MIN_POLICY_VERSION}: must be an integer of at least 1; got {text!r}")
-    return int(text) or None
-
-
-async def _limit(source: _Source) -> int:
+async def _limit(source: Source) -> int:
     engine = await source.host.engine()
     return min(source.max_seq_len or engine.model.max_seq_len, engine.model.max_seq_len)

@@ -34,7 +34,9 @@ from .making import Maker
 from .meter import Machine
 from .models import Models
 from .operations import Operations
+from .queue_routes import QueueRoutes
 from .registry import Registry
+from .sample_queue import SampleQueue
 from .sampler_routes import LOCAL_SAMPLER, SamplerRoutes
 from .signing import UrlSigner
 from .store import Store
@@ -67,6 +69,8 @@ class LocalService:
         host: the address to listen on. Local mode, which needs no key, answers callers on this machine only.
         port: the port; 0 takes a free one.
         api_key: the key that callers need; None makes one up, and keeps it in `data_dir` where one is given.
+        serverless: show the control plane's runs and samplers in their serverless form: without deployments, and
+            with samplers that take samples into a queue. What runs them is the same.
         provisioning_seconds: how long a trainer or sampler takes to come up, beside the loading of its model.
         poll_hold_seconds: how long a poll of an operation is held before it answers 408.
         version_wait_seconds: how long a sampler waits for a version before it answers 408.
@@ -97,6 +101,7 @@ class LocalService:
         host: str = "127.0.0.1",
         port: int = 0,
         api_key: str | None = None,
+        serverless: bool = False,
         provisioning_seconds: float = 0.5,
         poll_hold_seconds: float = 30.0,
         version_wait_seconds: float = 10.0,
@@ -111,6 +116,7 @@ class LocalService:
         self._host = host
         self._port = port
         self._api_key = api_key
+        self._serverless = serverless
         self._provisioning_seconds = provisioning_seconds
         self._poll_hold_seconds = poll_hold_seconds
         self._version_wait_seconds = version_wait_seconds
@@ -226,23 +232,29 @@ class LocalService:
         account = Account(store)
         await account.open()
         maker = Maker(registry, store)
-        views = Views(registry)
+        views = Views(registry, serverless=self._serverless)
         machine = Machine()
         signer = UrlSigner(await store.secret("file_urls"), valid_seconds=self._file_url_seconds)
         files = Files(checkpoints, signer, data_dir / "archives")
+        samplers = SamplerRoutes(registry, version_wait_seconds=self._version_wait_seconds)
+        queue = SampleQueue(retention_seconds=self._result_retention_seconds)
         routes = [
             *ControlPlane(registry, maker, views, account).routes(),
             *CheckpointRoutes(registry, maker, files).routes(),
             *DeploymentRoutes(registry, maker, views, journal, machine, files).routes(),
             *account.routes(),
             *files.routes(),
-            *TrainerRoutes(registry, maker, operations, hold_seconds=self._poll_hold_seconds).routes(),
-            *SamplerRoutes(registry, version_wait_seconds=self._version_wait_seconds).routes(),
+            *TrainerRoutes(
+                registry, maker, operations, hold_seconds=self._poll_hold_seconds, serverless=self._serverless
+            ).routes(),
+            *samplers.routes(),
+            *QueueRoutes(registry, samplers, queue, hold_seconds=self._poll_hold_seconds).routes(),
         ]
         app = build_app(routes, registry=registry, api_key=self.api_key, faults=self.faults, machine=machine)
         views.base_url = self._url = await self._listen(app)
         # First of all, while the server still runs, so that those who poll hear how it ends.
         close(operations.close)
+        close(queue.close)
 
     async def _listen(self, app: web.Application) -> URL:
         # Handlers are cancelled when their caller goes away, which gives an abandoned sample's place to others.

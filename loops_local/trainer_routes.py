@@ -39,11 +39,14 @@ _LONGEST_KEY = 255
 class TrainerRoutes:
     """The handlers of the trainers' routes, of the control plane's runs and of local mode's."""
 
-    def __init__(self, registry: Registry, maker: Maker, operations: Operations, *, hold_seconds: float) -> None:
+    def __init__(
+        self, registry: Registry, maker: Maker, operations: Operations, *, hold_seconds: float, serverless: bool
+    ) -> None:
         self._registry = registry
         self._maker = maker
         self._operations = operations
         self._hold_seconds = hold_seconds
+        self._serverless = serverless
 
     def routes(self) -> Sequence[web.RouteDef]:
         """Return the routes."""
@@ -128,12 +131,14 @@ class TrainerRoutes:
         deployment.wake()
         if not run.record.active:
             raise deactivated("run")
-        if (problem := deployment.problem) is not None:
-            problem.status = problem.status if problem.headers else 503
+        if (problem := deployment.problem(status_while_rising=503)) is not None:
             raise problem
         return json_answer({"status": "ok"})
 
     async def policy_version(self, request: web.Request) -> web.Response:
+        if self._serverless and "run_id" in request.match_info:
+            message = "a serverless trainer does not tell its policy version"
+            raise HttpError(501, "NOT_OFFERED", message, error=message)
         return json_answer(wire.PolicyVersion(policy_version=self._run(request).step))
 
     def _run(self, request: web.Request, body_run_id: str | None = None) -> LiveRun:
@@ -151,6 +156,8 @@ class TrainerRoutes:
         return run
 
     def _submit(self, request: web.Request, run: LiveRun, work: Callable[[], Awaitable[Any]]) -> web.Response:
+        if self._serverless and wire.IDEMPOTENCY_KEY not in request.headers and not run.record.local:
+            raise invalid(wire.IDEMPOTENCY_KEY, "a serverless trainer needs one", status=422)
         operation_id = request.headers.get(wire.IDEMPOTENCY_KEY) or uuid.uuid4().hex
         if len(operation_id) > _LONGEST_KEY or not operation_id.isprintable():
             raise invalid(wire.IDEMPOTENCY_KEY, f"must be at most {_LONGEST_KEY} printable characters", status=422)

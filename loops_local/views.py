@@ -23,10 +23,14 @@ _MACHINE = types.InstanceType(id="local", name="this machine", millicpu_limit=10
 
 
 class Views:
-    """Shows objects with their URLs; `base_url` is known once the service listens."""
+    """Shows objects with their URLs; `base_url` is known once the service listens.
 
-    def __init__(self, registry: Registry) -> None:
+    What is `serverless` has no deployment to look at, and samples through a queue.
+    """
+
+    def __init__(self, registry: Registry, *, serverless: bool) -> None:
         self._registry = registry
+        self._serverless = serverless
         self.base_url = URL()
 
     def run(self, run: LiveRun) -> types.Run:
@@ -41,7 +45,7 @@ class Views:
             created_at=record.created_at,
             sampler=None if sampler is None else self.sampler(sampler),
             name=record.name or record.base_model,
-            deployment_id=record.deployment_id,
+            deployment_id=None if self._serverless else record.deployment_id,
             lora_config_version=_LORA_CONFIG_VERSION,
             status=types.Status("ACTIVE" if record.active else "INACTIVE"),
             user=NOBODY,
@@ -52,11 +56,11 @@ class Views:
         record, deployment = sampler.record, sampler.deployment
         return types.Sampler(
             id=record.id,
-            base_url=str(self.base_url / "samplers" / record.id / "sync"),
+            base_url=str(self.base_url / "samplers" / record.id / ("queue" if self._serverless else "sync")),
             base_model=record.base_model,
             created_at=record.created_at,
-            model_id=deployment.record.model_id,
-            deployment_id=deployment.record.id,
+            model_id=None if self._serverless else deployment.record.model_id,
+            deployment_id=None if self._serverless else deployment.record.id,
             status=types.Status(deployment.status),
             user=NOBODY,
             instance_type=_MACHINE,

@@ -13,6 +13,7 @@ from aiohttp import web
 from loops_async import protocol as wire
 
 __all__ = [
+    "FINAL",
     "HttpError",
     "bad_request",
     "check_word",
@@ -61,14 +62,14 @@ class HttpError(Exception):
 
 
 # Published clients repeat a 400 or 404 of a data plane for an hour, unless a gateway has marked it as final.
-_FINAL = {wire.ERROR_SOURCE: "06"}
+FINAL = {wire.ERROR_SOURCE: "06"}
 _DEACTIVATED = {wire.ERROR_SOURCE: "01", wire.ERROR_CODE: "631"}
 
 
 def not_found(what: str, key: str) -> HttpError:
     """No object of that id."""
     message = f"there is no {what} {key!r}"
-    return HttpError(404, "NOT_FOUND", message, headers=_FINAL, error=message)
+    return HttpError(404, "NOT_FOUND", message, headers=FINAL, error=message)
 
 
 def invalid(field: str, problem: str, *, status: int = 400) -> HttpError:
@@ -76,10 +77,10 @@ def invalid(field: str, problem: str, *, status: int = 400) -> HttpError:
     return HttpError(status, "VALIDATION_ERROR", f"{field}: {problem}", details={"field": field})
 
 
-def deploying(what: str, status: str) -> HttpError:
+def deploying(what: str, status: str, *, code: int) -> HttpError:
     """Not up yet: the same request succeeds later, so clients repeat it."""
     message = f"the {what} is deploying (status {status}); try again when it is ready"
-    return HttpError(400, "MODEL_DEPLOYING", message, error=message)
+    return HttpError(code, "MODEL_DEPLOYING", message, error=message)
 
 
 def deactivated(what: str) -> HttpError:
@@ -91,7 +92,7 @@ def deactivated(what: str) -> HttpError:
 def terminal(what: str, reason: str) -> HttpError:
     """Could not be deployed, and will not be."""
     message = f"the {what} failed to deploy: {reason}"
-    return HttpError(400, "MODEL_FAILED", message, headers=_FINAL, error=message)
+    return HttpError(400, "MODEL_FAILED", message, headers=FINAL, error=message)
 
 
 def bad_request(message: str) -> HttpError:
