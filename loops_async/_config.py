@@ -19,6 +19,14 @@ NO_KEY: Final = (
 )
 
 
+FROM_ENVIRONMENT: Final = {
+    "reuse_from_session_id": "LOOPS_REUSE_FROM_SESSION_ID",
+    "reuse_from_run_id": "LOOPS_REUSE_FROM_RUN_ID",
+    "team": "LOOPS_TEAM",
+    "availability_model": "LOOPS_AVAILABILITY_MODEL",
+}
+
+
 class ApiKey:
     """Holds a key so that it reaches one place only: the Authorization header."""
 
@@ -52,6 +60,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     auth_scheme: str = "Bearer"
     training_project_id: str | None = None
     reuse_from_session_id: str | None = None
+    reuse_from_run_id: str | None = None
+    team: str | None = None
+    availability_model: str | None = None
     max_connections: int = 2048
 
     @property
@@ -68,17 +79,20 @@ def resolve_settings(
 ) -> Settings:
     """Fill what was not given from the environment, and check all of it.
 
-    Reads ``BASETEN_API_KEY``, ``LOOPS_BASE_URL``, ``LOOPS_REUSE_FROM_SESSION_ID`` and
-    ``BT_LOOPS_MAX_CONNECTIONS``; an argument wins over its variable.
+    Reads ``BASETEN_API_KEY``, ``LOOPS_BASE_URL``, ``BT_LOOPS_MAX_CONNECTIONS`` and the variables of
+    `FROM_ENVIRONMENT`; an argument wins over its variable.
     """
     key = api_key if api_key is not None else os.environ.get("BASETEN_API_KEY") or None
     url = base_url if base_url is not None else os.environ.get("LOOPS_BASE_URL") or None
     if key is None and url is None:
         raise ConfigError(NO_KEY)
-    if others.get("reuse_from_session_id") is None:
-        others["reuse_from_session_id"] = os.environ.get("LOOPS_REUSE_FROM_SESSION_ID") or None
+    for name, variable in FROM_ENVIRONMENT.items():
+        if others.get(name) is None:
+            others[name] = os.environ.get(variable) or None
     if others.get("auth_scheme", "Bearer") not in ("Bearer", "Api-Key"):
         raise ConfigError(f"auth_scheme must be 'Bearer' or 'Api-Key'; got {others['auth_scheme']!r}")
+    if others["availability_model"] not in (None, "dedicated", "spot"):
+        raise ConfigError(f"availability_model must be 'dedicated' or 'spot'; got {others['availability_model']!r}")
     return Settings(
         base_url=checked_url(DEFAULT_BASE_URL if url is None else url, "base_url"),
         api_key=ApiKey(key) if key is not None else None,

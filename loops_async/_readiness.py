@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Final
+from collections.abc import Callable
+from typing import Final, TypeAlias
 from urllib.parse import quote
 
 from . import protocol
 from ._retry import until
 from ._runtime import Runtime
-from ._transport import Request
+from ._transport import Request, is_final
 from .errors import (
     ApiError,
     AuthenticationError,
     ClosedError,
-    ConnectError,
     LoopsError,
     NotReadyError,
     PermissionDeniedError,
+    ProtocolError,
     ProvisioningError,
+    RequestTimeoutError,
     SamplerTerminatedError,
     TransportError,
 )
@@ -28,6 +30,12 @@ from .types import Run
 log = logging.getLogger("loops_async")
 
 HEALTH_SECONDS: Final = 30.0
+LAST_WORDS: Final = 500
+
+OnStatus: TypeAlias = Callable[[str | None], object]
+
+
+def _nobody(_: str | None) -> None: ...
 
 
 def health_request(run: Run, *, authorize: bool) -> Request:
@@ -42,52 +50,90 @@ def health_request(run: Run, *, authorize: bool) -> Request:
     )
 
 
-async def wait_for_trainer(runtime: Runtime, run: Run, *, ready_timeout: float, is_local: bool) -> None:
-    """Wait until the trainer of `run` answers that it is healthy.
+async def wait_for_trainer(
+    runtime: Runtime, run: Run, *, ready_timeout: float, is_local: bool, tell: OnStatus = _nobody
+) -> None:
+    """Wait until the trainer of `run` answers that it is healthy; `tell` gets each state of its deployment.
 
     Raises:
         ProvisioningError: its deployment failed, was stopped or was preempted.
         NotReadyError: it is not ready after `ready_timeout` seconds.
-        AuthenticationError, PermissionDeniedError: waiting would not help.
+        ApiError: waiting would not help: the key is refused, or a gateway says that there is no such trainer.
     """
     request = health_request(run, authorize=not is_local)
-    last: LoopsError | None = None
+    last = "nothing yet"
 
     async def probe() -> bool | None:
         nonlocal last
-        if run.deployment_id is not None:
-            await _refuse_terminal_trainer(runtime, run, run.deployment_id)
+        status = None if run.deployment_id is None else await _trainer_status(runtime, run, run.deployment_id)
+        tell(status)
         try:
-            await runtime.transport.ask(request)
-        except (AuthenticationError, PermissionDeniedError):
-            raise
-        except LoopsError as error:
-            if is_local and isinstance(error, ConnectError):
+            answer = await runtime.transport.send(request)
+        except TransportError as error:
+            # Whoever names a URL of a process that runs already is told at once that it does not.
+            if is_local and not isinstance(error, RequestTimeoutError):
                 raise
-            last = error
+            last = str(error)
             return None
-        return True
+        if 200 <= answer.status < 300:
+            return True
+        refusal = runtime.transport.error(request, answer)
+        if isinstance(refusal, AuthenticationError | PermissionDeniedError) or is_final(answer):
+            raise refusal
+        if is_local and isinstance(refusal, ProtocolError):
+            raise refusal
+        last = str(refusal)
+        return None
 
     if await until(probe, seconds=ready_timeout) is None:
         raise NotReadyError(
             f"the trainer of run {run.id} ({run.base_model}) was not ready after {ready_timeout:g} s; its last answer "
-            f"was: {last}. The run still exists: wait longer with a larger ready_timeout, or look at its deployment."
+            f"was: {last}. Give it longer with a larger ready_timeout, or look at its deployment."
         )
 
 
-async def _refuse_terminal_trainer(runtime: Runtime, run: Run, deployment_id: str) -> None:
+async def _trainer_status(runtime: Runtime, run: Run, deployment_id: str) -> str | None:
+    """Return the state of the deployment, None when it is not known; raise if it is the end."""
     try:
-        deployment = await runtime.control_plane.get_deployment(deployment_id)
+        status = (await runtime.control_plane.get_deployment(deployment_id)).status.name
     except (ApiError, TransportError) as error:
         log.debug("the state of deployment %s is not known: %s", deployment_id, error)
-        return
-    if deployment.status.name in protocol.TRAINER_TERMINAL:
+        return None
+    if status in protocol.TRAINER_TERMINAL:
         raise ProvisioningError(
-            f"the trainer of run {run.id} will not come up: deployment {deployment_id} is {deployment.status.name}. "
-            "Look at the deployment's logs, then create a new run.",
+            f"the trainer of run {run.id} will not come up: deployment {deployment_id} is {status}"
+            f"{await _last_words(runtime, deployment_id)}. Look at the deployment's logs "
+            f"(`loops deployments logs {deployment_id}`), then create a new run.",
             deployment_id=deployment_id,
-            status=deployment.status.name,
+            status=status,
         )
+    return status
+
+
+async def _last_words(runtime: Runtime, deployment_id: str) -> str:
+    """Return what a deployment logged as its last error, if the service tells."""
+    try:
+        lines = await runtime.control_plane.get_deployment_logs(
+            deployment_id, direction="desc", limit=1, min_level="ERROR"
+        )
+    except LoopsError as error:
+        log.debug("the logs of deployment %s are not known: %s", deployment_id, error)
+        return ""
+    return f" ({runtime.transport.clean(lines[0].message)[:LAST_WORDS].strip()})" if lines else ""
+
+
+def sampler_gate(
+    runtime: Runtime, *, base_url: str, model_id: str | None, deployment_id: str | None
+) -> SamplerGate | None:
+    """Return the gate that all clients of a deployment share; None for a sampler without one, which is always up."""
+    if model_id is None or deployment_id is None:
+        return None
+    key = ("sampler", deployment_id)
+    gate: SamplerGate | None = runtime.shared.get(key)
+    if gate is None:
+        gate = SamplerGate(runtime, base_url=base_url, model_id=model_id, deployment_id=deployment_id)
+        runtime.shared[key] = gate
+    return gate
 
 
 class SamplerGate:
@@ -100,10 +146,13 @@ class SamplerGate:
         self._deployment_id = deployment_id
         self._opening: asyncio.Task[bool | None] | None = None
         self._is_woken = False
+        self._told: list[OnStatus] = []
         self.is_open = False
 
-    async def wait(self, ready_timeout: float | None) -> None:
+    async def wait(self, ready_timeout: float | None, tell: OnStatus = _nobody) -> None:
         """Return when samples may be sent; a sampler that was scaled to zero is woken once.
+
+        `tell` gets each state of the deployment meanwhile.
 
         Raises:
             SamplerTerminatedError: the deployment does not come up any more.
@@ -114,8 +163,12 @@ class SamplerGate:
         if self._opening is None or self._opening.done():
             self._opening = self._runtime.tasks.start(self._open(), name=f"wait for sampler {self._deployment_id}")
         opening = self._opening
-        # One task asks for everybody; whoever stops waiting does not stop it.
-        await asyncio.wait([opening], timeout=ready_timeout)
+        self._told.append(tell)
+        try:
+            # One task asks for everybody; whoever stops waiting does not stop it.
+            await asyncio.wait([opening], timeout=ready_timeout)
+        finally:
+            self._told.remove(tell)
         if not opening.done():
             raise NotReadyError(
                 f"the sampler (model {self._model_id}, deployment {self._deployment_id}) was not ready after "
@@ -145,6 +198,8 @@ class SamplerGate:
         except TransportError as error:
             log.debug("the state of sampler %s is not known: %s", self._deployment_id, error)
             return None
+        for tell in self._told:
+            tell(status)
         if status in protocol.SAMPLER_TERMINAL:
             raise SamplerTerminatedError(
                 f"the sampler will not come up: deployment {self._deployment_id} of model {self._model_id} is "

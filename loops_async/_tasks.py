@@ -38,16 +38,21 @@ class TaskOwner:
     async def run(self, coroutine: Coroutine[Any, Any, T], *, name: str) -> T:
         """Run `coroutine` in the caller's place, but end it when the owner closes, which waits for its clean-up.
 
+        A caller that is cancelled waits for the clean-up, too.
+
         Raises:
             ClosedError: the owner was closed before it ended.
         """
         task = self.start(coroutine, name=name)
         try:
-            return await task
+            # Shielded, since a cancel scope cancels again and again, and would cancel the clean-up.
+            return await asyncio.shield(task)
         except asyncio.CancelledError:
-            caller = asyncio.current_task()
-            if task.cancelled() and caller is not None and not caller.cancelling():
+            if task.cancelled():
                 raise ClosedError(f"the client was closed before it was done: {name}") from None
+            task.cancel()
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait([task])
             raise
 
     async def close(self) -> None:

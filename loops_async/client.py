@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 from os import PathLike
 from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
-from uuid import uuid4
 
-import anyio
 from msgspec import UNSET
 
 from ._config import Settings, checked_url, resolve_settings
-from ._inputs import check, check_at_least, check_kind, check_positive
-from ._readiness import wait_for_trainer
+from ._inputs import check_at_least, check_kind, check_positive
+from ._local_mode import LocalUrls
+from ._provisioning import Wishes, provisioned_run, provisioned_sampler, until_ready
 from ._runtime import Runtime
+from ._wandb import require_wandb
 from .checkpoints import download
 from .control_plane import ControlPlane
-from .errors import ClosedError, InputError, LoopsError, ProtocolError, UnsupportedError
+from .errors import ClosedError, ConfigError, InputError, ProtocolError, UnsupportedError
 from .protocol import CheckpointUri
 from .sampling import SamplerTarget, SamplingClient
 from .training import TrainingClient
@@ -30,6 +29,7 @@ from .types import (
     CheckpointFilesResponse,
     CreateRunRequest,
     CreateSamplerRequest,
+    ProvisioningEvent,
     Run,
     Sampler,
     ServerCapabilities,
@@ -37,8 +37,6 @@ from .types import (
 )
 
 __all__ = ["ServiceClient"]
-
-DEACTIVATE_SECONDS = 10.0
 
 
 class ServiceClient:
@@ -54,9 +52,15 @@ class ServiceClient:
         reuse_from_session_id: reuse that session's deployments where possible; default
             ``LOOPS_REUSE_FROM_SESSION_ID``. The same team's only, and best effort.
         auth_scheme: ``"Bearer"`` or ``"Api-Key"``; the service accepts both.
+        reuse_from_run_id: reuse that run's deployment where possible; default ``LOOPS_REUSE_FROM_RUN_ID``. It comes
+            before `reuse_from_session_id`; newer services only.
+        team: the name or id of the team that sessions, runs and samplers belong to; default ``LOOPS_TEAM``, else the
+            key's own. Newer services only.
+        availability_model: ``"dedicated"`` or ``"spot"`` machines; default ``LOOPS_AVAILABILITY_MODEL``, else the
+            service's choice. Newer services only.
 
     Raises:
-        ConfigError: there is neither a key nor a base_url, or one of them cannot be right.
+        ConfigError: there is neither a key nor a base_url, or one of the arguments cannot be right.
 
     Example:
         ::
@@ -73,6 +77,9 @@ class ServiceClient:
         base_url: str | None = None,
         reuse_from_session_id: str | None = None,
         auth_scheme: str = "Bearer",
+        reuse_from_run_id: str | None = None,
+        team: str | None = None,
+        availability_model: str | None = None,
     ) -> None:
         settings = resolve_settings(
             api_key=api_key,
@@ -80,14 +87,18 @@ class ServiceClient:
             training_project_id=training_project_id,
             reuse_from_session_id=reuse_from_session_id,
             auth_scheme=auth_scheme,
+            reuse_from_run_id=reuse_from_run_id,
+            team=team,
+            availability_model=availability_model,
         )
         self._prepare(settings, None)
 
-    def _prepare(self, settings: Settings, local: _LocalUrls | None) -> None:
+    def _prepare(self, settings: Settings, local: LocalUrls | None) -> None:
         self._settings = settings
         self._local = local
         self._runtime: Runtime | None = None
         self._session_id: str | None = None
+        self._team_id: str | None = None
         self._is_closed = False
 
     @classmethod
@@ -102,7 +113,7 @@ class ServiceClient:
         parts = urlsplit(trainer)
         client = cls.__new__(cls)
         settings = Settings(base_url=f"{parts.scheme}://{parts.netloc}", api_key=None)
-        client._prepare(settings, _LocalUrls(trainer, sampler))  # noqa: SLF001 - our own other constructor
+        client._prepare(settings, LocalUrls(trainer, sampler))  # noqa: SLF001 - our own other constructor
         return client
 
     # --- life ---
@@ -111,6 +122,7 @@ class ServiceClient:
         """Create the session; opening an open client does nothing.
 
         Raises:
+            ConfigError: there is no such team.
             AuthenticationError: the key is wrong.
             ConnectError: there is nothing at `base_url`.
             ProtocolError: what is there is not Loops.
@@ -173,8 +185,13 @@ class ServiceClient:
         replicas: int = 1,
         path: str | None = None,
         name: str | None = None,
+        sampler_num_replicas: int | None = None,
+        keep_on_failure: bool = False,
+        on_progress: Callable[[ProvisioningEvent], object] | None = None,
     ) -> TrainingClient:
         """Provision a trainer with its paired sampler, and return when the trainer is ready.
+
+        Any number may be provisioned at once. A run whose provisioning fails or is cancelled is deactivated.
 
         Args:
             base_model: a Hugging Face repository id that the service supports (`get_server_capabilities`).
@@ -188,20 +205,22 @@ class ServiceClient:
             replicas: data-parallel copies.
             path: ``bt://loops:<run_id>/weights/<name>`` to start from.
             name: a display name; sent only when given.
+            sampler_num_replicas: copies of the paired sampler; sent only when given.
+            keep_on_failure: leave the run as it is when it fails or this is cancelled.
+            on_progress: called on the event loop with each change of state; must return quickly.
 
         Raises:
             InputError: an argument breaks a rule; nothing was sent.
             BadRequestError: the service refuses, for example an unknown model.
+            LostAnswerError: the connection broke and the run was not found; it may exist.
             ProvisioningError: the deployment failed.
             NotReadyError: it was not ready in `ready_timeout`.
-
-        A run whose provisioning fails or is cancelled is deactivated where the service allows it.
         """
         if wandb_config is not None:
             check_kind(wandb_config, WandbConfig, "wandb_config")
+            require_wandb()
         check_at_least(rank, 1, "rank")
-        request = CreateRunRequest(
-            session_id=self.session_id,
+        request = self._run_request(
             base_model=base_model,
             lora_rank=rank,
             seed=seed,
@@ -209,28 +228,79 @@ class ServiceClient:
             scale_down_delay_seconds=scale_down_delay_seconds,
             replicas=replicas,
             path=path,
-            reuse_from_session_id=self._settings.reuse_from_session_id,
             name=UNSET if name is None else name,
+            sampler_num_replicas=UNSET if sampler_num_replicas is None else sampler_num_replicas,
         )
-        trainer = await self._provision(request, timeout, ready_timeout)
-        if path is not None:
-            await (await trainer.load_state(path)).result()
-        return trainer
+        wishes = Wishes("run", ready_timeout=ready_timeout, keep_on_failure=keep_on_failure, on_progress=on_progress)
+        return await self._provision(request, timeout, wishes, wandb_config)
 
     async def create_training_client_from_state(
-        self, path: str, *, timeout: float = 600.0, ready_timeout: float = 3600.0
+        self,
+        path: str,
+        *,
+        timeout: float = 600.0,
+        ready_timeout: float = 3600.0,
+        keep_on_failure: bool = False,
+        on_progress: Callable[[ProvisioningEvent], object] | None = None,
     ) -> TrainingClient:
         """Provision a new run of the checkpoint's model and rank, with its weights and a fresh optimizer.
 
-        `path` is ``bt://loops:<run_id>/weights/<name>``.
+        `path` is ``bt://loops:<run_id>/weights/<name>``; the rest is as in `create_lora_training_client`.
         """
-        return await self._from_state(path, timeout, ready_timeout, with_optimizer=False)
+        wishes = Wishes("run", ready_timeout=ready_timeout, keep_on_failure=keep_on_failure, on_progress=on_progress)
+        return await self._provision(await self._state_request(path), timeout, wishes)
 
     async def create_training_client_from_state_with_optimizer(
-        self, path: str, *, timeout: float = 600.0, ready_timeout: float = 3600.0
+        self,
+        path: str,
+        *,
+        timeout: float = 600.0,
+        ready_timeout: float = 3600.0,
+        keep_on_failure: bool = False,
+        on_progress: Callable[[ProvisioningEvent], object] | None = None,
     ) -> TrainingClient:
-        """Provision a new run that continues from the checkpoint: weights, optimizer and step."""
-        return await self._from_state(path, timeout, ready_timeout, with_optimizer=True)
+        """Provision a new run that continues from the checkpoint: weights, optimizer and step.
+
+        Arguments are those of `create_training_client_from_state`.
+        """
+        wishes = Wishes("run", ready_timeout=ready_timeout, keep_on_failure=keep_on_failure, on_progress=on_progress)
+        return await self._provision(await self._state_request(path), timeout, wishes, with_optimizer=True)
+
+    async def provision_run(
+        self,
+        request: CreateRunRequest,
+        *,
+        ready_timeout: float = 3600.0,
+        keep_on_failure: bool = False,
+        on_progress: Callable[[ProvisioningEvent], object] | None = None,
+    ) -> Run:
+        """Create a run and return it when its trainer is ready, without beginning to train.
+
+        `attach_training_client` goes on from there. Arguments and errors are those of `create_lora_training_client`.
+        """
+        wishes = Wishes("run", ready_timeout=ready_timeout, keep_on_failure=keep_on_failure, on_progress=on_progress)
+
+        async def provision() -> Run:
+            async with self._ready_run(request, wishes) as run:
+                return run
+
+        return await self._live.tasks.run(provision(), name="provision a run")
+
+    async def wait_for_run(
+        self,
+        run_id: str,
+        *,
+        ready_timeout: float = 3600.0,
+        on_progress: Callable[[ProvisioningEvent], object] | None = None,
+    ) -> Run:
+        """Wait until the trainer of a run that exists is ready; hundreds may be watched at once.
+
+        Whatever happens, the run stays as it is. Errors are those of `create_lora_training_client`.
+        """
+        wishes = Wishes("run", ready_timeout=ready_timeout, on_progress=on_progress)
+        run = await self._local_run(self._local, run_id) if self._local else await self.control_plane.get_run(run_id)
+        await until_ready(self._live, run, wishes, is_local=self._local is not None)
+        return run
 
     async def attach_training_client(
         self, run_id: str, *, timeout: float = 600.0, ready_timeout: float = 3600.0
@@ -245,20 +315,16 @@ class ServiceClient:
             ProvisioningError: its deployment has ended.
             NotReadyError: its trainer was not ready in `ready_timeout`.
         """
-        _check_times(timeout, ready_timeout)
-        runtime, is_local = self._live, self._local is not None
-        run = await self._local_run(self._local, run_id) if self._local else await self.control_plane.get_run(run_id)
-        if run.base_url is None:
-            raise ProtocolError(f"run {run_id} has no trainer that can be reached; its status is {run.status.name}")
-        await wait_for_trainer(runtime, run, ready_timeout=ready_timeout, is_local=is_local)
+        check_positive(timeout, "timeout")
+        run = await self.wait_for_run(run_id, ready_timeout=ready_timeout)
         return TrainingClient(
-            runtime,
+            self._live,
             run,
             lora_rank=None,
             max_seq_len=None,
             timeout=timeout,
             ready_timeout=ready_timeout,
-            is_local=is_local,
+            is_local=self._local is not None,
         )
 
     # --- sampling ---
@@ -269,17 +335,29 @@ class ServiceClient:
         timeout: float = 300.0,
         ready_timeout: float = 3600.0,
         model_path: str | None = None,
+        *,
+        max_seq_len: int | None = None,
+        num_replicas: int | None = None,
+        keep_on_failure: bool = False,
+        on_progress: Callable[[ProvisioningEvent], object] | None = None,
     ) -> SamplingClient:
         """Provision a standalone sampler of a base model, and return when it is ready.
+
+        A sampler whose provisioning fails or is cancelled is deactivated where the service can do that.
 
         Args:
             base_model: a Hugging Face repository id that the service supports.
             timeout: seconds that one sample may take.
             ready_timeout: seconds that the sampler may take to become ready.
             model_path: not offered here; see `create_sampling_client_from_checkpoint`.
+            max_seq_len: longest prompt with its completion in tokens; None is the model's maximum.
+            num_replicas: copies of the sampler; sent only when given.
+            keep_on_failure: leave the sampler as it is when it fails or this is cancelled.
+            on_progress: called on the event loop with each change of state; must return quickly.
 
         Raises:
             UnsupportedError: `model_path` was given.
+            LostAnswerError: the connection broke while the sampler was asked for; it may exist.
             SamplerTerminatedError: the deployment failed.
             NotReadyError: it was not ready in `ready_timeout`.
         """
@@ -289,21 +367,37 @@ class ServiceClient:
                 "TrainingClient.create_sampling_client(model_path), or without a run with "
                 "ServiceClient.create_sampling_client_from_checkpoint(model_path)"
             )
-        return await self._sampling_client(base_model, None, timeout, ready_timeout)
+        request = self._sampler_request(base_model, None, max_seq_len, num_replicas)
+        wishes = Wishes(
+            "sampler", ready_timeout=ready_timeout, keep_on_failure=keep_on_failure, on_progress=on_progress
+        )
+        return await self._sampling_client(request, timeout, wishes)
 
     async def create_sampling_client_from_checkpoint(
-        self, model_path: str, timeout: float = 300.0, ready_timeout: float = 3600.0
+        self,
+        model_path: str,
+        timeout: float = 300.0,
+        ready_timeout: float = 3600.0,
+        *,
+        max_seq_len: int | None = None,
+        num_replicas: int | None = None,
+        keep_on_failure: bool = False,
+        on_progress: Callable[[ProvisioningEvent], object] | None = None,
     ) -> SamplingClient:
         """Provision a standalone sampler of one checkpoint, and return when it is ready.
 
-        `model_path` is ``bt://loops:<run_id>/sampler_weights/<name>``; times and errors are those of
+        `model_path` is ``bt://loops:<run_id>/sampler_weights/<name>``; the other arguments and errors are those of
         `create_sampling_client`.
         """
         CheckpointUri.parse(model_path, kind="sampler_weights", path="model_path")
         checkpoint = await self._checkpoint_at(model_path)
         if checkpoint.base_model is None:
             raise ProtocolError(f"the service does not say which base model checkpoint {model_path} belongs to")
-        return await self._sampling_client(checkpoint.base_model, model_path, timeout, ready_timeout)
+        request = self._sampler_request(checkpoint.base_model, model_path, max_seq_len, num_replicas)
+        wishes = Wishes(
+            "sampler", ready_timeout=ready_timeout, keep_on_failure=keep_on_failure, on_progress=on_progress
+        )
+        return await self._sampling_client(request, timeout, wishes)
 
     # --- what there is ---
 
@@ -343,33 +437,83 @@ class ServiceClient:
         return self._runtime
 
     async def _create_session(self, runtime: Runtime) -> str:
-        session = await runtime.control_plane.create_session(training_project_id=self._settings.training_project_id)
+        settings = self._settings
+        if settings.team is not None:
+            self._team_id = await _team_id(runtime, settings.team)
+        session = await runtime.control_plane.create_session(
+            training_project_id=settings.training_project_id, team_id=self._team_id
+        )
         return session.id
 
-    async def _provision(self, request: CreateRunRequest, timeout: float, ready_timeout: float) -> TrainingClient:
-        check(request)
-        _check_times(timeout, ready_timeout)
-        runtime, is_local = self._live, self._local is not None
-        run = self._local.run(request.base_model) if self._local else await runtime.control_plane.create_run(request)
-        if run.base_url is None:
-            raise ProtocolError(f"run {run.id} was made without the URL of its trainer; look at it with get_run")
-        async with _deactivated_on_failure(runtime, run):
-            await wait_for_trainer(runtime, run, ready_timeout=ready_timeout, is_local=is_local)
-            trainer = TrainingClient(
-                runtime,
-                run,
-                lora_rank=request.lora_rank,
-                max_seq_len=request.max_seq_len,
-                timeout=timeout,
-                ready_timeout=ready_timeout,
-                is_local=is_local,
-            )
-            # Whether a run that was created with a path keeps it through this is not specified: whoever wants
-            # weights loads them afterwards.
-            await (await trainer.init_trainer_server(request.lora_rank)).result()
-        return trainer
+    def _run_request(self, **fields: Any) -> CreateRunRequest:
+        settings = self._settings
+        if settings.reuse_from_run_id is not None:
+            fields["reuse_from_run_id"] = settings.reuse_from_run_id
+        elif settings.reuse_from_session_id is not None:
+            fields["reuse_from_session_id"] = settings.reuse_from_session_id
+        if settings.availability_model is not None:
+            fields["availability_model"] = settings.availability_model
+        return CreateRunRequest(session_id=self.session_id, **fields)
 
-    async def _local_run(self, local: _LocalUrls, run_id: str) -> Run:
+    async def _state_request(self, path: str) -> CreateRunRequest:
+        CheckpointUri.parse(path, kind="weights")
+        checkpoint = await self._checkpoint_at(path)
+        rank = checkpoint.lora_adapter_config.rank if checkpoint.lora_adapter_config else None
+        if checkpoint.base_model is None or rank is None:
+            raise ProtocolError(f"the service does not say the base model and rank of checkpoint {path}")
+        return self._run_request(base_model=checkpoint.base_model, lora_rank=rank, path=path)
+
+    @asynccontextmanager
+    async def _ready_run(self, request: CreateRunRequest, wishes: Wishes) -> AsyncGenerator[Run]:
+        check_kind(request, CreateRunRequest, "")
+        if self._local is None:
+            async with provisioned_run(self._live, request, wishes, team_id=self._team_id) as run:
+                yield run
+        else:
+            run = self._local.run(request.base_model)
+            await until_ready(self._live, run, wishes, is_local=True)
+            yield run
+
+    async def _provision(
+        self,
+        request: CreateRunRequest,
+        timeout: float,
+        wishes: Wishes,
+        wandb_config: WandbConfig | None = None,
+        *,
+        with_optimizer: bool = False,
+    ) -> TrainingClient:
+        check_positive(timeout, "timeout")
+
+        async def provision() -> TrainingClient:
+            async with self._ready_run(request, wishes) as run:
+                trainer = TrainingClient(
+                    self._live,
+                    run,
+                    lora_rank=request.lora_rank,
+                    max_seq_len=request.max_seq_len,
+                    timeout=timeout,
+                    ready_timeout=wishes.ready_timeout,
+                    is_local=self._local is not None,
+                    wandb_config=wandb_config,
+                )
+                try:
+                    await begin(trainer)
+                except BaseException:
+                    await trainer.close()
+                    raise
+                return trainer
+
+        async def begin(trainer: TrainingClient) -> None:
+            await (await trainer.init_trainer_server(request.lora_rank)).result()
+            # Whether a run that was created with a path keeps it through this is not specified.
+            if request.path is not None:
+                load = trainer.load_state_with_optimizer if with_optimizer else trainer.load_state
+                await (await load(request.path)).result()
+
+        return await self._live.tasks.run(provision(), name="provision a run")
+
+    async def _local_run(self, local: LocalUrls, run_id: str) -> Run:
         """Describe a run that exists in local mode, where only its sampler can say which model it trains."""
         sampler = local.sampler("")
         target = SamplerTarget(
@@ -381,97 +525,67 @@ class ServiceClient:
         )
         return local.run(await SamplingClient(target, self._live).discover_base_model_name(), run_id)
 
-    async def _from_state(
-        self, path: str, timeout: float, ready_timeout: float, *, with_optimizer: bool
-    ) -> TrainingClient:
-        CheckpointUri.parse(path, kind="weights")
-        checkpoint = await self._checkpoint_at(path)
-        rank = checkpoint.lora_adapter_config.rank if checkpoint.lora_adapter_config else None
-        if checkpoint.base_model is None or rank is None:
-            raise ProtocolError(f"the service does not say the base model and rank of checkpoint {path}")
-        request = CreateRunRequest(
-            session_id=self.session_id,
-            base_model=checkpoint.base_model,
-            lora_rank=rank,
-            path=path,
-            reuse_from_session_id=self._settings.reuse_from_session_id,
-        )
-        trainer = await self._provision(request, timeout, ready_timeout)
-        load = trainer.load_state_with_optimizer if with_optimizer else trainer.load_state
-        await (await load(path)).result()
-        return trainer
-
     async def _checkpoint_at(self, path: str) -> Checkpoint:
         found = await self.control_plane.list_checkpoints(checkpoint_path=path)
         if not found:
             raise InputError("path", f"the service knows no checkpoint {path}; list them with list_checkpoints(run_id)")
         return found[0]
 
-    async def _sampling_client(
-        self, base_model: str, model_path: str | None, timeout: float, ready_timeout: float
+    def _sampler_request(
+        self, base_model: str, model_path: str | None, max_seq_len: int | None, num_replicas: int | None
+    ) -> CreateSamplerRequest:
+        settings = self._settings
+        fields: dict[str, Any] = {
+            "reuse_from_session_id": settings.reuse_from_session_id,
+            "availability_model": settings.availability_model,
+            "num_replicas": num_replicas,
+        }
+        return CreateSamplerRequest(
+            session_id=self.session_id,
+            base_model=base_model,
+            model_path=model_path,
+            max_seq_length=max_seq_len,
+            **{name: value for name, value in fields.items() if value is not None},
+        )
+
+    async def _sampling_client(self, request: CreateSamplerRequest, timeout: float, wishes: Wishes) -> SamplingClient:
+        check_positive(timeout, "timeout")
+        check_kind(request, CreateSamplerRequest, "")
+        if self._local is not None:
+            return self._client_of(self._local.sampler(str(request.base_model)), request, timeout, wishes)
+
+        async def provision() -> Sampler:
+            async with provisioned_sampler(self._live, request, wishes, team_id=self._team_id) as sampler:
+                return sampler
+
+        sampler = await self._live.tasks.run(provision(), name="provision a sampler")
+        return self._client_of(sampler, request, timeout, wishes)
+
+    def _client_of(
+        self, sampler: Sampler, request: CreateSamplerRequest, timeout: float, wishes: Wishes
     ) -> SamplingClient:
-        _check_times(timeout, ready_timeout)
-        runtime, is_local = self._live, self._local is not None
-        if self._local:
-            sampler, sampler_id = self._local.sampler(base_model), None
-        else:
-            request = CreateSamplerRequest(session_id=self.session_id, base_model=base_model, model_path=model_path)
-            sampler = await runtime.control_plane.create_sampler(request)
-            sampler_id = sampler.id
+        is_local = self._local is not None
         target = SamplerTarget(
             service_url=self._settings.base_url,
             base_url=sampler.base_url,
             base_model=sampler.base_model,
             model_id=sampler.model_id,
             deployment_id=sampler.deployment_id,
-            sampler_id=sampler_id,
-            checkpoint_path=model_path,
+            sampler_id=None if is_local else sampler.id,
+            checkpoint_path=request.model_path,
             timeout=timeout,
-            ready_timeout=ready_timeout,
+            ready_timeout=wishes.ready_timeout,
             authorize=not is_local,
             is_queued=not is_local and sampler.deployment_id is None,
         )
-        client = SamplingClient(target, runtime)
-        await client.ensure_ready()
-        return client
+        return SamplingClient(target, self._live)
 
 
-class _LocalUrls:
-    """A trainer and a sampler without a control plane, described as the control plane would."""
-
-    def __init__(self, trainer_url: str, sampler_url: str) -> None:
-        self._trainer_url = trainer_url
-        self._sampler_url = sampler_url
-
-    def run(self, base_model: str, run_id: str | None = None) -> Run:
-        return Run(
-            id=run_id or f"local-{uuid4().hex[:8]}",
-            session_id="local",
-            base_model=base_model,
-            base_url=self._trainer_url,
-            created_at=datetime.now(UTC),
-            sampler=self.sampler(base_model),
-        )
-
-    def sampler(self, base_model: str) -> Sampler:
-        return Sampler(id="local", base_url=self._sampler_url, base_model=base_model, created_at=datetime.now(UTC))
-
-
-@asynccontextmanager
-async def _deactivated_on_failure(runtime: Runtime, run: Run) -> AsyncGenerator[None]:
-    """Do not leave a run that nobody has a client for, where the service says what it runs on."""
-    try:
-        yield
-    except BaseException as failure:
-        if run.deployment_id is not None:
-            with anyio.move_on_after(DEACTIVATE_SECONDS, shield=True):
-                try:
-                    await runtime.control_plane.deactivate_deployment(run.deployment_id)
-                except LoopsError as error:
-                    failure.add_note(f"run {run.id} could not be deactivated and may still cost money: {error}")
-        raise
-
-
-def _check_times(timeout: Any, ready_timeout: Any) -> None:
-    check_positive(timeout, "timeout")
-    check_positive(ready_timeout, "ready_timeout")
+async def _team_id(runtime: Runtime, team: str) -> str:
+    teams = await runtime.control_plane.list_teams()
+    for each in teams:
+        if team in (each.id, each.name):
+            return each.id
+    raise ConfigError(
+        f"there is no team {team!r}; there are {', '.join(sorted(each.name for each in teams)) or 'none'}"
+    )

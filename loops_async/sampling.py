@@ -13,7 +13,7 @@ from msgspec import UNSET, Struct
 from . import _retry, protocol
 from ._completions import read_completions
 from ._inputs import check_at_least, check_kind, check_model_input
-from ._readiness import SamplerGate
+from ._readiness import SamplerGate, sampler_gate
 from ._retry import Patience
 from ._runtime import Runtime, detached_runtime
 from ._sample_queue import SampleQueue
@@ -307,16 +307,9 @@ class SamplingClient:
 
     def _gate(self, runtime: Runtime) -> SamplerGate | None:
         target = self._target
-        if target.model_id is None or target.deployment_id is None:
-            return None
-        key = ("sampler", target.deployment_id)
-        gate: SamplerGate | None = runtime.shared.get(key)
-        if gate is None:
-            gate = SamplerGate(
-                runtime, base_url=target.base_url, model_id=target.model_id, deployment_id=target.deployment_id
-            )
-            runtime.shared[key] = gate
-        return gate
+        return sampler_gate(
+            runtime, base_url=target.base_url, model_id=target.model_id, deployment_id=target.deployment_id
+        )
 
     async def wait_for_version(self, version: int) -> None:
         """Wait until the sampler serves at least adapter `version`, for up to 600 s.

@@ -3,11 +3,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from os import PathLike
 from typing import Self
 
 from loops_async import client as _core
-from loops_async.types import Checkpoint, CheckpointDownload, CheckpointFilesResponse, ServerCapabilities, WandbConfig
+from loops_async.types import (
+    Checkpoint,
+    CheckpointDownload,
+    CheckpointFilesResponse,
+    CreateRunRequest,
+    ProvisioningEvent,
+    Run,
+    ServerCapabilities,
+    WandbConfig,
+)
 from loops_sync._handle import Opened
 
 from .control_plane import ControlPlane
@@ -30,9 +40,15 @@ class ServiceClient(Opened[_core.ServiceClient]):
         reuse_from_session_id: reuse that session's deployments where possible; default
             ``LOOPS_REUSE_FROM_SESSION_ID``. The same team's only, and best effort.
         auth_scheme: ``"Bearer"`` or ``"Api-Key"``; the service accepts both.
+        reuse_from_run_id: reuse that run's deployment where possible; default ``LOOPS_REUSE_FROM_RUN_ID``. It comes
+            before `reuse_from_session_id`; newer services only.
+        team: the name or id of the team that sessions, runs and samplers belong to; default ``LOOPS_TEAM``, else the
+            key's own. Newer services only.
+        availability_model: ``"dedicated"`` or ``"spot"`` machines; default ``LOOPS_AVAILABILITY_MODEL``, else the
+            service's choice. Newer services only.
 
     Raises:
-        ConfigError: there is neither a key nor a base_url, or one of them cannot be right.
+        ConfigError: there is neither a key nor a base_url, or one of the arguments cannot be right.
 
     Example:
         ::
@@ -49,6 +65,9 @@ class ServiceClient(Opened[_core.ServiceClient]):
         base_url: str | None = None,
         reuse_from_session_id: str | None = None,
         auth_scheme: str = "Bearer",
+        reuse_from_run_id: str | None = None,
+        team: str | None = None,
+        availability_model: str | None = None,
     ) -> None:
         self._open(
             _core.ServiceClient,
@@ -57,6 +76,9 @@ class ServiceClient(Opened[_core.ServiceClient]):
             base_url=base_url,
             reuse_from_session_id=reuse_from_session_id,
             auth_scheme=auth_scheme,
+            reuse_from_run_id=reuse_from_run_id,
+            team=team,
+            availability_model=availability_model,
         )
 
     @classmethod
@@ -96,8 +118,13 @@ class ServiceClient(Opened[_core.ServiceClient]):
         replicas: int = 1,
         path: str | None = None,
         name: str | None = None,
+        sampler_num_replicas: int | None = None,
+        keep_on_failure: bool = False,
+        on_progress: Callable[[ProvisioningEvent], object] | None = None,
     ) -> TrainingClient:
         """Provision a trainer with its paired sampler, and return when the trainer is ready.
+
+        Any number may be provisioned at once. A run whose provisioning fails or is cancelled is deactivated.
 
         Args:
             base_model: a Hugging Face repository id that the service supports (`get_server_capabilities`).
@@ -111,14 +138,16 @@ class ServiceClient(Opened[_core.ServiceClient]):
             replicas: data-parallel copies.
             path: ``bt://loops:<run_id>/weights/<name>`` to start from.
             name: a display name; sent only when given.
+            sampler_num_replicas: copies of the paired sampler; sent only when given.
+            keep_on_failure: leave the run as it is when it fails or this is cancelled.
+            on_progress: called on the event loop with each change of state; must return quickly.
 
         Raises:
             InputError: an argument breaks a rule; nothing was sent.
             BadRequestError: the service refuses, for example an unknown model.
+            LostAnswerError: the connection broke and the run was not found; it may exist.
             ProvisioningError: the deployment failed.
             NotReadyError: it was not ready in `ready_timeout`.
-
-        A run whose provisioning fails or is cancelled is deactivated where the service allows it.
         """
         return TrainingClient(
             self._bridge.run(
@@ -134,36 +163,96 @@ class ServiceClient(Opened[_core.ServiceClient]):
                 replicas=replicas,
                 path=path,
                 name=name,
+                sampler_num_replicas=sampler_num_replicas,
+                keep_on_failure=keep_on_failure,
+                on_progress=on_progress,
             ),
             self,
         )
 
     def create_training_client_from_state(
-        self, path: str, *, timeout: float = 600.0, ready_timeout: float = 3600.0
+        self,
+        path: str,
+        *,
+        timeout: float = 600.0,
+        ready_timeout: float = 3600.0,
+        keep_on_failure: bool = False,
+        on_progress: Callable[[ProvisioningEvent], object] | None = None,
     ) -> TrainingClient:
         """Provision a new run of the checkpoint's model and rank, with its weights and a fresh optimizer.
 
-        `path` is ``bt://loops:<run_id>/weights/<name>``.
+        `path` is ``bt://loops:<run_id>/weights/<name>``; the rest is as in `create_lora_training_client`.
         """
         return TrainingClient(
             self._bridge.run(
-                self._impl.create_training_client_from_state, path=path, timeout=timeout, ready_timeout=ready_timeout
+                self._impl.create_training_client_from_state,
+                path=path,
+                timeout=timeout,
+                ready_timeout=ready_timeout,
+                keep_on_failure=keep_on_failure,
+                on_progress=on_progress,
             ),
             self,
         )
 
     def create_training_client_from_state_with_optimizer(
-        self, path: str, *, timeout: float = 600.0, ready_timeout: float = 3600.0
+        self,
+        path: str,
+        *,
+        timeout: float = 600.0,
+        ready_timeout: float = 3600.0,
+        keep_on_failure: bool = False,
+        on_progress: Callable[[ProvisioningEvent], object] | None = None,
     ) -> TrainingClient:
-        """Provision a new run that continues from the checkpoint: weights, optimizer and step."""
+        """Provision a new run that continues from the checkpoint: weights, optimizer and step.
+
+        Arguments are those of `create_training_client_from_state`.
+        """
         return TrainingClient(
             self._bridge.run(
                 self._impl.create_training_client_from_state_with_optimizer,
                 path=path,
                 timeout=timeout,
                 ready_timeout=ready_timeout,
+                keep_on_failure=keep_on_failure,
+                on_progress=on_progress,
             ),
             self,
+        )
+
+    def provision_run(
+        self,
+        request: CreateRunRequest,
+        *,
+        ready_timeout: float = 3600.0,
+        keep_on_failure: bool = False,
+        on_progress: Callable[[ProvisioningEvent], object] | None = None,
+    ) -> Run:
+        """Create a run and return it when its trainer is ready, without beginning to train.
+
+        `attach_training_client` goes on from there. Arguments and errors are those of `create_lora_training_client`.
+        """
+        return self._bridge.run(
+            self._impl.provision_run,
+            request=request,
+            ready_timeout=ready_timeout,
+            keep_on_failure=keep_on_failure,
+            on_progress=on_progress,
+        )
+
+    def wait_for_run(
+        self,
+        run_id: str,
+        *,
+        ready_timeout: float = 3600.0,
+        on_progress: Callable[[ProvisioningEvent], object] | None = None,
+    ) -> Run:
+        """Wait until the trainer of a run that exists is ready; hundreds may be watched at once.
+
+        Whatever happens, the run stays as it is. Errors are those of `create_lora_training_client`.
+        """
+        return self._bridge.run(
+            self._impl.wait_for_run, run_id=run_id, ready_timeout=ready_timeout, on_progress=on_progress
         )
 
     def attach_training_client(
@@ -187,18 +276,34 @@ class ServiceClient(Opened[_core.ServiceClient]):
         )
 
     def create_sampling_client(
-        self, base_model: str, timeout: float = 300.0, ready_timeout: float = 3600.0, model_path: str | None = None
+        self,
+        base_model: str,
+        timeout: float = 300.0,
+        ready_timeout: float = 3600.0,
+        model_path: str | None = None,
+        *,
+        max_seq_len: int | None = None,
+        num_replicas: int | None = None,
+        keep_on_failure: bool = False,
+        on_progress: Callable[[ProvisioningEvent], object] | None = None,
     ) -> SamplingClient:
         """Provision a standalone sampler of a base model, and return when it is ready.
+
+        A sampler whose provisioning fails or is cancelled is deactivated where the service can do that.
 
         Args:
             base_model: a Hugging Face repository id that the service supports.
             timeout: seconds that one sample may take.
             ready_timeout: seconds that the sampler may take to become ready.
             model_path: not offered here; see `create_sampling_client_from_checkpoint`.
+            max_seq_len: longest prompt with its completion in tokens; None is the model's maximum.
+            num_replicas: copies of the sampler; sent only when given.
+            keep_on_failure: leave the sampler as it is when it fails or this is cancelled.
+            on_progress: called on the event loop with each change of state; must return quickly.
 
         Raises:
             UnsupportedError: `model_path` was given.
+            LostAnswerError: the connection broke while the sampler was asked for; it may exist.
             SamplerTerminatedError: the deployment failed.
             NotReadyError: it was not ready in `ready_timeout`.
         """
@@ -209,16 +314,28 @@ class ServiceClient(Opened[_core.ServiceClient]):
                 timeout=timeout,
                 ready_timeout=ready_timeout,
                 model_path=model_path,
+                max_seq_len=max_seq_len,
+                num_replicas=num_replicas,
+                keep_on_failure=keep_on_failure,
+                on_progress=on_progress,
             ),
             self,
         )
 
     def create_sampling_client_from_checkpoint(
-        self, model_path: str, timeout: float = 300.0, ready_timeout: float = 3600.0
+        self,
+        model_path: str,
+        timeout: float = 300.0,
+        ready_timeout: float = 3600.0,
+        *,
+        max_seq_len: int | None = None,
+        num_replicas: int | None = None,
+        keep_on_failure: bool = False,
+        on_progress: Callable[[ProvisioningEvent], object] | None = None,
     ) -> SamplingClient:
         """Provision a standalone sampler of one checkpoint, and return when it is ready.
 
-        `model_path` is ``bt://loops:<run_id>/sampler_weights/<name>``; times and errors are those of
+        `model_path` is ``bt://loops:<run_id>/sampler_weights/<name>``; the other arguments and errors are those of
         `create_sampling_client`.
         """
         return SamplingClient(
@@ -227,6 +344,10 @@ class ServiceClient(Opened[_core.ServiceClient]):
                 model_path=model_path,
                 timeout=timeout,
                 ready_timeout=ready_timeout,
+                max_seq_len=max_seq_len,
+                num_replicas=num_replicas,
+                keep_on_failure=keep_on_failure,
+                on_progress=on_progress,
             ),
             self,
         )
