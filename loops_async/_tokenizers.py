@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from ._runtime import Runtime
 from ._transport import Request
-from .errors import ProtocolError
+from .errors import NotFoundError, ProtocolError
 from .protocol import ServedModels, segment
 
 
@@ -33,15 +33,23 @@ async def load_tokenizer(
     key = ("tokenizer", base_model)
     if key not in runtime.shared:
         common: dict[str, Any] = {"headers": headers, "authorize": authorize}
-        served = await runtime.transport.get(
-            f"{root}/v1/models", ServedModels, what=f"find the tokenizer of {base_model}", **common
-        )
-        place = next((model.tokenizer for model in served.data if model.parent is None and model.tokenizer), None)
+        place = await _place(runtime, root, base_model, common)
         if place is None:
             runtime.shared[key] = await to_thread.run_sync(_load, base_model)
         else:
             runtime.shared[key] = await _fetch(runtime, f"{root}/{place}", common)
     return runtime.shared[key]
+
+
+async def _place(runtime: Runtime, root: str, base_model: str, common: Mapping[str, Any]) -> str | None:
+    """Return where below `root` the tokenizer is served; a serverless sampler may not even list its models."""
+    what = f"find the tokenizer of {base_model}"
+    try:
+        served = await runtime.transport.get(f"{root}/v1/models", ServedModels, what=what, **common)
+    except (NotFoundError, ProtocolError):
+        return None
+    places = {model.id: model.tokenizer for model in served.data if model.parent is None and model.tokenizer}
+    return places.get(base_model) or next(iter(places.values()), None)
 
 
 async def _fetch(runtime: Runtime, url: str, common: Mapping[str, Any]) -> Any:

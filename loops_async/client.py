@@ -216,9 +216,6 @@ class ServiceClient:
             ProvisioningError: the deployment failed.
             NotReadyError: it was not ready in `ready_timeout`.
         """
-        if wandb_config is not None:
-            check_kind(wandb_config, WandbConfig, "wandb_config")
-            require_wandb()
         check_at_least(rank, 1, "rank")
         request = self._run_request(
             base_model=base_model,
@@ -240,6 +237,7 @@ class ServiceClient:
         *,
         timeout: float = 600.0,
         ready_timeout: float = 3600.0,
+        wandb_config: WandbConfig | None = None,
         keep_on_failure: bool = False,
         on_progress: Callable[[ProvisioningEvent], object] | None = None,
     ) -> TrainingClient:
@@ -248,7 +246,7 @@ class ServiceClient:
         `path` is ``bt://loops:<run_id>/weights/<name>``; the rest is as in `create_lora_training_client`.
         """
         wishes = Wishes("run", ready_timeout=ready_timeout, keep_on_failure=keep_on_failure, on_progress=on_progress)
-        return await self._provision(await self._state_request(path), timeout, wishes)
+        return await self._provision(await self._state_request(path), timeout, wishes, wandb_config)
 
     async def create_training_client_from_state_with_optimizer(
         self,
@@ -256,6 +254,7 @@ class ServiceClient:
         *,
         timeout: float = 600.0,
         ready_timeout: float = 3600.0,
+        wandb_config: WandbConfig | None = None,
         keep_on_failure: bool = False,
         on_progress: Callable[[ProvisioningEvent], object] | None = None,
     ) -> TrainingClient:
@@ -264,7 +263,8 @@ class ServiceClient:
         Arguments are those of `create_training_client_from_state`.
         """
         wishes = Wishes("run", ready_timeout=ready_timeout, keep_on_failure=keep_on_failure, on_progress=on_progress)
-        return await self._provision(await self._state_request(path), timeout, wishes, with_optimizer=True)
+        request = await self._state_request(path)
+        return await self._provision(request, timeout, wishes, wandb_config, with_optimizer=True)
 
     async def provision_run(
         self,
@@ -303,7 +303,12 @@ class ServiceClient:
         return run
 
     async def attach_training_client(
-        self, run_id: str, *, timeout: float = 600.0, ready_timeout: float = 3600.0
+        self,
+        run_id: str,
+        *,
+        timeout: float = 600.0,
+        ready_timeout: float = 3600.0,
+        wandb_config: WandbConfig | None = None,
     ) -> TrainingClient:
         """Return a client of a run that exists, to go on where the run stands: weights, gradients, optimizer, step.
 
@@ -316,6 +321,7 @@ class ServiceClient:
             NotReadyError: its trainer was not ready in `ready_timeout`.
         """
         check_positive(timeout, "timeout")
+        _check_wandb(wandb_config)
         run = await self.wait_for_run(run_id, ready_timeout=ready_timeout)
         return TrainingClient(
             self._live,
@@ -325,6 +331,7 @@ class ServiceClient:
             timeout=timeout,
             ready_timeout=ready_timeout,
             is_local=self._local is not None,
+            wandb_config=wandb_config,
         )
 
     # --- sampling ---
@@ -484,6 +491,7 @@ class ServiceClient:
         with_optimizer: bool = False,
     ) -> TrainingClient:
         check_positive(timeout, "timeout")
+        _check_wandb(wandb_config)
 
         async def provision() -> TrainingClient:
             async with self._ready_run(request, wishes) as run:
@@ -589,3 +597,9 @@ async def _team_id(runtime: Runtime, team: str) -> str:
     raise ConfigError(
         f"there is no team {team!r}; there are {', '.join(sorted(each.name for each in teams)) or 'none'}"
     )
+
+
+def _check_wandb(wandb_config: Any) -> None:
+    if wandb_config is not None:
+        check_kind(wandb_config, WandbConfig, "wandb_config")
+        require_wandb()

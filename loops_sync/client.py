@@ -176,6 +176,7 @@ class ServiceClient(Opened[_core.ServiceClient]):
         *,
         timeout: float = 600.0,
         ready_timeout: float = 3600.0,
+        wandb_config: WandbConfig | None = None,
         keep_on_failure: bool = False,
         on_progress: Callable[[ProvisioningEvent], object] | None = None,
     ) -> TrainingClient:
@@ -189,6 +190,7 @@ class ServiceClient(Opened[_core.ServiceClient]):
                 path=path,
                 timeout=timeout,
                 ready_timeout=ready_timeout,
+                wandb_config=wandb_config,
                 keep_on_failure=keep_on_failure,
                 on_progress=on_progress,
             ),
@@ -201,6 +203,7 @@ class ServiceClient(Opened[_core.ServiceClient]):
         *,
         timeout: float = 600.0,
         ready_timeout: float = 3600.0,
+        wandb_config: WandbConfig | None = None,
         keep_on_failure: bool = False,
         on_progress: Callable[[ProvisioningEvent], object] | None = None,
     ) -> TrainingClient:
@@ -214,6 +217,7 @@ class ServiceClient(Opened[_core.ServiceClient]):
                 path=path,
                 timeout=timeout,
                 ready_timeout=ready_timeout,
+                wandb_config=wandb_config,
                 keep_on_failure=keep_on_failure,
                 on_progress=on_progress,
             ),
@@ -256,7 +260,12 @@ class ServiceClient(Opened[_core.ServiceClient]):
         )
 
     def attach_training_client(
-        self, run_id: str, *, timeout: float = 600.0, ready_timeout: float = 3600.0
+        self,
+        run_id: str,
+        *,
+        timeout: float = 600.0,
+        ready_timeout: float = 3600.0,
+        wandb_config: WandbConfig | None = None,
     ) -> TrainingClient:
         """Return a client of a run that exists, to go on where the run stands: weights, gradients, optimizer, step.
 
@@ -270,7 +279,11 @@ class ServiceClient(Opened[_core.ServiceClient]):
         """
         return TrainingClient(
             self._bridge.run(
-                self._impl.attach_training_client, run_id=run_id, timeout=timeout, ready_timeout=ready_timeout
+                self._impl.attach_training_client,
+                run_id=run_id,
+                timeout=timeout,
+                ready_timeout=ready_timeout,
+                wandb_config=wandb_config,
             ),
             self,
         )

@@ -1,0 +1,195 @@
+"""Steps logged to Weights & Biases, for which a module of the same name stands in."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import loops_sync
+from loops_async import AdamParams, Datum, ServiceClient, TrainingClient, WandbConfig, _wandb
+from loops_local import LocalService, serve_in_thread
+
+DATA = [Datum(model_input=[1, 2], loss_fn_inputs={"target_tokens": [2, 3]})]
+CONFIG = WandbConfig(project="loops", name="mine")
+
+
+class Wandb(ModuleType):
+    """What the library uses of wandb; `fail` names the call that raises."""
+
+    def __init__(self, fail: str | None = None) -> None:
+        super().__init__("wandb")
+        self.fail = fail
+        self.begun: list[dict[str, Any]] = []
+        self.logged: list[dict[str, Any]] = []
+        self.threads: set[int] = set()
+        self.finished = threading.Event()
+        self.may_begin = threading.Event()
+        self.may_begin.set()
+
+    def init(self, **options: Any) -> Wandb:
+        assert self.may_begin.wait(20)
+        self._happens("init")
+        self.begun.append(options)
+        return self
+
+    def log(self, metrics: dict[str, Any]) -> None:
+        self._happens("log")
+        self.logged.append(metrics)
+
+    def finish(self) -> None:
+        self._happens("finish")
+        self.finished.set()
+
+    def _happens(self, call: str) -> None:
+        self.threads.add(threading.get_ident())
+        if self.fail == call:
+            raise OSError(f"no network in {call}")
+
+
+@pytest.fixture
+def wandb(monkeypatch: pytest.MonkeyPatch) -> Wandb:
+    return _installed(monkeypatch, Wandb())
+
+
+def _installed(monkeypatch: pytest.MonkeyPatch, wandb: Wandb) -> Wandb:
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setattr(_wandb, "find_spec", lambda name: name)
+    return wandb
+
+
+async def trained(service: ServiceClient, steps: int) -> TrainingClient:
+    trainer = await service.create_lora_training_client("echo", 4, None, 600.0, 3600.0, CONFIG)
+    for _ in range(steps):
+        await trainer.forward_backward(DATA)
+        await trainer.optim_step(AdamParams(learning_rate=0.5))
+    return trainer
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+async def test_every_step_is_logged_with_the_pass_before_it_and_nobody_waits(local: LocalService, wandb: Wandb) -> None:
+    async with ServiceClient(base_url=local.base_url, api_key=local.api_key) as service:
+        trainer = await trained(service, steps=3)
+        last = await trainer.optim_step(AdamParams())
+        await last
+    assert [one["step"] for one in wandb.logged] == [1.0, 2.0, 3.0, 4.0]
+    assert [one["learning_rate"] for one in wandb.logged] == [0.5, 0.5, 0.5, 1e-4]
+    assert all(one["forward_backward/loss"] > 0 for one in wandb.logged[:3])
+    assert "forward_backward/loss" not in wandb.logged[3]
+    (begun,) = wandb.begun
+    assert (begun["project"], begun["name"]) == ("loops", "mine")
+    assert begun["config"] == {"run_id": trainer.run_id, "base_model": "echo", "lora_rank": 4}
+    assert wandb.finished.is_set()
+    assert threading.get_ident() not in wandb.threads
+
+
+async def test_passes_that_one_step_puts_together_are_averaged_by_datums(service: ServiceClient, wandb: Wandb) -> None:
+    trainer = await trained(service, steps=0)
+    first = await (await trainer.forward_backward(DATA)).result()
+    second = await (
+        await trainer.forward_backward([Datum(model_input=[40, 2], loss_fn_inputs={"target_tokens": [99, 3]})] * 3)
+    ).result()
+    await (await trainer.optim_step(AdamParams())).result()
+    await trainer.close()
+    assert first.loss != second.loss
+    assert wandb.logged[0]["forward_backward/loss"] == pytest.approx((first.loss + 3 * second.loss) / 4)
+
+
+async def test_closing_the_training_client_ends_the_run(service: ServiceClient, wandb: Wandb) -> None:
+    trainer = await trained(service, steps=1)
+    await (await trainer.optim_step(AdamParams())).result()
+    await trainer.close()
+    await trainer.close()
+    assert wandb.finished.is_set()
+    assert len(wandb.logged) == 2
+
+
+async def test_steps_are_kept_until_the_run_has_begun(service: ServiceClient, wandb: Wandb) -> None:
+    wandb.may_begin.clear()
+    trainer = await trained(service, steps=2)
+    await (await trainer.optim_step(AdamParams())).result()
+    wandb.may_begin.set()
+    await trainer.close()
+    assert len(wandb.logged) == 3
+
+
+@pytest.mark.parametrize("call", ["init", "log", "finish"])
+async def test_training_goes_on_when_logging_fails(
+    service: ServiceClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, call: str
+) -> None:
+    _installed(monkeypatch, Wandb(fail=call))
+    trainer = await trained(service, steps=3)
+    step = await (await trainer.optim_step(AdamParams())).result()
+    await trainer.close()
+    assert step.metrics is not None
+    assert step.metrics["step"] == 4.0
+    assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [
+        f"training goes on without being logged to Weights & Biases: OSError: no network in {call}"
+    ]
+
+
+async def test_a_failed_operation_is_not_logged_and_still_told(
+    local: LocalService, service: ServiceClient, wandb: Wandb, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = await trained(service, steps=0)
+    local.faults.answer("GET */operations/*", 200, {"status": "error", "error": "out of memory"})
+    failed = await trainer.optim_step(AdamParams())
+    await failed.settled()
+    await (await trainer.optim_step(AdamParams())).result()
+    await trainer.close()
+    assert len(wandb.logged) == 1
+    assert "out of memory" in caplog.text
+
+
+async def test_a_run_that_hangs_does_not_hold_up_the_end(
+    service: ServiceClient, wandb: Wandb, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_wandb, "CLOSE_SECONDS", 0.05)
+    wandb.may_begin.clear()
+    trainer = await trained(service, steps=1)
+    await trainer.close()
+    assert "did not finish" in caplog.text
+    wandb.may_begin.set()
+    assert wandb.finished.wait(10)
+
+
+async def test_without_the_extra_nothing_is_provisioned(
+    service: ServiceClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_wandb, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"loops-async\[wandb\]"):
+        await trained(service, steps=0)
+    assert await service.control_plane.list_runs() == []
+
+
+async def test_a_client_that_is_attached_logs_as_well(service: ServiceClient, wandb: Wandb) -> None:
+    trainer = await service.create_lora_training_client("echo", rank=4)
+    attached = await service.attach_training_client(trainer.run_id, wandb_config=CONFIG)
+    await (await attached.optim_step(AdamParams())).result()
+    await attached.close()
+    assert [one["step"] for one in wandb.logged] == [1.0]
+
+
+def test_the_blocking_colour_logs_as_well(wandb: Wandb) -> None:
+    with (
+        serve_in_thread(engine="echo", provisioning_seconds=0.0) as local,
+        loops_sync.ServiceClient(base_url=local.base_url, api_key=local.api_key) as service,
+    ):
+        trainer = service.create_lora_training_client("echo", rank=4, wandb_config=CONFIG)
+        trainer.forward_backward(DATA)
+        trainer.optim_step(AdamParams())
+        eventually(lambda: len(wandb.logged) == 1)
+    assert wandb.logged[0]["step"] == 1.0
+    assert wandb.finished.is_set()
