@@ -7,11 +7,9 @@ from collections.abc import AsyncIterator
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
-import anyio
-
 from ._config import Settings, resolve_settings
 from ._heartbeat import Heartbeat
-from ._tasks import TaskOwner
+from ._tasks import TaskOwner, to_the_end
 from ._transport import Transport
 from .control_plane import ControlPlane
 
@@ -30,10 +28,12 @@ class Runtime:
         """What clients of the same deployment or model share, by key: readiness gates and tokenizers."""
 
     async def close(self) -> None:
-        """End every task, then every connection."""
-        with anyio.CancelScope(shield=True):
-            await self.tasks.close()
-            await self.transport.close()
+        """End every task, then every connection, even while the caller is being cancelled."""
+        await to_the_end(self._close())
+
+    async def _close(self) -> None:
+        await self.tasks.close()
+        await self.transport.close()
 
 
 _Held: TypeAlias = tuple[Runtime, AsyncIterator[Runtime]]
@@ -64,3 +64,5 @@ async def _hold(settings: Settings) -> AsyncIterator[Runtime]:
         yield runtime
     finally:
         await runtime.close()
+        # The loop is ending. Its runtimes refer to it, so they would keep it.
+        _detached.pop(asyncio.get_running_loop(), None)

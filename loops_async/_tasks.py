@@ -56,12 +56,26 @@ class TaskOwner:
             raise
 
     async def close(self) -> None:
-        """Cancel every task and wait until all have ended, even while the caller is being cancelled."""
-        with anyio.CancelScope(shield=True):
-            while tasks := list(self._tasks):
-                for task in tasks:
-                    task.cancel()
-                await asyncio.wait(tasks)
+        """Cancel every task and wait until all have ended."""
+        while tasks := list(self._tasks):
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+
+async def to_the_end(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a clean-up to its end though the caller is cancelled meanwhile, and only then let the cancellation on."""
+    task = asyncio.create_task(coroutine)
+    cancellation: asyncio.CancelledError | None = None
+    with anyio.CancelScope(shield=True):  # holds against cancel scopes, which cancel again and again
+        while not task.done():
+            try:
+                await asyncio.wait([task])
+            except asyncio.CancelledError as cancelled:  # by `Task.cancel`, against which no shield holds
+                cancellation = cancelled
+    if cancellation is not None:
+        raise cancellation
+    return task.result()
 
 
 async def together(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

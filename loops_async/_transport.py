@@ -11,7 +11,6 @@ from typing import Any, Final, TypeVar, cast
 from urllib.parse import urlsplit
 
 import aiohttp
-import anyio
 import msgspec
 from msgspec import Struct
 
@@ -108,8 +107,7 @@ class Transport:
     async def close(self) -> None:
         """Close every connection; afterwards each call raises `ClosedError`."""
         self._closed = True
-        with anyio.CancelScope(shield=True):
-            await self._session.close()
+        await self._session.close()
 
     async def get(self, url: str, kind: type[T], *, what: str, timeout: float = 60.0, **others: Any) -> T:
         """GET a JSON body of type `kind`."""
