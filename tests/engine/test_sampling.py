@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import Tensor
 
-from loops_async.types import AdamParams, Datum, ImageChunk, ModelInput
+from loops_async.types import AdamParams, Datum, ImageChunk, ModelInput, SamplingParams
 from loops_local.engine.base import (
     Adapter,
     Completion,
@@ -26,6 +27,7 @@ from loops_local.engine.base import (
 )
 from loops_local.engine.byte_tokenizer import END_TOKEN
 from loops_local.engine.pytorch import sampler as sampler_module
+from loops_local.engine.pytorch.picking import pick
 
 from .tools import job, logprobs, randomize, text, tokens
 
@@ -143,7 +145,6 @@ def test_later_requests_join_those_under_way(sampler: Sampler) -> None:
 
 def test_concurrent_requests_share_their_steps(sampler: Sampler, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[int] = []
-    pick = sampler_module.pick
 
     def counted(logprobs: Tensor, *rest: Any) -> list[int]:
         steps.append(len(logprobs))
@@ -186,6 +187,10 @@ def test_frequencies_follow_the_probabilities(sampler: Sampler) -> None:
     share = np.exp(2 * logprob[top]) / sum(np.exp(2 * value) for value in logprob.values())
     assert seen / count == pytest.approx(share, abs=0.03)
     assert of_cold[top] == pytest.approx(logprob[top], abs=1e-5)
+
+
+def test_a_draw_of_nothing_takes_the_first_that_is_possible() -> None:
+    assert pick(torch.tensor([[-200.0, 0.0]]), [SamplingParams()], [0.0]) == [1]
 
 
 @pytest.mark.parametrize(
