@@ -20,15 +20,7 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Coroutine,
-    Iterable,
-    Iterator,
-)
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, aclosing
 from types import TracebackType
 from typing import Any, Final, Generic, ParamSpec, TypeVar, cast
@@ -169,6 +161,7 @@ class Bridge:
     def _start(self) -> None:
         with self._starting:
             if self._loop is None:
+                # Worker threads inherit that they are daemons, so an idle one does not keep the interpreter either.
                 loop = asyncio.new_event_loop()
                 thread = threading.Thread(target=_serve, args=(loop,), name="loops_sync", daemon=True)
                 thread.start()
@@ -194,7 +187,6 @@ async def _cancel_all() -> None:
         task.cancel()
     if tasks:
         await asyncio.wait(tasks)
-    await asyncio.sleep(0)  # closed transports let go of their sockets one turn later
 
 
 class Outcome(Generic[T]):
@@ -388,8 +380,8 @@ def current() -> Bridge:
 
 def _begin_anew_in_child() -> None:
     global _current
-    _current.abandon()
-    _current = Bridge()
+    inherited, _current = _current, Bridge()
+    inherited.abandon()
 
 
 _current = Bridge()

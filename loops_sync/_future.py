@@ -53,3 +53,7 @@ class OperationFuture(Handle[loops_async.OperationFuture[T]]):
             ClosedError: the client was closed before the outcome was known.
         """
         return self._bridge.run(self._impl.result, timeout)
+
+    def settled(self) -> T | None:
+        """Wait until there is an outcome, and return it, or None for a failure, which is left for others to hear."""
+        return self._bridge.run(self._impl.settled)

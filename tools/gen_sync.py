@@ -514,10 +514,12 @@ class Twin:
     def _stepped(self, members: list[ast.expr]) -> Form | None:
         """``AsyncIterable[T]``, alone or next to ``Iterable[T]``."""
         names = {_outer_name(member) for member in members}
-        item = members[0].slice if isinstance(members[0], ast.Subscript) else None
-        if item is None or not {"AsyncIterable"} <= names <= {"AsyncIterable", "Iterable"}:
+        items = [member.slice for member in members if isinstance(member, ast.Subscript)]
+        if len(items) < len(members) or not {"AsyncIterable"} <= names <= {"AsyncIterable", "Iterable"}:
             return None
-        if not self._is_plain(item, self._module):
+        item = items[0]
+        is_same = len({self._module.source(each) for each in items}) == 1
+        if not is_same or not self._is_plain(item, self._module):
             return None
         self._use_names(item)
         self._use("collections.abc", "Iterable")

@@ -216,6 +216,10 @@ NO_RULE = {
         "parameter g",
     ),
     "type in quotes": ("async def f(self, it: 'Other') -> None: ...", "parameter it: 'Other'"),
+    "iterables of different things": (
+        "async def f(self, it: Iterable[int] | AsyncIterable[str]) -> None: ...",
+        "parameter it: Iterable[int] | AsyncIterable[str]",
+    ),
     "variadic handles": ("async def f(self, *them: Other) -> None: ...", "parameter them: Other"),
     "itself": ("async def f(self) -> Self: ...", "the result Self"),
     "no annotation": ("async def f(self, it) -> None: ...", "parameter it has no annotation"),

@@ -274,6 +274,21 @@ class TestExit:
         assert done.lines == ["service: open", "service: closed"]
         assert done.seconds < 10
 
+    def test_with_worker_threads_that_are_idle(self) -> None:
+        done = run("""
+            import anyio.to_thread
+            from loops_sync._bridge import current
+
+            async def steps():
+                yield await anyio.to_thread.run_sync(lambda: "in a worker")
+                yield await asyncio.to_thread(lambda: "in another")
+
+            items = current().iterate(steps)
+            print(next(items), next(items))
+        """)
+        assert (done.lines, done.errors, done.code) == (["in a worker in another"], "", 0)
+        assert done.seconds < 10
+
     def test_with_a_callback_that_blocks_the_loop(self) -> None:
         done = run("""
             service = sample_sync.Service()

@@ -34,6 +34,10 @@ HANDLES = [
     if inspect.isclass(kind := getattr(loops_async, name)) and any(map(is_coroutine, public(kind).values()))
 ]
 
+COROUTINES = [name for name in loops_async.__all__ if is_coroutine(getattr(loops_async, name))]
+
+ALIASES = ["ForwardBackwardFuture"]
+
 MEMBERS = [(kind, name) for kind in HANDLES for name in public(getattr(loops_async, kind)) if name not in BIRTH]
 
 
@@ -60,9 +64,22 @@ def test_same_names() -> None:
     assert sorted(loops_sync.__all__) == sorted(loops_async.__all__)
 
 
-@pytest.mark.parametrize("name", sorted(set(loops_async.__all__) - set(HANDLES) - {"ForwardBackwardFuture"}))
+@pytest.mark.parametrize("name", sorted({*loops_async.__all__} - {*HANDLES, *COROUTINES, *ALIASES}))
 def test_values_and_errors_are_the_same_objects(name: str) -> None:
     assert getattr(loops_sync, name) is getattr(loops_async, name)
+
+
+@pytest.mark.parametrize("name", ALIASES)
+def test_aliases_are_of_the_twins(name: str) -> None:
+    twin, core = getattr(loops_sync, name), getattr(loops_async, name)
+    assert (twin.__origin__, twin.__args__) == (loops_sync.OperationFuture, core.__args__)
+
+
+@pytest.mark.parametrize("name", COROUTINES)
+def test_coroutine_functions_have_twins(name: str) -> None:
+    twin, core = getattr(loops_sync, name), getattr(loops_async, name)
+    assert not is_coroutine(twin)
+    assert parameters(twin) == parameters(core)
 
 
 @pytest.mark.parametrize("name", HANDLES)
