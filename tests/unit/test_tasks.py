@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-from loops_async._tasks import TaskOwner
+import anyio
+import pytest
+
+from loops_async._tasks import TaskOwner, to_the_end
 
 
 async def forever(cleaned: list[str]) -> None:
@@ -40,16 +43,43 @@ async def test_close_ends_what_its_own_closing_starts() -> None:
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-async def test_close_finishes_though_its_caller_is_cancelled() -> None:
-    owner, cleaned = TaskOwner(), list[str]()
-    owner.start(forever(cleaned), name="forever")
-    await asyncio.sleep(0)
-    closing = asyncio.create_task(owner.close())
-    await asyncio.sleep(0)
-    closing.cancel()
-    await asyncio.wait([closing])
-    assert cleaned == ["up"]
-    assert asyncio.all_tasks() == {asyncio.current_task()}
+async def cleaning_up(steps: list[int]) -> str:
+    for number in range(10):
+        steps.append(number)
+        await asyncio.sleep(0)
+    return "done"
+
+
+async def test_to_the_end_returns_what_came_of_it() -> None:
+    assert await to_the_end(cleaning_up([])) == "done"
+
+
+@pytest.mark.parametrize("times", [1, 3])
+async def test_to_the_end_goes_on_though_its_caller_is_cancelled(times: int) -> None:
+    steps: list[int] = []
+    cleaning = asyncio.create_task(to_the_end(cleaning_up(steps)))
+    for _ in range(times):
+        await asyncio.sleep(0)
+        cleaning.cancel()
+    await asyncio.wait([cleaning])
+    assert cleaning.cancelled()
+    assert steps == list(range(10))
+
+
+async def test_to_the_end_goes_on_in_a_cancelled_scope() -> None:
+    steps: list[int] = []
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await to_the_end(cleaning_up(steps))
+    assert steps == list(range(10))
+
+
+async def test_to_the_end_passes_failures_on() -> None:
+    async def failing() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await to_the_end(failing())
 
 
 async def test_finished_tasks_are_forgotten_and_named() -> None:

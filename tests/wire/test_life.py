@@ -1,0 +1,205 @@
+"""A client's life: opening, closing, and that nothing is left afterwards (also after cancellation)."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import pickle
+import threading
+import weakref
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from loops_async import AdamParams, ClosedError, Datum, LoopsError, ServiceClient, TrainingClient
+from tests.wire.conftest import KEY
+from tests.wire.scripted import MODEL, Hold, Say, ScriptedService
+
+SESSIONS = "/v1/loops/sessions"
+DATUM = Datum(model_input=[1, 2], loss_fn_inputs={"target_tokens": [2, 3]})
+
+
+def ours() -> set[asyncio.Task[Any]]:
+    """Return the library's tasks that are still alive."""
+    return {task for task in asyncio.all_tasks() if task.get_name().startswith("loops_async")}
+
+
+async def test_entering_opens_one_session_and_leaving_leaves_nothing(service: ScriptedService) -> None:
+    client = ServiceClient(api_key=KEY, base_url=service.url)
+    async with client as entered:
+        assert entered is client
+        assert client.session_id == "s1"
+        assert await client.open() is client
+        trainer = await client.create_lora_training_client(MODEL)
+        await trainer.optim_step(AdamParams())
+        assert ours()
+    assert len(service.seen_at("POST", SESSIONS)) == 1
+    assert not ours()
+    await client.close()
+
+
+async def test_before_it_is_open_and_after_it_is_closed(service: ScriptedService) -> None:
+    client = ServiceClient(api_key=KEY, base_url=service.url)
+    calls: list[Callable[[], Coroutine[Any, Any, Any]]] = [
+        lambda: client.create_lora_training_client(MODEL),
+        lambda: client.create_sampling_client(MODEL),
+        lambda: client.list_checkpoints("r1"),
+        client.get_server_capabilities,
+    ]
+    with pytest.raises(ClosedError, match="not open yet"):
+        _ = client.session_id
+    for call in calls:
+        with pytest.raises(ClosedError, match="not open yet"):
+            await call()
+    await client.open()
+    await client.close()
+    for call in [*calls, client.open]:
+        with pytest.raises(ClosedError, match="closed"):
+            await call()
+    assert len(service.seen) == 1
+
+
+async def test_a_session_that_is_refused_leaves_nothing_and_may_be_tried_again(service: ScriptedService) -> None:
+    service.answer("POST", SESSIONS, Say(401, {"message": "no"}))
+    client = ServiceClient(api_key=KEY, base_url=service.url)
+    with pytest.raises(LoopsError):
+        await client.open()
+    assert not ours()
+    await client.open()
+    assert client.session_id == "s1"
+    await client.close()
+
+
+async def test_a_cancelled_opening_leaves_nothing(service: ScriptedService) -> None:
+    held = Hold(Say())
+    service.answer("POST", SESSIONS, held)
+    client = ServiceClient(api_key=KEY, base_url=service.url)
+    opening = asyncio.create_task(client.open())
+    await held.arrived.wait()
+    opening.cancel()
+    await asyncio.wait([opening])
+    assert opening.cancelled()
+    assert not ours()
+
+
+async def test_closing_ends_whatever_is_under_way(service: ScriptedService) -> None:
+    client = await ServiceClient(api_key=KEY, base_url=service.url).open()
+    trainer = await client.create_lora_training_client(MODEL)
+    sampler = await trainer.create_sampling_client("bt://loops:r1/sampler_weights/x")
+    polled, sampled, submitted = Hold(Say()), Hold(Say()), Hold(Say())
+    service.answer("POST", "/trainer/optim_step", Say(202, {"operation_id": "o"}), submitted)
+    service.answer("GET", "/trainer/operations/o", polled)
+    service.answer("POST", "/sampler/sample", sampled)
+    future = await trainer.optim_step(AdamParams())
+    waiting = [
+        asyncio.create_task(future.result()),
+        asyncio.create_task(trainer.optim_step(AdamParams())),
+        asyncio.create_task(trainer.save_state("behind")),
+        asyncio.create_task(sampler.sample([1])),
+    ]
+    for held in (polled, sampled, submitted):
+        await held.arrived.wait()
+    async with asyncio.timeout(5):
+        await client.close()
+        outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [ClosedError] * 4
+    assert not ours()
+    with pytest.raises(ClosedError):
+        await future
+    with pytest.raises(ClosedError):
+        await trainer.optim_step(AdamParams())
+    with pytest.raises(ClosedError):
+        await sampler.sample([1])
+
+
+@pytest.mark.parametrize("after", range(4))
+async def test_closing_finishes_though_it_is_cancelled(service: ScriptedService, after: int) -> None:
+    client = await ServiceClient(api_key=KEY, base_url=service.url).open()
+    await client.create_lora_training_client(MODEL)
+    closing = asyncio.create_task(client.close())
+    for _ in range(after):
+        await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.wait([closing])
+    if after:
+        assert not ours()
+    await client.close()
+    assert not ours()
+
+
+async def test_a_closed_trainer_takes_nothing_more_but_gives_what_it_took(
+    trainer: TrainingClient, service: ScriptedService
+) -> None:
+    async with trainer:
+        future = await trainer.optim_step(AdamParams())
+    assert (await future).metrics == {"step": 1.0}
+    with pytest.raises(ClosedError, match="training client of run r1 is closed"):
+        await trainer.forward([DATUM])
+    assert len(service.submitted()) == 1
+
+
+async def test_connections_are_used_again_and_closed(service: ScriptedService) -> None:
+    peers: set[Any] = set()
+
+    async def remember(request: web.BaseRequest) -> web.StreamResponse:
+        assert request.transport is not None
+        peers.add(request.transport.get_extra_info("peername"))
+        return await Say(body={"supported_models": []})(request)
+
+    service.always("GET", "/v1/loops/capabilities", remember)
+    async with ServiceClient(api_key=KEY, base_url=service.url) as client:
+        for _ in range(20):
+            await client.get_server_capabilities()
+    assert len(peers) == 1
+
+
+async def test_another_loop_is_told_so_at_once(client: ServiceClient, trainer: TrainingClient) -> None:
+    def elsewhere(call: Callable[[], Coroutine[Any, Any, Any]]) -> BaseException | None:
+        caught: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                asyncio.run(call())
+            except BaseException as error:
+                caught.append(error)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join(5)
+        assert not thread.is_alive(), "it hangs"
+        return caught[0] if caught else None
+
+    for call in (client.get_server_capabilities, trainer.health):
+        error = await asyncio.to_thread(elsewhere, call)
+        assert isinstance(error, ClosedError)
+        assert "another event loop" in str(error)
+    await trainer.health()
+
+
+def test_an_unpickled_client_lives_in_one_loop_after_the_other_and_keeps_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("BASETEN_API_KEY", KEY)
+    loops: list[weakref.ref[asyncio.AbstractEventLoop]] = []
+
+    async def once(pickled: bytes | None) -> bytes:
+        loops.append(weakref.ref(asyncio.get_running_loop()))
+        scripted = ScriptedService()
+        runner = web.ServerRunner(web.Server(scripted.handle, access_log=None), shutdown_timeout=0.01)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        scripted.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        async with ServiceClient(api_key=KEY, base_url=scripted.url) as client:
+            pickled = pickle.dumps(await client.create_sampling_client(MODEL))
+        assert (await pickle.loads(pickled).sample([1])).sequences
+        await runner.cleanup()
+        return pickled
+
+    pickled = None
+    for _ in range(3):
+        pickled = asyncio.run(once(pickled))
+    gc.collect()
+    assert [loop() for loop in loops] == [None] * 3
