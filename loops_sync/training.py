@@ -279,5 +279,5 @@ class TrainingClient(Closing[_core.TrainingClient]):
         return self._bridge.run(self._impl.get_tokenizer)
 
     def close(self) -> None:
-        """Stop keeping the trainer up. Futures that are under way can still be awaited."""
+        """Stop keeping the trainer up, and logging. Futures that are under way can still be awaited."""
         self._bridge.run(self._impl.close)
