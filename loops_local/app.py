@@ -88,7 +88,8 @@ def _fits(header: str, api_key: str) -> bool:
 
 async def _is_local_mode(request: web.Request, registry: Registry) -> bool:
     """Tell whether a request needs no key: local mode, and what it has saved, from this machine only."""
-    if not _from_this_machine(request):
+    # A page that is open in a browser on this machine is not its user: it has an origin, or a name of its own.
+    if not _is_loopback(request.remote) or not _is_loopback(request.url.host) or "Origin" in request.headers:
         return False
     if request.path.startswith(_LOCAL_MODE):
         return True
@@ -101,8 +102,8 @@ async def _is_local_mode(request: web.Request, registry: Registry) -> bool:
     return False
 
 
-def _from_this_machine(request: web.Request) -> bool:
+def _is_loopback(host: str | None) -> bool:
     try:
-        return ipaddress.ip_address(request.remote or "").is_loopback
+        return host == "localhost" or ipaddress.ip_address(host or "").is_loopback
     except ValueError:
         return False

@@ -48,11 +48,10 @@ class Maker:
         """Make a run with its sampler."""
         await self._check_run(request)
         prior = self._reusable(request)
+        serving = None if prior is None else self._registry.paired(prior.record.id)
         run, records = self._new_run(request, prior)
-        self._take_over(prior)
-        serving = self._registry.paired(prior.record.id) if prior is not None else None
         records += self._new_paired_sampler(run, None if serving is None else serving.deployment)
-        await self._store.put(*records, *(() if prior is None else (prior.record,)))
+        await self._store.put(*records)
         return run
 
     async def create_trainer(self, request: types.CreateTrainerRequest) -> LiveRun:
@@ -60,10 +59,8 @@ class Maker:
         if request.base_checkpoint not in (UNSET, None):
             raise invalid("base_checkpoint", "this service has none; ask for a base_model")
         await self._check_run(request)
-        prior = self._reusable(request)
-        run, records = self._new_run(request, prior)
-        self._take_over(prior)
-        await self._store.put(*records, *(() if prior is None else (prior.record,)))
+        run, records = self._new_run(request, self._reusable(request))
+        await self._store.put(*records)
         return run
 
     async def create_sampler(self, request: types.CreateSamplerRequest) -> LiveSampler:
@@ -217,7 +214,7 @@ class Maker:
         return named and record.active and healthy and (record.base_model, record.replicas) == (request.base_model, 1)
 
     def _new_run(self, request: NewRun, prior: LiveRun | None) -> tuple[LiveRun, list[Record]]:
-        """Make a run, on a deployment of its own or on that of `prior`; return it with the records to store."""
+        """Make a run, on a deployment of its own or instead of `prior`; return it with the records to store."""
         records: list[Record] = []
         if prior is None:
             own = DeploymentRecord(
@@ -231,6 +228,8 @@ class Maker:
             deployment_id = own.id
         else:
             prior.deployment.wake()
+            prior.retire()
+            records.append(prior.record)
             deployment_id = prior.record.deployment_id
         run = RunRecord(
             session_id=request.session_id,
@@ -245,15 +244,13 @@ class Maker:
         )
         return self._registry.add_run(run), [*records, run]
 
-    def _take_over(self, prior: LiveRun | None) -> None:
-        if prior is not None:
-            prior.retire()
-
     def _new_paired_sampler(self, run: LiveRun, reused: Deployment | None = None) -> list[Record]:
         """Make the sampler of a run; return the records to store."""
         records: list[Record] = []
-        deployment = reused
-        if deployment is None:
+        if reused is not None:
+            reused.wake()
+            deployment_id = reused.record.id
+        else:
             trainer = run.deployment.record
             own = DeploymentRecord(
                 kind="sampler",
@@ -261,15 +258,13 @@ class Maker:
                 scale_down_delay_seconds=trainer.scale_down_delay_seconds,
                 availability_model=trainer.availability_model,
             )
-            deployment = self._registry.deploy(own)
-            deployment.start()
+            self._registry.deploy(own).start()
             records.append(own)
-        else:
-            deployment.wake()
+            deployment_id = own.id
         sampler = SamplerRecord(
             session_id=run.record.session_id,
             base_model=run.record.base_model,
-            deployment_id=deployment.record.id,
+            deployment_id=deployment_id,
             run_id=run.record.id,
             max_seq_length=run.record.max_seq_len,
         )

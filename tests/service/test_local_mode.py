@@ -144,3 +144,10 @@ async def test_only_this_machine_needs_no_key(api: Api, monkeypatch: pytest.Monk
     for url in (f"{api.local.trainer_url}/health", "/v1/loops/checkpoints?run_id=local"):
         await api.ask("GET", url, key=None, status=401)
         await api.ask("GET", url)
+
+
+@pytest.mark.parametrize("header", [{"Origin": "http://evil.example"}, {"Host": "evil.example"}])
+async def test_a_page_in_a_browser_here_needs_a_key(api: Api, header: dict[str, str]) -> None:
+    url = f"{api.local.trainer_url}/health"
+    await api.ask("GET", url, key=None, headers={"Host": "localhost"})
+    await api.ask("GET", url, key=None, headers=header, status=401)
