@@ -21,6 +21,7 @@ class WatchedEngine(EchoEngine):
     Attributes:
         done: what was done, in order: ``("forward", first token)``, ``("forward_backward", first token)`` and
             ``("optim_step", learning rate)``.
+        begun: how many operations its trainers have begun, done or not.
         training: trainers wait while this is cleared.
     """
 
@@ -28,6 +29,7 @@ class WatchedEngine(EchoEngine):
         super().__init__(name)
         self.name = name
         self.done: list[tuple[str, float]] = []
+        self.begun = 0
         self.training = threading.Event()
         self.training.set()
         self._held: list[tuple[SampleJob, Future[SampleOutcome]]] = []
@@ -38,6 +40,11 @@ class WatchedEngine(EchoEngine):
     def waiting_samples(self) -> int:
         """How many samples wait to be let go; those that their callers gave up do not."""
         return sum(not future.cancelled() for _, future in self._held)
+
+    def begin(self) -> None:
+        """Wait, as a trainer, until training may go on."""
+        self.begun += 1
+        self.training.wait(PATIENCE_SECONDS)
 
     def hold_samples(self) -> None:
         """Answer no sample until `release_samples`."""
@@ -75,14 +82,14 @@ class _Trainer(EchoTrainer):
     def forward(
         self, data: Sequence[Datum], loss_fn: str, config: Mapping[str, Any], *, backward: bool, top_k: int = 0
     ) -> ForwardBackwardOutput:
-        self._engine.training.wait(PATIENCE_SECONDS)
+        self._engine.begin()
         output = super().forward(data, loss_fn, config, backward=backward, top_k=top_k)
         name = "forward_backward" if backward else "forward"
         self._engine.done.append((name, data[0].model_input.to_ints()[0]))
         return output
 
     def optim_step(self, params: AdamParams) -> dict[str, float]:
-        self._engine.training.wait(PATIENCE_SECONDS)
+        self._engine.begin()
         self._engine.done.append(("optim_step", params.learning_rate))
         return super().optim_step(params)
 

@@ -22,6 +22,14 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_retry, "_pause", lambda *_: 0.01)
 
 
+@pytest.fixture(autouse=True)
+def no_faults_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a test planned and did not meet must not hit the next one."""
+    yield
+    if "local" in request.fixturenames:
+        request.getfixturevalue("local").faults.clear()
+
+
 @pytest.fixture(scope="session")
 def engines() -> Engines:
     return Engines()

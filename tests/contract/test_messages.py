@@ -156,15 +156,15 @@ async def test_a_service_that_shuts_down(colour: Colour) -> None:
     gated.training.clear()
     with ExitStack() as running:
         local = running.enter_context(serve_in_thread(engine=lambda _: gated, provisioning_seconds=0.0))
-        polls = local.faults.watch("GET */operations/*", times=2)
         async with colour.connected(base_url=local.base_url, api_key=local.api_key) as service:
             trainer = await service.create_lora_training_client("gated")
-            future = await trainer.forward([example()])
-            await eventually(lambda: len(polls) == 2)  # the first was for `init_trainer_server`
+            at_work, queued = [await trainer.forward([example()]) for _ in range(2)]
+            await eventually(lambda: gated.begun)
             closing = asyncio.ensure_future(asyncio.to_thread(running.close))
             with pytest.raises(ServerShutdownError, match="make a new run from the last saved state"):
-                await future
+                await queued
             gated.training.set()
+            assert (await at_work).loss_fn_outputs
             await closing
 
 

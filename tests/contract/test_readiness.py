@@ -71,7 +71,6 @@ async def test_a_standalone_sampler_is_waited_for(service: ServiceClient, local:
     await sampler.ensure_ready()
     assert (await sampler.sample(PROMPT, 1, FEW_TOKENS)).sequences
     assert not statuses  # once it was ready, nobody asks again
-    local.faults.clear()
 
 
 async def test_many_runs_take_about_as_long_as_one(service: ServiceClient) -> None:

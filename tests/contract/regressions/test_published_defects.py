@@ -54,7 +54,6 @@ async def test_1_a_download_stays_in_its_directory(
 
     with pytest.raises(ProtocolError, match="unsafe file name"):
         await service.download_checkpoint("evil", dest_dir=tmp_path / "inside")
-    local.faults.clear()
     assert not requests
     assert files_below(tmp_path) == {}
 
@@ -168,7 +167,6 @@ async def test_6_the_parts_of_a_split_call_are_all_under_way(
     optim = await trainer.optim_step(AdamParams())
 
     assert len(parts) >= 20  # all were accepted before the first was done
-    local.faults.clear()
     engine.training.set()
     assert len((await forward).loss_fn_outputs) == 40
     await optim
@@ -226,7 +224,6 @@ async def test_9_what_is_refused_is_asked_once(trainer: TrainingClient, local: L
     with pytest.raises(ApiError) as raised:
         await trainer.forward([example()])
     assert (raised.value.status, raised.value.retryable, len(refusals)) == (status, False, 1)
-    local.faults.clear()
 
 
 @pytest.mark.parametrize("status", [400, 404])
@@ -237,7 +234,6 @@ async def test_9_a_refused_sample_is_asked_once(
     refusals = local.faults.answer("POST */sample", status, {"error": "no"}, times=100)
     with pytest.raises(ApiError) as raised:
         await sampler.sample(PROMPT)
-    local.faults.clear()
     assert (raised.value.status, len(refusals)) == (status, 1)
 
 
