@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -56,7 +56,7 @@ async def _fetch(runtime: Runtime, url: str, common: Mapping[str, Any]) -> Any:
     listing = await runtime.transport.get(url, _Files, what="list the tokenizer's files", **common)
     async with anyio.TemporaryDirectory(prefix="loops-tokenizer-") as directory:
         for name in listing.files:
-            if PurePosixPath(name).name != name or name in (".", ".."):
+            if not name.isprintable() or set(name) & set("/\\:") or name in ("", ".", ".."):
                 raise ProtocolError(f"the service lists a tokenizer file with an unsafe name: {name!r}")
             request = Request(method="GET", url=f"{url}/{segment(name)}", what=f"fetch {name}", **common)
             answer = await runtime.transport.ask(request)
