@@ -350,6 +350,9 @@ class Twin:
         needed = {"Opened": {"__init__", "__aenter__", "__aexit__", "close"}, "Closing": {"__aexit__", "close"}}
         if missing := needed.get(base, set()) - methods.keys():
             raise GenerationError(f"a class with open or `async with` also needs {', '.join(sorted(missing))}")
+        for name in ("open", "close") if base == "Opened" else ():
+            if len(methods[name].args.args) > 1 or methods[name].args.kwonlyargs:
+                raise GenerationError(f"{name} takes no arguments where the constructor opens")
         for statement in node.body:
             for name, _ in _definitions(ast.Module([statement], [])):
                 if name not in methods and not name.startswith("_"):
@@ -392,6 +395,10 @@ class Twin:
         decorators = decorators_of(node)
         if unknown := decorators - DECORATORS:
             raise GenerationError(f"no rule for the decorator {', '.join(sorted(unknown))}")
+        if len(decorators) > 1:
+            raise GenerationError(f"no rule for the decorators {', '.join(sorted(decorators))} together")
+        if "property" in decorators and isinstance(node, ast.AsyncFunctionDef):
+            raise GenerationError("a property that awaits needs the mark blocking_property")
         if node.returns is None:
             raise GenerationError("it has no return annotation")
         signature = self._signature(node, place)
@@ -436,8 +443,8 @@ class Twin:
         return "\n" + "\n".join(f"{place.indent}{line}" for line in lines if line.strip())
 
     def _is_iterator(self, node: Function) -> bool:
-        is_plain_function = isinstance(node, ast.FunctionDef)
-        return (is_plain_function or yields(node)) and _outer_name(node.returns) in ASYNC_ITERATORS
+        makes_one = isinstance(node, ast.FunctionDef) and "property" not in decorators_of(node)
+        return (makes_one or yields(node)) and _outer_name(node.returns) in ASYNC_ITERATORS
 
     def _item(self, returned: ast.expr) -> ast.expr:
         """Return ``T`` of ``AsyncIterator[T]`` or ``AsyncGenerator[T, ...]``."""
@@ -621,6 +628,8 @@ class Twin:
         elif origin is not None:
             if origin.name is None:
                 raise GenerationError(f"{name} is a module: signatures use names imported from it")
+            if re.search(r"(^|\.)_", origin.module):
+                raise GenerationError(f"{name} comes from the private module {origin.module}")
             self._use(origin.module, name if origin.name == name else f"{origin.name} as {name}")
         elif name in self._module.defined:
             if name.startswith("_"):

@@ -18,6 +18,7 @@ HEAD = '''
 """Things."""
 from __future__ import annotations
 import asyncio
+import datetime
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, ClassVar, Literal, Self, TypeAlias
@@ -225,9 +226,33 @@ NO_RULE = {
     "no annotation": ("async def f(self, it) -> None: ...", "parameter it has no annotation"),
     "no result annotation": ("async def f(self): ...", "no return annotation"),
     "private name": ("async def f(self, it: _Hidden) -> None: ...", "_Hidden is private"),
+    "name of a private module": (
+        "async def f(self, it: blocking_property) -> None: ...",
+        "private module loops_async._f",
+    ),
+    "module": ("async def f(self, it: datetime.date) -> None: ...", "datetime is a module"),
     "special method": ("def __len__(self) -> int: ...", "special method"),
     "decorator": ("@staticmethod\nasync def f() -> None: ...", "the decorator staticmethod"),
     "property with an argument": ("@blocking_property\nasync def f(self, it: int) -> int: ...", "takes no arguments"),
+    "property that is a coroutine": ("@property\nasync def f(self) -> int: ...", "needs the mark blocking_property"),
+    "property that is an iterator": (
+        "@property\ndef f(self) -> AsyncIterator[int]: ...",
+        "the result AsyncIterator[int]",
+    ),
+    "two decorators": (
+        "@classmethod\n@asynccontextmanager\nasync def f(cls) -> AsyncIterator[int]:\n    yield 1",
+        "asynccontextmanager, classmethod together",
+    ),
+    "open with an argument": (
+        """
+        def __init__(self) -> None: ...
+        async def open(self, it: int = 1) -> Self: ...
+        async def close(self) -> None: ...
+        async def __aenter__(self) -> Self: ...
+        async def __aexit__(self, *details: object) -> None: ...
+        """,
+        "open takes no arguments",
+    ),
     "public attribute": ("size: ClassVar[int] = 3", "the attribute size"),
     "async with without close": ("async def __aenter__(self) -> Self: ...", "__aexit__, close"),
     "open without the rest": ("async def open(self) -> Self: ...", "__aenter__, __aexit__, __init__, close"),
@@ -252,7 +277,7 @@ NO_RULE = {
 def test_no_rule_is_an_error(tmp_path: Path, case: str) -> None:
     members, words = NO_RULE[case]
     with pytest.raises(gen_sync.GenerationError) as error:
-        gen_sync.generate(core_of(tmp_path, {"Thing": f"{ALWAYS}{members}"}))
+        gen_sync.generate(core_of(tmp_path, {"Thing": f"{ALWAYS}{textwrap.dedent(members)}"}))
     assert str(error.value).startswith("thing_core/things.py: Thing")
     assert words in str(error.value)
 
