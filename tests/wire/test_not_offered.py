@@ -1,0 +1,129 @@
+"""What a service, a run or an answer does not have is said in words that help."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from loops_async import (
+    InputError,
+    ProtocolError,
+    SamplingClient,
+    ServiceClient,
+    TrainingClient,
+    UnsupportedError,
+)
+from tests.wire.scripted import COMPLETIONS, MODEL, Say, ScriptedService
+
+CHECKPOINT: dict[str, Any] = {
+    "id": "c1",
+    "run_id": "r0",
+    "checkpoint_id": "x",
+    "checkpoint_type": "lora",
+    "created_at": "2026-06-24T18:20:39.854Z",
+    "base_model": MODEL,
+    "lora_adapter_config": {"r": 16},
+    "size_bytes": 1,
+    "sync_status": None,
+    "target": "trainer",
+}
+STATE = "bt://loops:r0/weights/x"
+WEIGHTS = "bt://loops:r0/sampler_weights/x"
+
+
+async def test_a_sampler_of_a_checkpoint_has_a_method_of_its_own(
+    client: ServiceClient, service: ScriptedService
+) -> None:
+    service.seen.clear()
+    with pytest.raises(UnsupportedError, match=r"create_sampling_client_from_checkpoint\(model_path\)") as refused:
+        await client.create_sampling_client(MODEL, model_path=WEIGHTS)
+    assert isinstance(refused.value, NotImplementedError)
+    assert not service.seen
+
+
+async def test_a_run_without_a_sampler(client: ServiceClient, service: ScriptedService) -> None:
+    service.answer("POST", "/v1/loops/runs", Say(body={"run": service.run(sampler=None)}))
+    trainer = await client.create_lora_training_client(MODEL)
+    service.seen.clear()
+    for call in (trainer.save_weights_and_get_sampling_client, trainer.create_sampling_client):
+        with pytest.raises(UnsupportedError, match="run r1 has no paired sampler"):
+            await call(WEIGHTS if call == trainer.create_sampling_client else "x")
+    assert not service.submitted(), "nothing is published for nobody"
+
+
+async def test_a_trainer_that_does_not_tell_its_version(trainer: TrainingClient, service: ScriptedService) -> None:
+    assert await trainer.policy_version() == 1
+    service.answer("GET", "/trainer/policy_version", Say(501, {"detail": "not here"}))
+    with pytest.raises(UnsupportedError, match="not here"):
+        await trainer.policy_version()
+
+
+async def test_prompt_logprobs_that_were_not_sent(sampler: SamplingClient, service: ScriptedService) -> None:
+    service.answer("POST", "/sampler/sample", Say(body=COMPLETIONS))
+    with pytest.raises(ProtocolError, match="no prompt logprobs though they were asked"):
+        await sampler.compute_logprobs([1, 2])
+
+
+async def test_what_a_sampler_serves(sampler: SamplingClient, service: ScriptedService) -> None:
+    assert await sampler.discover_base_model_name() == MODEL
+    assert await sampler.discover_adapter_name() is None
+    assert len(service.seen_at("GET", "/sampler/v1/models")) == 1, "known for five seconds"
+
+
+async def test_a_sampler_without_a_base_model(sampler: SamplingClient, service: ScriptedService) -> None:
+    service.always("GET", "/sampler/v1/models", Say(body={"data": [{"id": "a", "parent": MODEL, "new": 1}]}))
+    assert await sampler.discover_adapter_name() == "a"
+    with pytest.raises(ProtocolError, match="lists no base model"):
+        await sampler.discover_base_model_name()
+
+
+@pytest.mark.parametrize("nulls", [{"base_model": None}, {"lora_adapter_config": None}, {"lora_adapter_config": {}}])
+async def test_a_checkpoint_of_which_too_little_is_known(
+    client: ServiceClient, service: ScriptedService, nulls: dict[str, Any]
+) -> None:
+    service.always("GET", "/v1/loops/checkpoints", Say(body={"checkpoints": [{**CHECKPOINT, **nulls}]}))
+    assert len(await client.list_checkpoints("r0")) == 1, "nulls are legal in a listing"
+    with pytest.raises(ProtocolError, match=r"does not say the base model and rank of checkpoint bt://loops:r0"):
+        await client.create_training_client_from_state(STATE)
+    assert not service.seen_at("POST", "/v1/loops/runs")
+
+
+async def test_a_checkpoint_that_nobody_knows(client: ServiceClient, service: ScriptedService) -> None:
+    service.always("GET", "/v1/loops/checkpoints", Say(body={"checkpoints": []}))
+    with pytest.raises(InputError, match=r"knows no checkpoint bt://loops:r0/weights/x.*list_checkpoints"):
+        await client.create_training_client_from_state(STATE)
+
+
+@pytest.mark.parametrize("with_optimizer", [False, True])
+async def test_a_trainer_from_a_state_is_of_its_model_and_rank_and_loads_it(
+    client: ServiceClient, service: ScriptedService, with_optimizer: bool
+) -> None:
+    service.always("GET", "/v1/loops/checkpoints", Say(body={"checkpoints": [CHECKPOINT]}))
+    if with_optimizer:
+        await client.create_training_client_from_state_with_optimizer(STATE)
+    else:
+        await client.create_training_client_from_state(STATE)
+    [run] = service.seen_at("POST", "/v1/loops/runs")
+    assert (run.json["base_model"], run.json["lora_rank"], run.json["path"]) == (MODEL, 16, STATE)
+    *_, load = service.submitted()
+    assert load.path == ("/trainer/load_state_with_optimizer" if with_optimizer else "/trainer/load_state")
+    assert load.json["path"] == STATE
+
+
+async def test_what_a_sampler_serves_cannot_expire(trainer: TrainingClient, service: ScriptedService) -> None:
+    with pytest.raises(InputError, match=r"ttl_seconds: needs publish=False"):
+        await trainer.save_weights_for_sampler("x", ttl_seconds=60)
+    assert not service.submitted()
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a/b", "..", ".", "", "..\\x", "C:x", "x\n", None])
+async def test_a_tokenizer_is_not_written_elsewhere(
+    sampler: SamplingClient, service: ScriptedService, name: Any
+) -> None:
+    pytest.importorskip("transformers", reason="get_tokenizer needs it")
+    served = {"data": [{"id": MODEL, "parent": None, "tokenizer": "tokenizer"}]}
+    service.always("GET", "/sampler/v1/models", Say(body=served))
+    service.always("GET", "/sampler/tokenizer", Say(body={"files": [name]}))
+    with pytest.raises(ProtocolError):
+        await sampler.get_tokenizer()
