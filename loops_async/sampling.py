@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import os
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import aclosing
+from functools import partial
 from time import monotonic
 from typing import Any, Final
 from uuid import uuid4
@@ -16,20 +20,23 @@ from ._inputs import check_at_least, check_kind, check_model_input
 from ._readiness import SamplerGate, sampler_gate
 from ._retry import Patience
 from ._runtime import Runtime, detached_runtime
+from ._sample_many import BoundedMap, in_processes, run_here
 from ._sample_queue import SampleQueue
 from ._tokenizers import load_tokenizer
 from ._transport import Answer, Request
 from .errors import (
     ApiError,
+    ConfigError,
     ConnectError,
     InputError,
+    LoopsError,
     NotReadyError,
     ProtocolError,
     RequestTimeoutError,
     SampleTimeoutError,
     TransportError,
 )
-from .types import ModelInput, SampleResponse, SamplingParams
+from .types import ModelInput, SampledPrompt, SampleResponse, SamplingParams
 
 __all__ = ["SamplerTarget", "SamplingClient"]
 
@@ -175,6 +182,70 @@ class SamplingClient:
             clean=runtime.transport.clean,
         )
 
+    async def sample_many(
+        self,
+        prompts: Iterable[ModelInput | Sequence[int]] | AsyncIterable[ModelInput | Sequence[int]],
+        *,
+        num_samples: int = 1,
+        sampling_params: SamplingParams | None = None,
+        include_prompt_logprobs: bool = False,
+        topk_prompt_logprobs: int = 0,
+        limit: int = 256,
+        ordered: bool = False,
+        keep_errors: bool = False,
+        processes: int | None = None,
+    ) -> AsyncIterator[SampledPrompt]:
+        """Complete any number of prompts, in constant memory, and yield what becomes of each as it completes.
+
+        At most `limit` prompts have been read and not yet given out, so a slow consumer slows the sampling down.
+        Leaving the loop early cancels what is under way.
+
+        Args:
+            prompts: read as places become free; a blocking iterable is read on the event loop, so let it be quick.
+            num_samples: completions of each prompt.
+            sampling_params: how to sample; `SamplingParams()` when None.
+            include_prompt_logprobs: also score the prompts' own tokens.
+            topk_prompt_logprobs: also list this many best candidates at each prompt position.
+            limit: prompts under way at once.
+            ordered: give results out in the order of the prompts; a slow one keeps those after it waiting.
+            keep_errors: yield a prompt's error instead of raising it, and go on with the others.
+            processes: spread the work over this many processes, for when decoding the answers is more than one
+                core can do. They read the key from ``BASETEN_API_KEY``; as always with processes, a script that
+                uses them needs ``if __name__ == "__main__":``.
+
+        Raises:
+            InputError: an argument breaks a rule; a prompt's own is raised, or kept, in its turn.
+            ConfigError: `processes` was given, and the key is not in the environment.
+            LoopsError: a sample failed and `keep_errors` is False; what was under way is cancelled.
+
+        Example:
+            ::
+
+                async for done in sampler.sample_many(prompts, sampling_params=params, limit=64):
+                    print(done.index, done.response.sequences[0].text)
+        """
+        check_at_least(limit, 1, "limit")
+        arguments = {
+            "num_samples": num_samples,
+            "sampling_params": sampling_params,
+            "include_prompt_logprobs": include_prompt_logprobs,
+            "topk_prompt_logprobs": topk_prompt_logprobs,
+        }
+        if processes is None:
+            work = partial(_outcome, self, arguments, keep_errors)
+            outcomes = BoundedMap(prompts, work, limit=limit, ordered=ordered).results()
+        else:
+            check_at_least(processes, 1, "processes")
+            self._check_key_is_shared()
+            share = partial(_outcomes_here, self, arguments, keep_errors)
+            outcomes = in_processes(prompts, share, processes=processes, limit=limit, ordered=ordered)
+        async with aclosing(outcomes):
+            async for index, outcome in outcomes:
+                if isinstance(outcome, LoopsError):
+                    yield SampledPrompt(index=index, error=outcome)
+                else:
+                    yield SampledPrompt(index=index, response=outcome)
+
     async def compute_logprobs(
         self, prompt: ModelInput | Sequence[int], *, affinity_key: str | None = None
     ) -> list[float | None]:
@@ -245,6 +316,14 @@ class SamplingClient:
         return type(self), (self._target,)
 
     # --- how a request is made ---
+
+    def _check_key_is_shared(self) -> None:
+        settings = self._runtime.settings if self._runtime else None
+        if settings and settings.api_key and not os.environ.get("BASETEN_API_KEY"):
+            raise ConfigError(
+                "processes: worker processes read the API key from BASETEN_API_KEY, since a key is never pickled; set "
+                "it in the environment instead of passing api_key"
+            )
 
     async def _send_sample(
         self, runtime: Runtime, body: bytes, affinity_key: str | None
@@ -362,6 +441,31 @@ class SamplingClient:
             return await detached_runtime(self._target.service_url)
         self._runtime.transport.check_usable()
         return self._runtime
+
+
+async def _outcome(
+    client: SamplingClient, arguments: Mapping[str, Any], keep_errors: bool, prompt: ModelInput | Sequence[int]
+) -> SampleResponse | LoopsError:
+    try:
+        return await client.sample(prompt, **arguments)
+    except LoopsError as error:
+        if keep_errors:
+            return error
+        raise
+
+
+def _outcomes_here(
+    client: SamplingClient,
+    arguments: Mapping[str, Any],
+    keep_errors: bool,
+    prompts: Sequence[ModelInput | Sequence[int]],
+) -> list[SampleResponse | LoopsError]:
+    """Sample a share of the prompts in a worker process."""
+
+    async def sample_all() -> list[SampleResponse | LoopsError]:
+        return await asyncio.gather(*(_outcome(client, arguments, keep_errors, prompt) for prompt in prompts))
+
+    return run_here(sample_all())
 
 
 def _sample_body(

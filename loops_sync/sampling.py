@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from loops_async import sampling as _core
-from loops_async.types import ModelInput, SampleResponse, SamplingParams
+from loops_async.types import ModelInput, SampledPrompt, SampleResponse, SamplingParams
+from loops_sync._bridge import Items, stepped_in_worker_threads
 from loops_sync._handle import Handle
 
 __all__ = ["SamplingClient"]
@@ -89,6 +90,61 @@ class SamplingClient(Handle[_core.SamplingClient]):
             topk_prompt_logprobs=topk_prompt_logprobs,
             affinity_key=affinity_key,
             include_routed_experts=include_routed_experts,
+        )
+
+    def sample_many(
+        self,
+        prompts: Iterable[ModelInput | Sequence[int]],
+        *,
+        num_samples: int = 1,
+        sampling_params: SamplingParams | None = None,
+        include_prompt_logprobs: bool = False,
+        topk_prompt_logprobs: int = 0,
+        limit: int = 256,
+        ordered: bool = False,
+        keep_errors: bool = False,
+        processes: int | None = None,
+    ) -> Items[SampledPrompt]:
+        """Complete any number of prompts, in constant memory, and yield what becomes of each as it completes.
+
+        At most `limit` prompts have been read and not yet given out, so a slow consumer slows the sampling down.
+        Leaving the loop early cancels what is under way.
+
+        Args:
+            prompts: read as places become free; a blocking iterable is read on the event loop, so let it be quick.
+            num_samples: completions of each prompt.
+            sampling_params: how to sample; `SamplingParams()` when None.
+            include_prompt_logprobs: also score the prompts' own tokens.
+            topk_prompt_logprobs: also list this many best candidates at each prompt position.
+            limit: prompts under way at once.
+            ordered: give results out in the order of the prompts; a slow one keeps those after it waiting.
+            keep_errors: yield a prompt's error instead of raising it, and go on with the others.
+            processes: spread the work over this many processes, for when decoding the answers is more than one
+                core can do. They read the key from ``BASETEN_API_KEY``; as always with processes, a script that
+                uses them needs ``if __name__ == "__main__":``.
+
+        Raises:
+            InputError: an argument breaks a rule; a prompt's own is raised, or kept, in its turn.
+            ConfigError: `processes` was given, and the key is not in the environment.
+            LoopsError: a sample failed and `keep_errors` is False; what was under way is cancelled.
+
+        Example:
+            ::
+
+                for done in sampler.sample_many(prompts, sampling_params=params, limit=64):
+                    print(done.index, done.response.sequences[0].text)
+        """
+        return self._bridge.iterate(
+            self._impl.sample_many,
+            prompts=stepped_in_worker_threads(prompts),
+            num_samples=num_samples,
+            sampling_params=sampling_params,
+            include_prompt_logprobs=include_prompt_logprobs,
+            topk_prompt_logprobs=topk_prompt_logprobs,
+            limit=limit,
+            ordered=ordered,
+            keep_errors=keep_errors,
+            processes=processes,
         )
 
     def compute_logprobs(

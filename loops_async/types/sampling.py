@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 from msgspec import Meta, Struct
 
+from ..errors import LoopsError
 from .inputs import ExternalRef
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["SampleResponse", "SampleResult", "SampledSequence", "SamplingParams"]
+__all__ = ["SampleResponse", "SampleResult", "SampledPrompt", "SampledSequence", "SamplingParams"]
 
 
 class SamplingParams(Struct, frozen=True, kw_only=True):
@@ -94,3 +95,11 @@ class SampleResponse(Struct, frozen=True, kw_only=True):
 
 
 SampleResult = SampleResponse
+
+
+class SampledPrompt(Struct, frozen=True, kw_only=True):
+    """What became of one of many prompts: prompt number `index` got either a `response` or an `error`."""
+
+    index: int
+    response: SampleResponse | None = None
+    error: LoopsError | None = None

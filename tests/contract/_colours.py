@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from functools import partial
@@ -18,6 +18,7 @@ from typing import Any
 
 import loops_async
 import loops_sync
+from loops_sync._bridge import Items
 
 
 class Colour(ABC):
@@ -72,7 +73,18 @@ class Blocking(Colour):
         return value.facade if isinstance(value, _Awaited) else value
 
     def adopt(self, value: Any) -> Any:
+        if isinstance(value, Items):
+            return self._items(value)
         return _Awaited(self, value) if type(value).__module__.startswith("loops_sync.") else value
+
+    async def _items(self, items: Items[Any]) -> AsyncGenerator[Any]:
+        """Iterate over a blocking iterator, each step in a thread."""
+        over = object()
+        try:
+            while (item := await self.call(next, items, over)) is not over:
+                yield item
+        finally:
+            await self.call(items.close)
 
     async def call(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         """Call a blocking function in a thread."""

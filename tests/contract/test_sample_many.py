@@ -1,0 +1,125 @@
+"""Sampling any number of prompts: bounded, in either order, with errors raised or kept, and in processes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
+
+import pytest
+
+from loops_async import ConfigError, InputError, SampledPrompt, SamplingClient, SamplingParams, ServiceClient
+from loops_local import LocalService
+from tests.contract._colours import Colour
+from tests.contract._engine import WatchedEngine
+
+TWO_TOKENS = SamplingParams(max_tokens=2)
+
+
+@pytest.fixture
+async def sampler(service: ServiceClient, engine: WatchedEngine) -> SamplingClient:
+    return await service.create_sampling_client(engine.name)
+
+
+def prompts(count: int) -> Iterator[list[int]]:
+    return ([number % 200, 7] for number in range(count))
+
+
+def first_token(done: SampledPrompt) -> int:
+    assert done.response is not None
+    return done.response.sequences[0].tokens[0]
+
+
+async def test_every_prompt_is_answered_once(sampler: SamplingClient) -> None:
+    seen = {
+        done.index: first_token(done)
+        async for done in sampler.sample_many(prompts(100), sampling_params=TWO_TOKENS, limit=16)
+    }
+
+    # The echo engine continues a prompt with its own beginning.
+    assert seen == {number: number for number in range(100)}
+
+
+async def test_an_order_that_is_asked_for_is_kept(sampler: SamplingClient) -> None:
+    results = sampler.sample_many(prompts(60), sampling_params=TWO_TOKENS, limit=16, ordered=True)
+
+    assert [done.index async for done in results] == list(range(60))
+
+
+async def test_reads_no_further_ahead_than_the_limit(sampler: SamplingClient) -> None:
+    read = 0
+
+    def counted() -> Iterator[list[int]]:
+        nonlocal read
+        for prompt in prompts(1_000_000):
+            read += 1
+            yield prompt
+
+    taken = 0
+    async with aclosing(sampler.sample_many(counted(), sampling_params=TWO_TOKENS, limit=8)) as results:  # type: ignore[type-var]  # it is an async generator
+        async for _ in results:
+            taken += 1
+            assert read <= taken + 8 + 1  # the one more waits for a place
+            if taken == 40:
+                break
+    assert read <= 40 + 8 + 1
+
+
+async def test_prompts_may_come_one_after_the_other(sampler: SamplingClient, colour: Colour) -> None:
+    async def arriving() -> AsyncIterator[list[int]]:
+        for prompt in prompts(20):
+            yield prompt
+
+    source = arriving() if colour.module.__name__ == "loops_async" else prompts(20)
+
+    assert len([done async for done in sampler.sample_many(source, sampling_params=TWO_TOKENS)]) == 20
+
+
+async def test_the_first_error_ends_it(sampler: SamplingClient) -> None:
+    with pytest.raises(InputError, match="at least one token"):
+        async for _ in sampler.sample_many([[1], [], [2]], sampling_params=TWO_TOKENS, ordered=True):
+            pass
+
+
+async def test_errors_that_are_kept_end_nothing(sampler: SamplingClient) -> None:
+    results = sampler.sample_many([[1], [], [2]], sampling_params=TWO_TOKENS, ordered=True, keep_errors=True)
+
+    first, broken, last = [done async for done in results]
+    assert isinstance(broken.error, InputError)
+    assert broken.response is None
+    assert (first_token(first), first.error, first_token(last), last.error) == (1, None, 2, None)
+
+
+async def test_a_source_that_fails_is_heard(sampler: SamplingClient) -> None:
+    def broken() -> Iterator[list[int]]:
+        yield [1]
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        async for _ in sampler.sample_many(broken(), sampling_params=TWO_TOKENS):
+            pass
+
+
+async def test_a_limit_is_positive(sampler: SamplingClient) -> None:
+    with pytest.raises(InputError, match="limit: must be a whole number of at least 1; got 0"):
+        async for _ in sampler.sample_many([[1]], limit=0):
+            pass
+
+
+async def test_processes_share_the_work(
+    sampler: SamplingClient, local: LocalService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BASETEN_API_KEY", local.api_key)
+    results = sampler.sample_many(
+        prompts(40), sampling_params=TWO_TOKENS, limit=16, ordered=True, processes=2, keep_errors=True
+    )
+
+    assert [(done.index, first_token(done)) async for done in results] == [(number, number) for number in range(40)]
+
+
+async def test_processes_need_the_key_in_the_environment(
+    sampler: SamplingClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("BASETEN_API_KEY", raising=False)
+    with pytest.raises(ConfigError, match="BASETEN_API_KEY"):
+        async for _ in sampler.sample_many([[1]], processes=2):
+            pass
