@@ -205,14 +205,15 @@ class TestFork:
             import multiprocessing, pickle
 
             def use(tool):
-                return tool.use(), sample_sync.Service("child's").hire("bert").add(1)
+                with sample_sync.Service("child's") as service:
+                    return tool.use(), service.hire("bert").add(1)
 
             with sample_sync.Service() as service:
                 tool = service.hire("anna").make_tool("saw")
                 with multiprocessing.get_context("fork").Pool(1) as pool:
                     print(pool.apply(use, [tool]))
                 print(tool.use())
-        """) == ["service: open", "child's: open", "('saw', 3)", "saw", "service: closed"]
+        """) == ["service: open", "child's: open", "child's: closed", "('saw', 3)", "saw", "service: closed"]
 
 
 class TestExit:
