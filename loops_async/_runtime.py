@@ -18,12 +18,12 @@ class Runtime:
     """Made when a service client opens, gone when it closes; lives in one event loop."""
 
     def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.transport = Transport(settings)
-        self.tasks = TaskOwner()
-        self.heartbeat = Heartbeat(self.tasks)
-        self.control_plane = ControlPlane(self.transport, settings.base_url)
-        self.admission = asyncio.Semaphore(settings.max_connections)
+        self.settings: Settings = settings
+        self.transport: Transport = Transport(settings)
+        self.tasks: TaskOwner = TaskOwner()
+        self.heartbeat: Heartbeat = Heartbeat(self.tasks)
+        self.control_plane: ControlPlane = ControlPlane(self.transport, settings.base_url)
+        self.admission: asyncio.Semaphore = asyncio.Semaphore(settings.max_connections)
         self.shared: dict[Any, Any] = {}
         """What clients of the same deployment or model share, by key: readiness gates and tokenizers."""
 

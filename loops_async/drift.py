@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["loops_compute_kl_sample_train", "loops_log_kl_sample_train", "top_divergent_tokens"]
 
-log = logging.getLogger("loops_async")
+log: logging.Logger = logging.getLogger("loops_async")
 
 PREFIX: Final = "optim/train-sample-div/"
 LARGEST_EXPONENT: Final = 80.0

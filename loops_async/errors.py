@@ -206,43 +206,43 @@ class ApiError(LoopsError):
         self.reason = reason
         self.request_id = request_id
         self.retry_after = retry_after
-        self.retryable = status in (408, 429, 502, 503, 504)
+        self.retryable: bool = status in (408, 429, 502, 503, 504)
 
 
 class BadRequestError(ApiError):
     """The service finds the request malformed (400, 413, 422)."""
 
-    status_codes = (400, 413, 422)
+    status_codes: ClassVar[tuple[int, ...]] = (400, 413, 422)
 
 
 class AuthenticationError(ApiError):
     """The API key is missing or wrong (401)."""
 
-    status_codes = (401,)
+    status_codes: ClassVar[tuple[int, ...]] = (401,)
 
 
 class PermissionDeniedError(ApiError):
     """The API key is not allowed to do this (403)."""
 
-    status_codes = (403,)
+    status_codes: ClassVar[tuple[int, ...]] = (403,)
 
 
 class NotFoundError(ApiError):
     """No such object (404), or it is gone (410)."""
 
-    status_codes = (404, 410)
+    status_codes: ClassVar[tuple[int, ...]] = (404, 410)
 
 
 class ConflictError(ApiError):
     """The object is in a state that does not allow this (409)."""
 
-    status_codes = (409,)
+    status_codes: ClassVar[tuple[int, ...]] = (409,)
 
 
 class RateLimitError(ApiError):
     """Too many requests (429); `retry_after` is in seconds where the service says it."""
 
-    status_codes = (429,)
+    status_codes: ClassVar[tuple[int, ...]] = (429,)
 
 
 class ServerError(ApiError):

@@ -43,11 +43,8 @@ class ModelHost:
         return self._loading
 
     def _log_loaded(self, loading: asyncio.Future[Engine]) -> None:
-        if loading.cancelled():
-            return
-        if error := loading.exception():
-            logger.error("cannot load %s: %s", self.name, error)
-        else:
+        # A failure is told to whoever waits for the model.
+        if not loading.cancelled() and loading.exception() is None:
             logger.info("loaded %s", self.name)
 
     @property

@@ -6,6 +6,7 @@ No task runs for a deployment, so hundreds cost nothing: its state is worked out
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ from .records import DeploymentRecord
 from .web import HttpError, deactivated, deploying, terminal
 
 __all__ = ["Deployment"]
+
+logger = logging.getLogger(__name__)
 
 
 class _Words(Struct, frozen=True):
@@ -74,6 +77,7 @@ class Deployment:
             return
         if error := loading.exception():
             self.log.write("ERROR", f"cannot load {self.host.name}: {error}")
+            logger.error("%s of %s failed: %s", self.record.kind, self.host.name, error)
         else:
             model = loading.result().model
             self.log.write("INFO", f"loaded {model.name} ({model.arch}, {model.max_seq_len} tokens at most)")
