@@ -78,6 +78,8 @@ class Request(Struct, kw_only=True):
     body: bytes | Any = None
     headers: Mapping[str, str] = {}
     timeout: float | None = 60.0
+    idle_timeout: float | None = None
+    """How long the answer may be silent, for bodies that take as long as they take."""
     authorize: bool = True
 
 
@@ -168,7 +170,7 @@ class Transport:
             request.url,
             data=data,
             headers=headers,
-            timeout=_time_limit(request.timeout),
+            timeout=_time_limit(request.timeout, request.idle_timeout),
             allow_redirects=False,
         )
 
@@ -224,7 +226,8 @@ class Transport:
         if isinstance(cause, aiohttp.ConnectionTimeoutError):
             return ConnectError(f"{asked}: {host} did not accept a connection in {CONNECT_SECONDS:g} s", was_sent=False)
         if isinstance(cause, TimeoutError):
-            return RequestTimeoutError(f"{asked}: no answer within {request.timeout} s", timeout=request.timeout)
+            seconds = request.idle_timeout if request.timeout is None else request.timeout
+            return RequestTimeoutError(f"{asked}: no answer within {seconds} s", timeout=seconds)
         if isinstance(cause, aiohttp.InvalidURL | aiohttp.NonHttpUrlClientError):
             return ConfigError(f"{asked}: not a usable URL")
         if isinstance(cause, aiohttp.ClientConnectorError):
@@ -282,8 +285,8 @@ class ErrorBody(Struct, kw_only=True):
 
 
 @lru_cache(maxsize=64)
-def _time_limit(seconds: float | None) -> aiohttp.ClientTimeout:
-    return aiohttp.ClientTimeout(total=seconds, sock_connect=CONNECT_SECONDS)
+def _time_limit(seconds: float | None, idle_seconds: float | None) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=seconds, sock_connect=CONNECT_SECONDS, sock_read=idle_seconds)
 
 
 def _text_of(body: bytes) -> str:

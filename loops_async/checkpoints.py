@@ -2,194 +2,336 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import re
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from os import PathLike
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Final
 
 import anyio
-from anyio import CapacityLimiter, to_thread
+from anyio import to_thread
+from msgspec import Struct
 
+from ._checksums import stated_checksum
+from ._places import places_of, refuse_links
 from ._retry import Patience, retrying
 from ._runtime import Runtime
 from ._transport import Request
-from .errors import ApiError, ConnectError, InputError, ProtocolError
+from .errors import ApiError, ConnectError, InputError, ProtocolError, UnsupportedError
 from .protocol import segment
-from .types import CheckpointDownload, CheckpointFile
+from .types import CheckpointDownload, CheckpointFile, DownloadProgress
 
 __all__ = ["checkpoint_files", "download"]
 
 FILES_AT_ONCE: Final = 8
 BLOCK_BYTES: Final = 1 << 20
 PAGE_SIZE: Final = 1000
+IDLE_SECONDS: Final = 60.0
+"""A file may take as long as it likes, but not be silent for so long."""
+
 FILE_PATIENCE: Final = Patience(tries=5)
 SAME_SECONDS: Final = 0.001
 """Disks round times."""
-EXPIRED: Final = (401, 403, 410)
-"""What a file store answers when a signed URL has expired."""
+
+EXPIRED: Final = (400, 401, 403, 410)
+"""What file stores answer when a signed URL has expired."""
+
+_CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-")
 
 
-async def checkpoint_files(runtime: Runtime, checkpoint_id: str) -> AsyncIterator[CheckpointFile]:
-    """Yield every file of a checkpoint, fetching pages as they are needed."""
-    token: int | None = 0
-    while token is not None:
-        page = await runtime.control_plane.get_checkpoint_files(checkpoint_id, page_size=PAGE_SIZE, page_token=token)
+async def checkpoint_files(
+    runtime: Runtime, checkpoint_id: str, *, page_size: int = PAGE_SIZE
+) -> AsyncGenerator[CheckpointFile]:
+    """Yield every file of a checkpoint, fetching pages as they are needed.
+
+    Raises:
+        UnsupportedError: the checkpoint is kept where there are no file URLs.
+        ProtocolError: the pages do not make one listing.
+    """
+    token, count, total = 0, 0, 0
+    while True:
+        try:
+            page = await runtime.control_plane.get_checkpoint_files(
+                checkpoint_id, page_size=page_size, page_token=token
+            )
+        except ApiError as error:
+            if error.reason != "NOT_PRESIGNABLE":
+                raise
+            raise await _without_urls(runtime, checkpoint_id, error) from error
         for file in page.presigned_urls:
             yield file
-        if page.next_page_token is not None and page.next_page_token <= token:
+        count, total = count + len(page.presigned_urls), max(total, page.total_count)
+        if page.next_page_token is None:
+            break
+        if page.next_page_token <= token:
             raise ProtocolError(
                 f"checkpoint {checkpoint_id}: page {token} of its files names {page.next_page_token} as the next"
             )
         token = page.next_page_token
+    if count < total:
+        raise ProtocolError(f"checkpoint {checkpoint_id}: its pages list {count} files of {total}; ask again")
 
 
-async def download(runtime: Runtime, checkpoint_id: str, dest_dir: str | PathLike[str]) -> CheckpointDownload:
+async def _without_urls(runtime: Runtime, checkpoint_id: str, error: ApiError) -> UnsupportedError:
+    """Make the error that says where the files are and what it takes to get them."""
+    source = await runtime.control_plane.get_checkpoint_source(checkpoint_id)
+    if source.kind == "volume":
+        return UnsupportedError(
+            f"checkpoint {checkpoint_id} is on volume {source.volume_ref}, in directory {source.path!r}, and has no "
+            "file URLs. To read it, mount that volume in a deployment of your workspace; it cannot be downloaded here."
+        )
+    return UnsupportedError(f"{error}. The checkpoint's source is of kind {source.kind!r}, which has no file URLs.")
+
+
+async def download(
+    runtime: Runtime,
+    checkpoint_id: str,
+    dest_dir: str | PathLike[str],
+    on_progress: Callable[[DownloadProgress], object] | None = None,
+) -> CheckpointDownload:
     """Download all files of a checkpoint into `dest_dir`, whole or not at all.
 
     Files gather in ``.<checkpoint_id>.part`` and get their places when all of them are whole; a later call goes on
     where one was stopped, and leaves alone what is there with the size and time of the listing. Nothing is written
-    when any name is unsafe. The API key is not sent to the file URLs; a URL that expired is asked for again.
+    when any name is unsafe. Sizes are compared with the listing, and checksums where the file store states one. The
+    API key is not sent to the file URLs; a URL that expired is asked for again.
 
     Raises:
         ProtocolError: the listing names a file outside `dest_dir` or the same file twice, or a file has another
-            size than the listing says.
+            size or checksum than was said.
+        UnsupportedError: the checkpoint is kept where there are no file URLs.
         InputError: `dest_dir` is a file.
+        OSError: the disk is full, or may not be written.
     """
     root = Path(dest_dir)
     if await anyio.Path(root).is_file():
         raise InputError("dest_dir", f"must be a directory; {root} is a file")
     files = [file async for file in checkpoint_files(runtime, checkpoint_id)]
     # The adapters of two steps have the same names and sizes: what is left of one must not pass for the other.
-    staging = root / f".{segment(checkpoint_id)}.part"
-    places = await to_thread.run_sync(_places, root, staging, files)
-    limiter = CapacityLimiter(FILES_AT_ONCE)
+    staging = Staging(root, f".{segment(checkpoint_id)}.part")
+    listing = await to_thread.run_sync(staging.arrange, files)
+    tally = Tally(listing, on_progress)
+    urls = FileUrls(runtime, checkpoint_id, files)
+    waiting = iter(listing)
     try:
         async with anyio.create_task_group() as group:
-            for file, place in zip(files, places, strict=True):
-                group.start_soon(_fetch, runtime, checkpoint_id, file, root / place, staging / place, limiter)
+            for _ in range(min(FILES_AT_ONCE, len(listing))):
+                group.start_soon(_fetch_all, runtime, waiting, urls, tally)
     except* Exception as failures:
         raise failures.exceptions[0] from None
-    await to_thread.run_sync(_move, staging, root, files, places)
+    await to_thread.run_sync(staging.move_into_place, listing)
     return CheckpointDownload(
-        dest_dir=root, file_count=len(files), bytes_written=sum(file.size_bytes for file in files)
+        dest_dir=root,
+        file_count=len(files),
+        bytes_written=sum(file.size_bytes for file in files),
+        bytes_fetched=tally.bytes_fetched,
     )
 
 
-def _places(root: Path, staging: Path, files: list[CheckpointFile]) -> list[PurePosixPath]:
-    """Return where in its directory each file goes, or refuse the whole listing.
+class Item(Struct, frozen=True):
+    """A file of the listing with its paths: at last, while it is fetched, and from then on until all are whole."""
 
-    Files of one name from several nodes go to ``node-<rank>/`` each.
-    """
-    names = [_parts(file.relative_file_name) for file in files]
-    is_shared = len({tuple(parts) for parts in names}) < len(names)
-    places = [
-        PurePosixPath(*([f"node-{file.node_rank}"] if is_shared else []), *parts)
-        for file, parts in zip(files, names, strict=True)
-    ]
-    # A case-insensitive disk would let `A` and `a` overwrite each other.
-    folded = [PurePosixPath(str(place).casefold()) for place in places]
-    directories = {parent for place in folded for parent in place.parents} | {PurePosixPath(staging.name.casefold())}
-    if len(set(folded)) < len(places) or directories.intersection(folded):
-        raise ProtocolError("the checkpoint's listing names the same file twice; nothing was written")
-    _refuse_links(root, [directory / place for directory in (root, staging) for place in places])
-    return places
+    file: CheckpointFile
+    place: Path
+    half: Path
+    whole: Path
+
+    @property
+    def name(self) -> str:
+        return self.file.relative_file_name
 
 
-def _refuse_links(root: Path, paths: list[Path]) -> None:
-    real_root = root.resolve()
-    for path in paths:
-        if not path.parent.resolve().is_relative_to(real_root) or path.is_symlink():
-            raise ProtocolError(f"{path} leaves the directory through a symbolic link; nothing was written")
+class Staging:
+    """The directory where files wait for the others: ``half/`` while they are fetched, ``whole/`` once checked."""
+
+    def __init__(self, root: Path, name: str) -> None:
+        self._root = root
+        self._name = name
+        self._directory = root / name
+
+    def arrange(self, files: list[CheckpointFile]) -> list[Item]:
+        """Return where each file goes, or refuse the whole listing."""
+        items = [
+            Item(file, self._root / place, self._directory / "half" / place, self._directory / "whole" / place)
+            for file, place in zip(files, places_of(files, reserved=self._name), strict=True)
+        ]
+        refuse_links(self._root, [path for item in items for path in (item.place, item.half, item.whole)])
+        return items
+
+    def move_into_place(self, items: list[Item]) -> None:
+        """Give every file that was fetched its name, now that all are whole."""
+        for item in items:
+            if item.whole.exists():
+                item.place.parent.mkdir(parents=True, exist_ok=True)
+                item.whole.replace(item.place)
+        shutil.rmtree(self._directory, ignore_errors=True)
 
 
-def _move(staging: Path, root: Path, files: list[CheckpointFile], places: list[PurePosixPath]) -> None:
-    for file, place in zip(files, places, strict=True):
-        if (staging / place).exists():
-            (root / place).parent.mkdir(parents=True, exist_ok=True)
-            (staging / place).replace(root / place)
-            if file.last_modified is not None:
-                os.utime(root / place, (file.last_modified.timestamp(),) * 2)
-    shutil.rmtree(staging, ignore_errors=True)
+class Tally:
+    """What has been done, told to whoever wants to know."""
+
+    def __init__(self, items: list[Item], on_progress: Callable[[DownloadProgress], object] | None) -> None:
+        self.bytes_fetched = 0
+        self._on_progress = on_progress
+        self._bytes: dict[Path, int] = {}
+        self._bytes_done = self._files_done = 0
+        self._bytes_total = sum(item.file.size_bytes for item in items)
+        self._files_total = len(items)
+
+    def has(self, item: Item, size: int) -> None:
+        """Note how many bytes of a file are there."""
+        self._bytes_done += size - self._bytes.get(item.place, 0)
+        self._bytes[item.place] = size
+        self._tell()
+
+    def finish(self, item: Item) -> None:
+        """Note that a file is whole."""
+        self._files_done += 1
+        self.has(item, item.file.size_bytes)
+
+    def _tell(self) -> None:
+        if self._on_progress is not None:
+            self._on_progress(
+                DownloadProgress(
+                    bytes_done=self._bytes_done,
+                    bytes_total=self._bytes_total,
+                    files_done=self._files_done,
+                    files_total=self._files_total,
+                )
+            )
 
 
-def _parts(name: str) -> list[str]:
-    """Split a file's name into safe path segments."""
-    parts = name.split("/")
-    is_unsafe = (
-        not name
-        or "\\" in name
-        or not name.isprintable()
-        or any(part in ("", ".", "..") or part[1:2] == ":" or part.endswith((".", " ")) for part in parts)
-    )
-    if is_unsafe:
-        raise ProtocolError(f"the checkpoint's listing has an unsafe file name {name!r}; nothing was written")
-    return parts
+class FileUrls:
+    """The signed URLs of a checkpoint's files. One that has expired is renewed together with all others."""
+
+    def __init__(self, runtime: Runtime, checkpoint_id: str, files: list[CheckpointFile]) -> None:
+        self._runtime = runtime
+        self._checkpoint_id = checkpoint_id
+        self._urls = {_key(file): file.url for file in files}
+        self._renewing = asyncio.Lock()
+
+    def of(self, file: CheckpointFile) -> str:
+        """Return the newest URL of a file."""
+        if _key(file) not in self._urls:
+            raise ProtocolError(f"checkpoint {self._checkpoint_id} no longer lists {file.relative_file_name}")
+        return self._urls[_key(file)]
+
+    async def renew(self, file: CheckpointFile, expired: str) -> None:
+        """Ask for new URLs, unless somebody has while we waited."""
+        async with self._renewing:
+            if self._urls.get(_key(file)) == expired:
+                listing = checkpoint_files(self._runtime, self._checkpoint_id)
+                self._urls = {_key(fresh): fresh.url async for fresh in listing}
 
 
-async def _fetch(
-    runtime: Runtime, checkpoint_id: str, file: CheckpointFile, place: Path, half: Path, limiter: CapacityLimiter
-) -> None:
-    async with limiter:
-        if await to_thread.run_sync(lambda: _is_there(place, file) or _is_whole(half, file.size_bytes)):
-            return
-        await anyio.Path(half.parent).mkdir(parents=True, exist_ok=True)
-        url = file.url
-
-        async def attempt() -> None:
-            nonlocal url
-            try:
-                await _append(runtime, file, url, half)
-            except ApiError as error:
-                if error.status not in EXPIRED:
-                    raise
-                url = await _renewed_url(runtime, checkpoint_id, file)
-                await _append(runtime, file, url, half)
-
-        await retrying(attempt, FILE_PATIENCE, what=f"{file.relative_file_name} is not whole yet")
+def _key(file: CheckpointFile) -> tuple[str, int]:
+    return file.relative_file_name, file.node_rank
 
 
-def _is_there(place: Path, file: CheckpointFile) -> bool:
-    if file.last_modified is None or not _is_whole(place, file.size_bytes):
+async def _fetch_all(runtime: Runtime, waiting: Iterator[Item], urls: FileUrls, tally: Tally) -> None:
+    """Fetch the next file that nobody fetches, until there is none."""
+    for item in waiting:
+        if not await to_thread.run_sync(_is_done, item):
+            await _fetch(runtime, item, urls, tally)
+        tally.finish(item)
+
+
+def _is_done(item: Item) -> bool:
+    if item.whole.is_file():
+        return True
+    written, size = item.file.last_modified, item.file.size_bytes
+    if written is None or not item.place.is_file() or item.place.stat().st_size != size:
         return False
-    return abs(place.stat().st_mtime - file.last_modified.timestamp()) < SAME_SECONDS
+    return abs(item.place.stat().st_mtime - written.timestamp()) < SAME_SECONDS
 
 
-def _is_whole(place: Path, size: int) -> bool:
-    return place.is_file() and place.stat().st_size == size
+async def _fetch(runtime: Runtime, item: Item, urls: FileUrls, tally: Tally) -> None:
+    await anyio.Path(item.half.parent).mkdir(parents=True, exist_ok=True)
+
+    async def attempt() -> None:
+        url = urls.of(item.file)
+        try:
+            await _append(runtime, item, url, tally)
+        except ApiError as error:
+            if error.status not in EXPIRED:
+                raise
+            await urls.renew(item.file, url)
+            await _append(runtime, item, urls.of(item.file), tally)
+
+    try:
+        await retrying(attempt, FILE_PATIENCE, what=f"{item.name} is not whole yet")
+    except ProtocolError:
+        await _discard(item)
+        raise
+    await to_thread.run_sync(_keep, item)
 
 
-async def _append(runtime: Runtime, file: CheckpointFile, url: str, half: Path) -> None:
-    """Fetch what `half` does not have yet."""
-    have = await to_thread.run_sync(lambda: half.stat().st_size if half.exists() else 0)
-    if have > file.size_bytes:
-        have = 0
-    if have == file.size_bytes and have:
-        return
+def _keep(item: Item) -> None:
+    """Make a file that was checked survive a failure of the machine, and say by its place that it was checked."""
+    with item.half.open("rb") as file:
+        os.fsync(file.fileno())
+    if item.file.last_modified is not None:
+        written = item.file.last_modified.timestamp()
+        os.utime(item.half, (written, written))
+    item.whole.parent.mkdir(parents=True, exist_ok=True)
+    item.half.replace(item.whole)
+
+
+async def _append(runtime: Runtime, item: Item, url: str, tally: Tally) -> None:
+    """Fetch what the half file does not have yet, and check the whole of it."""
+    size = item.file.size_bytes
+    have = await to_thread.run_sync(_size, item.half)
+    # With every byte there but not yet checked, the last one is asked for again: the checksum comes with it.
+    have = max(0, size - 1) if have == size else have if have < size else 0
     request = Request(
         method="GET",
         url=url,
-        what=f"download {file.relative_file_name}",
-        headers={"Range": f"bytes={have}-"} if have else {},
+        what=f"download {item.name}",
+        # A compressed answer would have another length, and parts of it other offsets.
+        headers={"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {}),
         timeout=None,
+        idle_timeout=IDLE_SECONDS,
         authorize=False,
     )
     async with runtime.transport.stream(request) as response:
-        is_rest = response.status == 206
-        async with await anyio.open_file(half, "ab" if is_rest else "wb") as out:
+        start = have if response.status == 206 else 0
+        if start and not _begins_at(response.headers.get("Content-Range", ""), start):
+            raise ProtocolError(
+                f"{item.name}: asked for bytes from {start}, got {response.headers.get('Content-Range')}"
+            )
+        checksum = stated_checksum(response.headers)
+        async with await anyio.open_file(item.half, "r+b" if start else "wb") as out:
+            await out.truncate(start)
+            await out.seek(start)
+            written = start
+            tally.has(item, written)
             async for block in response.content.iter_chunked(BLOCK_BYTES):
+                written += len(block)
+                if written > size:
+                    break
                 await out.write(block)
-            written = await out.tell()
-    if written != file.size_bytes:
-        # Bytes of unknown origin must not be built upon.
-        await anyio.Path(half).unlink()
-        kind = ConnectError if written < file.size_bytes else ProtocolError
-        raise kind(f"{file.relative_file_name} has {written:,} bytes; the listing says {file.size_bytes:,}")
+                tally.bytes_fetched += len(block)
+                tally.has(item, written)
+    if written != size:
+        kind = ConnectError if written < size else ProtocolError
+        await _discard(item)
+        raise kind(f"{item.name} has {written:,} bytes; the listing says {size:,}")
+    if checksum is not None and not await to_thread.run_sync(checksum.fits, item.half):
+        raise ProtocolError(f"{item.name} does not have the {checksum.algorithm} that its store states; fetch it again")
 
 
-async def _renewed_url(runtime: Runtime, checkpoint_id: str, file: CheckpointFile) -> str:
-    async for fresh in checkpoint_files(runtime, checkpoint_id):
-        if (fresh.relative_file_name, fresh.node_rank) == (file.relative_file_name, file.node_rank):
-            return fresh.url
-    raise ProtocolError(f"checkpoint {checkpoint_id} no longer lists {file.relative_file_name}")
+async def _discard(item: Item) -> None:
+    """Remove a half file whose bytes are of unknown origin: they must not be built upon."""
+    await anyio.Path(item.half).unlink(missing_ok=True)
+
+
+def _begins_at(content_range: str, start: int) -> bool:
+    found = _CONTENT_RANGE.match(content_range)
+    return found is not None and int(found[1]) == start
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
 from os import PathLike
 from types import TracebackType
 from typing import Any
@@ -17,7 +17,7 @@ from ._local_mode import LocalUrls
 from ._provisioning import Wishes, provisioned_run, provisioned_sampler, until_ready
 from ._runtime import Runtime
 from ._wandb import require_wandb
-from .checkpoints import download
+from .checkpoints import checkpoint_files, download
 from .control_plane import ControlPlane
 from .errors import ClosedError, ConfigError, InputError, ProtocolError, UnsupportedError
 from .protocol import CheckpointUri
@@ -26,9 +26,11 @@ from .training import TrainingClient
 from .types import (
     Checkpoint,
     CheckpointDownload,
+    CheckpointFile,
     CheckpointFilesResponse,
     CreateRunRequest,
     CreateSamplerRequest,
+    DownloadProgress,
     ProvisioningEvent,
     Run,
     Sampler,
@@ -425,13 +427,50 @@ class ServiceClient:
         """
         return await self.control_plane.get_checkpoint_files(checkpoint_id, page_size=page_size, page_token=page_token)
 
-    async def download_checkpoint(self, checkpoint_id: str, *, dest_dir: str | PathLike[str]) -> CheckpointDownload:
-        """Download all files of a checkpoint into `dest_dir`.
+    async def checkpoint_files(self, checkpoint_id: str, *, page_size: int = 1000) -> AsyncIterator[CheckpointFile]:
+        """Yield every file of a checkpoint with a short-lived URL, fetching pages as they are needed.
 
-        `checkpoint_id` is `Checkpoint.id`. Files are fetched in parallel, checked by size, and appear under their
-        names only when they are whole.
+        `checkpoint_id` is `Checkpoint.id`.
+
+        Raises:
+            UnsupportedError: the checkpoint is kept where there are no file URLs.
+
+        Example:
+            ::
+
+                checkpoint = (await service.list_checkpoints(trainer.run_id))[0]
+                async for file in service.checkpoint_files(checkpoint.id):
+                    print(file.relative_file_name, file.size_bytes)
         """
-        return await download(self._live, checkpoint_id, dest_dir)
+        async with aclosing(checkpoint_files(self._live, checkpoint_id, page_size=page_size)) as files:
+            async for file in files:
+                yield file
+
+    async def download_checkpoint(
+        self,
+        checkpoint_id: str,
+        *,
+        dest_dir: str | PathLike[str],
+        on_progress: Callable[[DownloadProgress], object] | None = None,
+    ) -> CheckpointDownload:
+        """Download all files of a checkpoint into `dest_dir`, whole or not at all.
+
+        Eight files are fetched at a time. They appear under their names when all of them are whole; a call that was
+        stopped, also by a kill, is gone on with by the next one. Sizes are checked, and checksums where the file
+        store states one. The API key is not sent to it.
+
+        Args:
+            checkpoint_id: `Checkpoint.id`.
+            dest_dir: is made where it does not exist. Files of the same names in it are replaced.
+            on_progress: called on the event loop, many times a second; must return quickly.
+
+        Raises:
+            ProtocolError: the listing names a file outside `dest_dir`, or the same one twice, or a file has another
+                size or checksum than was said.
+            UnsupportedError: the checkpoint is kept where there are no file URLs.
+            OSError: the disk is full, or may not be written.
+        """
+        return await download(self._live, checkpoint_id, dest_dir, on_progress)
 
     # --- within ---
 

@@ -36,6 +36,7 @@ from .types import (
     CheckpointFilesResponse,
     CustomLossFn,
     Datum,
+    DownloadProgress,
     ForwardBackwardOutput,
     GetInfoResponse,
     InitTrainerServerResponse,
@@ -360,9 +361,15 @@ class TrainingClient:
             checkpoint_id, page_size=page_size, page_token=page_token
         )
 
-    async def download_checkpoint(self, checkpoint_id: str, *, dest_dir: str | PathLike[str]) -> CheckpointDownload:
+    async def download_checkpoint(
+        self,
+        checkpoint_id: str,
+        *,
+        dest_dir: str | PathLike[str],
+        on_progress: Callable[[DownloadProgress], object] | None = None,
+    ) -> CheckpointDownload:
         """Download all files of a checkpoint; see `ServiceClient.download_checkpoint`."""
-        return await download(self._runtime, checkpoint_id, dest_dir)
+        return await download(self._runtime, checkpoint_id, dest_dir, on_progress)
 
     # --- the trainer itself ---
 

@@ -11,13 +11,16 @@ from loops_async import client as _core
 from loops_async.types import (
     Checkpoint,
     CheckpointDownload,
+    CheckpointFile,
     CheckpointFilesResponse,
     CreateRunRequest,
+    DownloadProgress,
     ProvisioningEvent,
     Run,
     ServerCapabilities,
     WandbConfig,
 )
+from loops_sync._bridge import Items
 from loops_sync._handle import Opened
 
 from .control_plane import ControlPlane
@@ -387,10 +390,47 @@ class ServiceClient(Opened[_core.ServiceClient]):
             page_token=page_token,
         )
 
-    def download_checkpoint(self, checkpoint_id: str, *, dest_dir: str | PathLike[str]) -> CheckpointDownload:
-        """Download all files of a checkpoint into `dest_dir`.
+    def checkpoint_files(self, checkpoint_id: str, *, page_size: int = 1000) -> Items[CheckpointFile]:
+        """Yield every file of a checkpoint with a short-lived URL, fetching pages as they are needed.
 
-        `checkpoint_id` is `Checkpoint.id`. Files are fetched in parallel, checked by size, and appear under their
-        names only when they are whole.
+        `checkpoint_id` is `Checkpoint.id`.
+
+        Raises:
+            UnsupportedError: the checkpoint is kept where there are no file URLs.
+
+        Example:
+            ::
+
+                checkpoint = service.list_checkpoints(trainer.run_id)[0]
+                for file in service.checkpoint_files(checkpoint.id):
+                    print(file.relative_file_name, file.size_bytes)
         """
-        return self._bridge.run(self._impl.download_checkpoint, checkpoint_id=checkpoint_id, dest_dir=dest_dir)
+        return self._bridge.iterate(self._impl.checkpoint_files, checkpoint_id=checkpoint_id, page_size=page_size)
+
+    def download_checkpoint(
+        self,
+        checkpoint_id: str,
+        *,
+        dest_dir: str | PathLike[str],
+        on_progress: Callable[[DownloadProgress], object] | None = None,
+    ) -> CheckpointDownload:
+        """Download all files of a checkpoint into `dest_dir`, whole or not at all.
+
+        Eight files are fetched at a time. They appear under their names when all of them are whole; a call that was
+        stopped, also by a kill, is gone on with by the next one. Sizes are checked, and checksums where the file
+        store states one. The API key is not sent to it.
+
+        Args:
+            checkpoint_id: `Checkpoint.id`.
+            dest_dir: is made where it does not exist. Files of the same names in it are replaced.
+            on_progress: called on the event loop, many times a second; must return quickly.
+
+        Raises:
+            ProtocolError: the listing names a file outside `dest_dir`, or the same one twice, or a file has another
+                size or checksum than was said.
+            UnsupportedError: the checkpoint is kept where there are no file URLs.
+            OSError: the disk is full, or may not be written.
+        """
+        return self._bridge.run(
+            self._impl.download_checkpoint, checkpoint_id=checkpoint_id, dest_dir=dest_dir, on_progress=on_progress
+        )

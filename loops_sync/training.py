@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import Any, Literal, TypeAlias
 
@@ -15,6 +15,7 @@ from loops_async.types import (
     CheckpointFilesResponse,
     CustomLossFn,
     Datum,
+    DownloadProgress,
     ForwardBackwardOutput,
     GetInfoResponse,
     InitTrainerServerResponse,
@@ -261,9 +262,17 @@ class TrainingClient(Closing[_core.TrainingClient]):
             page_token=page_token,
         )
 
-    def download_checkpoint(self, checkpoint_id: str, *, dest_dir: str | PathLike[str]) -> CheckpointDownload:
+    def download_checkpoint(
+        self,
+        checkpoint_id: str,
+        *,
+        dest_dir: str | PathLike[str],
+        on_progress: Callable[[DownloadProgress], object] | None = None,
+    ) -> CheckpointDownload:
         """Download all files of a checkpoint; see `ServiceClient.download_checkpoint`."""
-        return self._bridge.run(self._impl.download_checkpoint, checkpoint_id=checkpoint_id, dest_dir=dest_dir)
+        return self._bridge.run(
+            self._impl.download_checkpoint, checkpoint_id=checkpoint_id, dest_dir=dest_dir, on_progress=on_progress
+        )
 
     def health(self) -> None:
         """Return if the trainer answers that it is well, else raise what it answers."""
