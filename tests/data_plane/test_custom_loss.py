@@ -15,6 +15,9 @@ from loops_async import AdamParams, Datum, InputError, ServiceClient, TrainingCl
 from loops_local import LocalService, serve_in_thread  # noqa: E402
 
 
+pytestmark = pytest.mark.torch
+
+
 @pytest.fixture(scope="module")
 def tiny() -> Any:
     with serve_in_thread(engine="torch", model="tiny", provisioning_seconds=0.0) as local:
