@@ -76,9 +76,11 @@ async def eventually(condition: Callable[[], object]) -> None:
 
 async def run_python(script: str, *arguments: str, stdin: bytes = b"", **environment: str) -> str:
     """Run a script in a Python of its own, for which every warning is an error, and return what it prints."""
-    command = [sys.executable, "-X", "dev", "-W", "error", "-c", script, *arguments]
+    command = [sys.executable, "-W", "error", "-c", script, *arguments]
     ended = await asyncio.to_thread(
         subprocess.run, command, input=stdin, env={**os.environ, **environment}, capture_output=True, timeout=30
     )
-    assert (ended.returncode, ended.stderr.decode()) == (0, "")
+    said = ended.stderr.decode()
+    assert ended.returncode == 0, said
+    assert said == "", said
     return ended.stdout.decode().strip()

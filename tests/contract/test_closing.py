@@ -86,6 +86,19 @@ async def test_with_operations_under_way(local: LocalService, client: ServiceCli
                 await waiting
 
 
+async def test_with_calls_on_their_way(local: LocalService, client: ServiceClient, engine: WatchedEngine) -> None:
+    async with leaving_nothing(local):
+        async with client as service:
+            trainer = await service.create_lora_training_client(engine.name)
+            hits = local.faults.delay(f"POST */{trainer.run_id}/*", 30.0, times=3)
+            calls = [asyncio.ensure_future(trainer.forward([example()])) for _ in range(3)]
+            await eventually(lambda: hits)
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    assert {str(outcome) for outcome in outcomes} == {"the client was closed before forward was submitted"}
+    assert len(hits) == 1
+    assert engine.done == []
+
+
 async def test_with_samples_under_way(local: LocalService, client: ServiceClient, engine: WatchedEngine) -> None:
     engine.hold_samples()
     async with leaving_nothing(local):

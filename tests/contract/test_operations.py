@@ -115,6 +115,14 @@ async def test_a_lost_poll_is_asked_again(trainer: TrainingClient, local: LocalS
     assert len(hits) == 3
 
 
+async def test_an_operation_that_takes_long_is_asked_for_again_and_again(
+    trainer: TrainingClient, local: LocalService
+) -> None:
+    hits = local.faults.answer(f"GET */{trainer.run_id}/operations/*", 408, {"message": "still under way"}, times=3)
+    assert (await (await trainer.forward([example()]))).loss_fn_outputs
+    assert len(hits) == 3
+
+
 async def test_an_operation_that_the_service_forgot(trainer: TrainingClient, local: LocalService) -> None:
     local.faults.answer(f"GET */{trainer.run_id}/operations/*", 404, {"error": "there is no operation"})
     future = await trainer.forward([example()])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
-from loops_async import ConfigError, InputError, ServiceClient, UnsupportedError, WandbConfig
+from loops_async import ConfigError, CreateRunRequest, InputError, ServiceClient, UnsupportedError, WandbConfig
 from loops_local import LocalService
 from tests.contract._colours import Colour
 from tests.contract._engine import WatchedEngine
@@ -89,6 +90,24 @@ async def test_a_run_with_everything_given(service: ServiceClient, local: LocalS
 
     given = {"lora_rank": 16, "seed": 7, "max_seq_len": 128, "scale_down_delay_seconds": 60, "replicas": 2}
     assert body_of(hits[0]).items() >= {**given, "name": "mine"}.items()
+
+
+async def test_a_service_of_an_earlier_date(service: ServiceClient, local: LocalService, engine: WatchedEngine) -> None:
+    """It says less of a run and of its sampler."""
+    run = await service.control_plane.create_run(
+        CreateRunRequest(session_id=service.session_id, base_model=engine.name, lora_rank=8)
+    )
+    shown = msgspec.to_builtins(run)
+    for name in ("name", "deployment_id", "lora_config_version", "status", "user", "base_checkpoint"):
+        shown.pop(name, None)
+    for name in ("user", "instance_type", "node_count", "base_checkpoint"):
+        shown["sampler"].pop(name, None)
+    local.faults.answer("POST */runs", 200, {"run": shown})
+
+    trainer = await service.create_lora_training_client(engine.name, rank=8)
+    assert trainer.run_id == run.id
+    await train(trainer)
+    assert await version_sampled(await trainer.save_weights_and_get_sampling_client()) == 1
 
 
 @pytest.mark.parametrize(
