@@ -84,7 +84,7 @@ class TestInterrupts:
         assert printed("""
             with sample_sync.Service() as service:
                 try:
-                    with service.hire("anna").borrow("saw", seconds=60):
+                    with service.hire("anna").borrow("saw", is_interrupted=True):
                         print("NEVER")
                 except KeyboardInterrupt:
                     print("interrupted")
@@ -92,10 +92,8 @@ class TestInterrupts:
 
     def test_while_a_constructor_opens(self) -> None:
         assert printed("""
-            main = threading.main_thread().ident
-            threading.Timer(0.3, lambda: signal.pthread_kill(main, signal.SIGINT)).start()
             try:
-                sample_sync.Service(opening_seconds=60)
+                sample_sync.Service(is_interrupted=True)
             except KeyboardInterrupt:
                 print("interrupted")
         """) == ["service: not opened", "interrupted"]
@@ -124,13 +122,15 @@ class TestInterrupts:
     def test_an_operation_goes_on_when_its_waiter_is_interrupted(self) -> None:
         assert printed("""
             with sample_sync.Service() as service:
-                job = service.hire("anna").start("dig", seconds=1)
+                release = threading.Event()
+                job = service.hire("anna").start("dig", until=release.is_set)
                 main = threading.main_thread().ident
-                threading.Timer(0.2, lambda: signal.pthread_kill(main, signal.SIGINT)).start()
                 try:
+                    threading.Timer(0.2, lambda: signal.pthread_kill(main, signal.SIGINT)).start()
                     job.result()
                 except KeyboardInterrupt:
                     print("interrupted")
+                release.set()
                 print(job.result().text)
         """) == ["service: open", "interrupted", "dig", "service: closed"]
 
@@ -239,7 +239,7 @@ class TestExit:
     def test_with_an_operation_under_way(self) -> None:
         done = run("""
             service = sample_sync.Service()
-            job = service.hire("anna").start("dig", seconds=3600)
+            job = service.hire("anna").start("dig", until=bool)
             sys.exit(3)
         """)
         assert (done.lines, done.errors, done.code) == (["service: open", "service: closed"], "", 3)
@@ -247,29 +247,40 @@ class TestExit:
 
     def test_with_a_daemon_thread_in_a_call(self) -> None:
         done = run("""
+            from loops_sync._bridge import current
             service = sample_sync.Service()
-            worker = service.hire("anna")
-            threading.Thread(target=worker.nap, args=[3600], daemon=True).start()
-            time.sleep(0.2)
+            started = threading.Event()
+
+            async def nap():
+                started.set()
+                try:
+                    await asyncio.sleep(3600)
+                finally:
+                    print("nap: cleaned up")
+
+            threading.Thread(target=current().run, args=[nap], daemon=True).start()
+            started.wait()
         """)
         assert (done.errors, done.code) == ("", 0)
         assert sorted(done.lines) == ["nap: cleaned up", "service: closed", "service: open"]
 
     def test_with_a_cleanup_that_never_ends(self) -> None:
         done = run("""
+            from loops_sync import _bridge
+            _bridge.EXIT_SECONDS = 0.2
             service = sample_sync.Service()
-            worker = service.hire("anna")
-            from loops_sync._bridge import current
+            started = threading.Event()
 
             async def stubborn():
+                started.set()
                 while True:
                     try:
                         await asyncio.sleep(3600)
                     except asyncio.CancelledError:
                         pass
 
-            threading.Thread(target=lambda: current().run(stubborn), daemon=True).start()
-            time.sleep(0.2)
+            threading.Thread(target=_bridge.current().run, args=[stubborn], daemon=True).start()
+            started.wait()
         """)
         assert done.code == 0
         assert done.lines == ["service: open", "service: closed"]
@@ -292,10 +303,14 @@ class TestExit:
 
     def test_with_a_callback_that_blocks_the_loop(self) -> None:
         done = run("""
+            from loops_sync import _bridge
+            _bridge.EXIT_SECONDS = 0.2
             service = sample_sync.Service()
             worker = service.hire("anna")
-            threading.Thread(target=worker.tell, args=[lambda _: time.sleep(3600)], daemon=True).start()
-            time.sleep(0.2)
+            started = threading.Event()
+            block = lambda _: started.set() or time.sleep(3600)
+            threading.Thread(target=worker.tell, args=[block], daemon=True).start()
+            started.wait()
         """)
         assert (done.lines, done.errors, done.code) == (["service: open"], "", 0)
         assert done.seconds < 10

@@ -58,7 +58,7 @@ class TestService:
 
         before = current().run(names_of_tasks)
         service = sample_sync.Service("one")
-        job = service.hire("anna").start("dig", seconds=60)
+        job = service.hire("anna").start("dig", until=bool)
         assert current().run(names_of_tasks) > before
         service.close()
         assert current().run(names_of_tasks) == before
@@ -70,10 +70,8 @@ class TestService:
             assert service.is_open
 
     def test_a_failure_to_open_is_raised_by_the_constructor(self) -> None:
-        with pytest.raises(TypeError, match="opening_secs"):
-            sample_sync.Service(opening_secs=3)  # type: ignore[call-arg]
-        with pytest.raises(TypeError, match="NoneType"):
-            sample_sync.Service(opening_seconds=None)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="is_broken"):
+            sample_sync.Service(is_broken=True)  # type: ignore[call-arg]
 
     def test_letting_go_closes(self, capsys: pytest.CaptureFixture[str]) -> None:
         service = sample_sync.Service("one")
@@ -158,8 +156,10 @@ class TestErrors:
     def test_system_exit_behind_a_call_ends_nothing(
         self, worker: sample_sync.Worker, caplog: pytest.LogCaptureFixture
     ) -> None:
-        waiting = worker.start("long", seconds=0.2)
+        release = threading.Event()
+        waiting = worker.start("long", until=release.is_set)
         worker.fail_behind(SystemExit(3))
+        release.set()
         assert "tried to end the thread" in caplog.text
         assert waiting.result().text == "long"
 
@@ -203,17 +203,19 @@ class TestFutures:
         assert job.done()
 
     def test_a_wait_that_times_out_harms_nobody(self, worker: sample_sync.Worker) -> None:
-        job = worker.start("dig", seconds=0.3)
+        release = threading.Event()
+        job = worker.start("dig", until=release.is_set)
         with ThreadPoolExecutor(1) as threads:
             other = threads.submit(job.result)
             with pytest.raises(loops_async.OperationTimeoutError):
                 job.result(timeout=0.01)
             assert not job.done()
+            release.set()
             assert other.result().text == "dig"
         assert job.done()
 
     def test_closing_ends_the_wait(self, service: sample_sync.Service) -> None:
-        job = service.hire("anna").start("dig", seconds=60)
+        job = service.hire("anna").start("dig", until=bool)
         service.close()
         with pytest.raises(loops_async.ClosedError, match="closed before"):
             job.result()

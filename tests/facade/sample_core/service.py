@@ -7,6 +7,7 @@ from typing import Self
 
 from loops_async._tasks import TaskOwner
 
+from ._signals import interrupt
 from .workers import Worker
 
 __all__ = ["Service"]
@@ -24,10 +25,10 @@ class Service:
                 worker = await service.hire("anna")
     """
 
-    def __init__(self, name: str = "service", *, opening_seconds: float = 0.0) -> None:
-        """Prepare a service; opening it takes `opening_seconds`."""
+    def __init__(self, name: str = "service", *, is_interrupted: bool = False) -> None:
+        """Prepare a service; with `is_interrupted` the main thread is, while it opens."""
         self._name = name
-        self._opening_seconds = opening_seconds
+        self._is_interrupted = is_interrupted
         self._tasks: TaskOwner | None = None
 
     @classmethod
@@ -43,7 +44,9 @@ class Service:
     async def open(self) -> Self:
         """Open it."""
         try:
-            await asyncio.sleep(self._opening_seconds)
+            if self._is_interrupted:
+                interrupt()
+                await asyncio.sleep(60)
         except asyncio.CancelledError:
             print(f"{self._name}: not opened")
             raise

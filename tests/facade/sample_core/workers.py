@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import threading
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -18,6 +17,7 @@ from loops_async import OperationFuture
 from loops_async._facade import blocking_property
 from loops_async._tasks import TaskOwner
 
+from ._signals import interrupt
 from .values import Level, Report
 
 __all__ = ["Job", "Tool", "Worker", "greet"]
@@ -110,17 +110,10 @@ class Worker:
         """
         return left + right
 
-    async def nap(self, seconds: float) -> None:
-        """Sleep, and say when that was broken off."""
-        try:
-            await asyncio.sleep(seconds)
-        finally:
-            print("nap: cleaned up")
-
     async def nap_interrupted(self, cleanup_seconds: float = 0.0) -> None:
         """Sleep while the main thread is interrupted."""
         try:
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            interrupt()
             await asyncio.sleep(60)
         finally:
             await asyncio.sleep(cleanup_seconds)
@@ -146,11 +139,12 @@ class Worker:
         """Return where this runs."""
         return os.getpid()
 
-    async def start(self, text: str, seconds: float = 0.0) -> Job:
-        """Start a job; its report is waited for separately."""
+    async def start(self, text: str, until: Callable[[], bool] | None = None) -> Job:
+        """Start a job that lasts until `until` is true; its report is waited for separately."""
 
         async def work() -> Report:
-            await asyncio.sleep(seconds)
+            while until and not until():  # noqa: ASYNC110 - it is for a thread to say
+                await asyncio.sleep(0.01)
             return Report(text)
 
         return OperationFuture(work, tasks=self._tasks, operation="work", operation_id=text, run_id=None)
@@ -169,14 +163,14 @@ class Worker:
             print("steps: cleaned up", "in one task" if task is asyncio.current_task() else "IN ANOTHER TASK")
 
     @asynccontextmanager
-    async def borrow(self, name: str, *, forgives: bool = False, seconds: float = 0.0) -> AsyncGenerator[Tool]:
+    async def borrow(self, name: str, *, forgives: bool = False, is_interrupted: bool = False) -> AsyncGenerator[Tool]:
         """Borrow a tool."""
         task = asyncio.current_task()
         try:
             async with asyncio.timeout(60):
-                if seconds:
-                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-                    await asyncio.sleep(seconds)
+                if is_interrupted:
+                    interrupt()
+                    await asyncio.sleep(60)
                 yield Tool(name)
         except ValueError:
             if not forgives:

@@ -27,9 +27,9 @@ class Service(Opened[_core.Service]):
                 worker = service.hire("anna")
     """
 
-    def __init__(self, name: str = "service", *, opening_seconds: float = 0.0) -> None:
-        """Prepare a service; opening it takes `opening_seconds`."""
-        self._open(_core.Service, name=name, opening_seconds=opening_seconds)
+    def __init__(self, name: str = "service", *, is_interrupted: bool = False) -> None:
+        """Prepare a service; with `is_interrupted` the main thread is, while it opens."""
+        self._open(_core.Service, name=name, is_interrupted=is_interrupted)
 
     @classmethod
     def local(cls, *, name: str = "local") -> Self:

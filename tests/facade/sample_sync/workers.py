@@ -90,10 +90,6 @@ class Worker(Closing[_core.Worker]):
         """
         return self._bridge.run(self._impl.add, left, right=right, level=level)
 
-    def nap(self, seconds: float) -> None:
-        """Sleep, and say when that was broken off."""
-        self._bridge.run(self._impl.nap, seconds=seconds)
-
     def nap_interrupted(self, cleanup_seconds: float = 0.0) -> None:
         """Sleep while the main thread is interrupted."""
         self._bridge.run(self._impl.nap_interrupted, cleanup_seconds=cleanup_seconds)
@@ -114,18 +110,18 @@ class Worker(Closing[_core.Worker]):
         """Return where this runs."""
         return self._bridge.run(self._impl.process_id)
 
-    def start(self, text: str, seconds: float = 0.0) -> Job:
-        """Start a job; its report is waited for separately."""
-        return OperationFuture(self._bridge.run(self._impl.start, text=text, seconds=seconds), self)
+    def start(self, text: str, until: Callable[[], bool] | None = None) -> Job:
+        """Start a job that lasts until `until` is true; its report is waited for separately."""
+        return OperationFuture(self._bridge.run(self._impl.start, text=text, until=until), self)
 
     def steps(self, count: int, *, fail_at: int | None = None) -> Items[int]:
         """Count, in a cancel scope as rollouts do it."""
         return self._bridge.iterate(self._impl.steps, count=count, fail_at=fail_at)
 
     @contextmanager
-    def borrow(self, name: str, *, forgives: bool = False, seconds: float = 0.0) -> Iterator[Tool]:
+    def borrow(self, name: str, *, forgives: bool = False, is_interrupted: bool = False) -> Iterator[Tool]:
         """Borrow a tool."""
-        with self._bridge.hold(self._impl.borrow, name=name, forgives=forgives, seconds=seconds) as value:
+        with self._bridge.hold(self._impl.borrow, name=name, forgives=forgives, is_interrupted=is_interrupted) as value:
             yield Tool(value, self)
 
     def make_tool(self, name: str) -> Tool:
