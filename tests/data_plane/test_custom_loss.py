@@ -14,7 +14,6 @@ torch = pytest.importorskip("torch", reason="NOT TESTED: forward_backward_custom
 from loops_async import AdamParams, Datum, InputError, ServiceClient, TrainingClient  # noqa: E402 - after the skip
 from loops_local import LocalService, serve_in_thread  # noqa: E402
 
-
 pytestmark = pytest.mark.torch
 
 
