@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from time import monotonic
 from typing import Any, Final, Literal, TypeAlias, TypeVar
 
@@ -170,7 +170,9 @@ async def _end(
     failure: BaseException,
 ) -> None:
     name = f"{wishes.kind} {made.id}"
-    wishes.tell(made, "failed")
+    # A listener that fails must not stop the clean-up.
+    with suppress(Exception):
+        wishes.tell(made, "failed")
     if wishes.keep_on_failure:
         failure.add_note(f"{name} was kept, as asked, and costs money until it is deactivated")
         return
@@ -181,4 +183,5 @@ async def _end(
         failure.add_note(f"{name} could not be deactivated and may still cost money: {error}")
         log.warning("%s could not be deactivated and may still cost money: %s", name, error)
     else:
-        wishes.tell(made, "deactivated")
+        with suppress(Exception):
+            wishes.tell(made, "deactivated")

@@ -91,20 +91,24 @@ async def serving() -> AsyncIterator[Stub]:
 
 
 class Colour:
-    """Calls the control plane of `loops_async`."""
+    """Calls `loops_async`."""
+
+    async def service(self, url: str, call: Callable[[Any], Any], *, api_key: str = KEY, **options: Any) -> Any:
+        """Open a client, and return what `call` makes of it."""
+        async with loops_async.ServiceClient(base_url=url, api_key=api_key, **options) as service:
+            return await call(service)
 
     async def control_plane(self, url: str, call: Callable[[Any], Any], **options: Any) -> Any:
         """Open a client, and return what `call` makes of its control plane."""
-        async with loops_async.ServiceClient(base_url=url, api_key=KEY, **options) as service:
-            return await call(service.control_plane)
+        return await self.service(url, lambda service: call(service.control_plane), **options)
 
 
 class Blocking(Colour):
-    """Calls the control plane of `loops_sync`."""
+    """Calls `loops_sync`."""
 
-    async def control_plane(self, url: str, call: Callable[[Any], Any], **options: Any) -> Any:
+    async def service(self, url: str, call: Callable[[Any], Any], *, api_key: str = KEY, **options: Any) -> Any:
         def work() -> Any:
-            with loops_sync.ServiceClient(base_url=url, api_key=KEY, **options) as service:
-                return call(service.control_plane)
+            with loops_sync.ServiceClient(base_url=url, api_key=api_key, **options) as service:
+                return call(service)
 
         return await asyncio.to_thread(work)
