@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from os import PathLike
@@ -101,6 +102,7 @@ class ServiceClient:
         self._runtime: Runtime | None = None
         self._session_id: str | None = None
         self._team_id: str | None = None
+        self._opening = asyncio.Lock()
         self._is_closed = False
 
     @classmethod
@@ -129,17 +131,17 @@ class ServiceClient:
             ConnectError: there is nothing at `base_url`.
             ProtocolError: what is there is not Loops.
         """
-        if self._is_closed:
-            raise ClosedError("this client is closed; make a new ServiceClient")
-        if self._runtime is not None:
-            return self
-        runtime = Runtime(self._settings)
-        try:
-            self._session_id = "local" if self._local else await self._create_session(runtime)
-        except BaseException:
-            await runtime.close()
-            raise
-        self._runtime = runtime
+        async with self._opening:
+            self._check_not_closed()
+            if self._runtime is None:
+                runtime = Runtime(self._settings)
+                try:
+                    self._session_id = "local" if self._local else await self._create_session(runtime)
+                    self._check_not_closed()
+                except BaseException:
+                    await runtime.close()
+                    raise
+                self._runtime = runtime
         return self
 
     async def close(self) -> None:
@@ -476,11 +478,14 @@ class ServiceClient:
 
     @property
     def _live(self) -> Runtime:
-        if self._is_closed:
-            raise ClosedError("this client is closed; make a new ServiceClient")
+        self._check_not_closed()
         if self._runtime is None:
             raise ClosedError("this client is not open yet: use `async with` or `await client.open()`")
         return self._runtime
+
+    def _check_not_closed(self) -> None:
+        if self._is_closed:
+            raise ClosedError("this client is closed; make a new ServiceClient")
 
     async def _create_session(self, runtime: Runtime) -> str:
         settings = self._settings

@@ -156,6 +156,31 @@ async def test_a_run_whose_provisioning_is_cancelled_is_deactivated(endless: Loc
         assert await status_of(endless, name) == "INACTIVE"
 
 
+async def test_a_run_that_is_made_too_late_is_deactivated(local: LocalService) -> None:
+    name = f"late-{uuid4()}"
+    hits = local.faults.delay("POST */runs", 0.1)
+    async with ServiceClient(base_url=local.base_url, api_key=local.api_key) as service:
+        creating = asyncio.ensure_future(service.create_lora_training_client(name))
+        await eventually(lambda: hits)
+        creating.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await creating
+    assert await status_of(local, name) == "INACTIVE"
+
+
+async def test_a_sampler_whose_provisioning_is_cancelled_is_deactivated(endless: LocalService) -> None:
+    name = f"sampler-{uuid4()}"
+    probes = endless.faults.watch("GET */v1/models/*")
+    async with ServiceClient(base_url=endless.base_url, api_key=endless.api_key) as service:
+        creating = asyncio.ensure_future(service.create_sampling_client(name))
+        await eventually(lambda: probes)
+        creating.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await creating
+        (sampler,) = [one for one in await service.control_plane.list_samplers() if one.base_model == name]
+        assert sampler.status.name == "INACTIVE"
+
+
 async def test_a_run_is_deactivated_when_its_client_is_closed_meanwhile(colour: Colour, endless: LocalService) -> None:
     name = f"closed-{uuid4()}"
     probes = endless.faults.watch("GET */health")
@@ -225,6 +250,25 @@ async def test_opening_is_cancelled(local: LocalService) -> None:
         await eventually(lambda: hits)
         opening.cancel()
         with pytest.raises(asyncio.CancelledError):
+            await opening
+
+
+async def test_opening_twice_at_once_opens_once(local: LocalService, client: ServiceClient) -> None:
+    sessions = local.faults.watch("POST */sessions", times=2)
+    async with leaving_nothing(local):
+        await asyncio.gather(client.open(), client.open())
+        assert await client.open() is client
+        await client.close()
+    assert len(sessions) == 1
+
+
+async def test_closing_while_it_opens(local: LocalService, client: ServiceClient) -> None:
+    hits = local.faults.delay("POST */sessions", 0.1)
+    async with leaving_nothing(local):
+        opening = asyncio.ensure_future(client.open())
+        await eventually(lambda: hits)
+        await client.close()
+        with pytest.raises(ClosedError, match="closed"):
             await opening
 
 
