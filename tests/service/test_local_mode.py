@@ -97,7 +97,7 @@ async def test_runs_of_the_control_plane_are_out_of_reach(api: Api) -> None:
     answer = await api.poll(root, operation, headers={"X-Run-Id": "mine"}, key=None)
     assert answer["status"] == "error"
     served = (await api.publish(run))["path"]
-    pinned = {"X-Checkpoint-Path": served}
+    pinned = {"X-Checkpoint-Path": served, "X-Run-Id": "mine"}
     await api.ask("POST", f"{api.local.sampler_url}/sample", json={"prompt": [1]}, headers=pinned, key=None, status=400)
 
 
