@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import pickle
 from typing import Any
 
@@ -11,6 +12,7 @@ from loops_async import (
     EncodedTextChunk,
     InputError,
     ModelInput,
+    SampleTimeoutError,
     SamplingClient,
     SamplingParams,
     ServiceClient,
@@ -20,7 +22,7 @@ from loops_local import LocalService
 from loops_local.engine.echo import logprob
 from tests.contract._colours import Colour
 from tests.contract._engine import WatchedEngine
-from tests.contract._helpers import FEW_TOKENS, PROMPT, body_of, run_python, scores, train, version_sampled
+from tests.contract._helpers import FEW_TOKENS, PROMPT, body_of, eventually, run_python, scores, train, version_sampled
 
 
 @pytest.fixture
@@ -135,6 +137,45 @@ async def test_arguments_are_checked_before_anything_is_sent(
         await sampler.sample(**{"prompt": PROMPT, **options})
     assert raised.value.path == path
     assert not hits
+
+
+async def test_a_sample_that_takes_too_long_is_not_asked_for_again(
+    service: ServiceClient, engine: WatchedEngine, local: LocalService
+) -> None:
+    sampler = await service.create_sampling_client(engine.name, 0.1)
+    hits = local.faults.watch("POST */sample", times=2)
+    engine.hold_samples()
+    with pytest.raises(SampleTimeoutError, match=r"no answer within 0\.1 s.*raise `timeout`") as raised:
+        await sampler.sample(PROMPT, 1, FEW_TOKENS)
+    assert (raised.value.timeout, raised.value.retryable) == (0.1, False)
+    assert len(hits) == 1
+    await eventually(lambda: engine.waiting_samples == 0)
+
+
+async def test_a_limit_on_connections_is_for_samples_only(
+    colour: Colour, local: LocalService, engine: WatchedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BT_LOOPS_MAX_CONNECTIONS", "3")
+    engine.hold_samples()
+    async with colour.connected(base_url=local.base_url, api_key=local.api_key) as service:
+        trainer = await service.create_lora_training_client(engine.name)
+        sampler = await service.create_sampling_client(engine.name)
+        samples = [asyncio.ensure_future(sampler.sample(PROMPT, 1, FEW_TOKENS)) for _ in range(20)]
+        await eventually(lambda: engine.waiting_samples == 3)
+        await train(trainer, steps=2)
+        assert engine.waiting_samples == 3
+        engine.release_samples()
+        assert all(answer.sequences for answer in await asyncio.gather(*samples))
+
+
+async def test_a_sampler_that_sleeps_is_woken_once(
+    service: ServiceClient, engine: WatchedEngine, local: LocalService
+) -> None:
+    states = local.faults.answer("GET */v1/models/*", 200, {"status": "SCALED_TO_ZERO"}, times=2)
+    wakes = local.faults.watch("POST */wake", times=2)
+    sampler = await service.create_sampling_client(engine.name)
+    assert (await sampler.sample(PROMPT, 1, FEW_TOKENS)).sequences
+    assert (len(states), len(wakes)) == (2, 1)
 
 
 UNPICKLE = {
