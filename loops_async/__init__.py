@@ -16,6 +16,7 @@ from .training import ForwardBackwardFuture, TrainingClient
 
 # One by one, since mypy sees no name whose `__all__` is put together from others.
 from .types.control import *  # noqa: F403
+from .types.deployments import *  # noqa: F403
 from .types.inputs import *  # noqa: F403
 from .types.sampling import *  # noqa: F403
 from .types.tensors import *  # noqa: F403

@@ -16,7 +16,8 @@ from msgspec import UNSET, Struct
 
 from . import _retry, protocol
 from ._completions import read_completions
-from ._inputs import check_at_least, check_kind, check_model_input
+from ._config import checked_url, resolve_settings
+from ._inputs import check_at_least, check_kind, check_model_input, check_positive
 from ._readiness import SamplerGate, sampler_gate
 from ._retry import Patience
 from ._runtime import Runtime, detached_runtime
@@ -36,7 +37,14 @@ from .errors import (
     SampleTimeoutError,
     TransportError,
 )
-from .types import ModelInput, SampledPrompt, SampleResponse, SamplingParams
+from .types import (
+    BasetenDeployment,
+    ModelInput,
+    SampledPrompt,
+    SamplerDeployment,
+    SampleResponse,
+    SamplingParams,
+)
 
 __all__ = ["SamplerTarget", "SamplingClient"]
 
@@ -274,6 +282,44 @@ class SamplingClient:
         """
         runtime = await self._live()
         await self._ready(runtime, self._target.ready_timeout if ready_timeout is None else ready_timeout)
+
+    @classmethod
+    async def ensure_ready_for_deployment(
+        cls,
+        *,
+        base_model: str,
+        deployment: SamplerDeployment,
+        api_key: str | None = None,
+        ready_timeout: float = 3600.0,
+    ) -> None:
+        """Wait until a sampler is ready that no client is at hand for; `ensure_ready` is for those that are.
+
+        Args:
+            base_model: the sampler's base model, for people.
+            deployment: where it runs; only a `BasetenDeployment` has to be waited for.
+            api_key: default ``BASETEN_API_KEY``.
+            ready_timeout: seconds to wait at most.
+
+        Raises:
+            SamplerTerminatedError: the sampler does not come up any more.
+            NotReadyError: it is not ready in time.
+        """
+        check_positive(ready_timeout, "ready_timeout")
+        if not isinstance(deployment, BasetenDeployment):
+            return
+        settings = resolve_settings(api_key=api_key, base_url=deployment.api_base_url)
+        runtime = Runtime(settings)
+        try:
+            target = SamplerTarget(
+                service_url=settings.base_url,
+                base_url=checked_url(deployment.base_url, "deployment.base_url"),
+                base_model=base_model,
+                model_id=deployment.model_id,
+                deployment_id=deployment.deployment_id,
+            )
+            await cls(target, runtime).ensure_ready(ready_timeout)
+        finally:
+            await runtime.close()
 
     async def discover_base_model_name(self) -> str:
         """Return the base model's name as the sampler knows it; a queued one is not asked."""

@@ -10,6 +10,7 @@ from loops_async._version import __version__
 from loops_async.drift import loops_compute_kl_sample_train, loops_log_kl_sample_train, top_divergent_tokens
 from loops_async.errors import *  # noqa: F403 - each module lists its public names in `__all__`
 from loops_async.types.control import *  # noqa: F403 - each module lists its public names in `__all__`
+from loops_async.types.deployments import *  # noqa: F403 - each module lists its public names in `__all__`
 from loops_async.types.inputs import *  # noqa: F403 - each module lists its public names in `__all__`
 from loops_async.types.sampling import *  # noqa: F403 - each module lists its public names in `__all__`
 from loops_async.types.tensors import *  # noqa: F403 - each module lists its public names in `__all__`

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from loops_async import sampling as _core
-from loops_async.types import ModelInput, SampledPrompt, SampleResponse, SamplingParams
-from loops_sync._bridge import Items, stepped_in_worker_threads
+from loops_async.types import ModelInput, SampledPrompt, SamplerDeployment, SampleResponse, SamplingParams
+from loops_sync._bridge import Items, current, stepped_in_worker_threads
 from loops_sync._handle import Handle
 
 __all__ = ["SamplingClient"]
@@ -163,6 +163,35 @@ class SamplingClient(Handle[_core.SamplingClient]):
             NotReadyError: it is not ready in time.
         """
         self._bridge.run(self._impl.ensure_ready, ready_timeout=ready_timeout)
+
+    @classmethod
+    def ensure_ready_for_deployment(
+        cls,
+        *,
+        base_model: str,
+        deployment: SamplerDeployment,
+        api_key: str | None = None,
+        ready_timeout: float = 3600.0,
+    ) -> None:
+        """Wait until a sampler is ready that no client is at hand for; `ensure_ready` is for those that are.
+
+        Args:
+            base_model: the sampler's base model, for people.
+            deployment: where it runs; only a `BasetenDeployment` has to be waited for.
+            api_key: default ``BASETEN_API_KEY``.
+            ready_timeout: seconds to wait at most.
+
+        Raises:
+            SamplerTerminatedError: the sampler does not come up any more.
+            NotReadyError: it is not ready in time.
+        """
+        current().run(
+            _core.SamplingClient.ensure_ready_for_deployment,
+            base_model=base_model,
+            deployment=deployment,
+            api_key=api_key,
+            ready_timeout=ready_timeout,
+        )
 
     def discover_base_model_name(self) -> str:
         """Return the base model's name as the sampler knows it; a queued one is not asked."""

@@ -1,7 +1,8 @@
 """Values that cross the API: immutable `msgspec` structs without behaviour that needs the network."""
 
-from . import control, inputs, sampling, tensors, training
+from . import control, deployments, inputs, sampling, tensors, training
 from .control import *  # noqa: F403 - each module lists its public names in `__all__`
+from .deployments import *  # noqa: F403
 from .inputs import *  # noqa: F403
 from .sampling import *  # noqa: F403
 from .tensors import *  # noqa: F403
@@ -9,6 +10,7 @@ from .training import *  # noqa: F403
 
 __all__: list[str] = []
 __all__ += control.__all__
+__all__ += deployments.__all__
 __all__ += inputs.__all__
 __all__ += sampling.__all__
 __all__ += tensors.__all__
