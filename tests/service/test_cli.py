@@ -67,7 +67,12 @@ async def test_the_key_may_come_from_the_environment_and_is_not_shown_or_kept(tm
 
 async def failure(*arguments: str) -> str:
     process = await start(*arguments)
-    _, errors = await process.communicate()
+    try:
+        async with asyncio.timeout(20):
+            _, errors = await process.communicate()
+    except TimeoutError:
+        process.kill()
+        raise
     assert process.returncode not in (0, None)
     return errors.decode()
 
