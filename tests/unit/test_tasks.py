@@ -66,12 +66,16 @@ async def test_to_the_end_goes_on_though_its_caller_is_cancelled(times: int) -> 
     assert steps == list(range(10))
 
 
-async def test_to_the_end_goes_on_in_a_cancelled_scope() -> None:
+async def test_to_the_end_goes_on_in_a_cancelled_scope_without_spinning(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[object] = []
+    wait = asyncio.wait
+    monkeypatch.setattr(asyncio, "wait", lambda tasks: waits.append(tasks) or wait(tasks))
     steps: list[int] = []
     with anyio.CancelScope() as scope:
         scope.cancel()
         await to_the_end(cleaning_up(steps))
     assert steps == list(range(10))
+    assert len(waits) == 1
 
 
 async def test_to_the_end_passes_failures_on() -> None:

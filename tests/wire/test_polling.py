@@ -24,6 +24,7 @@ from loops_async import (
     UnknownRequestError,
 )
 from tests.clock import Clock
+from tests.wire.conftest import KEY
 from tests.wire.scripted import Hold, Reply, Say, ScriptedService, done, hang_up, hang_up_in_the_body
 
 POLL = "/trainer/operations/op-7"
@@ -115,6 +116,13 @@ async def test_a_failure_without_words(step: Submit, body: Any) -> None:
     with pytest.raises(RemoteOpError, match="without a message") as failed:
         await (await step(Say(200, body)))
     assert failed.value.error_class is None
+
+
+async def test_a_failure_that_names_a_signed_url(step: Submit) -> None:
+    error = f"403 for https://bucket.example/x?X-Signature=5ecret with {KEY}"
+    with pytest.raises(RemoteOpError, match=r"403 for https://bucket.example/x\?… with \*\*\*") as failed:
+        await (await step(Say(200, {"status": "error", "error": error})))
+    assert "5ecret" not in str(failed.value)
 
 
 @pytest.mark.parametrize("status", [404, 410])

@@ -116,6 +116,14 @@ async def test_a_completion_that_repeats_the_prompt_is_not_cut(
         assert sequence.logprobs == [-1.0] * len(tokens)
 
 
+async def test_a_count_that_hints_at_an_echo_does_not_cut_what_is_none(
+    sampler: SamplingClient, service: ScriptedService
+) -> None:
+    body = {"choices": [choice(token_ids=[7, 6])], "usage": {"completion_tokens": 1}}
+    service.answer("POST", SAMPLE, Say(body=body))
+    assert (await sampler.sample([5])).sequences[0].tokens == [7, 6]
+
+
 async def test_prompt_logprobs(sampler: SamplingClient, says: Any) -> None:
     scored = [
         None,
