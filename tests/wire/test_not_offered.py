@@ -119,9 +119,9 @@ async def test_what_a_sampler_serves_cannot_expire(trainer: TrainingClient, serv
 
 @pytest.mark.parametrize("name", ["../x", "/x", "a/b", "..", ".", "", "..\\x", "C:x", "x\n", None])
 async def test_a_tokenizer_is_not_written_elsewhere(
-    sampler: SamplingClient, service: ScriptedService, name: Any
+    sampler: SamplingClient, service: ScriptedService, name: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("transformers", reason="get_tokenizer needs it")
+    monkeypatch.setattr("loops_async._tokenizers.find_spec", lambda _: "transformers are here")
     served = {"data": [{"id": MODEL, "parent": None, "tokenizer": "tokenizer"}]}
     service.always("GET", "/sampler/v1/models", Say(body=served))
     service.always("GET", "/sampler/tokenizer", Say(body={"files": [name]}))
