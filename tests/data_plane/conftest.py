@@ -1,17 +1,25 @@
-"""A service of each test's own, in the test's own event loop, and clients of it."""
+"""Services, and clients of them."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
 from loops_async import SamplingClient, ServiceClient, TrainingClient
-from loops_local import LocalService
+from loops_local import LocalService, serve_in_thread
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Iterator[LocalService]:
+    """One service that really trains, for the tests of numbers; importing torch takes seconds."""
+    with serve_in_thread(engine="torch", model="tiny", provisioning_seconds=0.0) as local:
+        yield local
 
 
 @pytest.fixture
 async def local() -> AsyncIterator[LocalService]:
+    """A service of the test's own, in its own event loop."""
     async with LocalService(engine="echo", provisioning_seconds=0.0) as local:
         yield local
 

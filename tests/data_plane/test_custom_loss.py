@@ -12,15 +12,9 @@ import pytest
 torch = pytest.importorskip("torch", reason="NOT TESTED: forward_backward_custom needs torch")
 
 from loops_async import AdamParams, Datum, InputError, ServiceClient, TrainingClient  # noqa: E402 - after the skip
-from loops_local import LocalService, serve_in_thread  # noqa: E402
+from loops_local import LocalService  # noqa: E402
 
 pytestmark = pytest.mark.torch
-
-
-@pytest.fixture(scope="module")
-def tiny() -> Any:
-    with serve_in_thread(engine="torch", model="tiny", provisioning_seconds=0.0) as local:
-        yield local
 
 
 @pytest.fixture
