@@ -58,6 +58,10 @@ class Stub:
         """Answer `route` with what `answer` returns."""
         self._answers.setdefault(route, []).append(answer)
 
+    def forget(self, route: str) -> None:
+        """Go on with what `route` was told to answer next."""
+        self._answers[route].pop(0)
+
     def count(self, route: str) -> int:
         """Return how often `route` was asked."""
         return sum(f"{asked.method} {asked.path.split('?')[0]}" == route for asked in self.asked)
