@@ -58,7 +58,7 @@ async def sample(session: aiohttp.ClientSession, given: argparse.Namespace) -> d
 
     await in_flight(call, given.in_flight, given.in_flight)
     clock = Clock()
-    await clock.start_watching()
+    await clock.start_watching(blind=given.blind)
     await in_flight(call, given.count, given.in_flight)
     return clock.stop(given.count)
 
@@ -70,7 +70,7 @@ async def train(session: aiohttp.ClientSession, given: argparse.Namespace) -> di
     async with session.get(f"{given.url}/trainers/run0/health") as response:
         await response.read()
     clock = Clock()
-    await clock.start_watching()
+    await clock.start_watching(blind=given.blind)
     body = encode({"data": [_datum(row) for row in rows], "loss_fn": "importance_sampling"})
     async with session.post(f"{given.url}/trainers/run0/forward_backward", data=body, headers=JSON) as response:
         await response.read()
@@ -120,7 +120,7 @@ async def provision(session: aiohttp.ClientSession, given: argparse.Namespace) -
             await asyncio.sleep(max(0.05, 3.0 - (time.monotonic() - created)))
 
     clock = Clock()
-    await clock.start_watching()
+    await clock.start_watching(blind=given.blind)
     await asyncio.gather(*(one() for _ in range(given.count)))
     return clock.stop(given.count)
 
@@ -133,7 +133,7 @@ async def listing(session: aiohttp.ClientSession, given: argparse.Namespace) -> 
             msgspec.json.decode(await response.read())
 
     clock = Clock()
-    await clock.start_watching()
+    await clock.start_watching(blind=given.blind)
     await asyncio.gather(*(one(number) for number in range(given.count)))
     return clock.stop(given.count)
 

@@ -32,7 +32,7 @@ async def sample(service: loops.ServiceClient, given: argparse.Namespace) -> dic
 
     await in_flight(call, given.in_flight, given.in_flight)
     clock = Clock()
-    await clock.start_watching()
+    await clock.start_watching(blind=given.blind)
     await in_flight(call, given.count, given.in_flight)
     return clock.stop(given.count)
 
@@ -47,7 +47,7 @@ async def train(service: loops.ServiceClient, given: argparse.Namespace) -> dict
     trainer = await service.create_lora_training_client("bench")
     data = [] if given.numpy else [_datum(row) for row in rows]
     clock = Clock()
-    await clock.start_watching()
+    await clock.start_watching(blind=given.blind)
     if given.numpy:
         data = [_datum(row) for row in arrays]
     await (await trainer.forward_backward(data, "importance_sampling"))
@@ -64,7 +64,7 @@ def _datum(row: dict[str, Any]) -> loops.Datum:
 async def provision(service: loops.ServiceClient, given: argparse.Namespace) -> dict[str, float]:
     """Provision `count` runs at once."""
     clock = Clock()
-    await clock.start_watching()
+    await clock.start_watching(blind=given.blind)
     await asyncio.gather(*(service.create_lora_training_client("bench") for _ in range(given.count)))
     return clock.stop(given.count)
 
@@ -72,7 +72,7 @@ async def provision(service: loops.ServiceClient, given: argparse.Namespace) -> 
 async def listing(service: loops.ServiceClient, given: argparse.Namespace) -> dict[str, float]:
     """List the checkpoints of `count` runs."""
     clock = Clock()
-    await clock.start_watching()
+    await clock.start_watching(blind=given.blind)
     await asyncio.gather(*(service.list_checkpoints(f"run{number}") for number in range(given.count)))
     return clock.stop(given.count)
 

@@ -28,7 +28,7 @@ def sample(given: argparse.Namespace) -> dict[str, float]:
     async def run() -> dict[str, float]:
         clock = Clock()
         await in_flight(call, given.in_flight, given.in_flight)
-        await clock.start_watching()
+        await clock.start_watching(blind=given.blind)
         await in_flight(call, given.count, given.in_flight)
         return clock.stop(given.count)
 
@@ -43,7 +43,7 @@ def train(given: argparse.Namespace) -> dict[str, float]:
 
     async def run() -> dict[str, float]:
         clock = Clock()
-        await clock.start_watching()
+        await clock.start_watching(blind=given.blind)
         future = await trainer.forward_backward_async(
             [_datum(row) for row in rows] if given.numpy else data, "importance_sampling"
         )
