@@ -20,6 +20,8 @@ DATUM = loops_async.Datum(model_input=[104, 105], loss_fn_inputs={"target_tokens
 COMMON = {
     "base_model": "echo",
     "prompt": loops_async.ModelInput.from_ints([104, 105]),
+    "prompts": [[104, 105], [106]],
+    "params": loops_async.SamplingParams(max_tokens=8),
     "data": [DATUM],
     "pair": [DATUM, DATUM],
     "pairs": [DATUM, DATUM],
