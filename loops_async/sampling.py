@@ -74,6 +74,15 @@ class SamplerTarget(Struct, frozen=True, kw_only=True):
     is_queued: bool = False
     """Whether samples go through the queue of a serverless sampler."""
 
+    @property
+    def names_model(self) -> bool:
+        """Whether requests have to say which base model they mean.
+
+        A queue serves many, and so may a local sampler that is asked for no run; a dedicated one may refuse the name.
+        """
+        is_local = not self.authorize
+        return self.is_queued or (is_local and self.run_id is None)
+
     def headers(self) -> dict[str, str]:
         """The headers that say whose sampler this is and which weights are wanted."""
         headers: dict[str, str] = {}
@@ -177,8 +186,9 @@ class SamplingClient:
         body = _sample_body(prompt, num_samples, params, topk_prompt_logprobs if wants_prompt else None)
         if include_routed_experts is not None:
             body.include_routed_experts = bool(include_routed_experts)
-        if self._target.is_queued:
+        if self._target.names_model:
             body.model = self._target.base_model
+        if self._target.is_queued:
             body.lora = self._target.checkpoint_path or UNSET
         runtime = await self._live()
         completions, version = await self._send_sample(runtime, protocol.encode(body), affinity_key)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from loops_async import ConfigError, ServiceClient, TrainingClient
+from loops_async import ConfigError, NotFoundError, ServiceClient, TrainingClient
 from loops_local import LocalService
 from tests.contract._colours import Colour
 from tests.contract._engine import WatchedEngine
@@ -77,3 +77,14 @@ async def test_urls_are_checked(colour: Colour, local: LocalService, url: str) -
     with pytest.raises(ConfigError, match="sampler_url"):
         async with colour.connected_locally(trainer_url=local.trainer_url, sampler_url=url):
             pass
+
+
+async def test_a_local_sampler_of_several_models_is_asked_for_the_right_one(colour: Colour) -> None:
+    async with (
+        LocalService(engine="echo", models=["first", "second"]) as several,
+        colour.connected_locally(trainer_url=several.trainer_url, sampler_url=several.sampler_url) as service,
+    ):
+        sampler = await service.create_sampling_client("second")
+        await sampler.sample([1])
+        with pytest.raises(NotFoundError, match="no model 'third'"):
+            await (await service.create_sampling_client("third")).sample([1])
