@@ -7,9 +7,10 @@ import os
 import re
 import shutil
 from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import asynccontextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import anyio
 from anyio import to_thread
@@ -303,7 +304,7 @@ async def _append(runtime: Runtime, item: Item, url: str, tally: Tally) -> None:
                 f"{item.name}: asked for bytes from {start}, got {response.headers.get('Content-Range')}"
             )
         checksum = stated_checksum(response.headers)
-        async with await anyio.open_file(item.half, "r+b" if start else "wb") as out:
+        async with _opened(item.half, "r+b" if start else "wb") as out:
             await out.truncate(start)
             await out.seek(start)
             written = start
@@ -321,6 +322,17 @@ async def _append(runtime: Runtime, item: Item, url: str, tally: Tally) -> None:
         raise kind(f"{item.name} has {written:,} bytes; the listing says {size:,}")
     if checksum is not None and not await to_thread.run_sync(checksum.fits, item.half):
         raise ProtocolError(f"{item.name} does not have the {checksum.algorithm} that its store states; fetch it again")
+
+
+@asynccontextmanager
+async def _opened(path: Path, mode: Literal["r+b", "wb"]) -> AsyncGenerator[anyio.AsyncFile[bytes]]:
+    """Open a file, and close it also when cancelled, which anyio before 4.14 does not manage."""
+    file = await anyio.open_file(path, mode)
+    try:
+        yield file
+    finally:
+        with anyio.CancelScope(shield=True):
+            await file.aclose()
 
 
 async def _discard(item: Item) -> None:
