@@ -30,14 +30,14 @@ def no_faults_left(request: pytest.FixtureRequest) -> Iterator[None]:
         request.getfixturevalue("local").faults.clear()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def engines() -> Engines:
     return Engines()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def local(engines: Engines) -> Iterator[LocalService]:
-    """One service for the whole session: runs share nothing, and what is provisioned is ready at once."""
+    """One service for all tests of a module: runs share nothing, and what is provisioned is ready at once."""
     with serve_in_thread(engine=engines, provisioning_seconds=0.0) as local:
         yield local
 
