@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 from uuid import uuid4
@@ -192,13 +191,11 @@ async def test_a_gateway_that_knows_better_is_believed(stub: Stub, clock: Clock,
 
 
 async def test_hundreds_of_runs_are_provisioned_and_watched_at_once(service: ServiceClient) -> None:
-    threads = threading.active_count()
     requests = [CreateRunRequest(session_id=service.session_id, base_model="m") for _ in range(HUNDREDS)]
     runs = await asyncio.gather(*(service.control_plane.create_run(request) for request in requests))
     watched = await asyncio.gather(*(service.wait_for_run(run.id) for run in runs))
     assert {run.id for run in watched} == {run.id for run in runs}
     assert len({run.id for run in runs}) == HUNDREDS
-    assert threading.active_count() == threads
     assert await service.wait_for_run(runs[0].id, ready_timeout=1.0)
 
 
