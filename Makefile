@@ -3,7 +3,7 @@
 
 RUN = .venv/bin/python -m
 
-.PHONY: demo test check sync fix
+.PHONY: demo test check sync fix bench
 
 demo: .venv/installed-demo
 	@.venv/bin/python examples/quickstart.py
@@ -19,6 +19,10 @@ check: .venv/installed-dev
 	.venv/bin/python tools/check_layers.py
 	$(RUN) mypy
 	$(RUN) pyright --pythonpath .venv/bin/python
+
+# Side by side with the limit and, once `make test` has installed it, the published client.
+bench: .venv/installed-dev
+	$(RUN) benchmarks
 
 fix: .venv/installed-dev sync
 	$(RUN) ruff check --fix

@@ -28,7 +28,6 @@ from rich.table import Table
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PUBLISHED = ROOT / ".venv-published" / "bin" / "python"
 PEERS = ("limit", "ours", "ours_sync", "published")
 TIMEOUT_SECONDS = 300
 
@@ -160,8 +159,8 @@ def serving(options: Sequence[str]) -> Iterator[str]:
 
 def run_peer(peer: str, case: Case, url: str) -> dict[str, float] | None:
     """Run one peer in a fresh process on the first core; None when it is not installed or fails."""
-    python = str(PUBLISHED) if peer == "published" else sys.executable
-    if not Path(python).exists():
+    python = published() if peer == "published" else sys.executable
+    if python is None:
         return None
     command = [*pinned(0), python, "-W", "ignore", "-m", f"benchmarks.peers.{peer}", case.workload, "--url", url]
     command += ["--count", str(case.count), "--in-flight", str(case.in_flight), *case.extra]
@@ -174,6 +173,11 @@ def run_peer(peer: str, case: Case, url: str) -> dict[str, float] | None:
         return None
     numbers: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
     return numbers
+
+
+def published() -> str | None:
+    """The interpreter that has the published client; the tests of ``tests/compat`` install it."""
+    return next((str(stamp.parent / "bin" / "python") for stamp in ROOT.glob(".venv-compat/*/baseten-loops==*")), None)
 
 
 def pinned(core: int) -> list[str]:
