@@ -19,8 +19,8 @@ from ._provisioning import Wishes, provisioned_run, provisioned_sampler, until_r
 from ._runtime import Runtime
 from ._wandb import require_wandb
 from .checkpoints import checkpoint_files, download
-from .control_plane import ControlPlane
-from .errors import ClosedError, ConfigError, InputError, ProtocolError, UnsupportedError
+from .control_plane import ControlPlane, resolve_team
+from .errors import ClosedError, InputError, ProtocolError, UnsupportedError
 from .protocol import CheckpointUri
 from .sampling import SamplerTarget, SamplingClient
 from .training import TrainingClient
@@ -410,6 +410,23 @@ class ServiceClient:
         )
         return await self._sampling_client(request, timeout, wishes)
 
+    async def provision_sampler(
+        self,
+        request: CreateSamplerRequest,
+        *,
+        ready_timeout: float = 3600.0,
+        keep_on_failure: bool = False,
+        on_progress: Callable[[ProvisioningEvent], object] | None = None,
+    ) -> Sampler:
+        """Create a sampler and return it when it is ready, without a client of it.
+
+        Arguments and errors are those of `create_sampling_client`.
+        """
+        wishes = Wishes(
+            "sampler", ready_timeout=ready_timeout, keep_on_failure=keep_on_failure, on_progress=on_progress
+        )
+        return await self._ready_sampler(request, wishes)
+
     # --- what there is ---
 
     async def get_server_capabilities(self) -> ServerCapabilities:
@@ -490,7 +507,7 @@ class ServiceClient:
     async def _create_session(self, runtime: Runtime) -> str:
         settings = self._settings
         if settings.team is not None:
-            self._team_id = await _team_id(runtime, settings.team)
+            self._team_id = await resolve_team(runtime.control_plane, settings.team)
         session = await runtime.control_plane.create_session(
             training_project_id=settings.training_project_id, team_id=self._team_id
         )
@@ -602,16 +619,18 @@ class ServiceClient:
 
     async def _sampling_client(self, request: CreateSamplerRequest, timeout: float, wishes: Wishes) -> SamplingClient:
         check_positive(timeout, "timeout")
+        return self._client_of(await self._ready_sampler(request, wishes), request, timeout, wishes)
+
+    async def _ready_sampler(self, request: CreateSamplerRequest, wishes: Wishes) -> Sampler:
         check_kind(request, CreateSamplerRequest, "")
         if self._local is not None:
-            return self._client_of(self._local.sampler(str(request.base_model)), request, timeout, wishes)
+            return self._local.sampler(str(request.base_model))
 
         async def provision() -> Sampler:
             async with provisioned_sampler(self._live, request, wishes, team_id=self._team_id) as sampler:
                 return sampler
 
-        sampler = await self._live.tasks.run(provision(), name="provision a sampler")
-        return self._client_of(sampler, request, timeout, wishes)
+        return await self._live.tasks.run(provision(), name="provision a sampler")
 
     def _client_of(
         self, sampler: Sampler, request: CreateSamplerRequest, timeout: float, wishes: Wishes
@@ -631,16 +650,6 @@ class ServiceClient:
             is_queued=not is_local and sampler.deployment_id is None,
         )
         return SamplingClient(target, self._live)
-
-
-async def _team_id(runtime: Runtime, team: str) -> str:
-    teams = await runtime.control_plane.list_teams()
-    for each in teams:
-        if team in (each.id, each.name):
-            return each.id
-    raise ConfigError(
-        f"there is no team {team!r}; there are {', '.join(sorted(each.name for each in teams)) or 'none'}"
-    )
 
 
 def _check_wandb(wandb_config: Any) -> None:

@@ -15,7 +15,7 @@ from . import _retry
 from ._creation import NewRun, SessionRuns, lost_run
 from ._inputs import check, check_kind
 from ._transport import Request, Transport
-from .errors import InputError, LoopsError, LostAnswerError, NotFoundError
+from .errors import ConfigError, InputError, LoopsError, LostAnswerError, NotFoundError
 from .protocol import CheckpointUri, encode, segment
 from .types import (
     Checkpoint,
@@ -488,6 +488,20 @@ class ControlPlane:
             return found
 
         return await _retry.politely(ask, what=what, when=when)
+
+
+async def resolve_team(control_plane: ControlPlane, team: str) -> str:
+    """Return the id of the team of this name or id.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    teams = await control_plane.list_teams()
+    for each in teams:
+        if team in (each.id, each.name):
+            return each.id
+    names = ", ".join(sorted(each.name for each in teams))
+    raise ConfigError(f"there is no team {team!r}; there are {names or 'none'}")
 
 
 @cache

@@ -14,9 +14,11 @@ from loops_async.types import (
     CheckpointFile,
     CheckpointFilesResponse,
     CreateRunRequest,
+    CreateSamplerRequest,
     DownloadProgress,
     ProvisioningEvent,
     Run,
+    Sampler,
     ServerCapabilities,
     WandbConfig,
 )
@@ -366,6 +368,26 @@ class ServiceClient(Opened[_core.ServiceClient]):
                 on_progress=on_progress,
             ),
             self,
+        )
+
+    def provision_sampler(
+        self,
+        request: CreateSamplerRequest,
+        *,
+        ready_timeout: float = 3600.0,
+        keep_on_failure: bool = False,
+        on_progress: Callable[[ProvisioningEvent], object] | None = None,
+    ) -> Sampler:
+        """Create a sampler and return it when it is ready, without a client of it.
+
+        Arguments and errors are those of `create_sampling_client`.
+        """
+        return self._bridge.run(
+            self._impl.provision_sampler,
+            request=request,
+            ready_timeout=ready_timeout,
+            keep_on_failure=keep_on_failure,
+            on_progress=on_progress,
         )
 
     def get_server_capabilities(self) -> ServerCapabilities:

@@ -54,6 +54,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "training",
         "_local_mode",
         "client",
+        "cli",
     ),
 }
 """Modules of a package from the lowest up; each may import those to its left. A package counts as one module."""
@@ -69,6 +70,7 @@ LIBRARIES: dict[str, frozenset[str]] = {
     "loops_async": frozenset({"anyio", "msgspec"}),
     "loops_async._transport": frozenset({"aiohttp"}),
     "loops_async._retry": frozenset({"backoff"}),
+    "loops_async.cli": frozenset({"rich", "typer"}),  # the extra of that name
     "loops_sync": frozenset({"msgspec"}),
     "loops_local": frozenset({"aiohttp", "anyio", "msgspec", "yarl"}),  # yarl: the URLs of aiohttp
     "loops_local.engine.pytorch": frozenset({"gguf", "numpy", "safetensors", "tokenizers", "torch", "transformers"}),

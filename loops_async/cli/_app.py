@@ -1,0 +1,48 @@
+"""The tree of commands."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .._version import __version__
+from . import checkpoints, deployments, local, runs, samplers
+from ._connection import Connection, prepare
+from .capabilities import capabilities
+from .sample import sample
+
+__all__ = ["app", "prepare"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    epilog="The key is read from BASETEN_API_KEY, or asked for. Exit codes: 1 failed, 2 wrong request, 3 key refused, "
+    "4 no such thing, 5 did not come up, 6 service not reached, 130 interrupted.",
+)
+app.add_typer(runs.app, name="runs")
+app.add_typer(samplers.app, name="samplers")
+app.add_typer(checkpoints.app, name="checkpoints")
+app.add_typer(deployments.app, name="deployments")
+app.command()(capabilities)
+app.command()(sample)
+app.add_typer(local.app, name="local")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    base_url: Annotated[str | None, typer.Option(help="Default LOOPS_BASE_URL, else the hosted service.")] = None,
+    team: Annotated[str | None, typer.Option(help="A team's name or id; default LOOPS_TEAM, else your own.")] = None,
+    auth_scheme: Annotated[str, typer.Option(help="Bearer or Api-Key.")] = "Bearer",
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True)] = False,
+) -> None:
+    """Baseten Loops: LoRA training runs, samplers and checkpoints."""
+    context.obj = Connection(base_url=base_url, team=team, auth_scheme=auth_scheme)

@@ -1,0 +1,60 @@
+"""A live display of what is being provisioned."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Generator
+from contextlib import contextmanager
+from time import monotonic
+
+from rich.live import Live
+from rich.table import Table
+
+from ..types import ProvisioningEvent
+from ._show import as_text, errors
+
+MOST_LINES = 16
+
+
+class Readiness:
+    """Shows each of a few runs or samplers in a line, and counts the states of many."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, ProvisioningEvent] = {}
+        self._started = monotonic()
+
+    def tell(self, event: ProvisioningEvent) -> None:
+        """Take note of an event."""
+        self._last[event.id] = event
+        if not errors.is_terminal:
+            errors.print(
+                f"{event.kind} {event.id}: {_state(event)}, {event.seconds:.1f} s", markup=False, highlight=False
+            )
+
+    def __rich__(self) -> Table:
+        table = Table.grid(padding=(0, 2))
+        seconds = f"{monotonic() - self._started:.0f} s"
+        if len(self._last) <= MOST_LINES:
+            for event in self._last.values():
+                took = f"{event.seconds:.0f} s" if event.stage == "ready" else seconds
+                table.add_row(event.kind, as_text(event.id), as_text(_state(event)), took)
+        else:
+            counted = Counter(_state(event) for event in self._last.values())
+            for state, count in counted.most_common():
+                table.add_row(str(count), as_text(state), seconds)
+        return table
+
+
+def _state(event: ProvisioningEvent) -> str:
+    return event.status if event.stage == "waiting" and event.status else event.stage
+
+
+@contextmanager
+def readiness() -> Generator[Readiness]:
+    """Show progress while the block runs, on standard error."""
+    shown = Readiness()
+    if not errors.is_terminal:
+        yield shown
+        return
+    with Live(shown, console=errors, refresh_per_second=4, transient=True):
+        yield shown

@@ -1,0 +1,224 @@
+"""``loops deployments``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator
+from time import time
+from typing import Annotated, Any
+
+import typer
+
+from ..control_plane import ControlPlane
+from ..types import Deployment, DeploymentMetrics, LogLevel, LogLine, MetricPoint
+from ._connection import all_of, control_plane, end, run
+from ._options import AsJson, Everybody, duration
+from ._show import plot, show_fields, show_json, show_json_line, show_table, show_text, size
+
+app = typer.Typer(no_args_is_help=True, help="Deployments: what trainers run on.")
+
+FOLLOW_SECONDS = 2.0
+POINTS = 60
+
+
+@app.command("list")
+def list_(context: typer.Context, everybody: Everybody = False, as_json: AsJson = False) -> None:
+    """List deployments of trainers, in all states."""
+
+    async def work() -> list[Deployment]:
+        async with control_plane(context) as plane:
+            return await plane.list_deployments(scope="org" if everybody else None)
+
+    found = run(work())
+    if as_json:
+        show_json(found)
+        return
+    show_table(
+        ["deployment", "model", "status", "run", "sampler status", "created"],
+        [
+            (
+                each.id,
+                each.base_model,
+                each.status.name,
+                each.active_run_id or each.latest_run_id,
+                each.sampler and each.sampler.status.name,
+                each.created_at,
+            )
+            for each in found
+        ],
+    )
+
+
+@app.command()
+def show(context: typer.Context, deployment_id: str, as_json: AsJson = False) -> None:
+    """Show a deployment."""
+
+    async def work() -> Deployment:
+        async with control_plane(context) as plane:
+            return await plane.get_deployment(deployment_id)
+
+    found = run(work())
+    if as_json:
+        show_json(found)
+        return
+    show_fields(
+        {
+            "id": found.id,
+            "status": found.status.name,
+            "base model": found.base_model,
+            "active run": found.active_run_id,
+            "latest run": found.latest_run_id,
+            "machines": found.instance_type and found.instance_type.name,
+            "nodes": found.node_count,
+            "availability": found.availability_model,
+            "url": found.base_url,
+            "created": found.created_at,
+            "by": found.user and found.user.email,
+        }
+    )
+
+
+@app.command()
+def deactivate(
+    context: typer.Context,
+    deployment_ids: Annotated[list[str], typer.Argument(metavar="DEPLOYMENT_ID…")],
+    as_json: AsJson = False,
+) -> None:
+    """Switch deployments off. What was not saved is lost."""
+
+    async def one(plane: ControlPlane, deployment_id: str) -> str:
+        await plane.deactivate_deployment(deployment_id)
+        return deployment_id
+
+    async def work() -> tuple[list[str], list[Exception]]:
+        async with control_plane(context) as plane:
+            return await all_of(one(plane, deployment_id) for deployment_id in deployment_ids)
+
+    done, failures = run(work())
+    if as_json:
+        show_json({"deactivated": done})
+    elif done:
+        show_text(f"deactivated {', '.join(done)}")
+    end(failures)
+
+
+@app.command()
+def logs(
+    context: typer.Context,
+    deployment_id: str,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new lines until Ctrl-C.")] = False,
+    since: Annotated[str, typer.Option(help="How far back: 90s, 30m, 2h, 1d (at most 7d).")] = "30m",
+    level: Annotated[LogLevel | None, typer.Option(help="Leave out less serious lines.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Most lines to begin with.")] = 500,
+    as_json: AsJson = False,
+) -> None:
+    """Show a deployment's log; with --json a line of JSON each."""
+    seconds = duration(since)
+
+    async def work() -> None:
+        async with control_plane(context) as plane:
+            # The newest lines, if there are more than wanted.
+            lines = await plane.get_deployment_logs(
+                deployment_id,
+                start_epoch_millis=_millis(time() - seconds),
+                direction="desc",
+                limit=limit,
+                min_level=level,
+            )
+            lines.reverse()
+            _show_lines(lines, as_json=as_json)
+            if follow:
+                async for line in _new_lines(plane, deployment_id, lines, level):
+                    _show_lines([line], as_json=as_json)
+
+    run(work())
+
+
+async def _new_lines(
+    plane: ControlPlane, deployment_id: str, shown: list[LogLine], level: LogLevel | None
+) -> AsyncGenerator[LogLine]:
+    """Yield the lines after those that were shown, for ever."""
+    since = _millis(time())
+    while True:
+        # The newest millisecond is asked for again, since more lines may have come in it.
+        since = max((_millis(line.time.timestamp()) for line in shown), default=since)
+        shown = [line for line in shown if _millis(line.time.timestamp()) == since]
+        await asyncio.sleep(FOLLOW_SECONDS)
+        lines = await plane.get_deployment_logs(
+            deployment_id, start_epoch_millis=since, direction="asc", limit=1000, min_level=level
+        )
+        fresh = [line for line in lines if line not in shown]
+        for line in fresh:
+            yield line
+        shown += fresh
+
+
+def _show_lines(lines: list[LogLine], *, as_json: bool) -> None:
+    for line in lines:
+        if as_json:
+            show_json_line(line)
+        else:
+            where = f" [{line.replica}]" if line.replica else ""
+            show_text(f"{line.time:%Y-%m-%d %H:%M:%S} {line.level or '-':7}{where} {line.message}")
+
+
+def _millis(seconds: float) -> int:
+    return int(seconds * 1000)
+
+
+@app.command()
+def metrics(
+    context: typer.Context,
+    deployment_id: str,
+    since: Annotated[str, typer.Option(help="How far back: 90s, 30m, 2h, 1d.")] = "1h",
+    as_json: AsJson = False,
+) -> None:
+    """Draw what was measured of a deployment."""
+    seconds = duration(since)
+
+    async def work() -> DeploymentMetrics:
+        async with control_plane(context) as plane:
+            now = time()
+            return await plane.get_deployment_metrics(
+                deployment_id,
+                start_epoch_millis=_millis(now - seconds),
+                end_epoch_millis=_millis(now),
+                step_seconds=max(1, round(seconds / POINTS)),
+            )
+
+    found = run(work())
+    if as_json:
+        show_json(found)
+        return
+    drawn = {name: values for name, values in _series(found) if values}
+    for name, values in drawn.items():
+        shown = size if name.split("[")[0].endswith("bytes") else "{:.4g}".format
+        show_text(f"{name}  now {shown(_number(values[-1]))}  most {shown(_number(max(values)))}")
+        show_text("\n".join(f"  {line}" for line in plot(values, width=POINTS)))
+    if not drawn:
+        show_text(f"nothing was measured in the last {since}")
+
+
+def _series(found: DeploymentMetrics) -> Iterator[tuple[str, list[float]]]:
+    """Yield each measurement's name and its values over time."""
+    plain: dict[str, list[MetricPoint]] = {
+        "requests": found.inference_volume,
+        "concurrent_requests": found.concurrent_requests,
+        "cpu_usage": found.cpu_usage,
+        "cpu_memory_usage_bytes": found.cpu_memory_usage_bytes,
+        "storage_usage_bytes": found.ephemeral_storage.usage_bytes,
+        **{f"gpu_utilization[{rank}]": points for rank, points in found.gpu_utilization.items()},
+        **{f"gpu_memory_usage_bytes[{rank}]": points for rank, points in found.gpu_memory_usage_bytes.items()},
+    }
+    for name, points in plain.items():
+        yield name, [point.value for point in points if point.value is not None]
+    for percentile in ("p50", "p95", "p99"):
+        times = [getattr(each, percentile) for each in found.response_time_stats]
+        yield f"response_time_{percentile}_ms", [value for value in times if value is not None]
+    for status in ("status_4xx", "status_5xx"):
+        counts = [getattr(each, status) for each in found.inference_volume_by_status]
+        yield status, counts if any(counts) else []
+
+
+def _number(value: float) -> Any:
+    return int(value) if value == int(value) else value

@@ -1,0 +1,187 @@
+"""Errors are one paragraph and a code; interruptions leave nothing behind; what is missing is named."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+import loops_sync
+from loops_async import LogLine
+from loops_async.cli import _connection, deployments
+from loops_async.cli._app import app
+from loops_async.cli._show import plot
+from loops_local import LocalService, serve_in_thread
+from tests.cli.conftest import Cli
+
+COMMAND = [sys.executable, "-W", "error", "-m", "loops_async.cli"]
+
+
+@pytest.fixture(scope="module")
+def endless() -> Iterator[LocalService]:
+    with serve_in_thread(engine="echo", provisioning_seconds=3600.0) as local:
+        yield local
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["runs", "show", "nope"], 4, "there is no run 'nope'"),
+        (["checkpoints", "list"], 2, "give exactly one of run_id, base_model, checkpoint_path"),
+        (["checkpoints", "download", "nope"], 4, "there is no checkpoint 'nope'"),
+        (["checkpoints", "files", "bt://loops:r/weights/n"], 4, "no checkpoint bt://loops:r/weights/n"),
+        (["checkpoints", "files", "bt://nonsense"], 2, "must be bt://loops:<run_id>/"),
+        (["runs", "create", "echo", "--rank", "0"], 2, "lora_rank: expected `int` >= 1; got 0"),
+        (["sample", "hi"], 2, "give exactly one of --sampler, --run, --checkpoint"),
+        (["--team", "nobody", "runs", "list"], 2, "there is no team 'nobody'"),
+        (["--auth-scheme", "Basic", "runs", "list"], 2, "auth_scheme must be 'Bearer' or 'Api-Key'"),
+        (["--base-url", "ftp://x", "runs", "list"], 2, "base_url must be an absolute http or https URL"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_errors_are_one_paragraph(cli: Cli, arguments: list[str], code: int, words: str) -> None:
+    assert words in cli.fails(*arguments, code=code)
+
+
+def test_a_wrong_key(cli: Cli) -> None:
+    cli.environment["BASETEN_API_KEY"] = "wrong"
+    assert "Check the API key" in cli.fails("runs", "list", code=3)
+
+
+def test_no_service(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loops_async._retry._pause", lambda *_: 0.0)
+    complaint = cli.fails("--base-url", "http://127.0.0.1:1", "runs", "list", code=6)
+    assert "could not connect to 127.0.0.1:1" in complaint
+
+
+def test_no_key_and_nobody_to_ask(cli: Cli) -> None:
+    cli.environment |= {"BASETEN_API_KEY": "", "LOOPS_BASE_URL": ""}
+    assert "no API key" in cli.fails("runs", "list", code=2)
+
+
+def test_a_missing_key_is_asked_for(cli: Cli, local: LocalService, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_connection, "_somebody_answers", lambda: True)
+    cli.environment["BASETEN_API_KEY"] = ""
+    assert json.loads(cli("capabilities", "--json", given=f"{local.api_key}\n"))
+    assert "API key" in cli.err
+    assert local.api_key not in cli.err
+
+
+def test_a_full_disk(cli: Cli, trained: tuple[str, str], tmp_path: Path) -> None:
+    place = tmp_path / "file"
+    place.write_text("not a directory")
+    _, path = trained
+    assert "must be a directory" in cli.fails("checkpoints", "download", path, "--to", str(place), code=2)
+    assert "Not a directory" in cli.fails("checkpoints", "download", path, "--to", str(place / "below"), code=1)
+
+
+def test_a_mistake_of_ours_asks_to_be_reported(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr("loops_async.control_plane.ControlPlane.list_runs", fail)
+    assert "ZeroDivisionError: oops. This should not happen" in cli.fails("runs", "list", code=1)
+
+
+def test_every_command_speaks_json() -> None:
+    def commands(group: Any, path: str) -> Iterator[tuple[str, Any]]:
+        for name, command in group.commands.items():
+            if hasattr(command, "commands"):
+                yield from commands(command, f"{path}{name} ")
+            else:
+                yield f"{path}{name}", command
+
+    found = dict(commands(typer.main.get_command(app), ""))
+    assert len(found) > 20
+    silent = {
+        name for name, command in found.items() if not any("--json" in parameter.opts for parameter in command.params)
+    }
+    assert silent == {"local serve"}
+    assert all(command.help for command in found.values())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_creation_leaves_no_run(endless: LocalService, number: signal.Signals) -> None:
+    environment = os.environ | {"LOOPS_BASE_URL": endless.base_url, "BASETEN_API_KEY": endless.api_key}
+    model = f"interrupted-{number}"
+    creating = subprocess.Popen(
+        [*COMMAND, "runs", "create", model], env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with creating:
+        assert creating.stderr is not None
+        while "CREATED" not in creating.stderr.readline():
+            pass
+        creating.send_signal(number)
+        _, rest = creating.communicate(timeout=30)
+    assert creating.returncode == 130
+    assert "deactivated" in rest
+    assert rest.endswith("loops: interrupted\n")
+    with loops_sync.ServiceClient(base_url=endless.base_url, api_key=endless.api_key) as service:
+        assert [run.status.name for run in service.control_plane.list_runs(base_model=model)] == ["INACTIVE"]
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich"])
+def test_a_missing_package_is_named(missing: str) -> None:
+    script = f"import sys; sys.modules[{missing!r}] = None; from loops_async.cli import main; main()"
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert ended.stderr == f"loops: the command line needs {missing}: pip install 'loops-async[cli]'\n"
+
+
+def test_importing_the_core_does_not_import_the_command_line() -> None:
+    script = "import loops_async, sys; print({'typer', 'rich'} & sys.modules.keys())"
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ended.stdout == "set()\n"
+
+
+def test_the_service_on_this_machine(tmp_path: Path) -> None:
+    serving = subprocess.Popen(
+        [*COMMAND, "local", "serve", "--engine", "echo", "--port", "0", "--data-dir", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with serving:
+        assert serving.stdout is not None
+        assert "Loops is running at http://127.0.0.1:" in serving.stdout.readline()
+        serving.send_signal(signal.SIGINT)
+        serving.communicate(timeout=30)
+    assert serving.returncode == 0
+    wrong = subprocess.run([*COMMAND, "local", "serve", "--engine", "steam"], capture_output=True, text=True)
+    assert wrong.returncode == 2
+    assert "invalid choice: 'steam'" in wrong.stderr
+
+
+def line(nanoseconds: int, message: str) -> LogLine:
+    return LogLine(timestamp=str(nanoseconds), message=message)
+
+
+async def test_following_a_log_shows_each_line_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deployments, "FOLLOW_SECONDS", 0.0)
+    log = [line(1_000_000, "a"), line(1_000_001, "b"), line(1_500_000, "c"), line(7_000_000, "d")]
+    shown_so_far = iter([2, 2, 3, 4])
+
+    class Plane:
+        async def get_deployment_logs(self, _: str, *, start_epoch_millis: int, **__: Any) -> list[LogLine]:
+            available = log[: next(shown_so_far)]
+            return [each for each in available if int(each.timestamp) >= start_epoch_millis * 1_000_000]
+
+    plane: Any = Plane()
+    new = deployments._new_lines(plane, "d", log[:1], None)
+    assert [(await anext(new)).message for _ in range(3)] == ["b", "c", "d"]
+
+
+def test_plots() -> None:
+    assert plot([0, 1, 2, 3, 4], height=1) == [" ▂▄▆█"]
+    assert plot([1, 2], height=2) == [" █", "██"]
+    assert plot([], height=1) == [""]
+    assert plot([0.0, 0.0], height=1) == ["  "]
+    assert [len(row) for row in plot(range(1000), width=60, height=3)] == [59, 59, 59]
