@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
-import msgspec
 from aiohttp import web
 from msgspec import Struct
 
@@ -28,11 +27,6 @@ class Seen(Struct, kw_only=True):
     @property
     def json(self) -> Any:
         return json.loads(self.body)
-
-    @property
-    def keys(self) -> list[str]:
-        """The names of the body's fields in their order."""
-        return list(self.json)
 
 
 class Say(Struct):
@@ -219,8 +213,3 @@ class ScriptedService:
 def done(result: Any) -> Say:
     """Return the answer to a poll whose operation is done."""
     return Say(body={"status": "done", "result": result})
-
-
-def json_of(value: Any) -> Any:
-    """Return a value as it looks on the wire."""
-    return json.loads(msgspec.json.encode(value))
