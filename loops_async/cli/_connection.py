@@ -115,7 +115,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         if os.environ.get("LOOPS_TRACEBACK"):
             raise
         fail(
-            f"{type(error).__name__}: {_paragraph(error)}. This should not happen: please report it, with what "
+            f"{type(error).__name__}: {_paragraph(error)} This should not happen: please report it, with what "
             "LOOPS_TRACEBACK=1 shows.",
             FAILED,
         )
@@ -153,8 +153,9 @@ def complain(message: str) -> None:
 
 
 def _paragraph(error: Exception) -> str:
-    texts = [str(error), *getattr(error, "__notes__", [])]
-    return ". ".join(" ".join(text.split()).rstrip(".") for text in texts if text) or type(error).__name__
+    texts = [" ".join(text.split()) for text in (str(error), *getattr(error, "__notes__", []))]
+    sentences = (text if text.endswith((".", "!", "?")) else f"{text}." for text in texts if text)
+    return " ".join(sentences) or type(error).__name__
 
 
 def prepare() -> None:

@@ -73,10 +73,19 @@ def size(count: int) -> str:
     return decimal(count)
 
 
-def plot(values: Sequence[float], *, width: int = 60, height: int = 3) -> list[str]:
-    """Return lines that draw `values` as columns from zero to the largest; many values share a column."""
-    step = max(1, -(-len(values) // width))
-    columns = [sum(values[at : at + step]) / len(values[at : at + step]) for at in range(0, len(values), step)]
-    top = max((*columns, 0.0)) or 1.0
-    levels = [round(max(0.0, value) / top * height * 8) for value in columns]
-    return ["".join(_BLOCKS[min(8, max(0, level - 8 * row))] for level in levels) for row in reversed(range(height))]
+def plot(points: Sequence[tuple[float, float]], *, start: float, end: float, width: int, height: int = 3) -> list[str]:
+    """Return lines that draw ``(time, value)`` points as columns, from zero up to the largest of them.
+
+    Points of one column are averaged; where there is none, the column is empty.
+    """
+    columns: dict[int, list[float]] = {}
+    for time, value in points:
+        columns.setdefault(min(width - 1, max(0, int((time - start) / (end - start) * width))), []).append(value)
+    means = {column: sum(values) / len(values) for column, values in columns.items()}
+    top = max(means.values(), default=0.0) or 1.0
+    # What was measured shows, even if it is nothing.
+    levels = {column: max(1, round(mean / top * height * 8)) for column, mean in means.items()}
+    return [
+        "".join(_BLOCKS[min(8, max(0, levels.get(column, 0) - 8 * row))] for column in range(width)).rstrip()
+        for row in reversed(range(height))
+    ]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from time import time
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from ..control_plane import ControlPlane
-from ..types import Deployment, DeploymentMetrics, LogLevel, LogLine, MetricPoint
+from ..types import Deployment, DeploymentMetrics, LogLevel, LogLine, MetricPoint, ResponseTimes, StatusCounts
 from ._connection import all_of, control_plane, end, run
 from ._options import AsJson, Everybody, duration
 from ._show import plot, show_fields, show_json, show_json_line, show_table, show_text, size
@@ -18,7 +18,7 @@ from ._show import plot, show_fields, show_json, show_json_line, show_table, sho
 app = typer.Typer(no_args_is_help=True, help="Deployments: what trainers run on.")
 
 FOLLOW_SECONDS = 2.0
-POINTS = 60
+COLUMNS = 60
 
 
 @app.command("list")
@@ -174,33 +174,38 @@ def metrics(
     as_json: AsJson = False,
 ) -> None:
     """Draw what was measured of a deployment."""
-    seconds = duration(since)
+    end = time()
+    start = end - duration(since)
 
     async def work() -> DeploymentMetrics:
         async with control_plane(context) as plane:
-            now = time()
             return await plane.get_deployment_metrics(
                 deployment_id,
-                start_epoch_millis=_millis(now - seconds),
-                end_epoch_millis=_millis(now),
-                step_seconds=max(1, round(seconds / POINTS)),
+                start_epoch_millis=_millis(start),
+                end_epoch_millis=_millis(end),
+                step_seconds=max(1, round((end - start) / COLUMNS)),
             )
 
     found = run(work())
     if as_json:
         show_json(found)
         return
-    drawn = {name: values for name, values in _series(found) if values}
-    for name, values in drawn.items():
-        shown = size if name.split("[")[0].endswith("bytes") else "{:.4g}".format
-        show_text(f"{name}  now {shown(_number(values[-1]))}  most {shown(_number(max(values)))}")
-        show_text("\n".join(f"  {line}" for line in plot(values, width=POINTS)))
+    drawn = {name: points for name, points in _series(found) if points}
+    for name, points in drawn.items():
+        shown: Callable[[float], str] = _size if name.split("[")[0].endswith("bytes") else "{:.4g}".format
+        values = [value for _, value in points]
+        show_text(f"{name}: {shown(values[-1])} now, {shown(max(values))} at most")
+        show_text("\n".join(f"  {line}" for line in plot(points, start=start, end=end, width=COLUMNS)))
     if not drawn:
         show_text(f"nothing was measured in the last {since}")
 
 
-def _series(found: DeploymentMetrics) -> Iterator[tuple[str, list[float]]]:
-    """Yield each measurement's name and its values over time."""
+def _size(count: float) -> str:
+    return size(round(count))
+
+
+def _series(found: DeploymentMetrics) -> Iterator[tuple[str, list[tuple[float, float]]]]:
+    """Yield each measurement's name, and its values with their times."""
     plain: dict[str, list[MetricPoint]] = {
         "requests": found.inference_volume,
         "concurrent_requests": found.concurrent_requests,
@@ -211,14 +216,11 @@ def _series(found: DeploymentMetrics) -> Iterator[tuple[str, list[float]]]:
         **{f"gpu_memory_usage_bytes[{rank}]": points for rank, points in found.gpu_memory_usage_bytes.items()},
     }
     for name, points in plain.items():
-        yield name, [point.value for point in points if point.value is not None]
-    for percentile in ("p50", "p95", "p99"):
-        times = [getattr(each, percentile) for each in found.response_time_stats]
-        yield f"response_time_{percentile}_ms", [value for value in times if value is not None]
-    for status in ("status_4xx", "status_5xx"):
-        counts = [getattr(each, status) for each in found.inference_volume_by_status]
-        yield status, counts if any(counts) else []
-
-
-def _number(value: float) -> Any:
-    return int(value) if value == int(value) else value
+        yield name, [(each.timestamp.timestamp(), each.value) for each in points if each.value is not None]
+    of_each: list[tuple[str, str, Sequence[ResponseTimes | StatusCounts]]] = [
+        *((f"response_time_{name}_ms", name, found.response_time_stats) for name in ("p50", "p95", "p99")),
+        *((f"answers_{name[-3:]}", name, found.inference_volume_by_status) for name in ("status_4xx", "status_5xx")),
+    ]
+    for name, field, each in of_each:
+        values = [(one.timestamp.timestamp(), getattr(one, field)) for one in each if getattr(one, field) is not None]
+        yield name, values if any(value for _, value in values) else []

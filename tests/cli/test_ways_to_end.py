@@ -180,8 +180,13 @@ async def test_following_a_log_shows_each_line_once(monkeypatch: pytest.MonkeyPa
 
 
 def test_plots() -> None:
-    assert plot([0, 1, 2, 3, 4], height=1) == [" ▂▄▆█"]
-    assert plot([1, 2], height=2) == [" █", "██"]
-    assert plot([], height=1) == [""]
-    assert plot([0.0, 0.0], height=1) == ["  "]
-    assert [len(row) for row in plot(range(1000), width=60, height=3)] == [59, 59, 59]
+    def drawn(values: list[float], *, width: int, height: int = 1) -> list[str]:
+        return plot(list(enumerate(values)), start=0, end=len(values), width=width, height=height)
+
+    assert drawn([0, 1, 2, 3, 4], width=5) == ["▁▂▄▆█"]
+    assert drawn([1, 2], width=2, height=2) == [" █", "██"]
+    assert drawn([0.0, 0.0], width=2) == ["▁▁"]
+    assert drawn([1, 3, 4, 4], width=2) == ["▄█"], "points of one column are averaged"
+    assert plot([(0, 1), (9, 1)], start=0, end=10, width=10, height=1) == ["█        █"]
+    assert plot([(-5, 1), (99, 1)], start=0, end=10, width=3, height=1) == ["█ █"]
+    assert plot([], start=0, end=1, width=3, height=1) == [""]
