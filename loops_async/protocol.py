@@ -52,7 +52,6 @@ SCALED_TO_ZERO: Final = "SCALED_TO_ZERO"
 SAMPLER_TERMINAL: Final = frozenset(
     {"DEPLOY_FAILED", "UNHEALTHY", "BUILD_FAILED", "BUILD_STOPPED", "DEACTIVATING", "INACTIVE", "FAILED"}
 )
-TRAINER_RISING: Final = frozenset({"CREATED", "DEPLOYING"})
 TRAINER_TERMINAL: Final = frozenset({"FAILED", "STOPPED", "PREEMPTED"})
 
 # --- operations of a trainer -----------------------------------------------------------------------------------------
