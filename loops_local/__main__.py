@@ -132,7 +132,7 @@ def _default_data_dir() -> Path:
 
 
 def _print_banner(local: LocalService, *, key_is_from_environment: bool) -> None:
-    key = "# is set already" if key_is_from_environment else f'"$(cat {local.data_dir / "api_key"})"'
+    key = f'export BASETEN_API_KEY="$(cat {local.data_dir / "api_key"})"'
     lines = [
         f"Loops is running at {local.base_url}",
         f"  engine       {_ABOUT[local.engine]}",
@@ -141,7 +141,7 @@ def _print_banner(local: LocalService, *, key_is_from_environment: bool) -> None
         "",
         "Use it as the service:",
         f"  export LOOPS_BASE_URL={local.base_url}",
-        f"  export BASETEN_API_KEY={key}",
+        "  # BASETEN_API_KEY is set already" if key_is_from_environment else f"  {key}",
         "",
         "Or without a control plane and a key, as ServiceClient.local(trainer_url=…, sampler_url=…):",
         f"  trainer_url  {local.trainer_url}",
