@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Final, TypeAlias
 
 from msgspec import UNSET
@@ -20,21 +21,31 @@ NewRun: TypeAlias = CreateRunRequest | CreateTrainerRequest
 Listing: TypeAlias = Callable[[], Awaitable[list[Run]]]
 
 SEEK_SECONDS: Final = 10.0
-"""How long a run is looked for: the service may still be making it."""
+"""How long runs are looked for: the service may still be making them."""
+
+
+class _Lost:
+    """A request whose answer was lost: its run, if that was found, and those that it may be."""
+
+    def __init__(self, request: NewRun) -> None:
+        self.request = request
+        self.run: Run | None = None
+        self.candidates: list[Run] = []
+        self.is_settled = False
 
 
 class SessionRuns:
     """The runs of one session that is ours alone.
 
-    Invariant: while the run of a lost answer is sought, nothing is under way whose run could be taken for it. So a
+    Invariant: while the runs of lost answers are sought, nothing is under way whose run could be taken for one. So a
     creation begins only when nobody seeks, and seeking begins when every creation has been answered or lost.
     """
 
     def __init__(self) -> None:
         self._known: set[str] = set()
         self._unanswered: list[NewRun] = []
+        self._lost: list[_Lost] = []
         self._under_way = 0
-        self._seekers = 0
         self._changed = asyncio.Event()
         self._one_seeks = asyncio.Lock()
 
@@ -44,53 +55,69 @@ class SessionRuns:
         Raises:
             LostAnswerError: the answer was lost, and the run was not found or could be another request's.
         """
-        while self._seekers:
+        while self._lost:
             await self._changed.wait()
         self._under_way += 1
         try:
             run = await post()
-        except BaseException as error:
-            # Cancelled under way, too: a run may come of it that nobody will claim.
-            if not isinstance(error, LoopsError) or _retry.answer_was_lost(error):
-                self._unanswered.append(request)
-            if not isinstance(error, LoopsError) or not _retry.answer_was_lost(error):
-                raise
-            lost = error
-            self._seekers += 1
-        else:
             self._known.add(run.id)
             return run
+        except LoopsError as error:
+            if not _retry.answer_was_lost(error):
+                raise
+            failure, lost = error, _Lost(request)
+            self._lost.append(lost)
+        except asyncio.CancelledError:
+            # A run may come of it that nobody will ever claim.
+            self._unanswered.append(request)
+            raise
         finally:
             self._under_way -= 1
             self._tell()
         try:
-            return await self._seek(request, find, lost)
+            await self._settle(lost, find)
         finally:
-            self._seekers -= 1
+            self._lost.remove(lost)
+            if lost.run is None:
+                self._unanswered.append(request)
             self._tell()
+        if lost.run is None:
+            raise lost_run(request, failure, lost.candidates) from failure
+        return lost.run
 
-    async def _seek(self, request: NewRun, find: Listing, lost: LoopsError) -> Run:
+    async def _settle(self, lost: _Lost, find: Listing) -> None:
         while self._under_way:
             await self._changed.wait()
         async with self._one_seeks:
-            candidates = await self._candidates(request, find)
-            # Runs of equal requests are as good as each other; those of different requests cannot be told apart.
-            rivals = [other for other in self._unanswered if other != request]
-            if not candidates or any(_may_be(other, run) for other in rivals for run in candidates):
-                raise lost_run(request, lost, candidates) from lost
-            self._unanswered.remove(request)
+            if not lost.is_settled:
+                await self._seek(find)
+
+    async def _seek(self, find: Listing) -> None:
+        """Find the runs of all lost answers at once, so that a service that is down is not waited for by each."""
+        sought = list(self._lost)
+
+        async def look() -> bool | None:
+            listed = sorted(await find(), key=lambda run: run.created_at)
+            for lost in sought:
+                self._match(lost, listed)
+            return True if all(lost.run or lost.candidates for lost in sought) else None
+
+        with suppress(LoopsError):  # what cannot be listed is not found
+            await _retry.until(look, seconds=SEEK_SECONDS, longest_pause=2.0)
+        for lost in sought:
+            lost.is_settled = True
+
+    def _match(self, lost: _Lost, listed: list[Run]) -> None:
+        if lost.run is not None:
+            return
+        candidates = [run for run in listed if run.id not in self._known and _may_be(lost.request, run)]
+        rivals = [*self._unanswered, *(other.request for other in self._lost if other.run is None)]
+        # Runs of equal requests are as good as each other; those of different requests cannot be told apart.
+        if any(rival != lost.request and _may_be(rival, run) for rival in rivals for run in candidates):
+            lost.candidates = candidates
+        elif candidates:
+            lost.run = candidates[0]
             self._known.add(candidates[0].id)
-            return candidates[0]
-
-    async def _candidates(self, request: NewRun, find: Listing) -> list[Run]:
-        async def look() -> list[Run] | None:
-            listed = [run for run in await find() if run.id not in self._known and _may_be(request, run)]
-            return sorted(listed, key=lambda run: run.created_at) or None
-
-        try:
-            return await _retry.until(look, seconds=SEEK_SECONDS, longest_pause=2.0) or []
-        except LoopsError:
-            return []
 
     def _tell(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()

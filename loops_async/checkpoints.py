@@ -21,7 +21,7 @@ from ._places import places_of, refuse_links
 from ._retry import Patience, retrying
 from ._runtime import Runtime
 from ._transport import Request
-from .errors import ApiError, ConnectError, InputError, ProtocolError, UnsupportedError
+from .errors import ApiError, ConnectError, InputError, LoopsError, ProtocolError, UnsupportedError
 from .protocol import segment
 from .types import CheckpointDownload, CheckpointFile, DownloadProgress
 
@@ -78,7 +78,10 @@ async def checkpoint_files(
 
 async def _without_urls(runtime: Runtime, checkpoint_id: str, error: ApiError) -> UnsupportedError:
     """Make the error that says where the files are and what it takes to get them."""
-    source = await runtime.control_plane.get_checkpoint_source(checkpoint_id)
+    try:
+        source = await runtime.control_plane.get_checkpoint_source(checkpoint_id)
+    except LoopsError:  # an older service, which cannot say
+        return UnsupportedError(str(error))
     if source.kind == "volume":
         return UnsupportedError(
             f"checkpoint {checkpoint_id} is on volume {source.volume_ref}, in directory {source.path!r}, and has no "

@@ -434,7 +434,7 @@ class ControlPlane:
             return await self._post(url, request, Run, what, within="run", timeout=CREATE_SECONDS, when=when)
 
         async def find() -> list[Run]:
-            return await self.list_runs(base_model=request.base_model, team_id=team_id)
+            return await self.list_runs(team_id=team_id)
 
         session = self._own_sessions.get(request.session_id)
         if session is not None:

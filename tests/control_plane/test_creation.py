@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -103,6 +104,19 @@ async def test_many_lost_at_once_each_get_a_run_of_their_own(stub: Stub, service
     runs = await asyncio.gather(*(service.control_plane.create_run(request()) for _ in range(60)))
     assert sorted(run.id for run in runs) == sorted(run["id"] for run in factory.runs)
     assert factory.posts == 60
+
+
+async def test_a_service_that_is_down_is_not_waited_for_by_each(stub: Stub, service: loops_async.ServiceClient) -> None:
+    factory = Factory(stub, ["never"] * 30)
+    started = time.monotonic()
+    answers = await asyncio.gather(
+        *(service.control_plane.create_run(request()) for _ in range(30)), return_exceptions=True
+    )
+    assert all(isinstance(answer, LostAnswerError) for answer in answers)
+    assert time.monotonic() - started < 30 * _creation.SEEK_SECONDS / 2
+    assert factory.posts == 30
+    # The session is of use afterwards.
+    assert (await service.control_plane.create_run(request())).id == "run-31"
 
 
 async def test_names_tell_lost_runs_apart(stub: Stub, service: loops_async.ServiceClient) -> None:
