@@ -136,9 +136,8 @@ def _top(candidates: Mapping[str, protocol.PromptLogprob] | None, topk: int) -> 
 def _salvaged(body: bytes | msgspec.Raw, odd: Exception, clean: Callable[[str], str]) -> _Completions:
     """Read what there is of an answer whose fields are not all as they should be."""
     try:
-        raw = _dict(
-            json.loads(bytes(body))
-        )  # which, unlike msgspec, takes the NaN and Infinity that careless services write
+        # Unlike msgspec, this takes the NaN and Infinity that careless services write.
+        raw = _dict(json.loads(bytes(body)))
     except ValueError:
         raw = {}
     choices = raw.get("choices")

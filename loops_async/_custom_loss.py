@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
 from msgspec.structs import replace
 
-from .errors import InputError, UnsupportedError
+from .errors import InputError, ProtocolError, UnsupportedError
 from .types import CustomLossFn, Datum, ForwardBackwardOutput, TensorData
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def replayed(
 
     Raises:
         UnsupportedError: the trainer normalised, so gradients could not be replayed.
+        ProtocolError: the trainer did not score every example.
         InputError: `loss_fn` does not return what it should, or its gradients are not finite.
     """
     import torch
@@ -64,7 +65,10 @@ def replayed(
             "this trainer does not honour skip_token_normalization, which forward_backward_custom needs; "
             "use one of the trainer's own losses"
         )
-    logprobs = [output["logprobs"].to_torch() for output in scored.loss_fn_outputs]
+    scores = [output["logprobs"] for output in scored.loss_fn_outputs if "logprobs" in output]
+    if [one.shape for one in scores] != [_targets(datum).shape for datum in data]:
+        raise ProtocolError(f"the trainer did not return a logprob for each target of all {len(data)} examples")
+    logprobs = [one.to_torch() for one in scores]
     leaves = [torch.nan_to_num(one, nan=0.0).requires_grad_() for one in logprobs]
     returned = loss_fn(list(data), leaves)
     if not _is_loss_with_metrics(returned):
@@ -74,7 +78,7 @@ def replayed(
         raise InputError("loss_fn", "returned a loss that does not depend on the logprobs")
     torch.autograd.backward(loss)
     weights = [_weights(index, leaf, one) for index, (leaf, one) in enumerate(zip(leaves, logprobs, strict=True))]
-    report = {"loss": float(loss.detach())} | {str(name): float(value) for name, value in metrics.items()}
+    report = {"loss": loss.item()} | {str(name): _number(name, value) for name, value in metrics.items()}
     return [_weighted(datum, weight) for datum, weight in zip(data, weights, strict=True)], report
 
 
@@ -85,6 +89,13 @@ def _is_loss_with_metrics(returned: Any) -> TypeGuard[tuple[torch.Tensor, Mappin
     if not isinstance(returned, tuple) or len(pair) != 2:
         return False
     return isinstance(pair[0], torch.Tensor) and pair[0].numel() == 1 and isinstance(pair[1], Mapping)
+
+
+def _number(name: Any, value: Any) -> float:
+    try:
+        return float(value.item() if hasattr(value, "item") else value)
+    except (TypeError, ValueError, RuntimeError) as problem:
+        raise InputError("loss_fn", f"returned a metric {name!r} that is not a number: {value!r:.80}") from problem
 
 
 def _weights(index: int, leaf: torch.Tensor, logprobs: torch.Tensor) -> torch.Tensor:

@@ -194,7 +194,7 @@ class TrainingClient:
             data: the examples, with ``target_tokens`` of shape (N,) or (N, K) and nothing else but ``weights``.
             loss_fn: is called with `data` and, for each example, a float32 tensor of the shape of its targets that
                 holds their logprobs in nats, 0.0 where the target is masked; returns a scalar tensor and a dict of
-                metrics.
+                metrics. It must not wait for operations of this client, which wait for it.
             loss_type_input: what `loss_fn` is given; logprobs is all there is.
 
         Returns:

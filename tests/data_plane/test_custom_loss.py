@@ -11,7 +11,16 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="NOT TESTED: forward_backward_custom needs torch")
 
-from loops_async import AdamParams, Datum, InputError, ServiceClient, TrainingClient  # noqa: E402 - after the skip
+import loops_sync  # noqa: E402 - after the skip
+from loops_async import (  # noqa: E402
+    AdamParams,
+    Datum,
+    InputError,
+    ProtocolError,
+    ServiceClient,
+    TrainingClient,
+    UnsupportedError,
+)
 from loops_local import LocalService  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -114,11 +123,39 @@ async def test_a_failing_function_fails_its_call_alone(trainer: TrainingClient) 
         (lambda p: (p[0], {}), "must return"),
         (lambda p: (torch.tensor(1.0), {}), "does not depend"),
         (lambda p: ((p[0] - p[0].detach()).sqrt().sum(), {}), "not finite"),
+        (lambda p: (p[0].sum(), {"mine": "good"}), "metric 'mine' that is not a number"),
     ],
 )
 async def test_what_it_returns_is_checked(trainer: TrainingClient, returned: Any, problem: str) -> None:
     with pytest.raises(InputError, match=problem):
         await trainer.forward_backward_custom(DATA, lambda _, logprobs: returned(logprobs))
+
+
+async def test_metrics_may_be_tensors(trainer: TrainingClient) -> None:
+    step = await trainer.forward_backward_custom(DATA, lambda _, p: (p[0].sum(), {"mine": p[0].sum(), "ours": 2}))
+    result = await step
+    assert result.metrics["mine"] == pytest.approx(result.loss)
+    assert result.metrics["ours"] == 2.0
+
+
+async def test_a_trainer_that_does_not_score_everything_is_told(tiny: LocalService, trainer: TrainingClient) -> None:
+    scored = {"loss_fn_outputs": [], "metrics": {"skip_token_normalization": 1.0}}
+    tiny.faults.answer("GET */operations/*", 200, {"status": "done", "result": scored})
+    with pytest.raises(ProtocolError, match="all 2 examples"):
+        await trainer.forward_backward_custom(DATA, negative_sum)
+
+
+async def test_a_trainer_that_normalises_cannot_be_used(tiny: LocalService, trainer: TrainingClient) -> None:
+    tiny.faults.answer("GET */operations/*", 200, {"status": "done", "result": {"metrics": {}}})
+    with pytest.raises(UnsupportedError, match="skip_token_normalization"):
+        await trainer.forward_backward_custom(DATA, negative_sum)
+
+
+def test_the_blocking_colour_has_it_too(tiny: LocalService) -> None:
+    with loops_sync.ServiceClient(base_url=tiny.base_url, api_key=tiny.api_key) as service:
+        trainer = service.create_lora_training_client("tiny", rank=4, seed=3)
+        step = trainer.forward_backward_custom(DATA, negative_sum)
+        assert step.result().metrics["data"] == 2.0
 
 
 async def test_masked_positions_are_zero_and_get_no_gradient(trainer: TrainingClient) -> None:
