@@ -24,7 +24,7 @@ from ._connection import control_plane, run, runtime
 from ._options import AsJson
 from ._show import errors, show_fields, show_json, show_table, show_text, size
 
-app = typer.Typer(no_args_is_help=True, help="Checkpoints: what runs have saved.")
+app: typer.Typer = typer.Typer(no_args_is_help=True, help="Checkpoints: what runs have saved.")
 
 CheckpointId = Annotated[str, typer.Argument(help="A checkpoint's id, or its bt:// path.")]
 

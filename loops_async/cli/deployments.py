@@ -15,7 +15,7 @@ from ._connection import all_of, control_plane, end, run
 from ._options import AsJson, Everybody, duration
 from ._show import plot, show_fields, show_json, show_json_line, show_table, show_text, size
 
-app = typer.Typer(no_args_is_help=True, help="Deployments: what trainers run on.")
+app: typer.Typer = typer.Typer(no_args_is_help=True, help="Deployments: what trainers run on.")
 
 FOLLOW_SECONDS = 2.0
 COLUMNS = 60

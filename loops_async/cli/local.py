@@ -10,7 +10,7 @@ import typer
 
 from ._connection import FAILED, fail
 
-app = typer.Typer(no_args_is_help=True, help="The service on this machine.")
+app: typer.Typer = typer.Typer(no_args_is_help=True, help="The service on this machine.")
 
 
 @app.command(

@@ -16,7 +16,7 @@ from ._options import AsJson, Everybody, Keep, NoWait, ReadyTimeout, Spot
 from ._readiness import Readiness, readiness
 from ._show import show_fields, show_json, show_table, show_text
 
-app = typer.Typer(no_args_is_help=True, help="Runs: a trainer each, with its sampler.")
+app: typer.Typer = typer.Typer(no_args_is_help=True, help="Runs: a trainer each, with its sampler.")
 
 
 @app.command()

@@ -16,7 +16,7 @@ from ._options import AsJson, Everybody, Keep, NoWait, ReadyTimeout, Spot
 from ._readiness import readiness
 from ._show import show_fields, show_json, show_table, show_text
 
-app = typer.Typer(no_args_is_help=True, help="Samplers: of runs, of checkpoints and of base models.")
+app: typer.Typer = typer.Typer(no_args_is_help=True, help="Samplers: of runs, of checkpoints and of base models.")
 
 
 @app.command()
