@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import Any, Final, TypeVar, cast
 from urllib.parse import urlsplit
@@ -317,8 +319,15 @@ def _reason(cause: Exception) -> str:
 
 
 def _seconds(text: str | None) -> float | None:
+    """Return the seconds of a ``Retry-After``, which may also be a date."""
+    if not text:
+        return None
     try:
-        return max(0.0, float(text)) if text else None
+        return max(0.0, float(text))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
     except ValueError:
         return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from email.utils import formatdate
 from typing import Any
 
 import pytest
@@ -185,6 +186,16 @@ async def test_a_creation_that_was_turned_away_is_repeated(
     run = await service.control_plane.create_run(request())
     assert run.id == "run-1"
     assert clock.pauses == [7, 7, 7]
+
+
+async def test_a_date_to_try_again_at_is_kept(stub: Stub, service: loops_async.ServiceClient, clock: Clock) -> None:
+    later = formatdate(time.time() + 20, usegmt=True)
+    stub.on(f"POST {RUNS}", {"message": "later"}, status=503, headers={"Retry-After": later})
+    stub.on(f"POST {RUNS}", {"message": "later"}, status=503, headers={"Retry-After": "when we can"})
+    Factory(stub, [])
+    await service.control_plane.create_run(request())
+    assert 15 < clock.pauses[0] <= 20
+    assert clock.pauses[1] < 2
 
 
 async def test_a_rate_limit_is_outwaited(stub: Stub, service: loops_async.ServiceClient, clock: Clock) -> None:
