@@ -327,9 +327,10 @@ def _seconds(text: str | None) -> float | None:
     except ValueError:
         pass
     try:
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+        seconds = parsedate_to_datetime(text).timestamp() - time.time()
     except ValueError:
         return None
+    return seconds if seconds > 0 else None  # a date that is over says nothing
 
 
 def _dict(fields: dict[str, Any], name: str) -> dict[str, Any]:
