@@ -52,7 +52,7 @@ def test_errors_are_one_paragraph(cli: Cli, arguments: list[str], code: int, wor
 
 
 def test_a_wrong_key(cli: Cli) -> None:
-    cli.environment["BASETEN_API_KEY"] = "wrong"
+    cli.environment["BASETEN_API_KEY"] = "none-of-the-keys"
     assert "Check the API key" in cli.fails("runs", "list", code=3)
 
 
