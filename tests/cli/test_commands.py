@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import loops_async
 from loops_local import LocalService
 from tests.cli.conftest import Cli
 
@@ -108,15 +110,41 @@ def test_capabilities(cli: Cli) -> None:
     assert "longest sequence" in cli("capabilities", "--use-case", "sft")
 
 
+class Bytes:
+    """A tokenizer whose tokens are bytes, in place of one that takes seconds to import."""
+
+    def __call__(self, text: str) -> dict[str, list[int]]:
+        return {"input_ids": list(text.encode())}
+
+    def apply_chat_template(self, messages: list[dict[str, str]], **_: Any) -> dict[str, list[int]]:
+        return self("".join(f"<{message['role']}>{message['content']}" for message in messages))
+
+
+@pytest.fixture
+def byte_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def get_tokenizer(_: Any) -> Bytes:
+        return Bytes()
+
+    monkeypatch.setattr(loops_async.SamplingClient, "get_tokenizer", get_tokenizer)
+
+
+@pytest.mark.usefixtures("byte_tokenizer")
 def test_sampling_a_prompt(cli: Cli, trained: tuple[str, str]) -> None:
-    pytest.importorskip("transformers")
     run_id, path = trained
     for target in (("--run", run_id), ("--checkpoint", path)):
-        shown = cli("sample", *target, "hello there", "--max-tokens", "8", "-n", "2")
-        assert shown.splitlines()[0] == "hello th"
-        assert len(shown.splitlines()) == 2
-    answer = cli.json("sample", "--run", run_id, "--max-tokens", "2", "--chat", "hi")
-    assert len(answer["sequences"][0]["tokens"]) == 2
+        first, _ = cli("sample", *target, "hello there", "--max-tokens", "8", "-n", "2").splitlines()
+        assert first == "hello th"
+    answer = cli.json("sample", "--run", run_id, "--max-tokens", "8", "--chat", "hi")
+    assert answer["sequences"][0]["text"] == "<user>hi"
+
+
+@pytest.mark.usefixtures("byte_tokenizer")
+def test_sampling_texts_and_messages_of_a_file(cli: Cli, trained: tuple[str, str]) -> None:
+    rows = [{"prompt": "hello"}, {"messages": [{"role": "user", "content": "hi"}]}, {"prompt": [104, 105]}]
+    given = "\n".join(map(json.dumps, rows))
+    shown = cli("sample", "--run", trained[0], "-i", "-", "--max-tokens", "2", given=given)
+    texts = {answer["index"]: answer["completions"][0]["text"] for answer in map(json.loads, shown.splitlines())}
+    assert texts == {0: "he", 1: "<u", 2: "hi"}
 
 
 def rows(count: int) -> str:
