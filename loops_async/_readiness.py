@@ -79,6 +79,9 @@ async def wait_for_trainer(
             return True
         refusal = runtime.transport.error(request, answer)
         if isinstance(refusal, AuthenticationError | PermissionDeniedError) or is_final(answer):
+            # It may have failed since its state was asked for, which says more than this refusal.
+            if is_final(answer) and run.deployment_id is not None:
+                await _trainer_status(runtime, run, run.deployment_id)
             raise refusal
         if is_local and isinstance(refusal, ProtocolError):
             raise refusal

@@ -11,7 +11,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -337,5 +337,7 @@ def serve_in_thread(**options: Any) -> Iterator[LocalService]:
         yield started.result()
     finally:
         if thread.is_alive():
-            stop.result()()
+            # Its loop may be closed already, as after a failed start.
+            with suppress(RuntimeError):
+                stop.result()()
         thread.join()

@@ -96,6 +96,15 @@ async def test_a_terminal_state_is_said_at_once_and_the_run_is_given_back(
     assert len(dedicated.seen_at("POST", f"{DEPLOYMENT}/deactivate")) == 1
 
 
+async def test_a_failure_between_state_and_health_is_a_failure_of_the_deployment(
+    client: ServiceClient, dedicated: ScriptedService
+) -> None:
+    dedicated.answer("GET", DEPLOYMENT, deployment("DEPLOYING"), deployment("FAILED"))
+    dedicated.always("GET", HEALTH, Say(400, {"error": "x"}, headers={"X-Baseten-Error-Source": "06"}))
+    with pytest.raises(ProvisioningError, match=r"t1 is FAILED"):
+        await client.create_lora_training_client(MODEL)
+
+
 @pytest.mark.parametrize("odd", [Say(404, {"error": "x"}), Say(200, "<html>"), deployment("PONDERING"), hang_up])
 async def test_a_state_that_is_not_known_keeps_nobody_waiting(
     client: ServiceClient, dedicated: ScriptedService, quick: Clock, odd: Any
