@@ -163,7 +163,11 @@ def prepare() -> None:
     logging.getLogger("loops_async").addHandler(_Notices())
     # A job that is called off cleans up like one that is interrupted, and leaves no run that costs money. It takes the
     # way of Ctrl-C, which an event loop hears between two steps and not in the middle of one.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _interrupt(*_: object) -> None:
+    signal.raise_signal(signal.SIGINT)
 
 
 class _Notices(logging.Handler):
