@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
-from collections.abc import Awaitable, Callable, Generator
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from itertools import count
 from typing import Any, Final, TypeVar
 
@@ -22,12 +25,13 @@ RETRY_AFTER_CAP: Final = 60.0
 
 
 class Patience(Struct, frozen=True, kw_only=True):
-    """How often and how long one kind of call is tried again.
+    """How often and how long one call is tried again after errors of one kind.
 
-    `seconds` bounds the whole, `tries` the number of calls; `first_pause` doubles up to `longest_pause`, and each
-    pause is drawn between its half and itself, so that many clients do not come back at once.
+    `seconds` bounds the time since the first of them, `tries` their number; `first_pause` doubles up to
+    `longest_pause`, and each pause is drawn between its half and itself, so that many clients do not come back at once.
     """
 
+    kind: type[LoopsError] = LoopsError
     seconds: float | None = None
     tries: int | None = None
     first_pause: float = 0.5
@@ -35,8 +39,9 @@ class Patience(Struct, frozen=True, kw_only=True):
 
 
 CONTROL = Patience(tries=4)
-RATE_LIMITED = Patience(tries=10, first_pause=1.0)
+RATE_LIMITED = Patience(kind=RateLimitError, tries=10, first_pause=1.0)
 SUBMIT = Patience(seconds=60.0)
+UNREACHED = Patience(kind=ConnectError, seconds=60.0)
 POLL = Patience(seconds=120.0, first_pause=2.0, longest_pause=4.0)
 
 
@@ -59,14 +64,14 @@ def answer_was_lost(error: Exception) -> bool:
 
 async def retrying(
     call: Callable[[], Awaitable[T]],
-    patience: Patience,
-    *,
+    *patiences: Patience,
     what: str,
     when: Callable[[Exception], bool] = is_retryable,
 ) -> T:
-    """Return what `call` returns, calling again while `when` allows it and `patience` lasts.
+    """Return what `call` returns, calling again while `when` allows it and the patience with its errors lasts.
 
-    A ``Retry-After`` of the service replaces the pause, up to 60 s. The last error is raised as it is.
+    Of several `patiences`, the first whose kind an error is counts for it. A ``Retry-After`` of the service replaces
+    the pause, up to 60 s. The last error is raised as it is.
     """
     try:
         return await call()
@@ -86,16 +91,14 @@ async def retrying(
     def tell(details: Any) -> None:
         log.warning("%s; trying again in %.1f s: %s", what, details["wait"], details["exception"])
 
+    budget = _Budget(patiences)
     persistent = backoff.on_exception(
-        _pauses,
+        budget.pauses,
         LoopsError,
-        max_tries=patience.tries,
-        max_time=patience.seconds,
         jitter=None,
-        giveup=lambda error: not when(error),
+        giveup=lambda error: not when(error) or budget.is_spent(error),
         on_backoff=tell,
         logger=None,
-        patience=patience,
     )
     result: T = await persistent(attempt)()
     return result
@@ -105,21 +108,38 @@ async def politely(
     call: Callable[[], Awaitable[T]], *, what: str, when: Callable[[Exception], bool] = is_retryable
 ) -> T:
     """Call the control plane as `retrying` does; with much more patience while it only asks us to slow down."""
-    return await retrying(
-        lambda: retrying(
-            call, CONTROL, what=what, when=lambda error: when(error) and not isinstance(error, RateLimitError)
-        ),
-        RATE_LIMITED,
-        what=what,
-        when=lambda error: when(error) and isinstance(error, RateLimitError),
-    )
+    return await retrying(call, RATE_LIMITED, CONTROL, what=what, when=when)
 
 
-def _pauses(patience: Patience) -> Generator[float, Any, None]:
-    """Yield pauses in seconds; backoff sends the error that each of them follows."""
-    error = yield 0.0
-    for attempt in count():
-        error = yield _pause(attempt, error, patience)
+class _Budget:
+    """What is left of each patience with one call."""
+
+    def __init__(self, patiences: Sequence[Patience]) -> None:
+        self._patiences = patiences
+        self._tries: Counter[Patience] = Counter()
+        self._since: dict[Patience, float] = {}
+
+    def is_spent(self, error: Exception) -> bool:
+        """Count `error`, and tell whether it was one too many."""
+        patience = self._for(error)
+        self._tries[patience] += 1
+        is_last = patience.tries is not None and self._tries[patience] >= patience.tries
+        return is_last or self._seconds_left(patience) <= 0
+
+    def pauses(self) -> Generator[float, Any, None]:
+        """Yield pauses in seconds; backoff sends the error that each of them follows."""
+        error = yield 0.0
+        while True:
+            patience = self._for(error)
+            pause = _pause(self._tries[patience] - 1, error, patience)
+            error = yield min(pause, self._seconds_left(patience))
+
+    def _for(self, error: Exception) -> Patience:
+        return next(patience for patience in self._patiences if isinstance(error, patience.kind))
+
+    def _seconds_left(self, patience: Patience) -> float:
+        now = time.monotonic()
+        return math.inf if patience.seconds is None else self._since.setdefault(patience, now) + patience.seconds - now
 
 
 def _pause(attempt: int, error: Exception, patience: Patience) -> float:

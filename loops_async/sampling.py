@@ -28,7 +28,6 @@ from ._transport import Answer, Request
 from .errors import (
     ApiError,
     ConfigError,
-    ConnectError,
     InputError,
     LoopsError,
     NotReadyError,
@@ -403,19 +402,11 @@ class SamplingClient:
             return answer.body, answer.headers.get(protocol.POLICY_VERSION, "")
 
     async def _answer(self, runtime: Runtime, request: Request) -> Answer:
-        async def reach() -> Answer:
-            return await _retry.retrying(
-                lambda: self._ask(runtime, request),
-                _retry.SUBMIT,
-                what="the sampler was not reached",
-                when=lambda error: isinstance(error, ConnectError),
-            )
-
         return await _retry.retrying(
-            reach,
+            lambda: self._ask(runtime, request),
+            _retry.UNREACHED,
             Patience(seconds=self._target.ready_timeout),
-            what="the sampler is not ready to answer",
-            when=lambda error: _retry.is_retryable(error) and not isinstance(error, ConnectError),
+            what="the sampler did not answer",
         )
 
     async def _ask(self, runtime: Runtime, request: Request) -> Answer:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
 import pytest
@@ -24,10 +23,10 @@ class Clock:
         await self._yield(0)
         return result
 
-    def _datetime(self, *_: object) -> datetime:
-        return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self.now)
+    def monotonic(self) -> float:
+        return self.now
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(asyncio, "sleep", self.sleep)
-        # backoff measures how long it has been trying with its own clock.
-        patch.setattr("backoff._async.datetime", SimpleNamespace(datetime=SimpleNamespace(now=self._datetime)))
+        # For budgets of retries only: the event loop has to know what time it is.
+        patch.setattr("loops_async._retry.time", SimpleNamespace(monotonic=self.monotonic))

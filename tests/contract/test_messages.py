@@ -171,7 +171,7 @@ async def test_a_service_that_shuts_down(colour: Colour) -> None:
 async def test_a_service_that_is_killed_while_it_is_polled(
     colour: Colour, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for name in ("POLL", "SUBMIT"):
+    for name in ("POLL", "SUBMIT", "UNREACHED"):
         monkeypatch.setattr(_retry, name, Patience(seconds=0.2))
     script = Path(__file__).with_name("_gated_service.py")
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}

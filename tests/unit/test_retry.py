@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 
-from loops_async._retry import CONTROL, POLL, SUBMIT, Patience, retrying, until, was_not_sent
+from loops_async._retry import CONTROL, POLL, RATE_LIMITED, SUBMIT, Patience, retrying, until, was_not_sent
 from loops_async.errors import (
     ApiError,
     BadRequestError,
@@ -81,6 +81,26 @@ async def test_seconds_bound_the_whole(clock: Clock, patience: Patience) -> None
         await retrying(call, patience, what="w")
     assert patience.seconds is not None
     assert clock.now == pytest.approx(patience.seconds), "it tries once more when the time is just over, not later"
+
+
+async def test_each_patience_has_a_budget_of_its_own(clock: Clock) -> None:
+    refused = [RateLimitError("slow", status=429) for _ in range(9)]
+    call = Failing(*refused[:5], ServerError("down", status=503), *refused[5:], ServerError("down", status=503))
+    assert await retrying(call, RATE_LIMITED, Patience(tries=3), what="w") == 7
+    assert call.calls == 12
+
+    down = Failing(RateLimitError("slow", status=429), *(ServerError("down", status=503) for _ in range(3)))
+    with pytest.raises(ServerError):
+        await retrying(down, RATE_LIMITED, Patience(tries=3), what="w")
+    assert down.calls == 4
+
+
+async def test_seconds_count_from_the_first_error_of_their_kind(clock: Clock) -> None:
+    unreached = Patience(kind=ConnectError, seconds=5.0, first_pause=1.0, longest_pause=1.0)
+    busy = [slow_down(10.0) for _ in range(4)]
+    call = Failing(*busy, ConnectError("gone"), ConnectError("gone"))
+    assert await retrying(call, unreached, Patience(seconds=60.0), what="w") == 7
+    assert clock.now > 40
 
 
 async def test_a_poll_is_repeated_after_two_to_four_seconds(clock: Clock) -> None:
