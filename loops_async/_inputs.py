@@ -35,16 +35,22 @@ def check(value: S, *, path: str = "") -> S:
 
 def _builtins(value: Struct, path: str) -> dict[str, Any]:
     """Return the fields that were given, as JSON has them."""
-    raw: dict[str, Any] = {}
+    try:
+        raw: dict[str, Any] = msgspec.to_builtins(value, enc_hook=plain_scalar)
+    except TypeError:
+        raise _strange(value, path) from None
+    return raw
+
+
+def _strange(value: Struct, path: str) -> InputError:
+    """Make the error that names the field for which JSON has no word."""
     for name in value.__struct_fields__:
         given = getattr(value, name)
-        if given is UNSET:
-            continue
         try:
-            raw[name] = msgspec.to_builtins(given, enc_hook=plain_scalar)
+            msgspec.to_builtins(None if given is UNSET else given, enc_hook=plain_scalar)
         except TypeError as strange:
-            raise InputError(_join(path, name), f"{strange}; got {given!r}") from None
-    return raw
+            return InputError(_join(path, name), f"{strange}; got {given!r}")
+    raise AssertionError("what cannot be encoded has a field that cannot")
 
 
 def _named(path: str, kind: type[Struct], raw: dict[str, Any], problem: str) -> InputError:

@@ -19,8 +19,11 @@ from .types import AdamParams, Datum
 from .types.inputs import Chunk, ExternalRef
 from .types.tensors import plain_scalar
 
-encode: Final = msgspec.json.Encoder(enc_hook=plain_scalar).encode
+_encoder = msgspec.json.Encoder(enc_hook=plain_scalar)
+encode: Final = _encoder.encode
 """Makes the JSON of every body that is sent."""
+encode_into: Final = _encoder.encode_into
+"""The same, at a place in a buffer; -1 is its end."""
 
 # --- headers ---------------------------------------------------------------------------------------------------------
 

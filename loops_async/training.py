@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from os import PathLike
 from types import TracebackType
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Final, Literal, TypeAlias, TypeVar
 from uuid import uuid4
 
 from anyio import to_thread
@@ -53,6 +53,9 @@ from .types import (
 __all__ = ["ForwardBackwardFuture", "TrainingClient"]
 
 T = TypeVar("T")
+
+_DATA: Final = b'{"data":'
+"""How a body with datums begins; their array and the other fields follow."""
 
 ForwardBackwardFuture: TypeAlias = OperationFuture[ForwardBackwardOutput]
 
@@ -457,20 +460,13 @@ class TrainingClient:
     ) -> list[Body]:
         """Encode a batch into as many bodies as it needs, and note in `counts` how many datums each of them has."""
         settings = {"loss_fn": loss_fn, "loss_fn_config": config}
-        overhead = len(self._tail(0, settings, top_k_logprobs)) + len(b'{"data":[') + len(str(1 << 62))
-        bodies = await encode_data(data, group=protocol.LOSSES[loss_fn].group, overhead=overhead)
-        counts.extend(map(len, bodies))
-        return [self._data_body(datums, settings, top_k_logprobs) for datums in bodies]
+        overhead = len(_DATA) + len(b"[]") + len(self._tail(1 << 62, settings, top_k_logprobs))
+        arrays = await encode_data(data, group=protocol.LOSSES[loss_fn].group, overhead=overhead)
+        counts.extend(array.count for array in arrays)
+        return [self._data_body(array.json, settings, top_k_logprobs) for array in arrays]
 
-    def _data_body(self, datums: list[bytes], settings: Mapping[str, Any], top_k_logprobs: int) -> Body:
-        pieces = [b'{"data":[', datums[0]]
-        for datum in datums[1:]:
-            pieces += (b",", datum)
-
-        def body(seq_id: int) -> Pieces:
-            return Pieces([*pieces, self._tail(seq_id, settings, top_k_logprobs)])
-
-        return body
+    def _data_body(self, datums: bytearray, settings: Mapping[str, Any], top_k_logprobs: int) -> Body:
+        return lambda seq_id: Pieces(_DATA, datums, self._tail(seq_id, settings, top_k_logprobs))
 
     def _tail(self, seq_id: int, settings: Mapping[str, Any], top_k_logprobs: int) -> bytes:
         """Everything of a forward body that follows the datums."""
@@ -481,7 +477,7 @@ class TrainingClient:
             "top_k_logprobs": top_k_logprobs,
             "model": self._run.base_model,
         }
-        return b"]," + protocol.encode(fields)[1:]
+        return b"," + protocol.encode(fields)[1:]
 
     async def _load(self, operation: str, path: str) -> OperationFuture[LoadWeightsResponse]:
         if not isinstance(path, str) or not path.strip():
@@ -506,7 +502,7 @@ class TrainingClient:
             ids: dict[str, Any] = {"seq_id": seq_id, "run_id": self.run_id}
             if last == "seq_id":
                 ids = dict(reversed(ids.items()))
-            return Pieces([protocol.encode({**fields, **ids, **(after or {}), "model": self._run.base_model})])
+            return Pieces(protocol.encode({**fields, **ids, **(after or {}), "model": self._run.base_model}))
 
         return await self._submitter.submit(operation, kind, _already([body]))
 

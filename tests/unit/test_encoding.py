@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loops_async import Datum, InputError, TensorData, _encoding
-from loops_async._encoding import Pieces, decode_output, encode_data
+from loops_async._encoding import DatumArray, Pieces, decode_output, encode_data
 
 LIMIT = 2_000
 OVERHEAD = 50
@@ -24,22 +25,24 @@ def datum_of(size: int) -> Datum:
     return Datum(model_input=[1] * max(1, (size - 80) // 2))
 
 
-async def split(sizes: list[int], group: int) -> tuple[list[Datum], list[list[bytes]]]:
+async def split(sizes: list[int], group: int) -> tuple[list[Datum], list[DatumArray]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_encoding, "MAX_REQUEST_BYTES", LIMIT)
         data = [datum_of(size) for size in sizes]
         return data, await encode_data(data, group=group, overhead=OVERHEAD)
 
 
-def body_size(datums: list[bytes]) -> int:
-    return OVERHEAD + len(b",".join(datums))
+def body_size(datums: Sequence[Datum]) -> int:
+    return OVERHEAD + len(b",".join(map(msgspec.json.encode, datums)))
 
 
 @given(st.lists(st.integers(80, 900), min_size=1, max_size=30), st.sampled_from([1, 2]))
 def test_split_in_order_into_as_few_as_fit(sizes: list[int], group: int) -> None:
     sizes = sizes if group == 1 else [size for size in sizes for _ in range(2)]
-    data, bodies = asyncio.run(split(sizes, group))
-    assert [one for body in bodies for one in body] == [msgspec.json.encode(datum) for datum in data]
+    data, arrays = asyncio.run(split(sizes, group))
+    bodies = [msgspec.json.decode(array.json, type=list[Datum]) for array in arrays]
+    assert [one for body in bodies for one in body] == data
+    assert [array.count for array in arrays] == [len(body) for body in bodies]
     assert all(len(body) % group == 0 and body for body in bodies), "neighbours of a group stay together"
     assert all(body_size(body) <= LIMIT for body in bodies)
     for body, following in pairwise(bodies):
@@ -48,12 +51,11 @@ def test_split_in_order_into_as_few_as_fit(sizes: list[int], group: int) -> None
 
 async def test_a_batch_that_fits_exactly_is_one_body() -> None:
     data = [datum_of(300)] * 4
-    exact = OVERHEAD + len(b",".join(msgspec.json.encode(one) for one in data))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_encoding, "MAX_REQUEST_BYTES", exact)
+        patch.setattr(_encoding, "MAX_REQUEST_BYTES", body_size(data))
         assert len(await encode_data(data, group=1, overhead=OVERHEAD)) == 1
-        patch.setattr(_encoding, "MAX_REQUEST_BYTES", exact - 1)
-        assert [len(body) for body in await encode_data(data, group=1, overhead=OVERHEAD)] == [3, 1]
+        patch.setattr(_encoding, "MAX_REQUEST_BYTES", body_size(data) - 1)
+        assert [array.count for array in await encode_data(data, group=1, overhead=OVERHEAD)] == [3, 1]
 
 
 @pytest.mark.parametrize(
@@ -107,12 +109,25 @@ async def test_a_short_slice_is_not_interrupted(monkeypatch: pytest.MonkeyPatch)
     assert await turns_taken_by_others(encode_data([datum_of(100)] * 50, group=1, overhead=0)) <= 2
 
 
-@given(st.lists(st.binary(max_size=20), max_size=20))
-@settings(max_examples=25)
-def test_pieces_know_their_size_and_can_be_sent_twice(parts: list[bytes]) -> None:
-    async def sent() -> bytes:
-        return b"".join([part async for part in pieces.stream()])
+async def test_sending_lets_others_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_encoding, "SLICE_SECONDS", 0.0)
+    monkeypatch.setattr(_encoding, "SEND_BYTES", 1)
 
-    pieces = Pieces(parts)
+    async def send() -> None:
+        async for _ in Pieces(b"x" * 50).stream():
+            pass
+
+    assert await turns_taken_by_others(send()) >= 50
+
+
+@given(st.lists(st.binary(max_size=20), max_size=20), st.integers(1, 9))
+@settings(max_examples=25)
+def test_pieces_know_their_size_and_can_be_sent_twice(parts: list[bytes], at_once: int) -> None:
+    async def sent() -> bytes:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_encoding, "SEND_BYTES", at_once)
+            return b"".join([part async for part in pieces.stream()])
+
+    pieces = Pieces(*parts)
     assert pieces.size == sum(map(len, parts))
     assert asyncio.run(sent()) == asyncio.run(sent()) == b"".join(parts)
