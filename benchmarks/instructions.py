@@ -1,7 +1,7 @@
 """Fail when a hot path has become dearer, counted in instructions: the same on a busy machine as on an idle one.
 
-Each path is run under callgrind with two sizes, so that what start-up costs cancels out, for the library and for the
-limit beside it. What is compared with ``instructions.json`` is their ratio, which hardly depends on the versions of
+Each path is run under callgrind, for the library and for the limit beside it; counting begins and ends with the
+measured stretch. What is compared with ``instructions.json`` is their ratio, which hardly depends on the versions of
 Python and aiohttp. ``--write`` makes the numbers of this run the new baseline.
 """
 
@@ -15,25 +15,19 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.__main__ import ROOT, serving
+from .harness import ROOT, peer_command, serving
 
 BASELINE = Path(__file__).with_name("instructions.json")
 MOST_GROWTH = 1.15
 
-
-@dataclass(frozen=True)
-class HotPath:
-    """A hot path, and two sizes at which it is run."""
-
-    workload: str
-    few: int
-    many: int
-
-
-PATHS = (HotPath("sample", 40, 140), HotPath("train", 1, 3))
+PATHS = {
+    "sample": ["sample", "--count", "60", "--in-flight", "10"],
+    "batch": ["train", "--count", "3", "--cold"],
+    "batch from lists": ["train", "--count", "3", "--cold", "--make", "lists"],
+    "batch from numpy": ["train", "--count", "3", "--cold", "--make", "numpy"],
+}
 
 
 def main() -> int:
@@ -44,9 +38,9 @@ def main() -> int:
     if shutil.which("valgrind") is None:
         print("instructions: LEFT OUT, since valgrind is not installed")
         return 0
-    ratios = {path.workload: per_call("ours", path) / per_call("limit", path) for path in PATHS}
+    ratios = {name: round(counted("ours", path) / counted("limit", path), 3) for name, path in PATHS.items()}
     if given.write:
-        BASELINE.write_text(json.dumps({name: round(ratio, 3) for name, ratio in ratios.items()}, indent=1) + "\n")
+        BASELINE.write_text(json.dumps(ratios, indent=1) + "\n")
     baseline: dict[str, float] = json.loads(BASELINE.read_text())
     for name, ratio in ratios.items():
         print(f"{name}: {ratio:.3f} x the limit's instructions; the baseline is {baseline[name]:.3f}")
@@ -56,17 +50,11 @@ def main() -> int:
     return 1 if dearer else 0
 
 
-def per_call(peer: str, path: HotPath) -> float:
-    """Instructions for one unit of work."""
-    return (counted(peer, path.workload, path.many) - counted(peer, path.workload, path.few)) / (path.many - path.few)
-
-
-def counted(peer: str, workload: str, count: int) -> int:
-    """Instructions of a whole process."""
-    with serving(()) as url, tempfile.TemporaryDirectory() as directory:
-        command = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={directory}/out", sys.executable]
-        command += ["-m", f"benchmarks.peers.{peer}", workload, "--url", url, "--blind"]
-        command += ["--count", str(count), "--in-flight", "10"]
+def counted(peer: str, path: list[str]) -> int:
+    """Instructions of the measured stretch."""
+    with serving() as url, tempfile.TemporaryDirectory() as directory:
+        callgrind = ["valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={directory}/out"]
+        command = [*callgrind, *peer_command(peer), *path, "--url", url, "--blind", "--callgrind"]
         environment = {**os.environ, "PYTHONHASHSEED": "0"}
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, check=True)
     found = re.search(r"Collected : (\d+)", done.stderr)

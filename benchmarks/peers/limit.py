@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from benchmarks.peers.measure import MAX_TOKENS, PROMPT, SAMPLES, Clock, batch, in_flight, main
+from benchmarks.peers.measure import MAX_TOKENS, PROMPT, SAMPLES, Clock, batch, main, runner, sampling, training
 
 JSON = {"Content-Type": "application/json"}
 
@@ -42,7 +42,7 @@ def _run(work: Callable[[aiohttp.ClientSession, argparse.Namespace], Coroutine[A
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
             return await work(session, given)
 
-    return lambda given: asyncio.run(with_session(given))
+    return lambda given: runner(given)(with_session(given))
 
 
 async def sample(session: aiohttp.ClientSession, given: argparse.Namespace) -> dict[str, float]:
@@ -56,35 +56,33 @@ async def sample(session: aiohttp.ClientSession, given: argparse.Namespace) -> d
         async with session.post(url, data=encode(body), headers=JSON) as response:
             decode(await response.read())
 
-    await in_flight(call, given.in_flight, given.in_flight)
-    clock = Clock()
-    await clock.start_watching(blind=given.blind)
-    await in_flight(call, given.count, given.in_flight)
-    return clock.stop(given.count)
+    return await sampling(given, call)
 
 
 async def train(session: aiohttp.ClientSession, given: argparse.Namespace) -> dict[str, float]:
-    """Encode a batch once and post it; numpy arrays become lists first."""
-    rows = batch(given.count)
+    """Encode a batch at once and post it, made of datums or of what they are made from."""
+    rows = batch(given)
+    data = [] if given.make else [datum(row) for row in rows]
     encode = msgspec.json.Encoder().encode
-    async with session.get(f"{given.url}/trainers/run0/health") as response:
-        await response.read()
-    clock = Clock()
-    await clock.start_watching(blind=given.blind)
-    body = encode({"data": [_datum(row) for row in rows], "loss_fn": "importance_sampling"})
-    async with session.post(f"{given.url}/trainers/run0/forward_backward", data=body, headers=JSON) as response:
-        await response.read()
-    async with session.get(f"{given.url}/trainers/run0/operations/forward_backward-1") as response:
-        await response.read()
-    return {**clock.stop(1), "body_mb": len(body) / 1e6}
+
+    async def call() -> None:
+        body = encode({"data": data or [datum(row) for row in rows], "loss_fn": "importance_sampling"})
+        async with session.post(f"{given.url}/trainers/run0/forward_backward", data=body, headers=JSON) as response:
+            await response.read()
+        async with session.get(f"{given.url}/trainers/run0/operations/forward_backward-1") as response:
+            await response.read()
+
+    return await training(given, call)
 
 
-def _datum(row: dict[str, list[Any]]) -> dict[str, Any]:
-    size = len(row["tokens"])
+def datum(row: dict[str, Any]) -> dict[str, Any]:
+    """A datum of the wire, as a dict."""
+    lists = {name: values if isinstance(values, list) else values.tolist() for name, values in row.items()}
+    size = len(lists["tokens"])
     return {
-        "model_input": {"chunks": [{"type": "encoded_text", "tokens": row["tokens"]}]},
+        "model_input": {"chunks": [{"type": "encoded_text", "tokens": lists["tokens"]}]},
         "loss_fn_inputs": {
-            name: {"data": row[name], "dtype": dtype, "shape": [size]}
+            name: {"data": lists[name], "dtype": dtype, "shape": [size]}
             for name, dtype in (
                 ("target_tokens", "int64"),
                 ("logprobs", "float32"),
@@ -93,17 +91,6 @@ def _datum(row: dict[str, list[Any]]) -> dict[str, Any]:
             )
         },
     }
-
-
-def encode_only(given: argparse.Namespace) -> dict[str, float]:
-    """Encode a batch once: the yardstick of training batches."""
-    data = [_datum(row) for row in batch(given.count)]
-    encode = msgspec.json.Encoder().encode
-    encode(data)
-    clock = Clock()
-    clock.start()
-    body = encode(data)
-    return {**clock.stop(1), "body_mb": len(body) / 1e6}
 
 
 async def provision(session: aiohttp.ClientSession, given: argparse.Namespace) -> dict[str, float]:
@@ -119,8 +106,8 @@ async def provision(session: aiohttp.ClientSession, given: argparse.Namespace) -
                     return
             await asyncio.sleep(max(0.05, 3.0 - (time.monotonic() - created)))
 
-    clock = Clock()
-    await clock.start_watching(blind=given.blind)
+    clock = Clock(given)
+    await clock.start_watching()
     await asyncio.gather(*(one() for _ in range(given.count)))
     return clock.stop(given.count)
 
@@ -132,8 +119,8 @@ async def listing(session: aiohttp.ClientSession, given: argparse.Namespace) -> 
         async with session.get(f"{given.url}/v1/loops/checkpoints?run_id=run{number}") as response:
             msgspec.json.decode(await response.read())
 
-    clock = Clock()
-    await clock.start_watching(blind=given.blind)
+    clock = Clock(given)
+    await clock.start_watching()
     await asyncio.gather(*(one(number) for number in range(given.count)))
     return clock.stop(given.count)
 
@@ -143,7 +130,6 @@ if __name__ == "__main__":
         {
             "sample": _run(sample),
             "train": _run(train),
-            "encode": encode_only,
             "provision": _run(provision),
             "list": _run(listing),
         }

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import loops_async as loops
-from benchmarks.peers.measure import MAX_TOKENS, PROMPT, SAMPLES, Clock, batch, in_flight, main
+from benchmarks.peers.measure import MAX_TOKENS, PROMPT, SAMPLES, Clock, batch, main, runner, sampling, training
 
 Work = Callable[[loops.ServiceClient, argparse.Namespace], Coroutine[Any, Any, Any]]
 
@@ -18,7 +19,7 @@ def _run(work: Work) -> Callable[[argparse.Namespace], Any]:
         async with loops.ServiceClient(base_url=given.url, api_key="benchmark") as service:
             return await work(service, given)
 
-    return lambda given: asyncio.run(with_service(given))
+    return lambda given: runner(given)(with_service(given))
 
 
 async def sample(service: loops.ServiceClient, given: argparse.Namespace) -> dict[str, float]:
@@ -30,28 +31,35 @@ async def sample(service: loops.ServiceClient, given: argparse.Namespace) -> dic
     async def call() -> None:
         await sampler.sample(prompt, SAMPLES, params)
 
-    await in_flight(call, given.in_flight, given.in_flight)
-    clock = Clock()
-    await clock.start_watching(blind=given.blind)
-    await in_flight(call, given.count, given.in_flight)
+    return await sampling(given, call)
+
+
+async def sample_many(service: loops.ServiceClient, given: argparse.Namespace) -> dict[str, float]:
+    """Sample `count` prompts through `sample_many`, counting the start of its processes."""
+    sampler = await service.create_sampling_client("bench")
+    params = loops.SamplingParams(max_tokens=MAX_TOKENS)
+    os.environ["BASETEN_API_KEY"] = "benchmark"
+    clock = Clock(given)
+    await clock.start_watching()
+    prompts = (PROMPT for _ in range(given.count))
+    answers = sampler.sample_many(
+        prompts, num_samples=SAMPLES, sampling_params=params, limit=given.in_flight, processes=given.processes
+    )
+    done = sum([1 async for _ in answers])
+    assert done == given.count
     return clock.stop(given.count)
 
 
 async def train(service: loops.ServiceClient, given: argparse.Namespace) -> dict[str, float]:
-    """Send one batch and wait for its result."""
-    rows = batch(given.count)
-    if given.numpy:
-        import numpy as np
-
-        arrays = [{name: np.asarray(values) for name, values in row.items()} for row in rows]
+    """Send a batch and wait for its result."""
+    rows = batch(given)
     trainer = await service.create_lora_training_client("bench")
-    data = [] if given.numpy else [_datum(row) for row in rows]
-    clock = Clock()
-    await clock.start_watching(blind=given.blind)
-    if given.numpy:
-        data = [_datum(row) for row in arrays]
-    await (await trainer.forward_backward(data, "importance_sampling"))
-    return clock.stop(1)
+    data = [] if given.make else [_datum(row) for row in rows]
+
+    async def call() -> None:
+        await (await trainer.forward_backward(data or [_datum(row) for row in rows], "importance_sampling"))
+
+    return await training(given, call)
 
 
 def _datum(row: dict[str, Any]) -> loops.Datum:
@@ -63,19 +71,27 @@ def _datum(row: dict[str, Any]) -> loops.Datum:
 
 async def provision(service: loops.ServiceClient, given: argparse.Namespace) -> dict[str, float]:
     """Provision `count` runs at once."""
-    clock = Clock()
-    await clock.start_watching(blind=given.blind)
+    clock = Clock(given)
+    await clock.start_watching()
     await asyncio.gather(*(service.create_lora_training_client("bench") for _ in range(given.count)))
     return clock.stop(given.count)
 
 
 async def listing(service: loops.ServiceClient, given: argparse.Namespace) -> dict[str, float]:
     """List the checkpoints of `count` runs."""
-    clock = Clock()
-    await clock.start_watching(blind=given.blind)
+    clock = Clock(given)
+    await clock.start_watching()
     await asyncio.gather(*(service.list_checkpoints(f"run{number}") for number in range(given.count)))
     return clock.stop(given.count)
 
 
 if __name__ == "__main__":
-    main({"sample": _run(sample), "train": _run(train), "provision": _run(provision), "list": _run(listing)})
+    main(
+        {
+            "sample": _run(sample),
+            "sample_many": _run(sample_many),
+            "train": _run(train),
+            "provision": _run(provision),
+            "list": _run(listing),
+        }
+    )

@@ -22,7 +22,7 @@ def sample(given: argparse.Namespace) -> dict[str, float]:
 
         with ThreadPoolExecutor(given.in_flight) as pool:
             list(pool.map(worker, range(given.in_flight)))
-            clock = Clock()
+            clock = Clock(given)
             clock.start()
             list(pool.map(worker, range(given.in_flight)))
         return clock.stop(given.count)

@@ -9,7 +9,7 @@ from typing import Any
 
 from baseten.loops import Datum, ModelInput, SamplingParams, ServiceClient, TensorData
 
-from benchmarks.peers.measure import MAX_TOKENS, PROMPT, SAMPLES, Clock, batch, in_flight, main
+from benchmarks.peers.measure import MAX_TOKENS, PROMPT, SAMPLES, Clock, batch, main, sampling, training
 
 
 def _service(given: argparse.Namespace) -> Any:
@@ -25,40 +25,28 @@ def sample(given: argparse.Namespace) -> dict[str, float]:
     async def call() -> None:
         await sampler.sample_async(prompt, SAMPLES, params)
 
-    async def run() -> dict[str, float]:
-        clock = Clock()
-        await in_flight(call, given.in_flight, given.in_flight)
-        await clock.start_watching(blind=given.blind)
-        await in_flight(call, given.count, given.in_flight)
-        return clock.stop(given.count)
-
-    return asyncio.run(run())
+    return asyncio.run(sampling(given, call))
 
 
 def train(given: argparse.Namespace) -> dict[str, float]:
-    """Send one batch and wait for its result."""
-    rows = batch(given.count)
+    """Send a batch and wait for its result."""
+    rows = batch(given)
     trainer = _service(given).create_lora_training_client("bench")
-    data = [] if given.numpy else [_datum(row) for row in rows]
+    data = [] if given.make else [_datum(row) for row in rows]
 
-    async def run() -> dict[str, float]:
-        clock = Clock()
-        await clock.start_watching(blind=given.blind)
-        future = await trainer.forward_backward_async(
-            [_datum(row) for row in rows] if given.numpy else data, "importance_sampling"
-        )
-        await future
-        return clock.stop(1)
+    async def call() -> None:
+        await (await trainer.forward_backward_async(data or [_datum(row) for row in rows], "importance_sampling"))
 
-    return asyncio.run(run())
+    return asyncio.run(training(given, call))
 
 
 def _datum(row: dict[str, Any]) -> Any:
+    lists = {name: values if isinstance(values, list) else values.tolist() for name, values in row.items()}
     return Datum(
-        model_input=ModelInput.from_ints(row["tokens"]),
+        model_input=ModelInput.from_ints(lists["tokens"]),
         loss_fn_inputs={
             name: TensorData.from_list(values, "int64" if name == "target_tokens" else "float32")
-            for name, values in row.items()
+            for name, values in lists.items()
             if name != "tokens"
         },
     )
@@ -67,7 +55,7 @@ def _datum(row: dict[str, Any]) -> Any:
 def provision(given: argparse.Namespace) -> dict[str, float]:
     """Provision `count` runs at once, from threads: its asynchronous form does the same."""
     service = _service(given)
-    clock = Clock()
+    clock = Clock(given)
     clock.start()
     with ThreadPoolExecutor(given.count) as pool:
         list(pool.map(lambda _: service.create_lora_training_client("bench"), range(given.count)))
@@ -77,7 +65,7 @@ def provision(given: argparse.Namespace) -> dict[str, float]:
 def listing(given: argparse.Namespace) -> dict[str, float]:
     """List the checkpoints of `count` runs; it has no asynchronous form."""
     service = _service(given)
-    clock = Clock()
+    clock = Clock(given)
     clock.start()
     for number in range(given.count):
         service.list_checkpoints(f"run{number}")
