@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any, Final, NoReturn
 from urllib.parse import SplitResult, urlsplit
 
@@ -11,6 +12,9 @@ from msgspec import Struct
 from .errors import ConfigError
 
 DEFAULT_BASE_URL: Final = "https://api.baseten.co"
+
+MAX_CONNECTIONS: Final = 2048
+"""Samples in flight, and so their connections, unless ``BT_LOOPS_MAX_CONNECTIONS`` says otherwise."""
 
 NO_KEY: Final = (
     "no API key: pass api_key=…, or set BASETEN_API_KEY (keys are made in the workspace's settings at baseten.co). "
@@ -64,7 +68,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     reuse_from_run_id: str | None = None
     team: str | None = None
     availability_model: str | None = None
-    max_connections: int = 2048
+    max_connections: int = MAX_CONNECTIONS
 
     @property
     def authorization(self) -> dict[str, str]:
@@ -123,7 +127,19 @@ def _split(url: Any) -> SplitResult | None:
 
 
 def _max_connections() -> int:
-    text = os.environ.get("BT_LOOPS_MAX_CONNECTIONS") or "2048"
+    text = os.environ.get("BT_LOOPS_MAX_CONNECTIONS")
+    if not text:
+        return min(MAX_CONNECTIONS, _open_files() * 3 // 4)
     if not text.isdecimal() or int(text) < 1:
         raise ConfigError(f"BT_LOOPS_MAX_CONNECTIONS must be a whole number of at least 1; got {text!r}")
     return int(text)
+
+
+def _open_files() -> int:
+    """Return how many files and connections this process may have open, of which the program needs some itself."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return sys.maxsize
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -42,6 +43,8 @@ T = TypeVar("T")
 
 CONNECT_SECONDS: Final = 10.0
 KEEPALIVE_SECONDS: Final = 60.0
+PROBES: Final = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 30, "TCP_KEEPCNT": 5}
+"""When a silent connection is probed, in seconds, how often, and how many probes may stay unanswered."""
 LONGEST_MESSAGE: Final = 2000
 
 _ERRORS: Final[dict[int, type[ApiError]]] = {
@@ -102,7 +105,7 @@ class Transport:
         self._closed = False
         # Admission to sampling is limited by its own gate: a long poll must never wait for a free connection.
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_SECONDS),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_SECONDS, socket_factory=_socket),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"User-Agent": f"loops-async/{__version__}", protocol.ACCEPT_ERROR: "1"},
         )
@@ -284,6 +287,16 @@ class ErrorBody(Struct, kw_only=True):
             code=_text(fields.get("code")),
             reason=_text(_dict(fields, "details").get("reason")),
         )
+
+
+def _socket(address: aiohttp.AddrInfoType) -> socket.socket:
+    """Make a socket that notices when its peer is gone: a sample may take any time, so silence says nothing."""
+    made = socket.socket(*address[:3])
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in PROBES.items():
+        if hasattr(socket, name):  # not every system has each
+            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    return made
 
 
 @lru_cache(maxsize=64)

@@ -40,6 +40,15 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.max_connections == 2048
 
 
+@pytest.mark.parametrize(("open_files", "connections"), [(256, 192), (1024, 768), (1 << 20, 2048)])
+def test_connections_leave_room_for_other_files(
+    monkeypatch: pytest.MonkeyPatch, open_files: int, connections: int
+) -> None:
+    monkeypatch.delenv("BT_LOOPS_MAX_CONNECTIONS", raising=False)
+    monkeypatch.setattr("resource.getrlimit", lambda _: (open_files, 1 << 20))
+    assert resolve_settings(api_key=KEY).max_connections == connections
+
+
 def test_without_a_key_a_base_url_is_enough() -> None:
     assert resolve_settings(base_url="http://localhost:8000").authorization == {}
 
