@@ -289,7 +289,7 @@ class ErrorBody(Struct, kw_only=True):
         )
 
 
-def _socket(address: aiohttp.AddrInfoType) -> socket.socket:
+def _socket(address: tuple[Any, ...]) -> socket.socket:
     """Make a socket that notices when its peer is gone: a sample may take any time, so silence says nothing."""
     made = socket.socket(*address[:3])
     made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
