@@ -47,7 +47,9 @@ def measure(case: Case, rounds: int) -> Row:
         for peer in [peer for peer in case.peers if peer not in failures]:
             try:
                 with serving(case.server, pin=case.pin) as url:
-                    numbers = run_peer(peer, [*case.arguments, "--url", url], timeout=TIMEOUT_SECONDS, pin=case.pin)
+                    numbers = run_peer(
+                        peer, [*case.arguments(peer), "--url", url], timeout=TIMEOUT_SECONDS, pin=case.pin
+                    )
             except MeasurementError as reason:
                 failures[peer] = str(reason)
             else:

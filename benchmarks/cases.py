@@ -62,10 +62,13 @@ class Case:
     is_quick: bool = False
     budgets: Sequence[Budget] = ()
 
-    @property
-    def arguments(self) -> list[str]:
+    def arguments(self, peer: str) -> list[str]:
         """The command line of a peer, without the server's URL."""
-        return [self.workload, "--count", str(self.count), "--in-flight", str(self.in_flight), *self.extra]
+        # The published client takes its time, so that a quarter is as good.
+        count = (
+            max(self.in_flight, self.count // 4) if peer == "published" and self.workload == "sample" else self.count
+        )
+        return [self.workload, "--count", str(count), "--in-flight", str(self.in_flight), *self.extra]
 
 
 def _near_limit(measure: str, most: float) -> Budget:
@@ -94,7 +97,7 @@ SAMPLING = [
         )
         for in_flight, count, peers in (
             (64, 3_200, SAMPLERS),
-            (512, 3_072, SAMPLERS),
+            (512, 4_096, SAMPLERS),
             (1_024, 4_096, WITHOUT_PUBLISHED),
             (4_096, 8_192, WITHOUT_PUBLISHED),
             (10_000, 10_000, WITHOUT_PUBLISHED),

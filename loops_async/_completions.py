@@ -25,18 +25,18 @@ class _Usage(Struct):
     completion_tokens: int | None = None
 
 
-class _Logprobs(Struct):
+class _Logprobs(Struct, gc=False):
     token_logprobs: list[float]
 
 
-class _Choice(protocol.ChoiceBase, kw_only=True):
+class _Choice(protocol.ChoiceBase, kw_only=True, gc=False):
     """A completion as it nearly always is: ids are there, no logprob is missing, and tokens' names can be skipped."""
 
     token_ids: list[int]
     logprobs: _Logprobs | None = None
 
 
-class _Completions(Struct, kw_only=True):
+class _Completions(Struct, kw_only=True, gc=False):
     choices: list[_Choice]
     usage: _Usage | None = None
 

@@ -75,7 +75,7 @@ async def wait_for_trainer(
                 raise
             last = str(error)
             return None
-        if 200 <= answer.status < 300:
+        if answer.is_success:
             return True
         refusal = runtime.transport.error(request, answer)
         if isinstance(refusal, AuthenticationError | PermissionDeniedError) or is_final(answer):

@@ -74,24 +74,31 @@ async def retrying(
     the pause, up to 60 s. The last error is raised as it is.
     """
     try:
-        return await call()
+        return await call()  # the common case costs next to nothing
     except LoopsError as error:
         if not when(error):
             raise
-        first: LoopsError | None = error
+        first = error
+    return await _persistently(call, first, _Budget(patiences), what, when)
+
+
+async def _persistently(
+    call: Callable[[], Awaitable[T]],
+    first: LoopsError,
+    budget: _Budget,
+    what: str,
+    when: Callable[[Exception], bool],
+) -> T:
+    errors = [first]
 
     async def attempt() -> T:
-        # The common case above costs nothing; here, what it already knows counts as the first attempt.
-        nonlocal first
-        if first is not None:
-            known, first = first, None
-            raise known
+        if errors:  # what is known already counts as the first attempt
+            raise errors.pop()
         return await call()
 
     def tell(details: Any) -> None:
         log.warning("%s; trying again in %.1f s: %s", what, details["wait"], details["exception"])
 
-    budget = _Budget(patiences)
     persistent = backoff.on_exception(
         budget.pauses,
         LoopsError,

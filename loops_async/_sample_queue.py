@@ -22,6 +22,7 @@ from .errors import ApiError, LoopsError, SampleTimeoutError, TransportError
 log = logging.getLogger("loops_async")
 
 WITHDRAW_SECONDS: Final = 5.0
+HAND_IN_SECONDS: Final = 60.0
 LOST: Final = "The sampler's queue does not know this sample (any more); sample again."
 
 
@@ -43,22 +44,21 @@ class SampleQueue:
             transport, root=root, headers=headers, authorize=True, run_id=run_id, explain=_explained, lost=LOST
         )
 
-    async def answer(
-        self, request: Request, *, key: str, timeout: float | None, submit_seconds: float
-    ) -> bytes | msgspec.Raw:
+    async def answer(self, request: Request, *, key: str, submit_seconds: float) -> bytes | msgspec.Raw:
         """Hand a sample in and return the body of its completions.
 
         The idempotency `key` in its headers makes it harmless to hand in again after an answer that was lost.
-        `timeout` bounds the wait from acceptance, `submit_seconds` the attempts to be accepted.
+        The request's `timeout` bounds the wait from acceptance, `submit_seconds` the attempts to be accepted.
 
         Raises:
             SampleTimeoutError: there is no completion within `timeout`; the sample was withdrawn.
             RemoteOpError: the sampler failed.
         """
+        timeout, handing_in = request.timeout, msgspec.structs.replace(request, timeout=HAND_IN_SECONDS)
         operation_id = key  # what a service calls the operation unless it says otherwise
         try:
             answer = await _retry.retrying(
-                lambda: self._hand_in(request), Patience(seconds=submit_seconds), what="the sample was not accepted"
+                lambda: self._hand_in(handing_in), Patience(seconds=submit_seconds), what="the sample was not accepted"
             )
             if answer.status != 202:
                 return answer.body  # generated at once, so it is paid for

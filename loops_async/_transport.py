@@ -74,7 +74,7 @@ _NO_ANSWER: Final = (aiohttp.ClientError, TimeoutError, ConnectionError)
 """What ends a request without an answer. Other errors of the system, such as a full disk, are not the network's."""
 
 
-class Request(Struct, kw_only=True):
+class Request(Struct, kw_only=True, gc=False):
     """One HTTP request. `what` says in plain words what it is for; errors begin with it."""
 
     method: str
@@ -88,12 +88,17 @@ class Request(Struct, kw_only=True):
     authorize: bool = True
 
 
-class Answer(Struct):
+class Answer(Struct, gc=False):
     """A whole answer."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes
+
+    @property
+    def is_success(self) -> bool:
+        """Whether the status is 2xx."""
+        return 200 <= self.status < 300
 
 
 class Transport:
@@ -132,7 +137,7 @@ class Transport:
     async def ask(self, request: Request) -> Answer:
         """Send a request; an answer that is not 2xx is raised as its error."""
         answer = await self.send(request)
-        if 200 <= answer.status < 300:
+        if answer.is_success:
             return answer
         raise self.error(request, answer)
 

@@ -171,7 +171,7 @@ LOSSES: Final[dict[str, LossRule]] = {
 # --- sampling --------------------------------------------------------------------------------------------------------
 
 
-class SampleBody(Struct, kw_only=True):
+class SampleBody(Struct, kw_only=True, gc=False):
     """``POST /sample``, in the manner of OpenAI completions.
 
     ``logprobs: 0`` asks for the chosen token's logprob only; ``prompt_logprobs: K`` for the prompt's, with the K best.

@@ -38,6 +38,7 @@ from .errors import (
 )
 from .types import (
     BasetenDeployment,
+    EncodedTextChunk,
     ModelInput,
     SampledPrompt,
     SamplerDeployment,
@@ -117,6 +118,7 @@ class SamplingClient:
         self._runtime = runtime
         self._headers = target.headers()
         self._sample_url = f"{target.base_url}/sample"
+        self._until_ready = Patience(seconds=target.ready_timeout)
         self._models: tuple[float, protocol.ServedModels] | None = None
 
     @property
@@ -172,25 +174,26 @@ class SamplingClient:
             NotReadyError: the sampler was not ready within `ready_timeout`.
             ApiError: the service refused the request.
         """
-        params = SamplingParams() if sampling_params is None else sampling_params
-        prompt = check_model_input(prompt, "prompt")
-        check_at_least(num_samples, 1, "num_samples")
-        check_kind(params, SamplingParams, "sampling_params")
-        check_at_least(topk_prompt_logprobs, 0, "topk_prompt_logprobs")
-        if affinity_key is not None and (not isinstance(affinity_key, str) or not affinity_key.isprintable()):
-            raise InputError("affinity_key", f"must be a printable string; got {affinity_key!r}")
-        if affinity_key == "":
-            raise InputError("affinity_key", "must not be empty")
-        wants_prompt = include_prompt_logprobs or topk_prompt_logprobs > 0
-        body = _sample_body(prompt, num_samples, params, topk_prompt_logprobs if wants_prompt else None)
+        body = self._checked_body(prompt, num_samples, sampling_params, include_prompt_logprobs, topk_prompt_logprobs)
         if include_routed_experts is not None:
             body.include_routed_experts = bool(include_routed_experts)
-        if self._target.names_model:
-            body.model = self._target.base_model
-        if self._target.is_queued:
-            body.lora = self._target.checkpoint_path or UNSET
+        key = str(uuid4())
+        headers = {**self._headers, protocol.IDEMPOTENCY_KEY: key, **_affinity(affinity_key)}
+        request = self._request("POST", self._sample_url, "sample", body=protocol.encode(body), headers=headers)
         runtime = await self._live()
-        completions, version = await self._send_sample(runtime, protocol.encode(body), affinity_key)
+        completions: bytes | msgspec.Raw
+        async with runtime.admission:
+            if self._target.is_queued:
+                completions, version = await self._queued(runtime, request, key), ""
+            else:
+                await self._ready(runtime, self._target.ready_timeout)
+                answer = await _retry.retrying(
+                    partial(self._ask, runtime, request),
+                    _retry.UNREACHED,
+                    self._until_ready,
+                    what="the sampler did not answer",
+                )
+                completions, version = answer.body, answer.headers.get(protocol.POLICY_VERSION, "")
         return read_completions(
             completions,
             prompt=body.prompt,
@@ -380,51 +383,50 @@ class SamplingClient:
                 "it in the environment instead of passing api_key"
             )
 
-    async def _send_sample(
-        self, runtime: Runtime, body: bytes, affinity_key: str | None
-    ) -> tuple[bytes | msgspec.Raw, str]:
-        """Return the body of the completions, and what their header says of the weights that made them."""
-        key = str(uuid4())
-        headers = {**self._headers, protocol.IDEMPOTENCY_KEY: key}
-        if affinity_key is not None:
-            headers[protocol.AFFINITY] = affinity_key
-        async with runtime.admission:
-            if self._target.is_queued:
-                queue = SampleQueue(
-                    runtime.transport, root=self._target.base_url, headers=self._headers, run_id=self._target.run_id
-                )
-                request = Request(method="POST", url=self._sample_url, what="sample", body=body, headers=headers)
-                timeout, patience = self._target.timeout, self._target.ready_timeout
-                return await queue.answer(request, key=key, timeout=timeout, submit_seconds=patience), ""
-            await self._ready(runtime, self._target.ready_timeout)
-            request = self._request("POST", self._sample_url, "sample", body=body, headers=headers)
-            answer = await self._answer(runtime, request)
-            return answer.body, answer.headers.get(protocol.POLICY_VERSION, "")
+    def _checked_body(
+        self,
+        prompt: ModelInput | Sequence[int],
+        num_samples: int,
+        sampling_params: SamplingParams | None,
+        include_prompt_logprobs: bool,
+        topk_prompt_logprobs: int,
+    ) -> protocol.SampleBody:
+        params = SamplingParams() if sampling_params is None else sampling_params
+        prompt = check_model_input(prompt, "prompt")
+        check_at_least(num_samples, 1, "num_samples")
+        check_kind(params, SamplingParams, "sampling_params")
+        check_at_least(topk_prompt_logprobs, 0, "topk_prompt_logprobs")
+        wants_prompt = include_prompt_logprobs or topk_prompt_logprobs > 0
+        body = _sample_body(prompt, num_samples, params, topk_prompt_logprobs if wants_prompt else None)
+        if self._target.names_model:
+            body.model = self._target.base_model
+        if self._target.is_queued:
+            body.lora = self._target.checkpoint_path or UNSET
+        return body
 
-    async def _answer(self, runtime: Runtime, request: Request) -> Answer:
-        return await _retry.retrying(
-            lambda: self._ask(runtime, request),
-            _retry.UNREACHED,
-            Patience(seconds=self._target.ready_timeout),
-            what="the sampler did not answer",
-        )
+    async def _queued(self, runtime: Runtime, request: Request, key: str) -> bytes | msgspec.Raw:
+        target = self._target
+        queue = SampleQueue(runtime.transport, root=target.base_url, headers=self._headers, run_id=target.run_id)
+        return await queue.answer(request, key=key, submit_seconds=target.ready_timeout)
 
     async def _ask(self, runtime: Runtime, request: Request) -> Answer:
         try:
-            return await runtime.transport.ask(request)
+            answer = await runtime.transport.send(request)
         except RequestTimeoutError as late:
             raise SampleTimeoutError(
                 f"{late}. The sampler may still be at work; it is not asked again, since that would pay twice. Ask "
                 "for fewer tokens or samples, or raise `timeout`.",
                 timeout=request.timeout,
             ) from late
-        except ApiError as error:
-            # A model that is still being deployed answers 400 or 404 like a bad request; its state tells them apart.
-            gate = self._gate(runtime)
-            if gate is not None and error.status in (400, 404) and await gate.doubt():
-                error.retryable = True
-                await gate.wait(self._target.ready_timeout)
-            raise
+        if answer.is_success:
+            return answer
+        error = runtime.transport.error(request, answer)
+        # A model that is still being deployed answers 400 or 404 like a bad request; its state tells them apart.
+        gate = self._gate(runtime)
+        if gate is not None and answer.status in (400, 404) and await gate.doubt():
+            error.retryable = True
+            await gate.wait(self._target.ready_timeout)
+        raise error
 
     async def _ready(self, runtime: Runtime, ready_timeout: float) -> None:
         gate = self._gate(runtime)
@@ -521,7 +523,7 @@ def _sample_body(
     has_images = prompt.has_images
     stop, stop_token_ids = _stops(params.stop)
     return protocol.SampleBody(
-        prompt=[] if has_images else prompt.to_ints(),
+        prompt=[] if has_images else _tokens(prompt),
         n=num_samples,
         temperature=params.temperature,
         top_p=params.top_p,
@@ -535,6 +537,22 @@ def _sample_body(
         stop_token_ids=stop_token_ids,
         structured_outputs=UNSET if params.structured_outputs is None else params.structured_outputs,
     )
+
+
+def _tokens(prompt: ModelInput) -> list[int]:
+    """Return the prompt's tokens, not copied where it is one stretch of text: thousands may be under way."""
+    only = prompt.chunks[0]
+    return only.tokens if len(prompt.chunks) == 1 and isinstance(only, EncodedTextChunk) else prompt.to_ints()
+
+
+def _affinity(key: str | None) -> dict[str, str]:
+    if key is None:
+        return {}
+    if not isinstance(key, str) or not key.isprintable():
+        raise InputError("affinity_key", f"must be a printable string; got {key!r}")
+    if not key:
+        raise InputError("affinity_key", "must not be empty")
+    return {protocol.AFFINITY: key}
 
 
 def _stops(stop: str | list[str | int] | None) -> tuple[Any, Any]:
