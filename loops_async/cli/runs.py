@@ -12,9 +12,10 @@ from ..client import ServiceClient
 from ..control_plane import ControlPlane
 from ..types import AvailabilityModel, CreateRunRequest, Run
 from ._connection import all_of, control_plane, end, run, runtime, service, team_id
+from ._deactivate import deactivate_all
 from ._options import AsJson, Everybody, Keep, NoWait, ReadyTimeout, Spot
 from ._readiness import Readiness, readiness
-from ._show import show_fields, show_json, show_table, show_text
+from ._show import show_fields, show_json, show_table
 
 app: typer.Typer = typer.Typer(no_args_is_help=True, help="Runs: a trainer each, with its sampler.")
 
@@ -150,20 +151,10 @@ def deactivate(
 ) -> None:
     """Switch runs off, with their samplers. What was not saved is lost."""
 
-    async def one(plane: ControlPlane, run_id: str) -> str:
-        await switch_off_run(plane, await plane.get_run(run_id))
-        return run_id
+    async def switch_off(plane: ControlPlane, id_: str) -> None:
+        await switch_off_run(plane, await plane.get_run(id_))
 
-    async def work() -> tuple[list[str], list[Exception]]:
-        async with control_plane(context) as plane:
-            return await all_of(one(plane, run_id) for run_id in run_ids)
-
-    done, failures = run(work())
-    if as_json:
-        show_json({"deactivated": done})
-    elif done:
-        show_text(f"deactivated {', '.join(done)}")
-    end(failures)
+    deactivate_all(context, run_ids, switch_off, as_json=as_json)
 
 
 def _end_with(runs: list[Run], failures: list[Exception], *, as_json: bool) -> None:

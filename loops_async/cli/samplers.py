@@ -11,10 +11,11 @@ from ..control_plane import ControlPlane
 from ..errors import InputError
 from ..protocol import CheckpointUri
 from ..types import AvailabilityModel, CreateSamplerRequest, Sampler
-from ._connection import all_of, control_plane, end, run, service, team_id
+from ._connection import control_plane, run, service, team_id
+from ._deactivate import deactivate_all
 from ._options import AsJson, Everybody, Keep, NoWait, ReadyTimeout, Spot
 from ._readiness import readiness
-from ._show import show_fields, show_json, show_table, show_text
+from ._show import show_fields, show_json, show_table
 
 app: typer.Typer = typer.Typer(no_args_is_help=True, help="Samplers: of runs, of checkpoints and of base models.")
 
@@ -120,20 +121,10 @@ def deactivate(
 ) -> None:
     """Switch off samplers that belong to no run."""
 
-    async def one(plane: ControlPlane, sampler_id: str) -> str:
-        await switch_off_sampler(plane, await plane.get_sampler(sampler_id))
-        return sampler_id
+    async def switch_off(plane: ControlPlane, id_: str) -> None:
+        await switch_off_sampler(plane, await plane.get_sampler(id_))
 
-    async def work() -> tuple[list[str], list[Exception]]:
-        async with control_plane(context) as plane:
-            return await all_of(one(plane, sampler_id) for sampler_id in sampler_ids)
-
-    done, failures = run(work())
-    if as_json:
-        show_json({"deactivated": done})
-    elif done:
-        show_text(f"deactivated {', '.join(done)}")
-    end(failures)
+    deactivate_all(context, sampler_ids, switch_off, as_json=as_json)
 
 
 def _show(samplers: list[Sampler]) -> None:
