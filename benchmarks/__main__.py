@@ -18,7 +18,7 @@ from .cases import CASES, Case
 from .harness import MeasurementError, Numbers, run_peer, serving
 from .report import Row
 
-TIMEOUT_SECONDS = 120.0
+TIMEOUT_SECONDS = 180.0
 
 
 def main() -> None:
@@ -26,6 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a few cases, one round, nothing kept")
     parser.add_argument("--only", default="", help="cases whose names contain this; nothing kept")
+    parser.add_argument("--update", action="store_true", help="keep what --only measures in place of what was kept")
     given = parser.parse_args()
     console = Console()
     chosen = [case for case in CASES if given.only in case.name and (case.is_quick or not given.quick)]
@@ -35,8 +36,9 @@ def main() -> None:
             rows.append(measure(case, rounds=1 if given.quick else case.rounds))
     promises = footprint.promises()
     report.show(console, rows, promises)
-    if len(chosen) == len(CASES):
-        report.keep(rows, promises)
+    if given.update or len(chosen) == len(CASES):
+        measured = {row.case.name: row for row in (*report.kept(), *rows)}
+        report.keep([measured[case.name] for case in CASES if case.name in measured], promises)
 
 
 def measure(case: Case, rounds: int) -> Row:

@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from .cases import Case
+from .cases import CASES, Case
 from .harness import ROOT, Numbers, published_python
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -93,6 +93,14 @@ def keep(rows: Sequence[Row], promises: Sequence[Promise]) -> None:
     }
     (RESULTS / "latest.json").write_text(json.dumps(report, indent=1) + "\n")
     draw(rows, RESULTS / "latest.png")
+
+
+def kept() -> list[Row]:
+    """What was kept of earlier runs."""
+    file = RESULTS / "latest.json"
+    rows = json.loads(file.read_text())["rows"] if file.exists() else []
+    cases = {case.name: case for case in CASES}
+    return [Row(cases[row["case"]], row["numbers"], row["not_measured"]) for row in rows if row["case"] in cases]
 
 
 def machine() -> dict[str, Any]:

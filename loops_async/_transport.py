@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from email.utils import parsedate_to_datetime
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, Final, TypeVar, cast
 from urllib.parse import urlsplit
 
@@ -105,6 +105,7 @@ class Transport:
     """A pool of connections to one service, for one event loop."""
 
     def __init__(self, settings: Settings) -> None:
+        _expect_large_blocks()
         self._settings = settings
         self._loop = asyncio.get_running_loop()
         self._closed = False
@@ -292,6 +293,17 @@ class ErrorBody(Struct, kw_only=True):
             code=_text(fields.get("code")),
             reason=_text(_dict(fields, "details").get("reason")),
         )
+
+
+@cache
+def _expect_large_blocks() -> None:
+    """Teach the C library that large blocks of memory come and go, as answers and batches do.
+
+    glibc keeps freed memory for the next block up to twice the largest that it saw freed; until then it returns the
+    memory of each answer to the system, and getting it back costs a quarter of a sample's CPU. The first such block is
+    never touched, so it takes no memory.
+    """
+    bytes(protocol.MAX_REQUEST_BYTES)
 
 
 def _socket(address: tuple[Any, ...]) -> socket.socket:
