@@ -1,6 +1,6 @@
 """Run the peers side by side, print medians and ratios, and keep them with a picture.
 
-``python -m benchmarks`` runs everything (about a quarter of an hour), ``--quick`` a small part of it once. Every
+``python -m benchmarks`` runs everything (about 25 minutes), ``--quick`` a small part of it once. Every
 measurement is a fresh process on one core, against a server on another; the peers take turns within each round, so
 that whatever else the machine does falls on all of them.
 """

@@ -185,7 +185,7 @@ BATCHES = [
 CONTROL = [
     *(
         Case(
-            f"provision {count:,} runs of 3 s",
+            f"provision {count:,} run{'s' * (count > 1)} of 3 s",
             "provision",
             count,
             "wall_s",

@@ -142,8 +142,8 @@ def draw(rows: Sequence[Row], to: Path) -> None:
         places = [index + 0.27 * (offset - 1) for index, _ in there]
         ratios = [value / (shown[index].of("ours") or 1) for index, value in there]
         axes.barh(places, ratios, height=0.25, color=colour, label={"ours": "loops_async"}.get(peer, peer))
-    axes.set_yticks(range(len(shown)), [f"{row.case.name} ({row.case.measure[:-3]})" for row in shown])
-    axes.invert_yaxis()
+    axes.set_yticks(range(len(shown)), [f"{row.case.name} ({row.case.measure.split('_')[0]})" for row in shown])
+    axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set_xscale("log")
     axes.axvline(1, color=COLOURS["ours"], linewidth=0.8)
     axes.set_xlabel("cost relative to loops_async (log scale; shorter is better)")
