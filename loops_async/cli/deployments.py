@@ -11,7 +11,8 @@ import typer
 
 from ..control_plane import ControlPlane
 from ..types import Deployment, DeploymentMetrics, LogLevel, LogLine, MetricPoint, ResponseTimes, StatusCounts
-from ._connection import all_of, control_plane, end, run
+from ._connection import control_plane, run
+from ._deactivate import deactivate_all
 from ._options import AsJson, Everybody, duration
 from ._show import plot, show_fields, show_json, show_json_line, show_table, show_text, size
 
@@ -85,21 +86,7 @@ def deactivate(
     as_json: AsJson = False,
 ) -> None:
     """Switch deployments off. What was not saved is lost."""
-
-    async def one(plane: ControlPlane, deployment_id: str) -> str:
-        await plane.deactivate_deployment(deployment_id)
-        return deployment_id
-
-    async def work() -> tuple[list[str], list[Exception]]:
-        async with control_plane(context) as plane:
-            return await all_of(one(plane, deployment_id) for deployment_id in deployment_ids)
-
-    done, failures = run(work())
-    if as_json:
-        show_json({"deactivated": done})
-    elif done:
-        show_text(f"deactivated {', '.join(done)}")
-    end(failures)
+    deactivate_all(context, deployment_ids, ControlPlane.deactivate_deployment, as_json=as_json)
 
 
 @app.command()
