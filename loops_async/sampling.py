@@ -423,7 +423,8 @@ class SamplingClient:
         error = runtime.transport.error(request, answer)
         # A model that is still being deployed answers 400 or 404 like a bad request; its state tells them apart.
         gate = self._gate(runtime)
-        if gate is not None and answer.status in (400, 404) and await gate.doubt():
+        is_refused = isinstance(error, ApiError) and error.status in (400, 404)
+        if gate is not None and is_refused and await gate.doubt():
             error.retryable = True
             await gate.wait(self._target.ready_timeout)
         raise error
