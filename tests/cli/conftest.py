@@ -12,21 +12,15 @@ from typer.testing import CliRunner
 
 import loops_async
 from loops_async.cli._app import app
-from loops_local import LocalService, RefusedError, serve_in_thread
-from loops_local.engine.echo import EchoEngine
+from loops_local import LocalService, serve_in_thread
+from tests.engines import echo_unless_broken
 
 NO_TRACEBACK = "Traceback"
 
 
-def load(name: str) -> EchoEngine:
-    if name == "broken":
-        raise RefusedError("its weights are corrupt")
-    return EchoEngine(name)
-
-
 @pytest.fixture(scope="session")
 def local() -> Iterator[LocalService]:
-    with serve_in_thread(engine=load, provisioning_seconds=0.05) as local:
+    with serve_in_thread(engine=echo_unless_broken, provisioning_seconds=0.05) as local:
         yield local
 
 

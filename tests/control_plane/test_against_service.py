@@ -16,22 +16,16 @@ from loops_async import (
     DeployCheckpointsRequest,
     NotFoundError,
 )
-from loops_local import LocalService, RefusedError, serve_in_thread
-from loops_local.engine.echo import EchoEngine
+from loops_local import LocalService, serve_in_thread
 from tests.control_plane.stub import Colour
+from tests.engines import echo_unless_broken
 
 Plane: TypeAlias = Callable[[Callable[[Any], Any]], Any]
 
 
-def load(name: str) -> EchoEngine:
-    if name == "broken":
-        raise RefusedError("its weights are corrupt")
-    return EchoEngine(name)
-
-
 @pytest.fixture(scope="module")
 def local() -> Iterator[LocalService]:
-    with serve_in_thread(engine=load, provisioning_seconds=0.0) as local:
+    with serve_in_thread(engine=echo_unless_broken, provisioning_seconds=0.0) as local:
         yield local
 
 

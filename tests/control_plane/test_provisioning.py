@@ -20,24 +20,18 @@ from loops_async import (
     SamplerTerminatedError,
     ServiceClient,
 )
-from loops_local import LocalService, RefusedError, serve_in_thread
-from loops_local.engine.echo import EchoEngine
+from loops_local import LocalService, serve_in_thread
 from tests.clock import Clock
 from tests.control_plane.stub import KEY, Colour, Stub
+from tests.engines import echo_unless_broken
 
 WHEN = "2026-06-24T18:02:11Z"
 HUNDREDS = 256
 
 
-def load(name: str) -> EchoEngine:
-    if name == "broken":
-        raise RefusedError("its weights are corrupt")
-    return EchoEngine(name)
-
-
 @pytest.fixture(scope="module")
 def local() -> Iterator[LocalService]:
-    with serve_in_thread(engine=load, provisioning_seconds=0.3) as local:
+    with serve_in_thread(engine=echo_unless_broken, provisioning_seconds=0.3) as local:
         yield local
 
 
