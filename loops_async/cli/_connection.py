@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, NoReturn, TypeVar
 
@@ -119,6 +119,16 @@ def run(work: Coroutine[Any, Any, T]) -> T:
             "LOOPS_TRACEBACK=1 shows.",
             FAILED,
         )
+
+
+def on_control_plane(context: typer.Context, work: Callable[[ControlPlane], Awaitable[T]]) -> T:
+    """Do the work of a command that needs the control plane alone."""
+
+    async def connected() -> T:
+        async with control_plane(context) as plane:
+            return await work(plane)
+
+    return run(connected())
 
 
 async def all_of(work: Iterable[Awaitable[T]]) -> tuple[list[T], list[Exception]]:

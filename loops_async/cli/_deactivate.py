@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import typer
 
 from ..control_plane import ControlPlane
-from ._connection import all_of, control_plane, end, run
+from ._connection import all_of, end, on_control_plane
 from ._show import show_json, show_text
 
 
@@ -24,11 +24,7 @@ def deactivate_all(
         await switch_off(plane, id_)
         return id_
 
-    async def work() -> tuple[list[str], list[Exception]]:
-        async with control_plane(context) as plane:
-            return await all_of(one(plane, id_) for id_ in ids)
-
-    done, failures = run(work())
+    done, failures = on_control_plane(context, lambda plane: all_of(one(plane, id_) for id_ in ids))
     if as_json:
         show_json({"deactivated": done})
     elif done:

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from ..types import ServerCapabilities, UseCase
-from ._connection import control_plane, run
+from ..types import UseCase
+from ._connection import on_control_plane
 from ._options import AsJson
 from ._show import show_json, show_table
 
@@ -20,12 +20,9 @@ def capabilities(
     as_json: AsJson = False,
 ) -> None:
     """Show the base models that the service supports."""
-
-    async def work() -> ServerCapabilities:
-        async with control_plane(context) as plane:
-            return await plane.get_capabilities(model=model, use_case=use_case, max_seq_len=max_seq_len)
-
-    found = run(work())
+    found = on_control_plane(
+        context, lambda plane: plane.get_capabilities(model=model, use_case=use_case, max_seq_len=max_seq_len)
+    )
     if as_json:
         show_json(found)
         return

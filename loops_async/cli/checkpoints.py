@@ -12,7 +12,6 @@ from ..checkpoints import checkpoint_files, download
 from ..control_plane import ControlPlane
 from ..errors import NotFoundError
 from ..types import (
-    Checkpoint,
     CheckpointDownload,
     CheckpointFile,
     CheckpointSource,
@@ -20,7 +19,7 @@ from ..types import (
     DeployedModel,
     DownloadProgress,
 )
-from ._connection import control_plane, run, runtime
+from ._connection import control_plane, on_control_plane, run, runtime
 from ._options import AsJson
 from ._show import errors, show_fields, show_json, show_table, show_text, size
 
@@ -38,12 +37,9 @@ def list_(
     as_json: AsJson = False,
 ) -> None:
     """List the checkpoints of a run, of a model or at a path; give one of these."""
-
-    async def work() -> list[Checkpoint]:
-        async with control_plane(context) as plane:
-            return await plane.list_checkpoints(run_id=run_id, base_model=base_model, checkpoint_path=path)
-
-    found = run(work())
+    found = on_control_plane(
+        context, lambda plane: plane.list_checkpoints(run_id=run_id, base_model=base_model, checkpoint_path=path)
+    )
     if as_json:
         show_json(found)
         return
@@ -134,11 +130,10 @@ def _progress() -> Progress:
 def source(context: typer.Context, checkpoint: CheckpointId, as_json: AsJson = False) -> None:
     """Show where a checkpoint's files are kept."""
 
-    async def work() -> CheckpointSource:
-        async with control_plane(context) as plane:
-            return await plane.get_checkpoint_source(await _id(plane, checkpoint))
+    async def work(plane: ControlPlane) -> CheckpointSource:
+        return await plane.get_checkpoint_source(await _id(plane, checkpoint))
 
-    found = run(work())
+    found = on_control_plane(context, work)
     if as_json:
         show_json(found)
     else:
@@ -154,11 +149,10 @@ def validate(
 ) -> None:
     """Check that a sampler can load a checkpoint."""
 
-    async def work() -> None:
-        async with control_plane(context) as plane:
-            await plane.validate_checkpoint(path, run_id=run_id)
+    async def work(plane: ControlPlane) -> None:
+        await plane.validate_checkpoint(path, run_id=run_id)
 
-    run(work())
+    on_control_plane(context, work)
     show_json({"valid": path}) if as_json else show_text(f"{path} can be loaded")
 
 

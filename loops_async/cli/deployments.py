@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from ..control_plane import ControlPlane
-from ..types import Deployment, DeploymentMetrics, LogLevel, LogLine, MetricPoint, ResponseTimes, StatusCounts
-from ._connection import control_plane, run
+from ..types import DeploymentMetrics, LogLevel, LogLine, MetricPoint, ResponseTimes, StatusCounts
+from ._connection import on_control_plane
 from ._deactivate import deactivate_all
 from ._options import AsJson, Everybody, duration
 from ._show import plot, show_fields, show_json, show_json_line, show_table, show_text, size
@@ -25,12 +25,7 @@ COLUMNS = 60
 @app.command("list")
 def list_(context: typer.Context, everybody: Everybody = False, as_json: AsJson = False) -> None:
     """List deployments of trainers, in all states."""
-
-    async def work() -> list[Deployment]:
-        async with control_plane(context) as plane:
-            return await plane.list_deployments(scope="org" if everybody else None)
-
-    found = run(work())
+    found = on_control_plane(context, lambda plane: plane.list_deployments(scope="org" if everybody else None))
     if as_json:
         show_json(found)
         return
@@ -53,30 +48,21 @@ def list_(context: typer.Context, everybody: Everybody = False, as_json: AsJson 
 @app.command()
 def show(context: typer.Context, deployment_id: str, as_json: AsJson = False) -> None:
     """Show a deployment."""
-
-    async def work() -> Deployment:
-        async with control_plane(context) as plane:
-            return await plane.get_deployment(deployment_id)
-
-    found = run(work())
-    if as_json:
-        show_json(found)
-        return
-    show_fields(
-        {
-            "id": found.id,
-            "status": found.status.name,
-            "base model": found.base_model,
-            "active run": found.active_run_id,
-            "latest run": found.latest_run_id,
-            "machines": found.instance_type and found.instance_type.name,
-            "nodes": found.node_count,
-            "availability": found.availability_model,
-            "url": found.base_url,
-            "created": found.created_at,
-            "by": found.user and found.user.email,
-        }
-    )
+    found = on_control_plane(context, lambda plane: plane.get_deployment(deployment_id))
+    fields = {
+        "id": found.id,
+        "status": found.status.name,
+        "base model": found.base_model,
+        "active run": found.active_run_id,
+        "latest run": found.latest_run_id,
+        "machines": found.instance_type and found.instance_type.name,
+        "nodes": found.node_count,
+        "availability": found.availability_model,
+        "url": found.base_url,
+        "created": found.created_at,
+        "by": found.user and found.user.email,
+    }
+    show_json(found) if as_json else show_fields(fields)
 
 
 @app.command()
@@ -102,23 +88,22 @@ def logs(
     """Show a deployment's log; with --json a line of JSON each."""
     seconds = duration(since)
 
-    async def work() -> None:
-        async with control_plane(context) as plane:
-            # The newest lines, if there are more than wanted.
-            lines = await plane.get_deployment_logs(
-                deployment_id,
-                start_epoch_millis=_millis(time() - seconds),
-                direction="desc",
-                limit=limit,
-                min_level=level,
-            )
-            lines.reverse()
-            _show_lines(lines, as_json=as_json)
-            if follow:
-                async for line in _new_lines(plane, deployment_id, lines, level):
-                    _show_lines([line], as_json=as_json)
+    async def work(plane: ControlPlane) -> None:
+        # The newest lines, if there are more than wanted.
+        lines = await plane.get_deployment_logs(
+            deployment_id,
+            start_epoch_millis=_millis(time() - seconds),
+            direction="desc",
+            limit=limit,
+            min_level=level,
+        )
+        lines.reverse()
+        _show_lines(lines, as_json=as_json)
+        if follow:
+            async for line in _new_lines(plane, deployment_id, lines, level):
+                _show_lines([line], as_json=as_json)
 
-    run(work())
+    on_control_plane(context, work)
 
 
 async def _new_lines(
@@ -164,16 +149,15 @@ def metrics(
     end = time()
     start = end - duration(since)
 
-    async def work() -> DeploymentMetrics:
-        async with control_plane(context) as plane:
-            return await plane.get_deployment_metrics(
-                deployment_id,
-                start_epoch_millis=_millis(start),
-                end_epoch_millis=_millis(end),
-                step_seconds=max(1, round((end - start) / COLUMNS)),
-            )
+    async def work(plane: ControlPlane) -> DeploymentMetrics:
+        return await plane.get_deployment_metrics(
+            deployment_id,
+            start_epoch_millis=_millis(start),
+            end_epoch_millis=_millis(end),
+            step_seconds=max(1, round((end - start) / COLUMNS)),
+        )
 
-    found = run(work())
+    found = on_control_plane(context, work)
     if as_json:
         show_json(found)
         return

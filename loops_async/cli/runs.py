@@ -11,7 +11,7 @@ from .._runtime import Runtime
 from ..client import ServiceClient
 from ..control_plane import ControlPlane
 from ..types import AvailabilityModel, CreateRunRequest, Run
-from ._connection import all_of, control_plane, end, run, runtime, service, team_id
+from ._connection import all_of, end, on_control_plane, run, runtime, service, team_id
 from ._deactivate import deactivate_all
 from ._options import AsJson, Everybody, Keep, NoWait, ReadyTimeout, Spot
 from ._readiness import Readiness, readiness
@@ -82,24 +82,18 @@ def list_(
 ) -> None:
     """List runs."""
 
-    async def work() -> list[Run]:
-        async with control_plane(context) as plane:
-            team = await team_id(context, plane)
-            return await plane.list_runs(base_model=base_model, scope="org" if everybody else None, team_id=team)
+    async def work(plane: ControlPlane) -> list[Run]:
+        team = await team_id(context, plane)
+        return await plane.list_runs(base_model=base_model, scope="org" if everybody else None, team_id=team)
 
-    found = run(work())
+    found = on_control_plane(context, work)
     show_json(found) if as_json else _show(found)
 
 
 @app.command()
 def show(context: typer.Context, run_id: str, as_json: AsJson = False) -> None:
     """Show a run."""
-
-    async def work() -> Run:
-        async with control_plane(context) as plane:
-            return await plane.get_run(run_id)
-
-    found = run(work())
+    found = on_control_plane(context, lambda plane: plane.get_run(run_id))
     if as_json:
         show_json(found)
         return

@@ -11,7 +11,7 @@ from ..control_plane import ControlPlane
 from ..errors import InputError
 from ..protocol import CheckpointUri
 from ..types import AvailabilityModel, CreateSamplerRequest, Sampler
-from ._connection import control_plane, run, service, team_id
+from ._connection import on_control_plane, run, service, team_id
 from ._deactivate import deactivate_all
 from ._options import AsJson, Everybody, Keep, NoWait, ReadyTimeout, Spot
 from ._readiness import readiness
@@ -78,39 +78,29 @@ async def _model(plane: ControlPlane, base_model: str | None, checkpoint: str | 
 def list_(context: typer.Context, everybody: Everybody = False, as_json: AsJson = False) -> None:
     """List samplers, the newest first."""
 
-    async def work() -> list[Sampler]:
-        async with control_plane(context) as plane:
-            team = await team_id(context, plane)
-            return await plane.list_samplers(scope="org" if everybody else None, team_id=team)
+    async def work(plane: ControlPlane) -> list[Sampler]:
+        team = await team_id(context, plane)
+        return await plane.list_samplers(scope="org" if everybody else None, team_id=team)
 
-    found = run(work())
+    found = on_control_plane(context, work)
     show_json(found) if as_json else _show(found)
 
 
 @app.command()
 def show(context: typer.Context, sampler_id: str, as_json: AsJson = False) -> None:
     """Show a sampler."""
-
-    async def work() -> Sampler:
-        async with control_plane(context) as plane:
-            return await plane.get_sampler(sampler_id)
-
-    found = run(work())
-    if as_json:
-        show_json(found)
-        return
-    show_fields(
-        {
-            "id": found.id,
-            "status": found.status.name,
-            "base model": found.base_model,
-            "model": found.model_id,
-            "deployment": found.deployment_id,
-            "url": found.base_url,
-            "created": found.created_at,
-            "by": found.user and found.user.email,
-        }
-    )
+    found = on_control_plane(context, lambda plane: plane.get_sampler(sampler_id))
+    fields = {
+        "id": found.id,
+        "status": found.status.name,
+        "base model": found.base_model,
+        "model": found.model_id,
+        "deployment": found.deployment_id,
+        "url": found.base_url,
+        "created": found.created_at,
+        "by": found.user and found.user.email,
+    }
+    show_json(found) if as_json else show_fields(fields)
 
 
 @app.command()
