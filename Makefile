@@ -3,7 +3,7 @@
 
 RUN = .venv/bin/python -m
 
-.PHONY: demo test check sync fix bench
+.PHONY: demo test check sync fix bench lock dist release
 
 demo: .venv/installed-demo
 	@.venv/bin/python examples/quickstart.py
@@ -32,10 +32,22 @@ fix: .venv/installed-dev sync
 sync: .venv/installed-dev
 	.venv/bin/python tools/gen_sync.py
 
-.venv/installed-demo: pyproject.toml tools/make_venv.sh
-	@PYTHON='$(PYTHON)' tools/make_venv.sh demo
+# Writes locks/ anew: the newest versions that pyproject.toml admits.
+lock:
+	tools/lock.sh
+
+# Builds the wheel and the sdist into dist/, checks them, and uses each as somebody who installed it.
+dist: .venv/installed-dev
+	tools/dist.sh
+
+# make release VERSION=1.2.3: the package's version and the changelog's heading, in one commit with its tag.
+release: .venv/installed-dev
+	.venv/bin/python tools/release.py $(VERSION)
+
+.venv/installed-demo: pyproject.toml tools/make_venv.sh locks/demo.txt locks/torch.txt
+	@PYTHON='$(PYTHON)' tools/make_venv.sh .venv demo
 	@touch $@
 
-.venv/installed-dev: .venv/installed-demo
-	@PYTHON='$(PYTHON)' tools/make_venv.sh dev
+.venv/installed-dev: .venv/installed-demo locks/dev.txt
+	@PYTHON='$(PYTHON)' tools/make_venv.sh .venv dev
 	@touch $@

@@ -1,9 +1,12 @@
 #!/bin/sh
-# Usage: make_venv.sh EXTRAS
-# Makes .venv in the current directory, if need be, and installs the project there, editable, with EXTRAS.
-# $PYTHON chooses the interpreter; otherwise the first of the usual names that fits is taken.
+# Usage: make_venv.sh DIRECTORY LOCK [EXTRAS]
+# Makes a virtual environment in DIRECTORY, if need be, and installs there what locks/LOCK.txt says, torch where that
+# needs it, and the project, editable, with EXTRAS (LOCK when not given). $PYTHON chooses the interpreter; otherwise the
+# first of the usual names that fits is taken.
 set -eu
 
+directory=$1 lock=$2 extras=${3:-$2}
+python=$directory/bin/python
 fits='import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))'
 
 find_python() {
@@ -21,12 +24,24 @@ END
     return 1
 }
 
-# A .venv that does not run (it was copied, or its Python is gone) is made anew.
-if ! .venv/bin/python -c "$fits" >/dev/null 2>&1; then
-    python=$(find_python)
-    echo "making .venv with $("$python" --version)"
-    "$python" -m venv --clear .venv
+install() {
+    "$python" -m pip install -qq --disable-pip-version-check "$@"
+}
+
+# One that does not run (it was copied, or its Python is gone) is made anew.
+if ! "$python" -c "$fits" >/dev/null 2>&1; then
+    found=$(find_python)
+    echo "making $directory with $("$found" --version)"
+    "$found" -m venv --clear "$directory"
 fi
 
-echo "installing the project with [$1] in .venv: a minute or so, and only when pyproject.toml changes"
-.venv/bin/python -m pip install -qq --disable-pip-version-check --editable ".[$1]"
+echo "installing locks/$lock.txt in $directory: a minute or so, and only when it changes"
+install --require-hashes --requirement "locks/$lock.txt"
+if [ "$lock" != test ]; then
+    install --requirement locks/torch.txt
+fi
+# Without an index: what the locks do not have is an error here, and not whatever is the newest today.
+if ! install --no-index --no-build-isolation --editable ".[$extras]"; then
+    echo "error: pyproject.toml asks for more than the locks have; run make lock" >&2
+    exit 1
+fi

@@ -17,9 +17,9 @@ import pytest
 import loops_sync
 from loops_local import LocalService, serve_in_thread
 
-CLIENT = "baseten-loops==0.32.0"
 NEWEST_FIRST = ("3.14", "3.13", "3.12")
 ROOT = Path(__file__).resolve().parents[2]
+CLIENT = (ROOT / "locks" / "published.in").read_text().strip()
 DRIVER = Path(__file__).with_name("driver.py")
 PARTS = {
     *("session", "run", "cross_entropy", "importance_sampling", "ppo", "cispo", "dro", "dppo", "dpo"),
@@ -62,7 +62,8 @@ def published() -> Path:
         shutil.rmtree(directory, ignore_errors=True)
         subprocess.run([python, "-m", "venv", directory], check=True)
         pip = [directory / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        installed = subprocess.run([*pip, CLIENT], capture_output=True, text=True, check=False)
+        lock = ["--require-hashes", "--requirement", str(ROOT / "locks" / "published.txt")]
+        installed = subprocess.run([*pip, *lock], capture_output=True, text=True, check=False)
         if installed.returncode:
             pytest.skip(f"NOT TESTED: {CLIENT} cannot be installed: {installed.stderr.strip()[-300:]}")
         stamp.touch()

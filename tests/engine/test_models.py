@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import json
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,17 @@ def test_architectures_that_would_come_out_wrong(kind: str, changes: dict[str, A
     directory = save_model(kind, tmp_path, **changes)
     with pytest.raises(RefusedError, match=why):
         load(str(directory), cache_dir=tmp_path)
+
+
+def test_warnings_that_are_errors_are_not_failures(model_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A deprecation that a program turns into an error says nothing about the model."""
+
+    def forward(*_: Any, **__: Any) -> None:
+        warnings.warn("ask otherwise", FutureWarning, stacklevel=2)
+
+    monkeypatch.setattr("transformers.LlamaModel.forward", forward)
+    with pytest.raises(RefusedError, match="was not tried to the end: FutureWarning was raised: ask otherwise"):
+        load(str(model_directory), cache_dir=model_directory)
 
 
 def test_no_such_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers.cache_utils import Cache
 from transformers.utils import logging as transformers_logging
 
 from .. import byte_tokenizer
@@ -29,7 +31,8 @@ TINY = "tiny"
 class Base:
     """A frozen causal language model, shared by every trainer and sampler of an engine.
 
-    `end_tokens` end a completion; `cache_bytes` is the memory that attention's keys and values take for one position.
+    `end_tokens` end a completion; `cache_name` is the argument in which the network takes attention's keys and values,
+    and `cache_bytes` the memory that they take for one position.
     """
 
     info: ModelInfo
@@ -37,11 +40,16 @@ class Base:
     tokenizer: Any
     shapes: Shapes
     end_tokens: frozenset[int]
+    cache_name: str
     cache_bytes: int
 
-    def hidden(self, tokens: Tensor, **arguments: Any) -> Tensor:
-        """Run the layers below the output head: (rows, length) token ids to (rows, length, width)."""
-        output: Tensor = self.network.base_model(input_ids=tokens, **arguments).last_hidden_state
+    def hidden(self, tokens: Tensor, cache: Cache | None = None, **placement: Tensor) -> Tensor:
+        """Run the layers below the output head: (rows, length) token ids to (rows, length, width).
+
+        With a `cache`, the tokens follow those that it holds, and are added to it; `placement` is where they stand.
+        """
+        cached = {self.cache_name: cache, "use_cache": cache is not None}
+        output: Tensor = self.network.base_model(input_ids=tokens, **cached, **placement).last_hidden_state
         return output
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -111,7 +119,7 @@ def _base(name: str, network: Any, tokenizer: Any) -> Base:
     head = network.get_output_embeddings()
     shapes = inject(network, skip=head)
     recompute.allow(network)
-    base = Base(info, network, tokenizer, shapes, _end_tokens(network, tokenizer), cache_bytes=0)
+    base = Base(info, network, tokenizer, shapes, _end_tokens(network, tokenizer), _cache_name(network), cache_bytes=0)
     return replace(base, cache_bytes=_probe(base))
 
 
@@ -129,6 +137,11 @@ def _end_tokens(network: Any, tokenizer: Any) -> frozenset[int]:
     return frozenset(token for token in (*ends, tokenizer.eos_token_id) if token is not None)
 
 
+def _cache_name(network: Any) -> str:
+    """Return what the network calls its cache: transformers renamed it in 5.24, and drops the old name in 5.40."""
+    return "cache" if "cache" in inspect.signature(network.base_model.forward).parameters else "past_key_values"
+
+
 @torch.no_grad()
 def _probe(base: Base) -> int:
     """Run the model as a sampler does, with an adapter by row and a cache, and return the bytes of one cached position.
@@ -142,12 +155,15 @@ def _probe(base: Base) -> int:
     cache, slots = DynamicCache(), Slots()
     try:
         with using(changing_nothing):
-            prompt = base.hidden(tokens[:, :3], past_key_values=cache, use_cache=True)
+            prompt = base.hidden(tokens[:, :3], cache)
             for row in range(2):
                 slots.add(cache, row, 3)
             following = base.hidden(tokens[:, 3:], **slots.next())
         ours = base.logits(torch.cat([prompt, following], 1))
         own = base.network(tokens).logits
+    except Warning as warning:
+        # Says nothing about the model: this process turns warnings into errors.
+        raise _unfit(base, f"was not tried to the end: {type(warning).__name__} was raised: {warning}") from warning
     except Exception as error:
         raise _unfit(base, f"does not run on it: {error}") from error
     if not torch.allclose(ours, own, atol=1e-3, rtol=1e-3):

@@ -74,7 +74,7 @@ def run(
             using(Active(pairs(flat, base.shapes, adapter.rank), adapter.scale)),
             recomputing(tokens.numel() > MICRO_BATCH_TOKENS),
         ):
-            hidden = base.hidden(tokens, use_cache=False)
+            hidden = base.hidden(tokens)
             logprobs = _score(base, hidden, weighted, out)
             with torch.no_grad():
                 _score(base, hidden, others, out)

@@ -171,7 +171,7 @@ class _Loop:
             row[: len(request.prompt)] = torch.tensor(request.prompt)
         cache = DynamicCache()
         with using(self._prefilling.mix([request.adapter for request in requests])):
-            hidden = self._base.hidden(tokens, past_key_values=cache, use_cache=True)
+            hidden = self._base.hidden(tokens, cache)
         for states, request in zip(hidden, requests, strict=True):
             if request.wanted_prompt_logprobs is not None and request.prompt_logprobs is None:
                 request.prompt_logprobs = self._prompt_logprobs(states, request.prompt, request.wanted_prompt_logprobs)

@@ -58,7 +58,7 @@ class Slots:
             self._layers = []
 
     def next(self) -> dict[str, Any]:
-        """Make one more position in every slot; returns the arguments with which the model fills it."""
+        """Make one more position in every slot; returns the arguments of `Base.hidden` that fill it."""
         positions = torch.tensor(self._lengths)
         self._lengths = [length + 1 for length in self._lengths]
         longest = max(self._lengths)
@@ -69,8 +69,7 @@ class Slots:
         return {
             "position_ids": positions[:, None],
             "attention_mask": seen[:, None, None],
-            "past_key_values": Cache(layers=[*self._layers]),
-            "use_cache": True,
+            "cache": Cache(layers=[*self._layers]),
         }
 
 

@@ -1,0 +1,24 @@
+#!/bin/sh
+# Writes locks/: the newest versions that pyproject.toml admits, with hashes, for every Python that we support.
+set -eu
+
+uv=.venv-lock/bin/uv
+python3 -m venv .venv-lock
+.venv-lock/bin/python -m pip install -qq --disable-pip-version-check 'uv==0.13.9'
+
+# lock NAME PYTHON ARGUMENTS...
+lock() {
+    name=$1 python=$2
+    shift 2
+    rm -f "locks/$name.txt" # else its versions are kept
+    $uv pip compile --quiet --config-file locks/uv.toml --universal --python-version "$python" --generate-hashes \
+        --no-annotate --custom-compile-command 'make lock' --no-emit-package torch --output-file "locks/$name.txt" "$@"
+    echo "locks/$name.txt: $(grep -c == "locks/$name.txt") versions"
+}
+
+lock dev 3.11 pyproject.toml --group build --extra dev
+# These two agree with it.
+lock demo 3.11 pyproject.toml --group build --extra demo --constraints locks/dev.txt
+lock test 3.11 pyproject.toml --group build --extra test --constraints locks/dev.txt
+lock lowest 3.11 pyproject.toml --group build --extra dev --resolution lowest-direct
+lock published 3.12 locks/published.in
