@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 from ._config import Settings, resolve_settings
 from ._heartbeat import Heartbeat
-from ._tasks import TaskOwner, to_the_end
+from ._tasks import TaskOwner, run_to_completion
 from ._transport import Transport
 from .control_plane import ControlPlane
 
@@ -29,7 +29,7 @@ class Runtime:
 
     async def close(self) -> None:
         """End every task, then every connection, even while the caller is being cancelled."""
-        await to_the_end(self._close())
+        await run_to_completion(self._close())
 
     async def _close(self) -> None:
         await self.tasks.close()

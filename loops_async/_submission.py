@@ -13,7 +13,7 @@ from ._encoding import Pieces, decoder_for
 from ._futures import OperationFuture
 from ._ordering import Turn, Turns
 from ._polling import Poller, accepted_id
-from ._tasks import TaskOwner, together
+from ._tasks import TaskOwner, gather_or_raise
 from ._transport import Answer, Request, Transport
 from .errors import (
     ApiError,
@@ -171,7 +171,7 @@ class Submitter:
             if merge is None:
                 return await self._poller.result(operation, operation_ids[0], decode)
             parts = [self._poller.result(operation, operation_id, decode) for operation_id in operation_ids]
-            return merge(await together(parts))
+            return merge(await gather_or_raise(parts))
 
         return OperationFuture(
             collect, tasks=self._tasks, operation=operation, operation_id=operation_ids[0], run_id=self._run_id

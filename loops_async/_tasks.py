@@ -1,15 +1,16 @@
-"""Background tasks and their owner."""
+"""Background tasks, their owner, and values that many callers make once."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine, Hashable, Sequence
+from typing import Any, Generic, TypeVar
 
 import anyio
 
 from .errors import ClosedError, LoopsError
 
+K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 
 
@@ -63,7 +64,54 @@ class TaskOwner:
             await asyncio.wait(tasks)
 
 
-async def to_the_end(coroutine: Coroutine[Any, Any, T]) -> T:
+class SingleFlight(Generic[K, T]):
+    """Values that are made once each, however many callers ask for one at the same time.
+
+    The owner's task makes the value, so a caller that is cancelled does not stop it for the others. A value is kept
+    until it is discarded; a failure is raised to everyone who waits for it and then forgotten, so the next call tries
+    again.
+    """
+
+    def __init__(self, owner: TaskOwner) -> None:
+        self._owner = owner
+        self._making: dict[K, asyncio.Task[T]] = {}
+
+    def start(self, key: K, make: Callable[[], Coroutine[Any, Any, T]]) -> asyncio.Task[T]:
+        """Return the task that makes the value of `key`, starting `make` unless there is one that has not failed."""
+        task = self._making.get(key)
+        if task is None or _has_failed(task):
+            task = self._making[key] = self._owner.start(make(), name=f"make {key}")
+        return task
+
+    async def get(self, key: K, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Return the value of `key`, made by `make` unless it was made before or is being made.
+
+        Raises:
+            ClosedError: the owner was closed before it was made.
+        """
+        task = self.start(key, make)
+        await asyncio.wait([task])
+        if task.cancelled():
+            raise ClosedError(f"the client was closed while it waited for {key}")
+        if error := task.exception():
+            raise error.with_traceback(None)
+        return task.result()
+
+    def made(self, key: K) -> T | None:
+        """Return the value of `key` if it was made."""
+        task = self._making.get(key)
+        return None if task is None or not task.done() or _has_failed(task) else task.result()
+
+    def discard(self, key: K) -> None:
+        """Forget the value of `key`; the next call makes it again."""
+        self._making.pop(key, None)
+
+
+def _has_failed(task: asyncio.Task[Any]) -> bool:
+    return task.done() and (task.cancelled() or task.exception() is not None)
+
+
+async def run_to_completion(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run a clean-up to its end though the caller is cancelled meanwhile, and only then let the cancellation on."""
     task = asyncio.create_task(coroutine)
     cancellation: asyncio.CancelledError | None = None
@@ -78,7 +126,7 @@ async def to_the_end(coroutine: Coroutine[Any, Any, T]) -> T:
     return task.result()
 
 
-async def together(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+async def gather_or_raise(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     """Wait for all of them and return their results in order; the first failure cancels the others and is raised."""
     try:
         async with asyncio.TaskGroup() as group:

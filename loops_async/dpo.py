@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from msgspec.structs import replace
 
 from ._inputs import check_data
-from ._tasks import together
+from ._tasks import gather_or_raise
 from .errors import InputError
 from .sampling import SamplingClient
 from .types import Datum, ModelInput, TensorData
@@ -44,7 +44,7 @@ async def attach_reference_logprobs(data: Sequence[Datum], reference: SamplingCl
     """
     listed, _ = check_data(data, "cross_entropy", None)
     sequences = [_sequence(datum, index) for index, datum in enumerate(listed)]
-    scores = await together([reference.compute_logprobs(sequence) for sequence in sequences])
+    scores = await gather_or_raise([reference.compute_logprobs(sequence) for sequence in sequences])
     return [_with_reference(datum, scored) for datum, scored in zip(listed, scores, strict=True)]
 
 

@@ -18,6 +18,7 @@ from typing import NamedTuple
 ORDER: dict[str, tuple[str, ...]] = {
     "loops_async": (
         "errors",
+        "_tasks",
         "types",
         "protocol",
         "drift",
@@ -30,7 +31,6 @@ ORDER: dict[str, tuple[str, ...]] = {
         "_completions",
         "_inputs",
         "_retry",
-        "_tasks",
         "_ordering",
         "_futures",
         "_wandb",
@@ -62,7 +62,7 @@ ORDER: dict[str, tuple[str, ...]] = {
 INTERNAL: dict[str, tuple[str, ...]] = {
     "loops_async": (),
     "loops_sync": ("loops_async",),
-    "loops_local": ("loops_async.types", "loops_async.protocol", "loops_async.errors"),
+    "loops_local": ("loops_async.types", "loops_async.protocol", "loops_async.errors", "loops_async._tasks"),
 }
 """Which parts of our other packages a package may import."""
 

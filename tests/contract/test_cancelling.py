@@ -137,14 +137,14 @@ async def test_one_failure_in_a_group_cancels_the_others_cleanly(
         await eventually(lambda: engine.waiting_samples == 2)
         raise ZeroDivisionError
 
-    async def together() -> None:
+    async def gather_or_raise() -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(sampler.sample(PROMPT, 1, FEW_TOKENS))
             group.create_task(sampler.sample(PROMPT, 1, FEW_TOKENS))
             group.create_task(fail())
 
     with pytest.raises(ExceptionGroup) as raised:
-        await together()
+        await gather_or_raise()
     assert [type(error) for error in raised.value.exceptions] == [ZeroDivisionError]
     engine.release_samples()
     assert (await (await trainer.forward([example()]))).loss_fn_outputs

@@ -1,4 +1,4 @@
-"""The owner of background tasks leaves none behind."""
+"""The owner of background tasks leaves none behind; values that many ask for are made once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import asyncio
 import anyio
 import pytest
 
-from loops_async._tasks import TaskOwner, to_the_end
+from loops_async._tasks import SingleFlight, TaskOwner, run_to_completion
+from loops_async.errors import ClosedError, ConnectError
 
 
 async def forever(cleaned: list[str]) -> None:
@@ -50,14 +51,14 @@ async def cleaning_up(steps: list[int]) -> str:
     return "done"
 
 
-async def test_to_the_end_returns_what_came_of_it() -> None:
-    assert await to_the_end(cleaning_up([])) == "done"
+async def test_run_to_completion_returns_what_came_of_it() -> None:
+    assert await run_to_completion(cleaning_up([])) == "done"
 
 
 @pytest.mark.parametrize("times", [1, 3])
-async def test_to_the_end_goes_on_though_its_caller_is_cancelled(times: int) -> None:
+async def test_run_to_completion_goes_on_though_its_caller_is_cancelled(times: int) -> None:
     steps: list[int] = []
-    cleaning = asyncio.create_task(to_the_end(cleaning_up(steps)))
+    cleaning = asyncio.create_task(run_to_completion(cleaning_up(steps)))
     for _ in range(times):
         await asyncio.sleep(0)
         cleaning.cancel()
@@ -66,24 +67,24 @@ async def test_to_the_end_goes_on_though_its_caller_is_cancelled(times: int) -> 
     assert steps == list(range(10))
 
 
-async def test_to_the_end_goes_on_in_a_cancelled_scope_without_spinning(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_run_to_completion_goes_on_in_a_cancelled_scope_without_spinning(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[object] = []
     wait = asyncio.wait
     monkeypatch.setattr(asyncio, "wait", lambda tasks: waits.append(tasks) or wait(tasks))
     steps: list[int] = []
     with anyio.CancelScope() as scope:
         scope.cancel()
-        await to_the_end(cleaning_up(steps))
+        await run_to_completion(cleaning_up(steps))
     assert steps == list(range(10))
     assert len(waits) == 1
 
 
-async def test_to_the_end_passes_failures_on() -> None:
+async def test_run_to_completion_passes_failures_on() -> None:
     async def failing() -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        await to_the_end(failing())
+        await run_to_completion(failing())
 
 
 async def test_finished_tasks_are_forgotten_and_named() -> None:
@@ -98,3 +99,76 @@ async def test_finished_tasks_are_forgotten_and_named() -> None:
     await asyncio.sleep(0)
     await owner.close()
     assert not task.cancelled()
+
+
+# --- single flight ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_value_is_made_once_for_all_who_ask() -> None:
+    owner = TaskOwner()
+    values: SingleFlight[str, object] = SingleFlight(owner)
+    made: list[object] = []
+
+    async def make() -> object:
+        await asyncio.sleep(0)
+        made.append(object())
+        return made[-1]
+
+    assert values.made("a") is None
+    found = await asyncio.gather(*(values.get("a", make) for _ in range(8)))
+    assert found == [made[0]] * 8
+    assert values.made("a") is made[0]
+    assert await values.get("b", make) is made[1]
+    values.discard("a")
+    assert await values.get("a", make) is made[2]
+    await owner.close()
+
+
+async def test_a_failure_reaches_everyone_and_is_forgotten() -> None:
+    owner = TaskOwner()
+    values: SingleFlight[str, int] = SingleFlight(owner)
+
+    async def fail() -> int:
+        await asyncio.sleep(0)
+        raise ConnectError("down")
+
+    async def succeed() -> int:
+        return 1
+
+    found = await asyncio.gather(*(values.get("a", fail) for _ in range(3)), return_exceptions=True)
+    assert [str(error) for error in found] == ["down"] * 3
+    assert values.made("a") is None
+    assert await values.get("a", succeed) == 1
+    await owner.close()
+
+
+async def test_one_caller_that_leaves_does_not_stop_the_others() -> None:
+    owner = TaskOwner()
+    values: SingleFlight[str, int] = SingleFlight(owner)
+    release = asyncio.Event()
+
+    async def make() -> int:
+        await release.wait()
+        return 1
+
+    leaving, staying = (asyncio.create_task(values.get("a", make)) for _ in range(2))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    release.set()
+    assert await staying == 1
+    assert leaving.cancelled()
+    await owner.close()
+
+
+async def test_closing_the_owner_ends_the_wait() -> None:
+    owner = TaskOwner()
+    values: SingleFlight[str, None] = SingleFlight(owner)
+
+    async def make() -> None:
+        await asyncio.Event().wait()
+
+    waiting = asyncio.create_task(values.get("a", make))
+    await asyncio.sleep(0)
+    await owner.close()
+    with pytest.raises(ClosedError, match="closed while it waited for a"):
+        await waiting
