@@ -25,7 +25,7 @@ from benchmarks.harness import serving
 from benchmarks.peers.limit import JSON, Completions
 from benchmarks.peers.measure import MAX_TOKENS, PROMPT, SAMPLES, in_flight
 from loops_async import sampling
-from loops_async._transport import Answer, Request
+from loops_async._http.transport import Answer, Request
 
 CALLS = 1024
 
@@ -56,7 +56,7 @@ LAYERS: dict[str, Layer] = {
     "reading the answer into public types": {"read_completions": lambda body, **_: decode(body)},
     "asking whether the sampler is ready": {"SamplingClient._ready": _nothing},
     "a key for each request": {"uuid4": lambda: "00000000-0000-4000-8000-000000000000"},
-    "trying again": {"_retry.retrying": _once},
+    "trying again": {"retrying": _once},
     "our headers, limits of time, and what answers mean": {"SamplingClient._ask": _ask_barely},
     "all of these": {},
 }

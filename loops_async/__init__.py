@@ -4,7 +4,7 @@ Start with `ServiceClient`.
 """
 
 from . import errors, types
-from ._futures import OperationFuture
+from ._operations.future import OperationFuture
 from ._version import __version__
 from .client import ServiceClient
 from .control_plane import ControlPlane

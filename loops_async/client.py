@@ -12,13 +12,13 @@ from urllib.parse import urlsplit
 
 from msgspec import UNSET
 
-from ._config import Settings, checked_url, resolve_settings
-from ._inputs import check_at_least, check_kind, check_positive
-from ._local_mode import LocalUrls
-from ._provisioning import Wishes, provisioned_run, provisioned_sampler, until_ready
-from ._runtime import Runtime
-from ._wandb import require_wandb
-from .checkpoints import checkpoint_files, download
+from ._arguments import check_at_least, check_kind, check_positive
+from ._checkpoints.download import checkpoint_files, download
+from ._http.settings import Settings, checked_url, resolve_settings
+from ._session.local import LocalUrls
+from ._session.provisioning import Wishes, provisioned_run, provisioned_sampler, until_ready
+from ._session.runtime import Runtime
+from ._training.step_log import require_wandb
 from .control_plane import ControlPlane, resolve_team
 from .errors import ClosedError, InputError, ProtocolError, UnsupportedError
 from .protocol import CheckpointUri

@@ -11,10 +11,10 @@ from urllib.parse import urlencode
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from . import _retry
-from ._creation import NewRun, SessionRuns, lost_run
-from ._inputs import check, check_kind
-from ._transport import Request, Transport
+from ._arguments import check, check_kind
+from ._http.retry import answer_was_lost, is_retryable, politely, was_not_sent
+from ._http.transport import Request, Transport
+from ._lost_runs import NewRun, SessionRuns, lost_run
 from .errors import ConfigError, InputError, LoopsError, LostAnswerError, NotFoundError
 from .protocol import CheckpointUri, encode, segment
 from .types import (
@@ -212,10 +212,10 @@ class ControlPlane:
                 f"create a sampler in session {request.session_id}",
                 within="sampler",
                 timeout=CREATE_SECONDS,
-                when=_retry.is_retryable if is_harmless else _retry.was_not_sent,
+                when=is_retryable if is_harmless else was_not_sent,
             )
         except LoopsError as error:
-            if is_harmless or not _retry.answer_was_lost(error):
+            if is_harmless or not answer_was_lost(error):
                 raise
             raise LostAnswerError(
                 f"{error} The sampler may have been made all the same and cost money, so it is not asked for again. "
@@ -298,9 +298,9 @@ class ControlPlane:
         what = f"deploy {len(request.checkpoint_ids)} checkpoints as {request.model_name}"
         url = f"{self._loops}/checkpoints/deploy"
         try:
-            return await self._post(url, request, DeployedModel, what, timeout=CREATE_SECONDS, when=_retry.was_not_sent)
+            return await self._post(url, request, DeployedModel, what, timeout=CREATE_SECONDS, when=was_not_sent)
         except LoopsError as error:
-            if not _retry.answer_was_lost(error):
+            if not answer_was_lost(error):
                 raise
             raise LostAnswerError(
                 f"{error} The model may have been deployed all the same, so this is not asked for again. Look for "
@@ -430,7 +430,7 @@ class ControlPlane:
         what = f"create a run of {request.base_model} in session {request.session_id}"
 
         async def post() -> Run:
-            when = _retry.was_not_sent
+            when = was_not_sent
             return await self._post(url, request, Run, what, within="run", timeout=CREATE_SECONDS, when=when)
 
         async def find() -> list[Run]:
@@ -442,7 +442,7 @@ class ControlPlane:
         try:
             return await post()
         except LoopsError as error:
-            if not _retry.answer_was_lost(error):
+            if not answer_was_lost(error):
                 raise
             raise lost_run(request, error, []) from error
 
@@ -471,7 +471,7 @@ class ControlPlane:
         *,
         within: str | None = None,
         timeout: float = READ_SECONDS,
-        when: Callable[[Exception], bool] = _retry.is_retryable,
+        when: Callable[[Exception], bool] = is_retryable,
     ) -> T:
         """Return the answer's body, or what is `within` it under that name."""
         encoded = None if body is None else encode(body)
@@ -487,7 +487,7 @@ class ControlPlane:
             found: T = body if within is None else getattr(body, within)
             return found
 
-        return await _retry.politely(ask, what=what, when=when)
+        return await politely(ask, what=what, when=when)
 
 
 async def resolve_team(control_plane: ControlPlane, team: str) -> str:

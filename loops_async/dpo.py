@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from msgspec.structs import replace
 
-from ._inputs import check_data
+from ._arguments import check_data
 from ._tasks import gather_or_raise
 from .errors import InputError
 from .sampling import SamplingClient

@@ -14,17 +14,17 @@ from uuid import uuid4
 import msgspec
 from msgspec import UNSET, Struct
 
-from . import _retry, protocol
-from ._completions import read_completions
-from ._config import checked_url, resolve_settings
-from ._inputs import check_at_least, check_kind, check_model_input, check_positive
-from ._readiness import SamplerGate, sampler_gate
-from ._retry import Patience
-from ._runtime import Runtime, detached_runtime
-from ._sample_many import BoundedMap, in_processes, run_here
-from ._sample_queue import SampleQueue
-from ._tokenizers import load_tokenizer
-from ._transport import Answer, Request
+from . import protocol
+from ._arguments import check_at_least, check_kind, check_model_input, check_positive
+from ._http.retry import CONTROL, UNREACHED, Patience, retrying, until
+from ._http.settings import checked_url, resolve_settings
+from ._http.transport import Answer, Request
+from ._sampling.completions import read_completions
+from ._sampling.many import BoundedMap, in_processes, run_here
+from ._sampling.queue import SampleQueue
+from ._sampling.tokenizer import load_tokenizer
+from ._session.readiness import SamplerGate, sampler_gate
+from ._session.runtime import Runtime, detached_runtime
 from .errors import (
     ApiError,
     ConfigError,
@@ -187,9 +187,9 @@ class SamplingClient:
                 completions, version = await self._queued(runtime, request, key), ""
             else:
                 await self._ready(runtime, self._target.ready_timeout)
-                answer = await _retry.retrying(
+                answer = await retrying(
                     partial(self._ask, runtime, request),
-                    _retry.UNREACHED,
+                    UNREACHED,
                     self._until_ready,
                     what="the sampler did not answer",
                 )
@@ -463,7 +463,7 @@ class SamplingClient:
                 return None
             return True if seen is not None and seen >= version else None
 
-        if await _retry.until(probe, seconds=VERSION_SECONDS, longest_pause=VERSION_POLL_SECONDS) is None:
+        if await until(probe, seconds=VERSION_SECONDS, longest_pause=VERSION_POLL_SECONDS) is None:
             raise NotReadyError(
                 f"the sampler at {self._target.base_url} serves version {seen}, not {version}, "
                 f"{VERSION_SECONDS:g} s after it was published; publish again, or look at the sampler's logs"
@@ -474,9 +474,7 @@ class SamplingClient:
             runtime = await self._live()
             await self._ready(runtime, self._target.ready_timeout)
             request = self._request("GET", f"{self._target.base_url}/v1/models", "list served models", timeout=60.0)
-            answer = await _retry.retrying(
-                lambda: runtime.transport.ask(request), _retry.CONTROL, what="served models are not known"
-            )
+            answer = await retrying(lambda: runtime.transport.ask(request), CONTROL, what="served models are not known")
             self._models = (monotonic(), runtime.transport.decoded(request, answer, protocol.ServedModels))
         return self._models[1]
 

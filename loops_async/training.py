@@ -12,21 +12,21 @@ from anyio import to_thread
 from msgspec.structs import replace
 
 from . import protocol
-from ._custom_loss import SURROGATE, SURROGATE_CONFIG, check_custom_loss, replayed, scoring_data
-from ._encoding import Pieces, encode_data
+from ._arguments import check_at_least, check_data, check_kind
+from ._checkpoints.download import download
 from ._facade import blocking_property
-from ._futures import OperationFuture
-from ._inputs import check_at_least, check_data, check_kind
-from ._merging import merged
-from ._ordering import Turns
-from ._readiness import health_request
-from ._retry import CONTROL, retrying
-from ._runtime import Runtime
-from ._submission import Body, Submitter
-from ._tokenizers import load_tokenizer
-from ._transport import Request
-from ._wandb import StepLog
-from .checkpoints import download
+from ._http.body import Body as RequestBody
+from ._http.retry import CONTROL, retrying
+from ._http.transport import Request
+from ._operations.batch import encode_data, merged
+from ._operations.future import OperationFuture
+from ._operations.submitter import Body, Submitter
+from ._operations.turns import Turns
+from ._sampling.tokenizer import load_tokenizer
+from ._session.readiness import health_request
+from ._session.runtime import Runtime
+from ._training.custom_loss import SURROGATE, SURROGATE_CONFIG, check_custom_loss, replayed, scoring_data
+from ._training.step_log import StepLog
 from .errors import ApiError, ClosedError, InputError, UnsupportedError
 from .sampling import SamplerTarget, SamplingClient
 from .types import (
@@ -466,7 +466,7 @@ class TrainingClient:
         return [self._data_body(array.json, settings, top_k_logprobs) for array in arrays]
 
     def _data_body(self, datums: bytearray, settings: Mapping[str, Any], top_k_logprobs: int) -> Body:
-        return lambda seq_id: Pieces(_DATA, datums, self._tail(seq_id, settings, top_k_logprobs))
+        return lambda seq_id: RequestBody(_DATA, datums, self._tail(seq_id, settings, top_k_logprobs))
 
     def _tail(self, seq_id: int, settings: Mapping[str, Any], top_k_logprobs: int) -> bytes:
         """Everything of a forward body that follows the datums."""
@@ -498,11 +498,11 @@ class TrainingClient:
         """Submit a small operation; `last` names which of run_id and seq_id follows the other on the wire."""
         self._check_open()
 
-        def body(seq_id: int) -> Pieces:
+        def body(seq_id: int) -> RequestBody:
             ids: dict[str, Any] = {"seq_id": seq_id, "run_id": self.run_id}
             if last == "seq_id":
                 ids = dict(reversed(ids.items()))
-            return Pieces(protocol.encode({**fields, **ids, **(after or {}), "model": self._run.base_model}))
+            return RequestBody(protocol.encode({**fields, **ids, **(after or {}), "model": self._run.base_model}))
 
         return await self._submitter.submit(operation, kind, _already([body]))
 

@@ -29,4 +29,4 @@ class Clock:
     def install(self, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(asyncio, "sleep", self.sleep)
         # For budgets of retries only: the event loop has to know what time it is.
-        patch.setattr("loops_async._retry.time", SimpleNamespace(monotonic=self.monotonic))
+        patch.setattr("loops_async._http.retry.time", SimpleNamespace(monotonic=self.monotonic))

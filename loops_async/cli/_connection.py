@@ -14,8 +14,8 @@ from typing import Any, Final, NoReturn, TypeVar
 import typer
 from msgspec import Struct
 
-from .._config import resolve_settings
-from .._runtime import Runtime
+from .._http.settings import resolve_settings
+from .._session.runtime import Runtime
 from ..client import ServiceClient
 from ..control_plane import ControlPlane, resolve_team
 from ..errors import (

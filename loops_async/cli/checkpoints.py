@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from ..checkpoints import checkpoint_files, download
+from .._checkpoints.download import checkpoint_files, download
 from ..control_plane import ControlPlane
 from ..errors import NotFoundError
 from ..types import (

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from .._provisioning import Wishes, switch_off_run, until_ready
-from .._runtime import Runtime
+from .._session.provisioning import Wishes, switch_off_run, until_ready
+from .._session.runtime import Runtime
 from ..client import ServiceClient
 from ..control_plane import ControlPlane
 from ..types import AvailabilityModel, CreateRunRequest, Run

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from .._runtime import Runtime
+from .._session.runtime import Runtime
 from ..errors import (
     AuthenticationError,
     InputError,

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .._provisioning import switch_off_sampler
+from .._session.provisioning import switch_off_sampler
 from ..control_plane import ControlPlane
 from ..errors import InputError
 from ..protocol import CheckpointUri

@@ -8,7 +8,8 @@ from uuid import uuid4
 
 import pytest
 
-from loops_async import ServiceClient, TrainingClient, _retry
+from loops_async import ServiceClient, TrainingClient
+from loops_async._http import retry
 from loops_local import LocalService, serve_in_thread
 from tests.contract._colours import Async, Blocking, Colour
 from tests.contract._engine import Engines, WatchedEngine
@@ -19,7 +20,7 @@ MOST_CALLS_AT_ONCE = 128
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between tries, what would be half a second and more is a hundredth."""
-    monkeypatch.setattr(_retry, "_pause", lambda *_: 0.01)
+    monkeypatch.setattr(retry, "_pause", lambda *_: 0.01)
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from loops_async import AdamParams, OperationFuture, ServiceClient, TrainingClient, _encoding
+from loops_async import AdamParams, OperationFuture, ServiceClient, TrainingClient
+from loops_async._http import body
 from loops_local import LocalService
 from tests.contract._colours import Async, Colour
 from tests.contract._engine import WatchedEngine
@@ -36,7 +37,7 @@ async def test_gathered_calls_keep_their_order(trainer: TrainingClient, engine: 
 async def test_a_large_call_is_not_overtaken_while_it_is_encoded(
     trainer: TrainingClient, engine: WatchedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_encoding, "SLICE_SECONDS", 0.0)  # encoding gives others a turn after each example
+    monkeypatch.setattr(body, "SLICE_SECONDS", 0.0)  # encoding gives others a turn after each example
     large = trainer.forward_backward([example(number) for number in range(1, 50)])
     forward, optim = await asyncio.gather(large, trainer.optim_step(AdamParams(learning_rate=9.0)))
     await asyncio.gather(forward, optim)

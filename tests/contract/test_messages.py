@@ -26,9 +26,9 @@ from loops_async import (
     ServerShutdownError,
     ServiceClient,
     TrainingClient,
-    _retry,
 )
-from loops_async._retry import Patience
+from loops_async._http import retry
+from loops_async._http.retry import Patience
 from loops_local import LocalService, serve_in_thread
 from tests.contract._colours import Colour
 from tests.contract._engine import WatchedEngine
@@ -172,7 +172,7 @@ async def test_a_service_that_is_killed_while_it_is_polled(
     colour: Colour, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for name in ("POLL", "SUBMIT", "UNREACHED"):
-        monkeypatch.setattr(_retry, name, Patience(seconds=0.2))
+        monkeypatch.setattr(retry, name, Patience(seconds=0.2))
     script = Path(__file__).with_name("_gated_service.py")
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     process = await asyncio.create_subprocess_exec(

@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 
 import loops_async
-from loops_async import CreateRunRequest, CreateSamplerRequest, DeployCheckpointsRequest, LostAnswerError, _creation
+from loops_async import CreateRunRequest, CreateSamplerRequest, DeployCheckpointsRequest, LostAnswerError, _lost_runs
 from tests.clock import Clock
 from tests.control_plane.stub import KEY, Colour, Stub
 
@@ -63,7 +63,7 @@ class Factory:
 
 @pytest.fixture(autouse=True)
 def short_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_creation, "SEEK_SECONDS", 0.2)
+    monkeypatch.setattr(_lost_runs, "SEEK_SECONDS", 0.2)
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ async def test_a_service_that_is_down_is_not_waited_for_by_each(stub: Stub, serv
         *(service.control_plane.create_run(request()) for _ in range(30)), return_exceptions=True
     )
     assert all(isinstance(answer, LostAnswerError) for answer in answers)
-    assert time.monotonic() - started < 30 * _creation.SEEK_SECONDS / 2
+    assert time.monotonic() - started < 30 * _lost_runs.SEEK_SECONDS / 2
     assert factory.posts == 30
     # The session is of use afterwards.
     assert (await service.control_plane.create_run(request())).id == "run-31"

@@ -24,9 +24,9 @@ from loops_async import (
     ProtocolError,
     ServiceClient,
     UnsupportedError,
-    checkpoints,
 )
-from loops_async._checksums import stated_checksum
+from loops_async._checkpoints import download
+from loops_async._checkpoints.checksums import stated_checksum
 from tests.clock import Clock
 from tests.control_plane.files import FileStore
 from tests.control_plane.stub import KEY, Colour, Stub
@@ -178,7 +178,7 @@ async def test_a_part_that_was_not_asked_for_is_refused(client: ServiceClient, s
 async def test_a_silent_store_is_given_up_and_gone_on_with(
     client: ServiceClient, stub: Stub, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoints, "IDLE_SECONDS", 0.1)
+    monkeypatch.setattr(download, "IDLE_SECONDS", 0.1)
     store = FileStore(stub, {"a": CONTENT})
     store.limit = 50_000
     downloading = asyncio.create_task(client.download_checkpoint("c1", dest_dir=tmp_path))
@@ -279,6 +279,6 @@ def test_pages_of_any_size_make_one_listing(count: int, page_size: int, served: 
 
     async def listed() -> list[CheckpointFile]:
         runtime: Any = SimpleNamespace(control_plane=Pages())
-        return [file async for file in checkpoints.checkpoint_files(runtime, "c1", page_size=page_size)]
+        return [file async for file in download.checkpoint_files(runtime, "c1", page_size=page_size)]
 
     assert asyncio.run(listed()) == everything

@@ -16,9 +16,9 @@ from loops_async import (
     SamplingParams,
     ServiceClient,
     TrainingClient,
-    _encoding,
     attach_reference_logprobs,
 )
+from loops_async._operations import batch
 from loops_local import LocalService
 
 pytestmark = pytest.mark.torch
@@ -167,7 +167,7 @@ async def test_a_split_batch_has_the_gradients_of_the_whole(
     await trainer.forward_backward(examples(weights=WEIGHTS))
     whole = await gradient_norm(trainer)
     sent = tiny.faults.watch("POST */forward_backward", times=9)
-    monkeypatch.setattr(_encoding, "MAX_REQUEST_BYTES", 1500)
+    monkeypatch.setattr(batch, "MAX_REQUEST_BYTES", 1500)
     step = await (await trainer.forward_backward(examples(weights=WEIGHTS))).result()
     tiny.faults.clear()
     assert len(sent) > 1

@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from loops_async import ProtocolError, SamplingClient
-from loops_async._completions import read_completions
+from loops_async._sampling.completions import read_completions
 from loops_async.types import ExternalRef
 from loops_local import LocalService
 

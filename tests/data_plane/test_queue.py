@@ -21,8 +21,8 @@ from loops_async import (
     TrainingClient,
     UnknownRequestError,
     UnsupportedError,
-    _retry,
 )
+from loops_async._http import retry
 from loops_async.protocol import CheckpointUri
 from loops_local import LocalService
 from loops_local.engine.echo import EchoEngine, EchoSampler, logprob
@@ -61,7 +61,7 @@ async def until(condition: Callable[[], Any]) -> None:
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_retry, "_pause", lambda *_: 0.01)
+    monkeypatch.setattr(retry, "_pause", lambda *_: 0.01)
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 import loops_sync
-from loops_async import AdamParams, Datum, ServiceClient, TrainingClient, WandbConfig, _wandb
+from loops_async import AdamParams, Datum, ServiceClient, TrainingClient, WandbConfig
+from loops_async._training import step_log
 from loops_local import LocalService, serve_in_thread
 
 DATA = [Datum(model_input=[1, 2], loss_fn_inputs={"target_tokens": [2, 3]})]
@@ -60,7 +61,7 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> Wandb:
 
 def _installed(monkeypatch: pytest.MonkeyPatch, wandb: Wandb) -> Wandb:
     monkeypatch.setitem(sys.modules, "wandb", wandb)
-    monkeypatch.setattr(_wandb, "find_spec", lambda name: name)
+    monkeypatch.setattr(step_log, "find_spec", lambda name: name)
     return wandb
 
 
@@ -156,7 +157,7 @@ async def test_a_failed_operation_is_not_logged_and_still_told(
 async def test_a_run_that_hangs_does_not_hold_up_the_end(
     service: ServiceClient, wandb: Wandb, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(_wandb, "CLOSE_SECONDS", 0.05)
+    monkeypatch.setattr(step_log, "CLOSE_SECONDS", 0.05)
     wandb.may_begin.clear()
     trainer = await trained(service, steps=1)
     await trainer.close()
@@ -168,7 +169,7 @@ async def test_a_run_that_hangs_does_not_hold_up_the_end(
 async def test_without_the_extra_nothing_is_provisioned(
     service: ServiceClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_wandb, "find_spec", lambda name: None)
+    monkeypatch.setattr(step_log, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"loops-async\[wandb\]"):
         await trained(service, steps=0)
     assert await service.control_plane.list_runs() == []

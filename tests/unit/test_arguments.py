@@ -23,7 +23,7 @@ from loops_async import (
     TensorData,
     WandbConfig,
 )
-from loops_async._inputs import check, check_at_least, check_data, check_kind, check_model_input, check_positive
+from loops_async._arguments import check, check_at_least, check_data, check_kind, check_model_input, check_positive
 from loops_async.protocol import LOSSES
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from loops_async import ConfigError, ServiceClient
-from loops_async._config import ApiKey, resolve_settings
+from loops_async._http.settings import ApiKey, resolve_settings
 
 KEY = "secret-key-123456"
 

@@ -13,8 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loops_async import Datum, InputError, TensorData, _encoding
-from loops_async._encoding import DatumArray, Pieces, decode_output, encode_data
+from loops_async import Datum, InputError, TensorData
+from loops_async._http import body as sliced
+from loops_async._http.body import Body
+from loops_async._operations import batch
+from loops_async._operations.batch import DatumArray, encode_data
+from loops_async._operations.results import decode_output
 
 LIMIT = 2_000
 OVERHEAD = 50
@@ -27,7 +31,7 @@ def datum_of(size: int) -> Datum:
 
 async def split(sizes: list[int], group: int) -> tuple[list[Datum], list[DatumArray]]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_encoding, "MAX_REQUEST_BYTES", LIMIT)
+        patch.setattr(batch, "MAX_REQUEST_BYTES", LIMIT)
         data = [datum_of(size) for size in sizes]
         return data, await encode_data(data, group=group, overhead=OVERHEAD)
 
@@ -52,9 +56,9 @@ def test_split_in_order_into_as_few_as_fit(sizes: list[int], group: int) -> None
 async def test_a_batch_that_fits_exactly_is_one_body() -> None:
     data = [datum_of(300)] * 4
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_encoding, "MAX_REQUEST_BYTES", body_size(data))
+        patch.setattr(batch, "MAX_REQUEST_BYTES", body_size(data))
         assert len(await encode_data(data, group=1, overhead=OVERHEAD)) == 1
-        patch.setattr(_encoding, "MAX_REQUEST_BYTES", body_size(data) - 1)
+        patch.setattr(batch, "MAX_REQUEST_BYTES", body_size(data) - 1)
         assert [array.count for array in await encode_data(data, group=1, overhead=OVERHEAD)] == [3, 1]
 
 
@@ -93,28 +97,28 @@ async def turns_taken_by_others(work: Any) -> int:
 
 
 async def test_encoding_lets_others_in_between_datums(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_encoding, "SLICE_SECONDS", 0.0)
+    monkeypatch.setattr(sliced, "SLICE_SECONDS", 0.0)
     assert await turns_taken_by_others(encode_data([datum_of(100)] * 50, group=1, overhead=0)) >= 50
 
 
 async def test_decoding_lets_others_in_between_datums(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_encoding, "SLICE_SECONDS", 0.0)
+    monkeypatch.setattr(sliced, "SLICE_SECONDS", 0.0)
     one = {"logprobs": {"data": [1.0], "dtype": "float32", "shape": [1]}}
     raw = json.dumps({"loss_fn_outputs": [one] * 50}).encode()
     assert await turns_taken_by_others(decode_output(raw)) >= 50
 
 
 async def test_a_short_slice_is_not_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_encoding, "SLICE_SECONDS", 3600.0)
+    monkeypatch.setattr(sliced, "SLICE_SECONDS", 3600.0)
     assert await turns_taken_by_others(encode_data([datum_of(100)] * 50, group=1, overhead=0)) <= 2
 
 
 async def test_sending_lets_others_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_encoding, "SLICE_SECONDS", 0.0)
-    monkeypatch.setattr(_encoding, "SEND_BYTES", 1)
+    monkeypatch.setattr(sliced, "SLICE_SECONDS", 0.0)
+    monkeypatch.setattr(sliced, "SEND_BYTES", 1)
 
     async def send() -> None:
-        async for _ in Pieces(b"x" * 50).stream():
+        async for _ in Body(b"x" * 50).stream():
             pass
 
     assert await turns_taken_by_others(send()) >= 50
@@ -125,9 +129,9 @@ async def test_sending_lets_others_in(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_pieces_know_their_size_and_can_be_sent_twice(parts: list[bytes], at_once: int) -> None:
     async def sent() -> bytes:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(_encoding, "SEND_BYTES", at_once)
+            patch.setattr(sliced, "SEND_BYTES", at_once)
             return b"".join([part async for part in pieces.stream()])
 
-    pieces = Pieces(*parts)
+    pieces = Body(*parts)
     assert pieces.size == sum(map(len, parts))
     assert asyncio.run(sent()) == asyncio.run(sent()) == b"".join(parts)

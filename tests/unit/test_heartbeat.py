@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from loops_async._heartbeat import Heartbeat
+from loops_async._session.heartbeat import Heartbeat
 from loops_async._tasks import TaskOwner
 from loops_async.errors import ApiError, ClosedError, ConnectError, LoopsError, ServerError
 from tests.clock import Clock

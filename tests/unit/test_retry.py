@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 
-from loops_async._retry import CONTROL, POLL, RATE_LIMITED, SUBMIT, Patience, retrying, until, was_not_sent
+from loops_async._http.retry import CONTROL, POLL, RATE_LIMITED, SUBMIT, Patience, retrying, until, was_not_sent
 from loops_async.errors import (
     ApiError,
     BadRequestError,

@@ -9,7 +9,7 @@ import weakref
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loops_async._ordering import Turns
+from loops_async._operations.turns import Turns
 
 MEMBERS = 6
 

@@ -8,7 +8,7 @@ import pytest
 from aiohttp import web
 
 from loops_async import SamplingClient, ServiceClient, TrainingClient
-from loops_async._heartbeat import Heartbeat
+from loops_async._session.heartbeat import Heartbeat
 from tests.clock import Clock
 from tests.wire.scripted import MODEL, ScriptedService
 

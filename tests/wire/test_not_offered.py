@@ -121,7 +121,7 @@ async def test_what_a_sampler_serves_cannot_expire(trainer: TrainingClient, serv
 async def test_a_tokenizer_is_not_written_elsewhere(
     sampler: SamplingClient, service: ScriptedService, name: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("loops_async._tokenizers.find_spec", lambda _: "transformers are here")
+    monkeypatch.setattr("loops_async._sampling.tokenizer.find_spec", lambda _: "transformers are here")
     served = {"data": [{"id": MODEL, "parent": None, "tokenizer": "tokenizer"}]}
     service.always("GET", "/sampler/v1/models", Say(body=served))
     service.always("GET", "/sampler/tokenizer", Say(body={"files": [name]}))

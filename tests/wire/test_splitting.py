@@ -15,8 +15,8 @@ from loops_async import (
     InputError,
     RemoteOpError,
     TrainingClient,
-    _encoding,
 )
+from loops_async._operations import batch
 from loops_async.protocol import MAX_REQUEST_BYTES
 from tests.wire.scripted import Say, ScriptedService, done
 
@@ -26,7 +26,7 @@ LIMIT = 800
 @pytest.fixture
 def small_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let one request hold two datums of `DATUM`, or one of `LONG`."""
-    monkeypatch.setattr(_encoding, "MAX_REQUEST_BYTES", LIMIT)
+    monkeypatch.setattr(batch, "MAX_REQUEST_BYTES", LIMIT)
 
 
 DATUM = Datum(model_input=[1] * 100, loss_fn_inputs={})

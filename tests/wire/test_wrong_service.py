@@ -18,10 +18,10 @@ from loops_async import (
     ProtocolError,
     RequestTimeoutError,
     ServiceClient,
-    _transport,
 )
-from loops_async._config import ApiKey, Settings
-from loops_async._transport import Request, Transport
+from loops_async._http import transport as transport_module
+from loops_async._http.settings import ApiKey, Settings
+from loops_async._http.transport import Request, Transport
 from tests.clock import Clock
 from tests.wire.conftest import KEY
 from tests.wire.scripted import Hold, Say, ScriptedService, hang_up, hang_up_in_the_body
@@ -248,15 +248,15 @@ async def test_a_signature_is_not_in_the_error_of_a_time_limit(
 async def test_a_connection_that_is_not_accepted_in_time(
     transport: Transport, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_transport, "CONNECT_SECONDS", 0.01)
-    _transport._time_limit.cache_clear()
+    monkeypatch.setattr(transport_module, "CONNECT_SECONDS", 0.01)
+    transport_module._time_limit.cache_clear()
     with socket.socket() as listening, socket.socket() as filling:
         # A queue of connections that nobody accepts is full after the first.
         listening.bind(("127.0.0.1", 0))
         listening.listen(0)
         filling.connect(listening.getsockname())
         error = await download_error(transport, f"http://127.0.0.1:{listening.getsockname()[1]}/x")
-    _transport._time_limit.cache_clear()
+    transport_module._time_limit.cache_clear()
     assert isinstance(error, ConnectError)
     assert not error.was_sent
     assert "did not accept a connection" in str(error)

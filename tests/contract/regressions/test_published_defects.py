@@ -29,8 +29,8 @@ from loops_async import (
     SamplingParams,
     ServiceClient,
     TrainingClient,
-    _encoding,
 )
+from loops_async._operations import batch
 from loops_local import LocalService
 from tests.contract._colours import Colour
 from tests.contract._engine import WatchedEngine
@@ -159,7 +159,7 @@ async def test_5_a_wait_that_is_over_does_not_poison_the_future(trainer: Trainin
 async def test_6_the_parts_of_a_split_call_are_all_under_way(
     trainer: TrainingClient, engine: WatchedEngine, local: LocalService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_encoding, "MAX_REQUEST_BYTES", 600)
+    monkeypatch.setattr(batch, "MAX_REQUEST_BYTES", 600)
     engine.training.clear()
     parts = local.faults.watch(f"POST */{trainer.run_id}/forward_backward", times=1000)
     data = [example(number) for number in range(1, 41)]

@@ -16,14 +16,14 @@ import anyio
 from anyio import to_thread
 from msgspec import Struct
 
-from ._checksums import stated_checksum
-from ._places import places_of, refuse_links
-from ._retry import Patience, retrying
-from ._runtime import Runtime
-from ._transport import Request
-from .errors import ApiError, ConnectError, InputError, LoopsError, ProtocolError, UnsupportedError
-from .protocol import segment
-from .types import CheckpointDownload, CheckpointFile, DownloadProgress
+from .._http.retry import Patience, retrying
+from .._http.transport import Request
+from .._session.runtime import Runtime
+from ..errors import ApiError, ConnectError, InputError, LoopsError, ProtocolError, UnsupportedError
+from ..protocol import segment
+from ..types import CheckpointDownload, CheckpointFile, DownloadProgress
+from .checksums import stated_checksum
+from .paths import places_of, refuse_links
 
 __all__ = ["checkpoint_files", "download"]
 

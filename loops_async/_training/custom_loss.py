@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
 from msgspec.structs import replace
 
-from .errors import InputError, ProtocolError, UnsupportedError
-from .types import CustomLossFn, Datum, ForwardBackwardOutput, TensorData
+from ..errors import InputError, ProtocolError, UnsupportedError
+from ..types import CustomLossFn, Datum, ForwardBackwardOutput, TensorData
 
 if TYPE_CHECKING:
     import torch

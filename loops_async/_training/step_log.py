@@ -17,10 +17,10 @@ import anyio
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ._futures import OperationFuture
-from ._merging import merged
-from ._tasks import TaskOwner
-from .types import ForwardBackwardOutput, OptimStepResponse, WandbConfig
+from .._operations.batch import merged
+from .._operations.future import OperationFuture
+from .._tasks import TaskOwner
+from ..types import ForwardBackwardOutput, OptimStepResponse, WandbConfig
 
 log = logging.getLogger("loops_async")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from uuid import uuid4
 
-from .types import Run, Sampler
+from ..types import Run, Sampler
 
 
 class LocalUrls:

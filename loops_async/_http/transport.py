@@ -17,12 +17,10 @@ import aiohttp
 import msgspec
 from msgspec import Struct
 
-from . import protocol
-from ._config import Settings
-from ._encoding import Pieces
-from ._tasks import check_loop
-from ._version import __version__
-from .errors import (
+from .. import protocol
+from .._tasks import check_loop
+from .._version import __version__
+from ..errors import (
     ApiError,
     AuthenticationError,
     BadRequestError,
@@ -38,6 +36,8 @@ from .errors import (
     RequestTimeoutError,
     ServerError,
 )
+from .body import Body
+from .settings import Settings
 
 T = TypeVar("T")
 
@@ -173,7 +173,7 @@ class Transport:
         data: Any = request.body
         if data is not None:
             headers["Content-Type"] = "application/json"
-        if isinstance(data, Pieces):
+        if isinstance(data, Body):
             headers["Content-Length"] = str(data.size)
             data = data.stream()
         return self._session.request(

@@ -8,23 +8,25 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, TypeAlias, TypeVar
 from uuid import uuid4
 
-from . import _retry, protocol
-from ._encoding import Pieces, decoder_for
-from ._futures import OperationFuture
-from ._ordering import Turn, Turns
-from ._polling import Poller, accepted_id
-from ._tasks import TaskOwner, gather_or_raise
-from ._transport import Answer, Request, Transport
-from .errors import (
+from .. import protocol
+from .._http.body import Body as RequestBody
+from .._http.retry import SUBMIT, retrying
+from .._http.transport import Answer, Request, Transport
+from .._tasks import TaskOwner, gather_or_raise
+from ..errors import (
     ApiError,
     ClosedError,
     ServerError,
     ServerShutdownError,
 )
+from .future import OperationFuture
+from .poller import Poller, accepted_id
+from .results import decoder_for
+from .turns import Turn, Turns
 
 T = TypeVar("T")
 
-Body: TypeAlias = Callable[[int], Pieces]
+Body: TypeAlias = Callable[[int], RequestBody]
 """Makes a request's body from its `seq_id`, which is known only when its turn has come."""
 
 log = logging.getLogger("loops_async")
@@ -141,9 +143,7 @@ class Submitter:
         self._turns.sent = seq_id
         try:
             # The key makes a repeated submission harmless, also after an answer that was lost.
-            answer = await _retry.retrying(
-                lambda: self._ask(request), _retry.SUBMIT, what=f"{operation} was not accepted"
-            )
+            answer = await retrying(lambda: self._ask(request), SUBMIT, what=f"{operation} was not accepted")
         except ApiError as refused:
             if refused.status < 500:
                 self._turns.sent -= 1

@@ -5,8 +5,8 @@ from __future__ import annotations
 import unicodedata
 from pathlib import Path, PurePosixPath
 
-from .errors import ProtocolError
-from .types import CheckpointFile
+from ..errors import ProtocolError
+from ..types import CheckpointFile
 
 
 def places_of(files: list[CheckpointFile], *, reserved: str) -> list[PurePosixPath]:

@@ -15,7 +15,7 @@ import anyio
 import backoff
 from msgspec import Struct
 
-from .errors import ConnectError, LoopsError, RateLimitError, RequestTimeoutError
+from ..errors import ConnectError, LoopsError, RateLimitError, RequestTimeoutError
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from msgspec import Struct
 
-from .errors import ConfigError
+from ..errors import ConfigError
 
 DEFAULT_BASE_URL: Final = "https://api.baseten.co"
 

@@ -13,7 +13,7 @@ from typing import Final, TypeAlias
 
 from msgspec import UNSET
 
-from . import _retry
+from ._http.retry import answer_was_lost, until
 from .errors import LoopsError, LostAnswerError
 from .types import CreateRunRequest, CreateTrainerRequest, Run
 
@@ -63,7 +63,7 @@ class SessionRuns:
             self._known.add(run.id)
             return run
         except LoopsError as error:
-            if not _retry.answer_was_lost(error):
+            if not answer_was_lost(error):
                 raise
             failure, lost = error, _Lost(request)
             self._lost.append(lost)
@@ -103,7 +103,7 @@ class SessionRuns:
             return True if all(lost.run or lost.candidates for lost in sought) else None
 
         with suppress(LoopsError):  # what cannot be listed is not found
-            await _retry.until(look, seconds=SEEK_SECONDS, longest_pause=2.0)
+            await until(look, seconds=SEEK_SECONDS, longest_pause=2.0)
         for lost in sought:
             lost.is_settled = True
 

@@ -13,11 +13,11 @@ from typing import Final
 import anyio
 import msgspec
 
-from . import _retry, protocol
-from ._polling import Poller, accepted_id
-from ._retry import Patience
-from ._transport import Answer, Request, Transport
-from .errors import ApiError, LoopsError, SampleTimeoutError, TransportError
+from .. import protocol
+from .._http.retry import Patience, retrying
+from .._http.transport import Answer, Request, Transport
+from .._operations.poller import Poller, accepted_id
+from ..errors import ApiError, LoopsError, SampleTimeoutError, TransportError
 
 log = logging.getLogger("loops_async")
 
@@ -57,7 +57,7 @@ class SampleQueue:
         timeout, handing_in = request.timeout, msgspec.structs.replace(request, timeout=HAND_IN_SECONDS)
         operation_id = key  # what a service calls the operation unless it says otherwise
         try:
-            answer = await _retry.retrying(
+            answer = await retrying(
                 lambda: self._hand_in(handing_in), Patience(seconds=submit_seconds), what="the sample was not accepted"
             )
             if answer.status != 202:

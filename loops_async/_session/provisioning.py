@@ -11,12 +11,12 @@ from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 import anyio
 
-from ._inputs import check_positive
-from ._readiness import sampler_gate, wait_for_trainer
-from ._runtime import Runtime
-from .control_plane import ControlPlane
-from .errors import ApiError, LoopsError, ProtocolError, UnsupportedError
-from .types import CreateRunRequest, CreateSamplerRequest, ProvisioningEvent, Run, Sampler
+from .._arguments import check_positive
+from ..control_plane import ControlPlane
+from ..errors import ApiError, LoopsError, ProtocolError, UnsupportedError
+from ..types import CreateRunRequest, CreateSamplerRequest, ProvisioningEvent, Run, Sampler
+from .readiness import sampler_gate, wait_for_trainer
+from .runtime import Runtime
 
 T = TypeVar("T", Run, Sampler)
 

@@ -11,10 +11,10 @@ from typing import Any, TypeGuard, TypeVar, cast
 import msgspec
 from msgspec import Struct
 
-from . import protocol
-from .errors import ProtocolError
-from .types import ExternalRef, SampledSequence, SampleResponse
-from .types.sampling import TopK
+from .. import protocol
+from ..errors import ProtocolError
+from ..types import ExternalRef, SampledSequence, SampleResponse
+from ..types.sampling import TopK
 
 T = TypeVar("T")
 

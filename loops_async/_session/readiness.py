@@ -8,11 +8,10 @@ from collections.abc import Callable
 from typing import Final, TypeAlias
 from urllib.parse import quote
 
-from . import protocol
-from ._retry import until
-from ._runtime import Runtime
-from ._transport import Request, is_final
-from .errors import (
+from .. import protocol
+from .._http.retry import until
+from .._http.transport import Request, is_final
+from ..errors import (
     ApiError,
     AuthenticationError,
     ClosedError,
@@ -25,7 +24,8 @@ from .errors import (
     SamplerTerminatedError,
     TransportError,
 )
-from .types import Run
+from ..types import Run
+from .runtime import Runtime
 
 log = logging.getLogger("loops_async")
 

@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from ._tasks import TaskOwner
-from .errors import ApiError, LoopsError
+from .._tasks import TaskOwner
+from ..errors import ApiError, LoopsError
 
 log = logging.getLogger("loops_async")
 

@@ -12,9 +12,10 @@ from typing import Final, TypeAlias, TypeVar
 import msgspec
 from msgspec import Struct
 
-from . import _retry, protocol
-from ._transport import Answer, Request, Transport
-from .errors import ApiError, LoopsError, RemoteOpError, UnknownRequestError
+from .. import protocol
+from .._http.retry import POLL, retrying
+from .._http.transport import Answer, Request, Transport
+from ..errors import ApiError, LoopsError, RemoteOpError, UnknownRequestError
 
 T = TypeVar("T")
 
@@ -114,7 +115,7 @@ class Poller:
                 return answer
             raise self._error(request, answer, operation, operation_id)
 
-        answer = await _retry.retrying(ask, _retry.POLL, what=f"could not {request.what}")
+        answer = await retrying(ask, POLL, what=f"could not {request.what}")
         if answer.status == 200:
             return answer
         if time.monotonic() - started < SHORTEST_HOLD:

@@ -7,8 +7,8 @@ import logging
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Generic, TypeVar
 
-from ._tasks import TaskOwner, check_loop
-from .errors import ClosedError, LoopsError, OperationTimeoutError, TransportError
+from .._tasks import TaskOwner, check_loop
+from ..errors import ClosedError, LoopsError, OperationTimeoutError, TransportError
 
 T = TypeVar("T")
 

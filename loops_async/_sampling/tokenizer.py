@@ -12,10 +12,10 @@ import anyio
 from anyio import to_thread
 from msgspec import Struct
 
-from ._runtime import Runtime
-from ._transport import Request
-from .errors import NotFoundError, ProtocolError
-from .protocol import ServedModels, segment
+from .._http.transport import Request
+from .._session.runtime import Runtime
+from ..errors import NotFoundError, ProtocolError
+from ..protocol import ServedModels, segment
 
 
 class _Files(Struct):

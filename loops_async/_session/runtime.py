@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
-from ._config import Settings, resolve_settings
-from ._heartbeat import Heartbeat
-from ._tasks import TaskOwner, run_to_completion
-from ._transport import Transport
-from .control_plane import ControlPlane
+from .._http.settings import Settings, resolve_settings
+from .._http.transport import Transport
+from .._tasks import TaskOwner, run_to_completion
+from ..control_plane import ControlPlane
+from .heartbeat import Heartbeat
 
 
 class Runtime:

@@ -1,0 +1,1 @@
+"""HTTP: connections, time limits, repeated requests, bodies."""

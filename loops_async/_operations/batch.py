@@ -1,0 +1,92 @@
+"""A batch of datums: encoded datum by datum, split where it is too large, merged again from the results of its parts.
+
+msgspec holds the interpreter while it encodes, so a worker thread would not help: a batch is encoded datum by datum
+instead, and sent from where it was encoded, so that a body never exists twice. Source: data-plane reference 1.7.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from .._http.body import Pacer
+from ..errors import InputError
+from ..protocol import MAX_REQUEST_BYTES, encode_into
+from ..types import Datum, ForwardBackwardOutput
+
+
+class DatumArray(msgspec.Struct):
+    """A JSON array of `count` datums."""
+
+    json: bytearray
+    count: int
+
+
+async def encode_data(data: Sequence[Datum], *, group: int, overhead: int) -> list[DatumArray]:
+    """Encode datums and split them, in order, into as few bodies as the size limit allows.
+
+    Each body is written into one buffer that grows: the allocator keeps a large block for the next batch, where it
+    returns many small ones to the system, and getting them back costs more than it should.
+
+    Args:
+        data: the datums.
+        group: how many neighbours must stay in one body (2 for the pairs of dpo).
+        overhead: bytes that each body needs besides its datums and the commas between them.
+
+    Raises:
+        InputError: when one group alone is too large, or JSON has no word for something in it.
+    """
+    pacer = Pacer()
+    limit = MAX_REQUEST_BYTES - overhead + 1  # each datum counts with a comma, of which a body has one less
+    arrays = [DatumArray(bytearray(b"["), 0)]
+    for start in range(0, len(data), group):
+        array = arrays[-1]
+        before = len(array.json)
+        for index, datum in enumerate(data[start : start + group], start):
+            try:
+                encode_into(datum, array.json, -1)
+            except TypeError as strange:
+                raise InputError(f"data[{index}]", str(strange)) from None
+            array.json += b","
+            await pacer.pause()
+        size = len(array.json) - before
+        if size > limit:
+            raise InputError(
+                f"data[{start}]", f"is {size:,} bytes of JSON; one request holds at most {limit:,}. Shorten it"
+            )
+        if len(array.json) - 1 > limit:
+            arrays.append(DatumArray(bytearray(b"[") + array.json[before:], 0))
+            del array.json[before:]
+        arrays[-1].count += group
+    for array in arrays:
+        array.json[-1:] = b"]"
+    return arrays
+
+
+def merged(parts: Sequence[ForwardBackwardOutput], counts: Sequence[int]) -> ForwardBackwardOutput:
+    """Merge results; `counts` are their numbers of datums.
+
+    Outputs are concatenated; the loss and each metric are means weighted by datums, over the parts that have them;
+    ``skip_token_normalization`` holds if it holds everywhere.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    names = {name: None for part in parts for name in part.metrics}
+    return ForwardBackwardOutput(
+        loss=_weighted_mean([part.loss for part in parts], counts),
+        loss_fn_output_type=next((part.loss_fn_output_type for part in parts if part.loss_fn_output_type), ""),
+        loss_fn_outputs=[output for part in parts for output in part.loss_fn_outputs],
+        metrics={name: _merged_metric(name, parts, counts) for name in names},
+    )
+
+
+def _merged_metric(name: str, parts: Sequence[ForwardBackwardOutput], counts: Sequence[int]) -> float:
+    having = [(part.metrics[name], count) for part, count in zip(parts, counts, strict=True) if name in part.metrics]
+    if name == "skip_token_normalization":
+        return float(len(having) == len(parts) and all(value for value, _ in having))
+    return _weighted_mean([value for value, _ in having], [count for _, count in having])
+
+
+def _weighted_mean(values: Sequence[float], weights: Sequence[int]) -> float:
+    return sum(value * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)

@@ -1,0 +1,1 @@
+"""The parts of sampling: answers, the queue, many prompts, tokenizers."""

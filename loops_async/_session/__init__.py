@@ -1,0 +1,1 @@
+"""What all clients of one service share, and how runs and samplers are provisioned."""
