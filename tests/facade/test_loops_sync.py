@@ -164,7 +164,7 @@ assert type(sampler) is loops_sync.SamplingClient
 print(sampler.sample([104, 105], sampling_params=loops_sync.SamplingParams(max_tokens=4)).sequences[0].tokens)
 """
     done = subprocess.run(
-        [sys.executable, "-X", "dev", "-c", script],
+        [sys.executable, "-W", "always", "-c", script],
         input=pickled,
         capture_output=True,
         timeout=60,
