@@ -12,7 +12,7 @@ import msgspec.inspect
 from msgspec import UNSET, Struct
 
 from .errors import InputError
-from .protocol import CLIP_DEFAULTS, LOSSES
+from .protocol import check_loss_data, is_for_all_positions, loss_rule, loss_settings
 from .types import Datum, EncodedTextChunk, ImageChunk, ModelInput, TensorData
 from .types.inputs import token_ids
 from .types.tensors import DTYPES, is_list_like, plain_scalar
@@ -123,24 +123,17 @@ def check_data(
     data: Any, loss_fn: Any, config: Any, *, max_seq_len: int | None = None
 ) -> tuple[Sequence[Datum], dict[str, Any] | None]:
     """Return the datums and the loss's configuration if the loss can be computed from them."""
-    if not isinstance(loss_fn, str) or loss_fn not in LOSSES:
-        raise InputError("loss_fn", f"must be one of {', '.join(LOSSES)}; got {loss_fn!r}")
+    loss_rule(loss_fn)
     listed = _listed(data)
-    loss = LOSSES[loss_fn]
     for index, datum in enumerate(listed):
         path = f"data[{index}]"
         if not isinstance(datum, Datum):
             raise InputError(path, f"expected Datum, got {type(datum).__name__}")
         check_model_input(datum.model_input, f"{path}.model_input", max_seq_len=max_seq_len)
-        missing = [name for name in loss.required if name not in datum.loss_fn_inputs]
-        if missing:
-            raise InputError(f"{path}.loss_fn_inputs", f"{loss_fn} needs {', '.join(loss.required)}; missing {missing}")
         for name, tensor in datum.loss_fn_inputs.items():
             _check_tensor(tensor, f"{path}.loss_fn_inputs[{name!r}]", datum.model_input.length, name)
-        _check_targets(datum, f"{path}.loss_fn_inputs", loss_fn, listed[0])
-    if len(listed) % loss.group:
-        raise InputError("data", f"{loss_fn} needs pairs (chosen, rejected), so an even number; got {len(listed)}")
-    return listed, _check_loss_config(loss_fn, config)
+    check_loss_data(loss_fn, listed)
+    return listed, _checked_config(loss_fn, config)
 
 
 def _check_tensor(tensor: Any, path: str, positions: int, name: str) -> None:
@@ -150,60 +143,17 @@ def _check_tensor(tensor: Any, path: str, positions: int, name: str) -> None:
         raise InputError(path, f"dtype must be one of {', '.join(sorted(DTYPES))}; got {tensor.dtype!r}")
     if math.prod(tensor.shape) != len(tensor.data):
         raise InputError(path, f"shape {tensor.shape} does not hold {len(tensor.data)} numbers")
-    is_broadcast = name == "advantages" and tensor.shape == [1]
-    if tensor.shape[:1] != [positions] and not is_broadcast:
+    if tensor.shape[:1] != [positions] and not is_for_all_positions(name, tensor):
         raise InputError(path, f"needs one entry for each of the {positions} positions; shape is {tensor.shape}")
 
 
-def _check_targets(datum: Datum, path: str, loss_fn: str, first: Datum) -> None:
-    """Refuse targets that the loss cannot take, or that differ in kind from the first datum's or from their inputs."""
-    targets = datum.loss_fn_inputs.get("target_tokens")
-    if targets is None:
-        return
-    where = f"{path}['target_tokens']"
-    if not targets.dtype.startswith("int"):
-        raise InputError(where, f"must be integers; dtype is {targets.dtype}")
-    most = 2 if loss_fn == "cross_entropy" else 1
-    if len(targets.shape) > most:
-        shapes = "(N,) or (N, K)" if most == 2 else f"(N,) for {loss_fn}"
-        raise InputError(where, f"must have the shape {shapes}; it is {targets.shape}")
-    others = first.loss_fn_inputs.get("target_tokens", targets)
-    if others.shape[1:] != targets.shape[1:]:
-        raise InputError(where, f"every datum needs targets of the same K; shapes are {others.shape}, {targets.shape}")
-    for name in ("weights", "logprobs", "advantages", "ref_logprobs"):
-        tensor = datum.loss_fn_inputs.get(name, targets)
-        is_broadcast = name == "advantages" and tensor.shape == [1]
-        if tensor.shape != targets.shape and not is_broadcast:
-            raise InputError(
-                f"{path}[{name!r}]", f"needs the shape of target_tokens, {targets.shape}; it is {tensor.shape}"
-            )
-
-
-def _check_loss_config(loss_fn: str, config: Any) -> dict[str, Any] | None:
+def _checked_config(loss_fn: str, config: Any) -> dict[str, Any] | None:
+    """Return what was given; the defaults of the rest are the service's."""
     if config is None:
         return None
     if not _is_mapping(config):
         raise InputError("loss_fn_config", f"expected a dict, got {type(config).__name__}")
-    known = LOSSES[loss_fn].config
-    for key, value in config.items():
-        path = f"loss_fn_config[{key!r}]"
-        if key not in known:
-            raise InputError(path, f"{loss_fn} knows {', '.join(known) or 'no settings'}")
-        kind = known[key]
-        is_fitting = (
-            isinstance(value, bool) if kind is bool else isinstance(value, int | float) and not isinstance(value, bool)
-        )
-        if not is_fitting or not math.isfinite(value):
-            raise InputError(path, f"expected a finite {kind.__name__}; got {value!r}")
-        if value < 0 or (key == "label_smoothing" and value > 1):
-            raise InputError(
-                path, f"must be {'from 0 to 1' if key == 'label_smoothing' else 'at least 0'}; got {value}"
-            )
-    low, high = (config.get(name, default) for name, default in CLIP_DEFAULTS.items())
-    if low > high:
-        raise InputError(
-            "loss_fn_config['clip_low_threshold']", f"must not exceed clip_high_threshold; got {low}, {high}"
-        )
+    loss_settings(loss_fn, config)
     return dict(config)
 
 

@@ -10,12 +10,11 @@ from msgspec.structs import replace
 from ._arguments import check_data
 from ._tasks import gather_or_raise
 from .errors import InputError
+from .protocol import IGNORED_TARGET
 from .sampling import SamplingClient
 from .types import Datum, ModelInput, TensorData
 
 __all__ = ["attach_reference_logprobs"]
-
-IGNORED = -100
 
 
 async def attach_reference_logprobs(data: Sequence[Datum], reference: SamplingClient) -> list[Datum]:
@@ -58,7 +57,8 @@ def _sequence(datum: Datum, index: int) -> ModelInput:
     sequence = datum.model_input.append_int(int(last)) if last is not None and last >= 0 else datum.model_input
     tokens = sequence.to_positions()
     for position, weight in enumerate(_weights(datum)):
-        target, following = targets.data[position], tokens[position + 1] if position + 1 < len(tokens) else IGNORED
+        target = targets.data[position]
+        following = tokens[position + 1] if position + 1 < len(tokens) else IGNORED_TARGET
         if weight and following not in (target, None):
             raise InputError(path, f"must be the following token where the weight is not 0; see position {position}")
     return sequence
@@ -80,4 +80,4 @@ def _weights(datum: Datum) -> Sequence[float | None]:
     given = datum.loss_fn_inputs.get("weights")
     if given is not None:
         return given.data
-    return [float(target != IGNORED) for target in datum.loss_fn_inputs["target_tokens"].data]
+    return [float(target != IGNORED_TARGET) for target in datum.loss_fn_inputs["target_tokens"].data]

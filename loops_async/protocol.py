@@ -1,4 +1,4 @@
-"""The wire: names of headers and routes, bodies of the data plane, checkpoint URIs.
+"""The wire: names of headers, limits, bodies of the data plane, rules of the losses, checkpoint URIs.
 
 Client and embedded service share this module, so that each fact of the wire stands once. The facts are from the
 public API reference and from what published clients send and accept.
@@ -7,7 +7,8 @@ public API reference and from what published clients send and accept.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, TypeAlias
 from urllib.parse import quote
 
@@ -15,7 +16,7 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from .errors import InputError
-from .types import AdamParams, Datum
+from .types import AdamParams, Datum, TensorData
 from .types.inputs import Chunk, ExternalRef
 from .types.tensors import plain_scalar
 
@@ -45,6 +46,9 @@ POLL_HOLD_SECONDS: Final = 30.0
 
 MAX_REQUEST_BYTES: Final = 24 * 1024 * 1024
 """Largest body of one training request."""
+
+MAX_TOP_K_LOGPROBS: Final = 20
+"""Most candidates that are listed for one position, of an example or of a prompt."""
 
 SCHEMA_VERSION: Final = 1
 
@@ -136,37 +140,153 @@ class PolicyVersion(Struct, kw_only=True):
 
 # --- losses ----------------------------------------------------------------------------------------------------------
 
+TARGET_TOKENS: Final = "target_tokens"
+SKIP_NORMALIZATION: Final = "skip_token_normalization"
+
+IGNORED_TARGET: Final = -100
+"""The target of a position that is not scored."""
+
+
+class Setting(Struct, frozen=True):
+    """A setting of a loss: true or false if its default is, else a finite number from `at_least` to `at_most`."""
+
+    default: float | bool
+    at_least: float = 0.0
+    at_most: float = sys.float_info.max
+
+    def checked(self, value: Any, path: str) -> float | bool:
+        """Return a value that was given for it, if it may have that."""
+        if isinstance(self.default, bool):
+            if not isinstance(value, bool):
+                raise InputError(path, f"must be true or false; got {value!r}")
+            return value
+        if isinstance(value, bool) or not isinstance(value, int | float) or not self.at_least <= value <= self.at_most:
+            raise InputError(path, f"must be {self._range()}; got {value!r}")
+        return float(value)
+
+    def _range(self) -> str:
+        if self.at_most == sys.float_info.max:
+            return f"a finite number of at least {self.at_least:g}"
+        return f"a number from {self.at_least:g} to {self.at_most:g}"
+
 
 class LossRule(Struct, frozen=True, kw_only=True):
-    """What a loss needs of each datum, and the settings that it knows with their types."""
+    """What a loss reads of each datum's ``loss_fn_inputs``, and its settings, which are its ``loss_fn_config``."""
 
     required: tuple[str, ...] = ()
-    config: Mapping[str, type] = {}
+    optional: tuple[str, ...] = ()
+    settings: Mapping[str, Setting] = {}
     group: int = 1
     """Neighbours that belong together: 2 for the (chosen, rejected) pairs of dpo."""
+    target_rank: int = 1
+    """The largest rank of the targets: 1 for the shape (N,), 2 for (N, K) too."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """All that the loss reads, required or not."""
+        return self.required + self.optional
 
 
-_ON_POLICY: Final = ("logprobs", "advantages")
-CLIP_DEFAULTS: Final = {"clip_low_threshold": 0.8, "clip_high_threshold": 1.2}
-_CLIP: Final = dict.fromkeys(CLIP_DEFAULTS, float)
+# The reference lists this setting with cross_entropy alone. Every loss has it, because "More facts" there says of all
+# losses that they are sums, which `optim_step` divides by the number of tokens unless this is set.
+_EVERY: Final = {SKIP_NORMALIZATION: Setting(default=False)}
+_CLIP: Final = {"clip_low_threshold": Setting(0.8), "clip_high_threshold": Setting(1.2)}  # ratios, not distances from 1
+_DPPO: Final = {
+    "dppo_mask_high": Setting(0.2),
+    "dppo_mask_low": Setting(0.2),
+    "adv_tau": Setting(1.0),
+    "kl_tau": Setting(1e-3),
+}
+_DPO: Final = {"beta": Setting(0.1), "label_smoothing": Setting(0.0, at_most=1.0)}
 
-LOSSES: Final[dict[str, LossRule]] = {
-    "cross_entropy": LossRule(config={"skip_token_normalization": bool}),
-    "importance_sampling": LossRule(required=_ON_POLICY),
-    "ppo": LossRule(required=_ON_POLICY, config=_CLIP),
-    "dppo": LossRule(
-        required=_ON_POLICY,
-        config={"dppo_mask_high": float, "dppo_mask_low": float, "adv_tau": float, "kl_tau": float},
-    ),
-    "cispo": LossRule(required=_ON_POLICY, config=_CLIP),
-    "dro": LossRule(required=_ON_POLICY, config={"beta": float}),
+
+def _policy_loss(settings: Mapping[str, Setting]) -> LossRule:
+    return LossRule(required=("logprobs", "advantages"), optional=(TARGET_TOKENS,), settings={**settings, **_EVERY})
+
+
+LOSSES: Final[Mapping[str, LossRule]] = {
+    "cross_entropy": LossRule(optional=(TARGET_TOKENS, "weights"), settings=_EVERY, target_rank=2),
+    "importance_sampling": _policy_loss({}),
+    "ppo": _policy_loss(_CLIP),
+    "dppo": _policy_loss(_DPPO),
+    "cispo": _policy_loss(_CLIP),
+    "dro": _policy_loss({"beta": Setting(0.05)}),
+    # The reference lists three inputs and does not say whether one is optional. Weights are, as in a cross entropy: the
+    # embedded trainer and `attach_reference_logprobs` both read pairs without them. Targets are not.
     "dpo": LossRule(
-        required=("target_tokens", "weights", "ref_logprobs"),
-        config={"beta": float, "label_smoothing": float},
-        group=2,
+        required=(TARGET_TOKENS, "ref_logprobs"), optional=("weights",), settings={**_DPO, **_EVERY}, group=2
     ),
 }
-"""Every loss of the wire (data-plane reference 2.4)."""
+"""Every loss of the wire (data-plane reference 2.4).
+
+Without ``target_tokens`` the input is its own target, shifted by one; without ``weights`` every target weighs 1 that is
+not `IGNORED_TARGET`.
+"""
+
+
+def loss_rule(loss_fn: Any) -> LossRule:
+    """Return the rule of the loss that is called so."""
+    if not isinstance(loss_fn, str) or loss_fn not in LOSSES:
+        raise InputError("loss_fn", f"must be one of {', '.join(LOSSES)}; got {loss_fn!r}")
+    return LOSSES[loss_fn]
+
+
+def loss_settings(loss_fn: str, config: Mapping[Any, Any]) -> dict[str, float | bool]:
+    """Check a ``loss_fn_config``; return all settings of the loss, those that are not in it at their defaults."""
+    known = loss_rule(loss_fn).settings
+    values = {name: setting.default for name, setting in known.items()}
+    for name, value in config.items():
+        path = f"loss_fn_config[{name!r}]"
+        if name not in known:
+            raise InputError(path, f"unknown; {loss_fn} knows {', '.join(known)}")
+        values[name] = known[name].checked(value, path)
+    low, high = (values.get(name, setting.default) for name, setting in _CLIP.items())
+    if low > high:
+        path = "loss_fn_config['clip_low_threshold']"
+        raise InputError(path, f"must not exceed clip_high_threshold; got {low}, {high}")
+    return values
+
+
+def check_loss_data(loss_fn: str, data: Sequence[Datum]) -> None:
+    """Refuse examples whose inputs are missing or have shapes that the loss cannot take."""
+    rule = loss_rule(loss_fn)
+    if len(data) % rule.group:
+        raise InputError("data", f"{loss_fn} needs pairs (chosen, rejected), so an even number; got {len(data)}")
+    first: list[int] = []
+    for index, datum in enumerate(data):
+        path = f"data[{index}].loss_fn_inputs"
+        if missing := [name for name in rule.required if name not in datum.loss_fn_inputs]:
+            raise InputError(path, f"{loss_fn} needs {', '.join(rule.required)}; missing {missing}")
+        shape = _target_shape(loss_fn, datum, f"{path}[{TARGET_TOKENS!r}]")
+        first = first or shape
+        if shape[1:] != first[1:]:
+            problem = f"every datum needs targets of the same rank and K; shapes are {first}, {shape}"
+            raise InputError(f"{path}[{TARGET_TOKENS!r}]", problem)
+        for name in rule.inputs:
+            own = datum.loss_fn_inputs.get(name)
+            if own is not None and own.shape != shape and not is_for_all_positions(name, own):
+                raise InputError(f"{path}[{name!r}]", f"must have the shape of the targets, {shape}; got {own.shape}")
+
+
+def _target_shape(loss_fn: str, datum: Datum, path: str) -> list[int]:
+    positions = datum.model_input.length
+    targets = datum.loss_fn_inputs.get(TARGET_TOKENS)
+    if targets is None:
+        return [positions]
+    if not targets.dtype.startswith("int"):
+        raise InputError(path, f"must be integers; got dtype {targets.dtype}")
+    shape, most = targets.shape, LOSSES[loss_fn].target_rank
+    if shape[:1] != [positions] or len(shape) > most or 0 in shape:
+        wanted = " or ".join((f"[{positions}]", f"[{positions}, K]")[:most])
+        rule = f"must have the shape {wanted} for {loss_fn}, as model_input has {positions} positions"
+        raise InputError(path, f"{rule}; got {shape}")
+    return shape
+
+
+def is_for_all_positions(name: str, tensor: TensorData) -> bool:
+    """Tell whether an input is one number that holds for each position: an advantage may be that of the whole row."""
+    return name == "advantages" and tensor.shape == [1]
+
 
 # --- sampling --------------------------------------------------------------------------------------------------------
 

@@ -439,8 +439,8 @@ class TrainingClient:
         self._check_open()
         checked, config = check_data(data, loss_fn, loss_fn_config, max_seq_len=self._max_seq_len)
         check_at_least(top_k_logprobs, 0, "top_k_logprobs")
-        if top_k_logprobs > 20:
-            raise InputError("top_k_logprobs", f"must be at most 20; got {top_k_logprobs}")
+        if top_k_logprobs > protocol.MAX_TOP_K_LOGPROBS:
+            raise InputError("top_k_logprobs", f"must be at most {protocol.MAX_TOP_K_LOGPROBS}; got {top_k_logprobs}")
         counts: list[int] = []
 
         async def encode() -> list[Body]:

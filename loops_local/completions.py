@@ -18,7 +18,7 @@ __all__ = ["completions", "decode_sample", "make_job", "refusal"]
 T = TypeVar("T")
 
 _MOST_SAMPLES = 4096
-_MOST_PROMPT_LOGPROBS = 20
+_MOST_PROMPT_LOGPROBS = wire.MAX_TOP_K_LOGPROBS
 
 _SAMPLE = msgspec.json.Decoder(wire.SampleBody)
 

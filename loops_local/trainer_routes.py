@@ -32,7 +32,7 @@ LOCAL_TRAINER = "/local/trainer"
 
 T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-_MOST_TOP_K = 20
+_MOST_TOP_K = wire.MAX_TOP_K_LOGPROBS
 _LONGEST_KEY = 255
 
 

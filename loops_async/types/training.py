@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from msgspec import Meta, Struct
 
@@ -123,6 +123,3 @@ class GetInfoResponse(Struct, frozen=True, kw_only=True):
     is_lora: bool = True
     lora_rank: int | None = None
     max_seq_len: int | None = None
-
-
-LossFnConfig: TypeAlias = dict[str, Any]

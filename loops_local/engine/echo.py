@@ -13,19 +13,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import msgspec
 from msgspec import Struct
 
-from loops_async.types import AdamParams, Datum, ForwardBackwardOutput, LossFnType, ModelInput, TensorData
+from loops_async.protocol import IGNORED_TARGET, LOSSES, SKIP_NORMALIZATION
+from loops_async.types import AdamParams, Datum, ForwardBackwardOutput, ModelInput, TensorData
 
 from . import byte_tokenizer
 from .base import Completion, ModelInfo, RefusedError, SampleJob, SampleOutcome
 
 __all__ = ["EchoEngine", "logprob"]
 
-MASKED = -100
 STATE_FILE = "trainer_state.json"
 CONFIG_FILE = "adapter_config.json"
 
@@ -73,16 +73,16 @@ class EchoTrainer:
         top_k: int = 0,
     ) -> ForwardBackwardOutput:
         """Score targets by `logprob`; the loss is minus their weighted mean, whatever `loss_fn` is."""
-        if loss_fn not in get_args(LossFnType):
-            raise RefusedError(f"loss_fn must be one of {', '.join(get_args(LossFnType))}; got {loss_fn!r}")
+        if loss_fn not in LOSSES:
+            raise RefusedError(f"loss_fn must be one of {', '.join(LOSSES)}; got {loss_fn!r}")
         if top_k:
             raise RefusedError("the echo engine has no top_k_logprobs; use the torch engine")
         scored = [_score(datum, index, self.step) for index, datum in enumerate(data)]
         total = sum(weight for _, _, weight in scored)
         loss = sum(loss for _, loss, _ in scored) / total if total else 0.0
         metrics = {"loss": loss}
-        if config.get("skip_token_normalization"):
-            metrics["skip_token_normalization"] = 1.0
+        if config.get(SKIP_NORMALIZATION):
+            metrics[SKIP_NORMALIZATION] = 1.0
         if backward:
             self._pending += len(data)
         outputs = [{"logprobs": logprobs} for logprobs, _, _ in scored]
@@ -184,7 +184,7 @@ def _score(datum: Datum, index: int, step: int) -> tuple[TensorData, float, floa
     per_position = len(targets.data) // len(tokens)
     ids = [int(target or 0) for target in targets.data]
     scores = [
-        math.nan if target == MASKED else logprob(tokens[k // per_position], target, step)
+        math.nan if target == IGNORED_TARGET else logprob(tokens[k // per_position], target, step)
         for k, target in enumerate(ids)
     ]
     weights = _weights(inputs, ids, index)

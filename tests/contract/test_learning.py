@@ -77,6 +77,30 @@ async def test_policy_gradients_raise_the_reward(trainer: TrainingClient) -> Non
     assert sum(rewards[-2:]) / 2 > 0.5
 
 
+async def test_pairs_need_no_weights(trainer: TrainingClient) -> None:
+    texts = [list(b"ask: good"), list(b"ask: bad")]
+    plain = [learned(text, skip=1, ref_logprobs=[-5.0] * (len(text) - 1)) for text in texts]
+    weighted = [
+        learned(text, skip=1, ref_logprobs=[-5.0] * (len(text) - 1), weights=[1.0] * (len(text) - 1)) for text in texts
+    ]
+    losses = [(await (await trainer.forward(data, "dpo"))).loss for data in (plain, weighted)]
+    assert losses[0] == losses[1] != 0
+
+
+async def test_a_policy_loss_may_be_left_a_sum(trainer: TrainingClient) -> None:
+    data = [learned([1, 20, 30, 40, 50], skip=1, logprobs=[-5.0] * 4, advantages=[1.0] * 4)]
+    norms = []
+    for config in (None, {"skip_token_normalization": True}):
+        await (await trainer.init_trainer_server(8))
+        step = await trainer.forward_backward(data, "ppo", config)
+        optim = await (await trainer.optim_step(AdamParams()))
+        assert (await step).metrics.get("skip_token_normalization") == (config and 1.0)
+        assert optim.metrics is not None
+        norms.append(optim.metrics["grad_norm"])
+    assert norms[1] == pytest.approx(4 * norms[0], rel=1e-4)
+    assert norms[0] > 0
+
+
 def policy_example(prompt: list[int], sequence: SampledSequence, advantage: float) -> Datum:
     assert sequence.logprobs is not None
     return learned(

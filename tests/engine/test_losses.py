@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from loops_async.types import Datum
+from loops_async.protocol import LOSSES
+from loops_async.types import AdamParams, Datum
 from loops_local.engine.base import Trainer
 
 from .tools import dot, gradient, logprobs, randomize, set_weights, tokens
@@ -163,6 +164,39 @@ def test_dpo(trainer: Trainer, tmp_path: Path, config: dict[str, float], beta: f
     output = trainer.forward(pairs, "dpo", config, backward=False)
     assert output.loss == pytest.approx(total(logprobs(output)) / 2, rel=1e-4)
     _check_gradient(trainer, pairs, "dpo", config, total, tmp_path)
+
+
+def test_without_weights_each_target_of_a_pair_counts(trainer: Trainer, tmp_path: Path) -> None:
+    randomize(trainer, tmp_path)
+    targets, ref = [-100, 7, -100, 9], [-3.0, -4.0, -5.0, -6.0]
+    inputs = {"target_tokens": targets, "ref_logprobs": ref}
+    plain = [Datum(model_input=[first, 6, 7, 8], loss_fn_inputs=inputs) for first in (1, 2)]
+    weighted = [
+        Datum(model_input=one.model_input, loss_fn_inputs={**inputs, "weights": [0.0, 1.0, 0.0, 1.0]}) for one in plain
+    ]
+    output = trainer.forward(plain, "dpo", {}, backward=False)
+    assert output.loss == trainer.forward(weighted, "dpo", {}, backward=False).loss != 0
+    assert output.metrics["tokens"] == 4
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_is_normalised_unless_that_is_skipped(trainer: Trainer, name: str) -> None:
+    inputs = {
+        "target_tokens": [6, 7, 8],
+        "logprobs": [-5.0, -6.0, -5.0],
+        "advantages": [1.0, -1.0, 0.5],
+        "ref_logprobs": [-5.0, -4.0, -3.0],
+    }
+    needed = {key: inputs[key] for key in {"target_tokens", *LOSSES[name].required}}
+    data = [Datum(model_input=[first, 6, 7], loss_fn_inputs=needed) for first in (1, 2)]
+    norms = []
+    for skip in (False, True):
+        trainer.reset(4)
+        output = trainer.forward(data, name, {"skip_token_normalization": skip}, backward=True)
+        assert output.metrics.get("skip_token_normalization", 0.0) == skip
+        norms.append(trainer.optim_step(AdamParams())["grad_norm"])
+    assert norms[1] == pytest.approx(6 * norms[0], rel=1e-4)
+    assert norms[0] > 0
 
 
 def test_many_targets_sum_over_k(trainer: Trainer, tmp_path: Path) -> None:

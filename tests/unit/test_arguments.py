@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ from loops_async import (
     Datum,
     EncodedTextChunk,
     InputError,
+    LossFnType,
     ModelInput,
     SamplingParams,
     TensorData,
@@ -194,22 +195,36 @@ def raw(**changes: Any) -> TensorData:
             "ppo",
             None,
             f"{INPUTS}['target_tokens']",
-            "must have the shape (N,) for ppo; it is [2, 2]",
+            "must have the shape [2] for ppo, as model_input has 2 positions; got [2, 2]",
         ),
-        ([datum(target_tokens=[PAIRS, PAIRS])], "cross_entropy", None, f"{INPUTS}['target_tokens']", "(N,) or (N, K)"),
+        ([datum(target_tokens=[PAIRS, PAIRS])], "cross_entropy", None, f"{INPUTS}['target_tokens']", "[2] or [2, K]"),
+        (
+            [datum(target_tokens=raw(data=[], dtype="int64", shape=[2, 0]))],
+            "cross_entropy",
+            None,
+            f"{INPUTS}['target_tokens']",
+            "got [2, 0]",
+        ),
+        (
+            [datum(weights=PAIRS)],
+            "cross_entropy",
+            None,
+            f"{INPUTS}['weights']",
+            "the shape of the targets, [2]; got [2, 2]",
+        ),
         (
             [datum(target_tokens=[1, 2]), datum(target_tokens=PAIRS)],
             "cross_entropy",
             None,
             "data[1].loss_fn_inputs['target_tokens']",
-            "the same K; shapes are [2], [2, 2]",
+            "the same rank and K; shapes are [2], [2, 2]",
         ),
         (
             [datum(target_tokens=PAIRS, weights=[1.0, 1.0])],
             "cross_entropy",
             None,
             f"{INPUTS}['weights']",
-            "needs the shape of target_tokens, [2, 2]; it is [2]",
+            "must have the shape of the targets, [2, 2]; got [2]",
         ),
         (
             ON_POLICY,
@@ -227,28 +242,49 @@ def raw(**changes: Any) -> TensorData:
             "importance_sampling",
             {"beta": 1.0},
             "loss_fn_config['beta']",
-            "knows no settings",
+            "unknown; importance_sampling knows skip_token_normalization",
         ),
         (
             [datum()],
             "cross_entropy",
             {"skip_token_normalization": 1},
             "loss_fn_config['skip_token_normalization']",
-            "expected a finite bool; got 1",
+            "must be true or false; got 1",
         ),
         (
             [datum(logprobs=[0.0, 0.0], advantages=[1.0])],
             "dro",
             {"beta": math.nan},
             "loss_fn_config['beta']",
-            "expected a finite float; got nan",
+            "must be a finite number of at least 0; got nan",
         ),
         (
             [datum(logprobs=[0.0, 0.0], advantages=[1.0])],
             "dro",
             {"beta": True},
             "loss_fn_config['beta']",
-            "expected a finite float; got True",
+            "must be a finite number of at least 0; got True",
+        ),
+        (
+            [datum(logprobs=[0.0, 0.0], advantages=[1.0])],
+            "dro",
+            {"beta": 10**400},
+            "loss_fn_config['beta']",
+            "must be a finite number",
+        ),
+        (
+            PREFERENCE,
+            "dpo",
+            {"clip_low_threshold": 0.5},
+            "loss_fn_config['clip_low_threshold']",
+            "unknown; dpo knows beta, label_smoothing, skip_token_normalization",
+        ),
+        (
+            [datum(ref_logprobs=[0.0, 0.0])] * 2,
+            "dpo",
+            None,
+            INPUTS,
+            "dpo needs target_tokens, ref_logprobs; missing ['target_tokens']",
         ),
         (
             [datum(target_tokens=[1, 2], weights=[1.0, 1.0], ref_logprobs=[0.0, 0.0])] * 3,
@@ -266,13 +302,31 @@ def test_training_data(data: Any, loss_fn: Any, config: Any, path: str, said: st
     assert said in str(refused)
 
 
+def test_the_names_that_type_checkers_know_are_those_of_the_table() -> None:
+    assert get_args(LossFnType) == tuple(LOSSES)
+
+
 @pytest.mark.parametrize("loss_fn", LOSSES)
 def test_every_loss_takes_what_it_needs(loss_fn: str) -> None:
     rule = LOSSES[loss_fn]
-    data = [datum(**{name: [1.0, 2.0] for name in rule.required} | {"target_tokens": [1, 2]})] * 2
-    config = {name: True if kind is bool else 0.5 for name, kind in rule.config.items()}
-    assert check_data(data, loss_fn, config) == (data, config)
+    numbers = {name: [1, 2] if name == "target_tokens" else [1.0, 2.0] for name in rule.inputs}
+    data = [datum(**numbers)] * 2
     assert check_data(tuple(data), loss_fn, None) == (tuple(data), None)
+    data = [datum(**{name: numbers[name] for name in rule.required})] * 2
+    config = {name: True if setting.default is False else 0.5 for name, setting in rule.settings.items()}
+    assert check_data(data, loss_fn, config) == (data, config)
+
+
+@pytest.mark.parametrize("loss_fn", LOSSES)
+def test_only_what_was_given_is_sent(loss_fn: str) -> None:
+    data = [datum(target_tokens=[1, 2], logprobs=[0.0, 0.0], advantages=[1.0], ref_logprobs=[0.0, 0.0])] * 2
+    _, kept = check_data(data, loss_fn, {"skip_token_normalization": True})
+    assert kept == {"skip_token_normalization": True}
+    assert refusal(check_data, data, loss_fn, {"x": 1}).path == "loss_fn_config['x']"
+
+
+def test_inputs_of_another_loss_may_have_its_shape() -> None:
+    check_data([datum(target_tokens=PAIRS, logprobs=[0.0, 0.0], advantages=[1.0])], "cross_entropy", None)
 
 
 def test_shapes_that_fit() -> None:

@@ -10,21 +10,16 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from loops_async.protocol import IGNORED_TARGET, LOSSES, TARGET_TOKENS, check_loss_data
 from loops_async.types import Datum, ModelInput, TensorData
 
 from ..base import ModelInfo, RefusedError
 from .losses import Loss
 
-__all__ = ["IGNORED", "MAX_TOP_K", "Example", "check_tokens", "examples"]
-
-IGNORED = -100
-"""The target of a position that is not scored."""
-
-MAX_TOP_K = 20
-"""Most candidates that are reported for a position."""
+__all__ = ["Example", "check_tokens", "examples"]
 
 # Names of the wire. Of these a loss may ignore those that are not its own, so one set of datums serves several losses.
-_KNOWN = frozenset({"target_tokens", "weights", "logprobs", "advantages", "ref_logprobs", "mask"})
+_KNOWN = frozenset({"mask"}).union(*(rule.inputs for rule in LOSSES.values()))
 
 Floats: TypeAlias = NDArray[np.float32]
 Ints: TypeAlias = NDArray[np.int64]
@@ -59,20 +54,11 @@ class Example:
 
 
 def examples(data: Sequence[Datum], loss: Loss, model: ModelInfo) -> list[Example]:
-    """Check `data` and turn it into arrays; a refusal names the datum and the field."""
+    """Check `data` and turn it into arrays; an `InputError` or a `RefusedError` names the datum and the field."""
     if not data:
         raise RefusedError("data: must have at least one datum")
-    if loss.paired and len(data) % 2:
-        raise RefusedError(f"data: must be pairs of a chosen and a rejected datum; got {len(data)} datums")
-    made = [_example(datum, loss, model, f"data[{i}]") for i, datum in enumerate(data)]
-    first = made[0].shape[1:]
-    for i, example in enumerate(made):
-        if example.shape[1:] != first:
-            raise RefusedError(
-                f"data[{i}].loss_fn_inputs['target_tokens']: every datum of a request must have targets of the "
-                f"same rank and K; this one has the shape {example.shape}, the first {made[0].shape}"
-            )
-    return made
+    check_loss_data(loss.name, data)
+    return [_example(datum, loss, model, f"data[{i}]") for i, datum in enumerate(data)]
 
 
 def check_tokens(prompt: ModelInput, model: ModelInfo, where: str) -> list[int]:
@@ -100,56 +86,37 @@ def _example(datum: Datum, loss: Loss, model: ModelInfo, where: str) -> Example:
     given = datum.loss_fn_inputs
     if unknown := sorted(given.keys() - _KNOWN):
         raise RefusedError(f"{where}.loss_fn_inputs[{unknown[0]!r}]: unknown; known are {', '.join(sorted(_KNOWN))}")
-    if missing := [name for name in loss.needs if name not in given]:
-        raise RefusedError(f"{where}.loss_fn_inputs[{missing[0]!r}]: missing; this loss needs {', '.join(loss.needs)}")
     tokens = np.array(check_tokens(datum.model_input, model, f"{where}.model_input"), dtype=np.int64)
-    targets, shape = _targets(tokens, given.get("target_tokens"), loss, model, where)
+    targets, shape = _targets(tokens, given.get(TARGET_TOKENS), model, f"{where}.loss_fn_inputs[{TARGET_TOKENS!r}]")
     inputs = {
-        name: _floats(given[name], shape, name, f"{where}.loss_fn_inputs[{name!r}]")
-        for name in loss.inputs
-        if name in given
+        name: _floats(given[name], shape, f"{where}.loss_fn_inputs[{name!r}]") for name in loss.inputs if name in given
     }
     if not loss.by_advantage:
         inputs.setdefault("weights", np.ones(targets.shape, np.float32))
-    weighted = (targets != IGNORED) & (inputs["advantages" if loss.by_advantage else "weights"] != 0)
-    scored = weighted if loss.by_advantage else targets != IGNORED
+    weighted = (targets != IGNORED_TARGET) & (inputs["advantages" if loss.by_advantage else "weights"] != 0)
+    scored = weighted if loss.by_advantage else targets != IGNORED_TARGET
     _check_finite(inputs, weighted, where)
-    unscored = np.where(targets == IGNORED, np.float32(math.nan), np.float32(0.0))
-    if "target_tokens" not in given:
+    unscored = np.where(targets == IGNORED_TARGET, np.float32(math.nan), np.float32(0.0))
+    if TARGET_TOKENS not in given:
         unscored[-1] = 0.0
     return Example(tokens, targets, scored, weighted, inputs, unscored, shape)
 
 
-def _targets(
-    tokens: Ints, given: TensorData | None, loss: Loss, model: ModelInfo, where: str
-) -> tuple[Ints, list[int]]:
+def _targets(tokens: Ints, given: TensorData | None, model: ModelInfo, where: str) -> tuple[Ints, list[int]]:
     """Return targets as (N, K) and the shape that they have on the wire; without any, the input scores itself."""
     n = len(tokens)
-    where = f"{where}.loss_fn_inputs['target_tokens']"
     if given is None:
-        return np.append(tokens[1:], IGNORED)[:, None], [n]
-    if not given.dtype.startswith("int"):
-        raise RefusedError(f"{where}: must be integers; got dtype {given.dtype}")
-    allowed = [[n], [n, *given.shape[1:2]]] if loss.many_targets else [[n]]
-    if given.shape not in allowed or 0 in given.shape:
-        wanted = f"[{n}] or [{n}, K]" if loss.many_targets else f"[{n}]"
-        raise RefusedError(f"{where}: must have the shape {wanted}, as model_input has {n} tokens; got {given.shape}")
+        return np.append(tokens[1:], IGNORED_TARGET)[:, None], [n]
     targets = _array(given, np.int64, where).reshape(n, -1)
-    if odd := targets[(targets != IGNORED) & ((targets < 0) | (targets >= model.vocab_size))].tolist():
-        raise RefusedError(
-            f"{where}: {odd[0]} is neither {IGNORED} nor a token id of {model.name} (0 to {model.vocab_size - 1})"
-        )
+    if odd := targets[(targets != IGNORED_TARGET) & ((targets < 0) | (targets >= model.vocab_size))].tolist():
+        vocabulary = f"a token id of {model.name} (0 to {model.vocab_size - 1})"
+        raise RefusedError(f"{where}: {odd[0]} is neither {IGNORED_TARGET} nor {vocabulary}")
     return targets, given.shape
 
 
-def _floats(given: TensorData, shape: list[int], name: str, where: str) -> Floats:
+def _floats(given: TensorData, shape: list[int], where: str) -> Floats:
     """Return an input as (N, K); one advantage alone is that of every position."""
-    values = _array(given, np.float32, where)
-    if name == "advantages" and values.shape == (1,):
-        values = values.repeat(shape[0])
-    if list(values.shape) != shape:
-        raise RefusedError(f"{where}: must have the shape of target_tokens, {shape}; got {given.shape}")
-    return values.reshape(shape[0], -1)
+    return np.broadcast_to(_array(given, np.float32, where), shape).reshape(shape[0], -1)
 
 
 def _array(given: TensorData, dtype: type[Any], where: str) -> NDArray[Any]:

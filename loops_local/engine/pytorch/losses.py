@@ -3,7 +3,7 @@
 Each takes vectors over the active targets and returns one loss for each of them (`dpo`: for each pair); the trainer
 sums them. Notation: `p` are the trainer's logprobs of the targets in nats, with gradient; q, the wire's ``logprobs``,
 those of the sampler; A the advantages; r = exp(p - q) is the importance ratio. The numbers after them are the wire's
-``loss_fn_config``.
+``loss_fn_config``. Which inputs and settings a loss has, and what they may be, is in `loops_async.protocol.LOSSES`.
 
 Sources: Tinker's documentation of losses, https://tinker-docs.thinkingmachines.ai/losses, whose formulas Loops
 shares; for `dppo` prime-rl, https://github.com/PrimeIntellect-ai/prime-rl; for `dpo` the paper.
@@ -11,8 +11,8 @@ shares; for `dppo` prime-rl, https://github.com/PrimeIntellect-ai/prime-rl; for 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,12 +20,9 @@ from msgspec import Struct
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from ..base import RefusedError
+from loops_async.protocol import SKIP_NORMALIZATION, TARGET_TOKENS, LossRule, loss_rule, loss_settings
 
-__all__ = ["LOSSES", "SKIP", "Loss", "find", "settings"]
-
-SKIP = "skip_token_normalization"
-"""The one setting that every loss has: its sum is not divided by the number of tokens at the optimizer's step."""
+__all__ = ["Loss", "find"]
 
 
 def cross_entropy(p: Tensor, *, weights: Tensor) -> Tensor:
@@ -95,72 +92,42 @@ def dpo(
     return -(1 - label_smoothing) * logsigmoid(z) - label_smoothing * logsigmoid(-z)
 
 
-class Loss(Struct, frozen=True, kw_only=True):
-    """A loss, the ``loss_fn_inputs`` that it needs or may have besides ``target_tokens``, and its settings."""
+_FUNCTIONS: Mapping[str, Callable[..., Tensor]] = {
+    function.__name__: function for function in (cross_entropy, importance_sampling, ppo, cispo, dro, dppo, dpo)
+}
 
+
+class Loss(Struct, frozen=True):
+    """A loss of the wire with the settings of one call, so that `function` takes tensors alone."""
+
+    name: str
+    rule: LossRule
     function: Callable[..., Tensor]
-    needs: tuple[str, ...] = ()
-    optional: tuple[str, ...] = ()
-    config: Mapping[str, float] = {}
-    many_targets: bool = False
-    paired: bool = False
+    skips_normalization: bool
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        return self.needs + self.optional
+        """What `function` reads of an example, besides the logprobs of its targets."""
+        return tuple(name for name in self.rule.inputs if name != TARGET_TOKENS)
 
     @property
     def by_advantage(self) -> bool:
         """Whether a position counts where its advantage is not zero (else: where its weight is not)."""
-        return "advantages" in self.needs
+        return "advantages" in self.inputs
+
+    @property
+    def paired(self) -> bool:
+        """Whether `function` returns a loss for each pair of examples (else: for each target)."""
+        return self.rule.group == 2
 
 
-_RL = ("logprobs", "advantages")
-_CLIP = {"clip_low_threshold": 0.8, "clip_high_threshold": 1.2}
-_DPPO = {"dppo_mask_high": 0.2, "dppo_mask_low": 0.2, "adv_tau": 1.0, "kl_tau": 1e-3}
+def find(name: str, config: Mapping[str, Any]) -> Loss:
+    """Return the loss called `name` with the settings of `config`, the others at their defaults.
 
-LOSSES: Mapping[str, Loss] = {
-    "cross_entropy": Loss(function=cross_entropy, optional=("weights",), many_targets=True),
-    "importance_sampling": Loss(function=importance_sampling, needs=_RL),
-    "ppo": Loss(function=ppo, needs=_RL, config=_CLIP),
-    "cispo": Loss(function=cispo, needs=_RL, config=_CLIP),
-    "dro": Loss(function=dro, needs=_RL, config={"beta": 0.05}),
-    "dppo": Loss(function=dppo, needs=_RL, config=_DPPO),
-    "dpo": Loss(
-        function=dpo,
-        needs=("ref_logprobs",),
-        optional=("weights",),
-        config={"beta": 0.1, "label_smoothing": 0.0},
-        paired=True,
-    ),
-}
-
-
-def find(name: str) -> Loss:
-    """Return the loss called `name`."""
-    if name not in LOSSES:
-        raise RefusedError(f"loss_fn: must be one of {', '.join(LOSSES)}; got {name!r}")
-    return LOSSES[name]
-
-
-def settings(loss: Loss, config: Mapping[str, Any]) -> tuple[dict[str, float], bool]:
-    """Return the loss's settings with defaults filled in, and whether token normalisation is to be skipped."""
-    if unknown := sorted(config.keys() - loss.config.keys() - {SKIP}):
-        raise RefusedError(
-            f"loss_fn_config[{unknown[0]!r}]: unknown; this loss knows {', '.join([*loss.config, SKIP])}"
-        )
-    skip = config.get(SKIP, False)
-    if not isinstance(skip, bool):
-        raise RefusedError(f"loss_fn_config[{SKIP!r}]: must be true or false; got {skip!r}")
-    values = {name: _number(name, config.get(name, default)) for name, default in loss.config.items()}
-    if values.get("clip_low_threshold", 0.0) > values.get("clip_high_threshold", math.inf):
-        raise RefusedError("loss_fn_config['clip_low_threshold']: must not exceed clip_high_threshold")
-    if values.get("label_smoothing", 0.0) > 1.0:
-        raise RefusedError("loss_fn_config['label_smoothing']: must be between 0 and 1")
-    return values, skip
-
-
-def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise RefusedError(f"loss_fn_config[{name!r}]: must be a number of at least 0; got {value!r}")
-    return float(value)
+    Raises:
+        InputError: there is no such loss, or `config` breaks one of its rules.
+    """
+    rule = loss_rule(name)
+    settings = loss_settings(name, config)
+    skip = bool(settings.pop(SKIP_NORMALIZATION))
+    return Loss(name, rule, partial(_FUNCTIONS[name], **settings), skip)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +54,6 @@ def run(
     adapter: LoraAdapter,
     given: Sequence[Example],
     loss: Loss,
-    config: Mapping[str, float],
     *,
     backward: bool,
     top_k: int,
@@ -63,7 +62,7 @@ def run(
     flat = adapter.flat.detach().requires_grad_(backward)
     scores = [_blank(example, top_k) for example in given]
     result = Pass(0.0, 0, 0, None, scores)
-    for chosen in _micro_batches(given, group=2 if loss.paired else 1):
+    for chosen in _micro_batches(given, group=loss.rule.group):
         cores.adjust()
         rows, out = [given[i] for i in chosen], [scores[i] for i in chosen]
         tokens = _padded(rows)
@@ -78,7 +77,7 @@ def run(
             logprobs = _score(base, hidden, weighted, out)
             with torch.no_grad():
                 _score(base, hidden, others, out)
-            terms = loss.function(**_arguments(loss, weighted, logprobs), **config)
+            terms = loss.function(**_arguments(loss, weighted, logprobs))
             total = terms.sum()
             if total.requires_grad:
                 total.backward()
@@ -170,5 +169,5 @@ def _arguments(loss: Loss, where: _Positions, logprobs: Tensor) -> dict[str, Any
     for name in loss.inputs:
         arguments[name] = torch.from_numpy(where.take(row.inputs[name] for row in where.rows)[entries])
     if loss.paired:
-        arguments |= {"rows": torch.from_numpy(where.row), "pairs": len(where.rows) // 2}
+        arguments |= {"rows": torch.from_numpy(where.row), "pairs": len(where.rows) // loss.rule.group}
     return arguments

@@ -9,11 +9,12 @@ from typing import Any
 
 import msgspec
 
+from loops_async.protocol import MAX_TOP_K_LOGPROBS
 from loops_async.types import SamplingParams
 
 from ..base import Completion, RefusedError, SampleJob, SampleOutcome
 from .adapter import LoraAdapter
-from .examples import MAX_TOP_K, check_tokens
+from .examples import check_tokens
 from .models import Base
 
 __all__ = ["Request", "Row"]
@@ -46,8 +47,10 @@ class Request:
         prompt = check_tokens(job.prompt, base.info, "prompt")
         if job.num_samples < 1:
             raise RefusedError(f"num_samples: must be at least 1; got {job.num_samples}")
-        if job.prompt_logprobs is not None and not 0 <= job.prompt_logprobs <= MAX_TOP_K:
-            raise RefusedError(f"prompt_logprobs: must be between 0 and {MAX_TOP_K}; got {job.prompt_logprobs}")
+        if job.prompt_logprobs is not None and not 0 <= job.prompt_logprobs <= MAX_TOP_K_LOGPROBS:
+            raise RefusedError(
+                f"prompt_logprobs: must be between 0 and {MAX_TOP_K_LOGPROBS}; got {job.prompt_logprobs}"
+            )
         stops: list[Any] = [params.stop] if isinstance(params.stop, str) else list(params.stop or ())
         if "" in stops:
             raise RefusedError("stop: must not have an empty string")

@@ -15,14 +15,16 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
+from loops_async.errors import InputError
+from loops_async.protocol import MAX_TOP_K_LOGPROBS, SKIP_NORMALIZATION
 from loops_async.types import AdamParams, Datum, ForwardBackwardOutput, TensorData
 
 from ..base import RefusedError
 from . import cores, passes
 from .adapter import LoraAdapter, named, unnamed
-from .examples import MAX_TOP_K, Example, examples
+from .examples import Example, examples
 from .lora import ALPHA, fresh
-from .losses import SKIP, find, settings
+from .losses import find
 from .models import Base
 from .optimizer import Adam
 from .passes import Pass, Score
@@ -82,15 +84,19 @@ class LoraTrainer:
 
         A call that is refused leaves the gradients as they were.
         """
-        loss = find(loss_fn)
-        values, skip = settings(loss, config)
-        if not 0 <= top_k <= MAX_TOP_K:
-            raise RefusedError(f"top_k_logprobs: must be between 0 and {MAX_TOP_K}; got {top_k}")
+        if not 0 <= top_k <= MAX_TOP_K_LOGPROBS:
+            raise RefusedError(f"top_k_logprobs: must be between 0 and {MAX_TOP_K_LOGPROBS}; got {top_k}")
+        try:
+            loss = find(loss_fn, config)
+            given = examples(data, loss, self._base.info)
+        except InputError as error:
+            raise RefusedError(str(error)) from error
+        skip = loss.skips_normalization
         if backward and self._skip is not None and skip != self._skip:
-            raise RefusedError(f"loss_fn_config[{SKIP!r}]: must be the same in all calls before an optim_step")
-        given = examples(data, loss, self._base.info)
+            setting = f"loss_fn_config[{SKIP_NORMALIZATION!r}]"
+            raise RefusedError(f"{setting}: must be the same in all calls before an optim_step")
         with cores.working():
-            result = passes.run(self._base, self._adapter, given, loss, values, backward=backward, top_k=top_k)
+            result = passes.run(self._base, self._adapter, given, loss, backward=backward, top_k=top_k)
         if backward:
             self._add(result, skip)
         return _output(given, result, skip)
@@ -183,7 +189,7 @@ def _output(given: Sequence[Example], result: Pass, skip: bool) -> ForwardBackwa
     loss = result.loss / max(1, result.terms)
     metrics = {"loss": loss, "tokens": float(result.tokens)}
     if skip:
-        metrics[SKIP] = 1.0
+        metrics[SKIP_NORMALIZATION] = 1.0
     return ForwardBackwardOutput(
         loss=loss,
         loss_fn_output_type="logprobs",
