@@ -46,7 +46,8 @@ class ServiceClient:
     """A session on a Loops service.
 
     Entering it (or `open`) creates the session; leaving it (or `close`) ends every background task and connection.
-    It belongs to the event loop in which it was opened.
+    It belongs to the event loop in which it was opened, and calls every `on_progress` there: a callback must return
+    quickly, and what it raises ends the call.
 
     Args:
         training_project_id: the project of the session; None is the organization's default one.
@@ -167,7 +168,7 @@ class ServiceClient:
 
     @property
     def control_plane(self) -> ControlPlane:
-        """The REST API, one coroutine for each route."""
+        """The REST API, one method for each route."""
         return self._live.control_plane
 
     def __repr__(self) -> str:
@@ -211,7 +212,7 @@ class ServiceClient:
             name: a display name; sent only when given.
             sampler_num_replicas: copies of the paired sampler; sent only when given.
             keep_on_failure: leave the run as it is when it fails or this is cancelled.
-            on_progress: called on the event loop with each change of state; must return quickly.
+            on_progress: called with each change of state, in order; `ServiceClient` says where it runs.
 
         Raises:
             InputError: an argument breaks a rule; nothing was sent.
@@ -297,7 +298,7 @@ class ServiceClient:
         ready_timeout: float = 3600.0,
         on_progress: Callable[[ProvisioningEvent], object] | None = None,
     ) -> Run:
-        """Wait until the trainer of a run that exists is ready; hundreds may be watched at once.
+        """Wait until the trainer of a run that exists is ready.
 
         Whatever happens, the run stays as it is. Errors are those of `create_lora_training_client`.
         """
@@ -364,7 +365,7 @@ class ServiceClient:
             max_seq_len: longest prompt with its completion in tokens; None is the model's maximum.
             num_replicas: copies of the sampler; sent only when given.
             keep_on_failure: leave the sampler as it is when it fails or this is cancelled.
-            on_progress: called on the event loop with each change of state; must return quickly.
+            on_progress: called with each change of state, in order; `ServiceClient` says where it runs.
 
         Raises:
             UnsupportedError: `model_path` was given.
@@ -474,14 +475,14 @@ class ServiceClient:
     ) -> CheckpointDownload:
         """Download all files of a checkpoint into `dest_dir`, whole or not at all.
 
-        Eight files are fetched at a time. They appear under their names when all of them are whole; a call that was
-        stopped, also by a kill, is gone on with by the next one. Sizes are checked, and checksums where the file
-        store states one. The API key is not sent to it.
+        Eight files are fetched at a time. They appear under their names when all of them are whole. An interrupted
+        download (even by SIGKILL) is resumed by the next call. Sizes are checked, and checksums where the file store
+        states one. The API key is not sent to it.
 
         Args:
             checkpoint_id: `Checkpoint.id`.
             dest_dir: is made where it does not exist. Files of the same names in it are replaced.
-            on_progress: called on the event loop, many times a second; must return quickly.
+            on_progress: called many times a second, in order; `ServiceClient` says where it runs.
 
         Raises:
             ProtocolError: the listing names a file outside `dest_dir`, or the same one twice, or a file has another

@@ -1,4 +1,4 @@
-"""The control plane, one coroutine for each route."""
+"""The control plane, one method for each route."""
 
 from __future__ import annotations
 
@@ -134,6 +134,9 @@ class ControlPlane:
         self._loops = f"{self._root}/loops"
         self._places = asyncio.Semaphore(CALLS_AT_ONCE)
         self._own_sessions: dict[str, SessionRuns] = {}
+
+    def __repr__(self) -> str:
+        return f"<ControlPlane at {self._loops}>"
 
     # --- sessions ---
 

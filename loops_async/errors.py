@@ -109,7 +109,7 @@ class UnsupportedError(LoopsError, NotImplementedError):
 
 
 class ClosedError(LoopsError, RuntimeError):
-    """The client is closed, not yet open, or belongs to another event loop or process."""
+    """The client is closed, not yet open, or belongs elsewhere, for example to another process."""
 
 
 class NotReadyError(LoopsError, TimeoutError, RuntimeError):

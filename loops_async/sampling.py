@@ -220,8 +220,10 @@ class SamplingClient:
         At most `limit` prompts have been read and not yet given out, so a slow consumer slows the sampling down.
         Leaving the loop early cancels what is under way.
 
+        An iterable that is not asynchronous is read on the event loop: each of its steps must be quick.
+
         Args:
-            prompts: read as places become free; a blocking iterable is read on the event loop, so let it be quick.
+            prompts: read as places become free, so there may be no end of them.
             num_samples: completions of each prompt.
             sampling_params: how to sample; `SamplingParams()` when None.
             include_prompt_logprobs: also score the prompts' own tokens.

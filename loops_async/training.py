@@ -65,7 +65,7 @@ class TrainingClient:
 
     Every operation is submitted when it is called, in the order of the calls, and returns a future as soon as the
     trainer has accepted it; the result is waited for separately. A call whose arguments are refused, or that is
-    cancelled before it was sent, takes no turn. Many operations may be under way, and awaited in any order.
+    cancelled before it was sent, takes no turn. Many operations may be under way, and waited for in any order.
 
     Example:
         ::
@@ -377,12 +377,16 @@ class TrainingClient:
     # --- the trainer itself ---
 
     async def health(self) -> None:
-        """Return if the trainer answers that it is well, else raise what it answers."""
+        """Return if the trainer answers that it is healthy, else raise its answer."""
         await self._runtime.transport.ask(health_request(self._run, authorize=not self._is_local))
 
     @blocking_property
     async def policy_version(self) -> int:
-        """Ask the trainer how many optimizer steps it has applied."""
+        """The number of optimizer steps that the trainer has applied; every use makes one request.
+
+        Raises:
+            UnsupportedError: this trainer does not tell it.
+        """
         request = Request(
             method="GET",
             url=f"{self._run.base_url}/policy_version",
@@ -412,7 +416,7 @@ class TrainingClient:
         )
 
     async def close(self) -> None:
-        """Stop keeping the trainer up, and logging. Futures that are under way can still be awaited."""
+        """Stop keeping the trainer up, and logging. Operations under way can still be waited for."""
         if self._is_closed:
             return
         self._is_closed = True

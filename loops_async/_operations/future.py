@@ -1,4 +1,4 @@
-"""Operations under way: submitted already, waited for whenever, by whomever, as often as wanted."""
+"""Operations under way: submitted once, waited for any number of times."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger("loops_async")
 class OperationFuture(Generic[T]):
     """The result of an operation that the service has accepted.
 
-    Any number of tasks may wait. A waiter that gives up (time-out, cancellation) harms neither the others nor the
+    Any number of callers may wait. One that gives up (time-out, cancellation, Ctrl-C) harms neither the others nor the
     operation. An outcome, good or bad, is kept; a failure to reach the service is not an outcome, so waiting again
     asks again.
 
@@ -54,7 +54,7 @@ class OperationFuture(Generic[T]):
         return self._operation_id
 
     def done(self) -> bool:
-        """Whether the outcome is known here; asks nobody."""
+        """Whether the outcome is known here; makes no request."""
         return self._task.done() and not self._is_unknown()
 
     async def result(self, timeout: float | None = None) -> T:
@@ -66,7 +66,7 @@ class OperationFuture(Generic[T]):
         Raises:
             OperationTimeoutError: this wait is over; the operation goes on, and can be waited for again.
             RemoteOpError: the service ran the operation and it failed.
-            UnknownRequestError: the service does not know the operation (any more).
+            UnknownRequestError: the service does not know the operation, or has forgotten it.
             ServerShutdownError: the trainer is going away.
             TransportError: the service could not be reached for two minutes; waiting again asks again.
             ClosedError: the client was closed before the outcome was known.
@@ -95,7 +95,7 @@ class OperationFuture(Generic[T]):
         return self._task.result()
 
     async def settled(self) -> T | None:
-        """Wait until there is an outcome, and return it, or None for a failure, which is left for others to hear."""
+        """Wait until there is an outcome, and return it, or None for a failure, which `result` raises."""
         await asyncio.wait([self._task])
         return None if self._task.cancelled() or self._task.exception() else self._task.result()
 
