@@ -1,4 +1,4 @@
-"""What direct preference optimization needs besides its pairs: the reference model's logprobs."""
+"""Reference logprobs for direct preference optimization (DPO)."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ __all__ = ["attach_reference_logprobs"]
 
 
 async def attach_reference_logprobs(data: Sequence[Datum], reference: SamplingClient) -> list[Datum]:
-    """Return copies of the examples with ``ref_logprobs``, as the loss ``dpo`` wants them.
+    """Return copies of the examples with the ``ref_logprobs`` that the loss ``dpo`` needs.
 
-    The reference is the model before training: score the whole dataset once, and use it for every step.
+    The reference is the model before training: score the whole dataset once, and use the result in every step.
 
     Args:
         data: pairs, chosen then rejected, with ``target_tokens`` (N,) and ``weights`` (N,). Where the weight is not
             0, the target must be the token that follows.
-        reference: samples the reference's weights, and nothing newer: a client of the base model or of a checkpoint.
+        reference: a client that always samples the reference's weights: of the base model or of a checkpoint.
 
     Returns:
         Examples whose ``ref_logprobs`` (N,) are the logprobs of their targets in nats, 0.0 where the weight is 0.
 
     Raises:
         InputError: a sampler cannot score these targets.
-        ApiError: the sampler refused.
+        ApiError: the sampler rejected a request.
 
     Example:
         ::
@@ -48,11 +48,11 @@ async def attach_reference_logprobs(data: Sequence[Datum], reference: SamplingCl
 
 
 def _sequence(datum: Datum, index: int) -> ModelInput:
-    """Return the input with its last target, so that every target is scored where it stands in the sequence."""
+    """Return the input followed by its last target, so that every target is scored at its place in the sequence."""
     path = f"data[{index}].loss_fn_inputs['target_tokens']"
     targets = datum.loss_fn_inputs.get("target_tokens")
     if targets is None or len(targets.shape) != 1:
-        raise InputError(path, "must be given, with one target at each position")
+        raise InputError(path, "expected one target at each position")
     last = targets.data[-1]
     sequence = datum.model_input.append_int(int(last)) if last is not None and last >= 0 else datum.model_input
     tokens = sequence.to_positions()
@@ -76,7 +76,7 @@ def _with_reference(datum: Datum, scored: Sequence[float | None]) -> Datum:
 
 
 def _weights(datum: Datum) -> Sequence[float | None]:
-    """Return the weights; without any, every target counts that is not ignored."""
+    """Return the weights; the default is 1 for each target that is not ignored."""
     given = datum.loss_fn_inputs.get("weights")
     if given is not None:
         return given.data

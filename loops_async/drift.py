@@ -1,11 +1,11 @@
-"""How far the sampler's logprobs are from the trainer's, over the tokens that a policy gradient learns from.
+"""The difference between the sampler's and the trainer's logprobs, over the tokens that a policy gradient learns from.
 
-Both should score a token alike when they hold the same weights; where they do not, importance ratios are off. For one
+With the same weights, both should give a token the same logprob; if they differ, importance ratios are wrong. For one
 token, ``d = train - sample`` is the difference of its logprobs in nats, and ``w = exp(d)`` its importance ratio. A
 position counts when its ``mask`` is greater than 0, its advantage is not 0, and both logprobs are finite; an example
-may lack the mask or the advantages, not both.
+needs the mask or the advantages, or both.
 
-These functions need numpy (the ``numpy`` extra), and Weights & Biases only where there is a run to log to.
+These functions need numpy (the ``numpy`` extra); Weights & Biases is only needed to log to one of its runs.
 """
 
 from __future__ import annotations
@@ -50,21 +50,21 @@ def loops_compute_kl_sample_train(
 
     Args:
         data: examples with the sampler's ``logprobs``, and ``mask`` or ``advantages`` or both, all of shape (N,).
-        training_logprobs: for each example the trainer's logprobs of its targets, of shape (N,), such as the
+        training_logprobs: for each example the trainer's logprobs of its targets, of shape (N,), e.g. the
             ``logprobs`` of `ForwardBackwardOutput.loss_fn_outputs`.
-        prefix: what the names of the metrics begin with.
+        prefix: stands before the names of the metrics.
 
     Returns:
         ``kl_sample_train_v1_loops`` = mean(-d), ``kl_sample_train_v2_loops`` = mean(d^2) / 2 and
         ``kl_sample_train_k3`` = mean(w - 1 - d) estimate the KL divergence of the sampler from the trainer
         (Schulman, "Approximating KL Divergence", 2020: k1, k2, k3). ``is_ratio_mean`` = mean(w) is 1 for equal
-        weights; ``ess_fraction`` = (sum w)^2 / (n sum w^2), between 1/n and 1, is the share of the tokens that still
-        counts. ``diff_mean``, ``diff_abs_p50``, ``_p90``, ``_p99``, ``_max``, ``frac_abs_gt_1``, ``_2`` and ``_4``
-        describe d; ``entropy`` = mean(-sample) is that of the sampler; ``n_action_tokens`` is n. Exponents are capped
-        at 80. Without tokens there is only ``n_action_tokens``.
+        weights; ``ess_fraction`` = (sum w)^2 / (n sum w^2), between 1/n and 1, is the effective sample size as a
+        fraction of the tokens. ``diff_mean``, ``diff_abs_p50``, ``_p90``, ``_p99``, ``_max``, ``frac_abs_gt_1``, ``_2``
+        and ``_4`` describe d; ``entropy`` = mean(-sample) is an estimate of the sampler's; ``n_action_tokens`` is n.
+        Exponents are capped at 80. If no token counts, there is only ``n_action_tokens``, 0.
 
     Raises:
-        InputError: lengths do not fit, or an input is missing.
+        InputError: lengths differ, or an input is missing.
         ImportError: numpy is not installed.
     """
     return {prefix + name: value for name, value in _metrics(_compared(data, training_logprobs)).items()}
@@ -87,21 +87,26 @@ def loops_log_kl_sample_train(
     """Compute the drift of a batch, and log it with a histogram of d and a table of the worst tokens.
 
     Args:
-        wandb_run: a Weights & Biases run, or anything with its ``log(metrics, step=…)``; None logs nothing.
+        wandb_run: a Weights & Biases run, or any object with its ``log(metrics, step=…)``; None logs nothing.
         step: the step to log under.
         data: as in `loops_compute_kl_sample_train`.
-        forward_backward_output: what `TrainingClient.forward_backward` returned for `data`.
-        training_logprobs: instead of it, the trainer's logprobs.
-        prefix: what the names of the metrics begin with.
-        log_histogram: log ``per_token_diff_hist``.
-        max_histogram_tokens: the most tokens in it, evenly chosen.
-        log_worst_tokens: log ``worst_tokens``, see `top_divergent_tokens`.
-        top_n: rows of that table.
-        tokenizer: shows its tokens as text.
+        forward_backward_output: the result of `TrainingClient.forward_backward` for `data`.
+        training_logprobs: the trainer's logprobs, instead of `forward_backward_output`.
+        prefix: stands before the names of the metrics.
+        log_histogram: log a histogram of d as ``per_token_diff_hist``.
+        max_histogram_tokens: the largest number of tokens in the histogram, evenly chosen.
+        log_worst_tokens: log the table of `top_divergent_tokens` as ``worst_tokens``.
+        top_n: the number of rows of that table.
+        tokenizer: shows the table's tokens as text, as in `top_divergent_tokens`.
 
     Returns:
-        All that was logged; the histogram and the table only where there is a run to log them to and wandb is
+        The logged metrics; the histogram and the table are only included if `wandb_run` is given and wandb is
         installed.
+
+    Raises:
+        InputError: neither `forward_backward_output` nor `training_logprobs` is given, lengths differ, or an input is
+            missing.
+        ImportError: numpy is not installed.
     """
     if training_logprobs is None:
         if forward_backward_output is None:
@@ -136,16 +141,20 @@ def top_divergent_tokens(
 
     Args:
         data: as in `loops_compute_kl_sample_train`.
-        training_logprobs: as there.
-        top_n: the most tokens to list.
-        tokenizer: anything with ``decode(ids)``, to show tokens and their surroundings as text; None shows ids.
-        context_before: tokens shown before each.
-        context_after: tokens shown after each.
+        training_logprobs: as in `loops_compute_kl_sample_train`.
+        top_n: the largest number of tokens to list.
+        tokenizer: any object with ``decode(ids)``, to show tokens and their context as text; None shows ids.
+        context_before: the number of tokens shown before each.
+        context_after: the number of tokens shown after each.
 
     Returns:
-        Dicts of ``rank`` (from 1), ``datum`` (its index), ``position`` (of the token in the whole sequence: 1 more
-        than that of the input which predicts it), ``token``, ``logp_sampler``, ``logp_trainer``, ``diff`` (d),
-        ``is_weight`` (w) and ``context``, in which the token stands between ⟦ and ⟧.
+        Dicts of ``rank`` (from 1), ``datum`` (the example's index), ``position`` (of the token in the whole sequence,
+        i.e. 1 more than that of the input which predicts it), ``token``, ``logp_sampler``, ``logp_trainer``, ``diff``
+        (d), ``is_weight`` (w) and ``context``, in which the token stands between ⟦ and ⟧.
+
+    Raises:
+        InputError: lengths differ, or an input is missing.
+        ImportError: numpy is not installed.
     """
     import numpy as np
 
@@ -161,7 +170,7 @@ def top_divergent_tokens(
 
 
 class _Compared(NamedTuple):
-    """The tokens that count, of all examples one after the other; `datum` and `position` are whole numbers."""
+    """The tokens that count, of all examples in order; `datum` and `position` hold integers."""
 
     datum: Floats
     position: Floats
@@ -180,7 +189,7 @@ def _compared(data: Sequence[Datum], training_logprobs: Sequence[ArrayLike]) -> 
         raise ImportError("drift metrics need numpy: pip install 'loops-async[numpy]'") from missing
 
     if len(data) != len(training_logprobs):
-        raise InputError("training_logprobs", f"needs one for each of {len(data)} datums; got {len(training_logprobs)}")
+        raise InputError("training_logprobs", f"expected one entry for each of {len(data)} datums; got {len(training_logprobs)}")
     parts: list[Floats] = [np.empty((4, 0))]
     for index, (datum, trained) in enumerate(zip(data, training_logprobs, strict=True)):
         sample = _input(datum, "logprobs", index)
@@ -196,8 +205,8 @@ def _compared(data: Sequence[Datum], training_logprobs: Sequence[ArrayLike]) -> 
     compared = _Compared(*np.concatenate(parts, axis=1))
     if len(compared.train) and not compared.train.any():
         log.warning(
-            "all %d logprobs of the trainer are 0, so the drift metrics say nothing: the loss reports none where the "
-            "advantage is 0",
+            "all %d logprobs of the trainer are 0, so the drift metrics are meaningless: the loss reports no logprobs "
+            "where the advantage is 0",
             len(compared.train),
         )
     return compared
@@ -273,7 +282,7 @@ def _logprobs_of(output: ForwardBackwardOutput) -> list[TensorData]:
 
 
 def _shown(datum: Datum, position: int, tokenizer: Any, before: int, after: int) -> tuple[str, str]:
-    """Describe the token that `position` predicts, and what stands around it."""
+    """Return the token that `position` predicts, and the same token in its context, as text."""
     tokens = datum.model_input.to_positions()
     target = datum.loss_fn_inputs.get("target_tokens")
     own = target.data[position] if target is not None else tokens[position + 1] if position + 1 < len(tokens) else None
@@ -291,6 +300,6 @@ def _decoded(tokenizer: Any, tokens: Sequence[Any]) -> str:
 
 def _wandb() -> Any:
     try:
-        return import_module("wandb")  # an extra, of which the type checkers need know nothing
+        return import_module("wandb")  # an extra: the type checkers run without it
     except ImportError:
         return None

@@ -3,19 +3,19 @@
 ::
 
     LoopsError                      root: picklable, `.retryable`
-    ├── ConfigError                 also ValueError: arguments or environment do not make a client
-    ├── InputError                  also ValueError: `.path`, refused before anything was sent
-    ├── UnsupportedError            also NotImplementedError: the service does not offer this
-    ├── ClosedError                 also RuntimeError: the client is closed, or lives elsewhere
+    ├── ConfigError                 also ValueError: arguments or environment variables are wrong
+    ├── InputError                  also ValueError: `.path`, rejected before anything was sent
+    ├── UnsupportedError            also NotImplementedError: the service does not support this
+    ├── ClosedError                 also RuntimeError: the client is closed, or of another event loop
     ├── NotReadyError               also TimeoutError and RuntimeError: a trainer or sampler was not ready in time
     ├── ProvisioningError           also RuntimeError: a deployment ended in a terminal state
     │   └── SamplerTerminatedError  `.deployment_id`, `.status`
     ├── TransportError              no complete answer arrived
     │   ├── ConnectError            also ConnectionError
     │   ├── RequestTimeoutError     also TimeoutError
-    │   │   └── SampleTimeoutError  `.timeout`; never repeated by itself
-    │   ├── LostAnswerError         something that costs money may exist; never repeated by itself
-    │   └── ProtocolError           an answer that is not Loops
+    │   │   └── SampleTimeoutError  `.timeout`; never retried automatically
+    │   ├── LostAnswerError         something that costs money may exist; never retried automatically
+    │   └── ProtocolError           the answer does not follow the Loops protocol
     ├── ApiError                    `.status`, `.code`, `.reason`, `.request_id`
     │   ├── BadRequestError         400, 413, 422
     │   ├── AuthenticationError     401
@@ -25,13 +25,13 @@
     │   ├── RateLimitError          429, `.retry_after`
     │   └── ServerError             5xx
     │       └── ServerShutdownError 503 of a trainer
-    └── OperationError              accepted, then failed: `.operation_id`, `.category`
+    └── OperationError              an accepted operation failed: `.operation_id`, `.category`
         ├── RemoteOpError           `.error_class`
-        ├── UnknownRequestError     the service does not know the operation (any more)
-        └── OperationTimeoutError   also TimeoutError: one wait ended, the operation goes on
+        ├── UnknownRequestError     the service does not know the operation, or no longer does
+        └── OperationTimeoutError   also TimeoutError: one wait ended, the operation continues
 
-Messages say what was asked, what came back, the ids to quote to support and what to do next.
-None of them holds an API key or the query of a signed URL.
+A message names the request, the answer, the ids to quote to support and what to do next.
+No message contains an API key or the query of a signed URL.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _rebuild(cls: type[LoopsError], args: tuple[Any, ...], fields: dict[str, Any
 class LoopsError(Exception):
     """Root of every error of this library.
 
-    `retryable` says whether the same call, made again unchanged, may succeed.
+    `retryable` says whether the same call may succeed when it is repeated unchanged.
     """
 
     retryable: bool = False
@@ -90,13 +90,13 @@ class LoopsError(Exception):
 
 
 class ConfigError(LoopsError, ValueError):
-    """The arguments and the environment do not make a working client."""
+    """The arguments or environment variables of a client are wrong or missing."""
 
 
 class InputError(LoopsError, ValueError):
-    """An argument breaks a rule; nothing was sent and no turn was taken.
+    """An argument is invalid; nothing was sent, and the order of operations is unaffected.
 
-    `path` names the field, such as ``data[3].loss_fn_inputs['weights']``.
+    `path` names the field, e.g. ``data[3].loss_fn_inputs['weights']``.
     """
 
     def __init__(self, path: str, problem: str) -> None:
@@ -105,7 +105,7 @@ class InputError(LoopsError, ValueError):
 
 
 class UnsupportedError(LoopsError, NotImplementedError):
-    """The service does not offer what was asked."""
+    """The service does not support the request."""
 
 
 class ClosedError(LoopsError, RuntimeError):
@@ -113,13 +113,13 @@ class ClosedError(LoopsError, RuntimeError):
 
 
 class NotReadyError(LoopsError, TimeoutError, RuntimeError):
-    """A trainer or sampler was not ready, or did not serve a version, within its time limit."""
+    """A trainer or sampler was not ready, or did not serve the requested version, within the time limit."""
 
     retryable = True
 
 
 class ProvisioningError(LoopsError, RuntimeError):
-    """A deployment reached a state from which it does not recover."""
+    """A deployment reached a terminal state, from which it does not recover."""
 
     def __init__(self, message: str, *, deployment_id: str | None = None, status: str) -> None:
         super().__init__(message)
@@ -132,7 +132,7 @@ class SamplerTerminatedError(ProvisioningError):
 
 
 class TransportError(LoopsError):
-    """No complete answer arrived, so the service may or may not have acted."""
+    """No complete answer arrived, so the service may or may not have executed the request."""
 
     retryable = True
 
@@ -140,7 +140,7 @@ class TransportError(LoopsError):
 class ConnectError(TransportError, ConnectionError):
     """The connection could not be made, or broke.
 
-    `was_sent` is False when the service certainly did not get the request.
+    `was_sent` is False when the service certainly did not receive the request.
     """
 
     def __init__(self, message: str, *, was_sent: bool = True) -> None:
@@ -149,7 +149,7 @@ class ConnectError(TransportError, ConnectionError):
 
 
 class RequestTimeoutError(TransportError, TimeoutError):
-    """One HTTP request outlived its time limit of `timeout` seconds."""
+    """One HTTP request took longer than its limit of `timeout` seconds."""
 
     def __init__(self, message: str, *, timeout: float | None = None) -> None:
         super().__init__(message)
@@ -157,15 +157,15 @@ class RequestTimeoutError(TransportError, TimeoutError):
 
 
 class SampleTimeoutError(RequestTimeoutError):
-    """A sample outlived its time limit; never repeated by itself, since that would pay twice."""
+    """A sample took longer than its time limit; never retried automatically, since that would cost twice."""
 
     retryable = False
 
 
 class LostAnswerError(TransportError):
-    """The answer to a creation was lost, so what it makes may exist and cost money; the message says how to find it.
+    """The answer to a creation was lost, so the new object may exist and cost money; the message says how to find it.
 
-    Not repeated by itself, since that would pay twice. `candidates` are ids of runs of which one may be it.
+    Never retried automatically, since that would cost twice. `candidates` are the ids of runs that may be the new one.
     """
 
     retryable = False
@@ -176,16 +176,16 @@ class LostAnswerError(TransportError):
 
 
 class ProtocolError(TransportError):
-    """Something answered, but not in the language of Loops."""
+    """An answer arrived that does not follow the Loops protocol."""
 
     retryable = False
 
 
 class ApiError(LoopsError):
-    """The service refused a request.
+    """The service answered with an error status.
 
-    `status` is the HTTP status, `code` and `reason` the service's stable words where it gives any,
-    `request_id` the id to quote to support.
+    `status` is the HTTP status; `code` and `reason` are the service's stable identifiers of the error, if it sends any;
+    `request_id` is the id to quote to support; `retry_after` is the pause in seconds that the service asks for.
     """
 
     status_codes: ClassVar[tuple[int, ...]] = ()
@@ -210,7 +210,7 @@ class ApiError(LoopsError):
 
 
 class BadRequestError(ApiError):
-    """The service finds the request malformed (400, 413, 422)."""
+    """The service rejected the request as invalid (400, 413, 422)."""
 
     status_codes: ClassVar[tuple[int, ...]] = (400, 413, 422)
 
@@ -228,19 +228,19 @@ class PermissionDeniedError(ApiError):
 
 
 class NotFoundError(ApiError):
-    """No such object (404), or it is gone (410)."""
+    """The object does not exist (404), or no longer does (410)."""
 
     status_codes: ClassVar[tuple[int, ...]] = (404, 410)
 
 
 class ConflictError(ApiError):
-    """The object is in a state that does not allow this (409)."""
+    """The state of the object does not allow the request (409)."""
 
     status_codes: ClassVar[tuple[int, ...]] = (409,)
 
 
 class RateLimitError(ApiError):
-    """Too many requests (429); `retry_after` is in seconds where the service says it."""
+    """Too many requests (429)."""
 
     status_codes: ClassVar[tuple[int, ...]] = (429,)
 
@@ -250,13 +250,13 @@ class ServerError(ApiError):
 
 
 class ServerShutdownError(ServerError):
-    """The trainer is shutting down (503); its run has to be provisioned again."""
+    """The trainer is shutting down (503); its run must be provisioned again."""
 
 
 class OperationError(LoopsError):
     """An operation was accepted and failed later.
 
-    `operation_id`, `operation` (its name on the wire) and `run_id` are what support asks for;
+    `operation_id`, `operation` (its name on the wire) and `run_id` are the ids to quote to support;
     `category` is ``"remote"``, ``"unknown"`` or ``"timeout"``.
     """
 
@@ -270,7 +270,7 @@ class OperationError(LoopsError):
 
 
 class RemoteOpError(OperationError):
-    """The service ran the operation and says that it failed; `error_class` is its word for why."""
+    """The service executed the operation, and it failed; `error_class` is the service's name for the cause."""
 
     category = "remote"
 
@@ -283,13 +283,13 @@ class RemoteOpError(OperationError):
 
 
 class UnknownRequestError(OperationError):
-    """The service does not know the operation: never accepted, lost, or finished over an hour ago."""
+    """The service does not know the operation: it was never accepted, was lost, or ended over an hour ago."""
 
     category = "unknown"
 
 
 class OperationTimeoutError(OperationError, TimeoutError):
-    """One wait ended at its time limit; the operation goes on and can be waited for again."""
+    """One wait reached its time limit; the operation continues and can be waited for again."""
 
     category = "timeout"
     retryable = True

@@ -10,7 +10,6 @@ from msgspec import UNSET, UnsetType
 from loops_async import types
 from loops_async.errors import InputError
 from loops_async.protocol import CheckpointUri
-from loops_async.types import AvailabilityModel
 
 from .provisioning import Deployment
 from .records import DeploymentRecord, Record, RunRecord, SamplerRecord, SessionRecord
@@ -83,7 +82,7 @@ class Maker:
             kind="sampler",
             base_model=base_model,
             scale_down_delay_seconds=_SAMPLER_DELAY_SECONDS,
-            availability_model=_value(request.availability_model) or AvailabilityModel.DEDICATED,
+            availability_model=_value(request.availability_model) or "dedicated",
         )
         record = SamplerRecord(
             session_id=request.session_id,
@@ -221,7 +220,7 @@ class Maker:
                 kind="trainer",
                 base_model=request.base_model,
                 scale_down_delay_seconds=request.scale_down_delay_seconds,
-                availability_model=_value(request.availability_model) or AvailabilityModel.DEDICATED,
+                availability_model=_value(request.availability_model) or "dedicated",
             )
             self._registry.deploy(own).start()
             records.append(own)

@@ -1,4 +1,4 @@
-"""Values that cross the API: immutable `msgspec` structs without behaviour that needs the network."""
+"""Arguments and results of the API: immutable `msgspec` structs that make no requests."""
 
 from . import control, deployments, inputs, sampling, tensors, training
 from .control import *  # noqa: F403 - each module lists its public names in `__all__`

@@ -1,5 +1,7 @@
-"""Objects of the control plane. Newer services add fields and words: fields we do not know are ignored,
-and every status or kind is a plain string that may hold a word we do not know.
+"""Requests and objects of the control plane.
+
+Newer services add fields and enum values. In an answer, unknown fields are ignored, and every status or kind is a plain
+string, so that unknown values are kept. A request uses the `Literal` types below.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 __all__ = [
+    "AuthScheme",
     "AvailabilityModel",
     "Checkpoint",
     "CheckpointDownload",
@@ -58,31 +61,34 @@ __all__ = [
 ]
 
 
-# --- words that requests use -----------------------------------------------------------------------------------------
+# --- enumerations ----------------------------------------------------------------------------------------------------
 
 
+# The published contract names this one as an enumeration; all others are `Literal` types.
 class CheckpointTarget(StrEnum):
-    """What a checkpoint is for: ``trainer`` to resume from, ``sampler`` to serve and deploy."""
+    """The values of `Checkpoint.target`: ``trainer`` to resume training from, ``sampler`` to serve and deploy."""
 
     SAMPLER = "sampler"
     TRAINER = "trainer"
 
 
-class AvailabilityModel(StrEnum):
-    """Dedicated machines, or cheaper spot machines that may be taken away."""
+AuthScheme: TypeAlias = Literal["Bearer", "Api-Key"]
+"""How the API key stands in the ``Authorization`` header; the service accepts both."""
 
-    DEDICATED = "dedicated"
-    SPOT = "spot"
-
+AvailabilityModel: TypeAlias = Literal["dedicated", "spot"]
+"""Dedicated machines, or cheaper spot machines that may be preempted."""
 
 Scope: TypeAlias = Literal["org"]
-"""Whose objects a listing shows: everybody's in the organization. Without it, only your own."""
+"""Whose objects a listing shows: those of the whole organization. Without a scope, only your own."""
 
 LogLevel: TypeAlias = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+"""The severity of a log line, lowest first."""
 
 SortDirection: TypeAlias = Literal["asc", "desc"]
+"""The order of log lines by time: oldest first, or newest first."""
 
 UseCase: TypeAlias = Literal["rl", "sft"]
+"""What a base model is to be trained for: reinforcement learning, or supervised fine-tuning."""
 
 _Id = Annotated[str, Meta(min_length=1)]
 _Positive = Annotated[int, Meta(ge=1)]
@@ -92,7 +98,7 @@ _Name = Annotated[str, Meta(min_length=1, max_length=255)]
 
 
 class CreateSessionRequest(Struct, frozen=True, kw_only=True):
-    """Body of ``POST sessions``; the project is only sent when one was given."""
+    """Body of ``POST sessions``; `training_project_id` is only sent when it is given."""
 
     training_project_id: str | None | UnsetType = UNSET
 
@@ -113,23 +119,23 @@ class _NewRun(Struct, frozen=True, kw_only=True):
 
 
 class CreateRunRequest(_NewRun, frozen=True, kw_only=True):
-    """Body of ``POST /v1/loops/runs``, which makes a trainer and its paired sampler.
+    """Body of ``POST /v1/loops/runs``, which creates a trainer and its paired sampler.
 
-    `max_seq_len` None is the model's maximum. `lora_rank` defaults to 64 here, as on the wire;
-    `ServiceClient.create_lora_training_client` sends 32. `scale_down_delay_seconds` is how long the trainer
-    stays up unused. `path` is a ``bt://loops:<run>/weights/<name>`` to start from.
-    Source: control-plane reference 3.2; the fields after `reuse_from_session_id` are newer and are only sent
-    when given.
+    `max_seq_len` is the longest training example in tokens, None for the model's maximum; the same limit is called
+    `max_seq_length` when a sampler is created. `lora_rank` defaults to 64 here, as on the wire;
+    `ServiceClient.create_lora_training_client` sends 32. The trainer is scaled to zero after
+    `scale_down_delay_seconds` without requests. `path` is a ``bt://loops:<run>/weights/<name>`` to start from.
+    The fields after `reuse_from_session_id` are for newer services and are only sent when they are given.
     """
 
     sampler_num_replicas: _Positive | None | UnsetType = UNSET
 
 
 class CreateTrainerRequest(_NewRun, frozen=True, kw_only=True):
-    """Body of ``POST trainers``, which makes a trainer without a sampler; newer than `CreateRunRequest`.
+    """Body of ``POST trainers``, which creates a trainer without a sampler; for newer services only.
 
-    The fields are those of `CreateRunRequest`; `base_checkpoint` is ``hf://<org>/<repo>[@<revision>]``, to train other
-    weights of the base model's architecture.
+    The fields are those of `CreateRunRequest`. `base_checkpoint` is ``hf://<org>/<repo>[@<revision>]``: other weights
+    of the base model's architecture to train.
     """
 
     base_checkpoint: str | None | UnsetType = UNSET
@@ -138,7 +144,9 @@ class CreateTrainerRequest(_NewRun, frozen=True, kw_only=True):
 class CreateSamplerRequest(Struct, frozen=True, kw_only=True):
     """Body of ``POST samplers``. `model_path` is a ``bt://loops:<run>/sampler_weights/<name>``.
 
-    `run_id` pairs the sampler with a run, of which it then serves the weights; doing it twice gives the same sampler.
+    `max_seq_length` is the longest prompt plus completion in tokens, None for the model's maximum; `CreateRunRequest`
+    calls the limit `max_seq_len`. `run_id` pairs the sampler with a run, whose weights it then serves; a second
+    request for the same run returns the same sampler.
     """
 
     session_id: _Id
@@ -152,9 +160,11 @@ class CreateSamplerRequest(Struct, frozen=True, kw_only=True):
 
 
 class DeployCheckpointsRequest(Struct, frozen=True, kw_only=True):
-    """Body of ``POST checkpoints/deploy``: which sampler checkpoints (`Checkpoint.id`) to serve, as what, on what.
+    """Body of ``POST checkpoints/deploy``.
 
-    `hf_secret_name` names the workspace's secret with a Hugging Face token.
+    `checkpoint_ids` are the `Checkpoint.id` of sampler checkpoints. `model_name` is the name of the new model,
+    `instance_type_id` the machine to run it on, and `hf_secret_name` the workspace's secret that holds a Hugging Face
+    token.
     """
 
     checkpoint_ids: Annotated[list[_Id], Meta(min_length=1)]
@@ -167,19 +177,19 @@ class DeployCheckpointsRequest(Struct, frozen=True, kw_only=True):
 
 
 class Status(Struct, frozen=True):
-    """The state of a run, sampler or deployment, as one word; None where the service says none."""
+    """The state of a run, sampler or deployment, e.g. ``ACTIVE``; None where the service sends none."""
 
     name: str | None = None
 
 
 class User(Struct, frozen=True):
-    """Whoever made an object."""
+    """The user who created an object."""
 
     email: str | None = None
 
 
 class Team(Struct, frozen=True, kw_only=True):
-    """A team of the organization; `default` is the one that calls without a team belong to."""
+    """A team of the organization; `default` is True for the team of calls that name none."""
 
     id: str
     name: str
@@ -188,7 +198,7 @@ class Team(Struct, frozen=True, kw_only=True):
 
 
 class InstanceType(Struct, frozen=True, kw_only=True):
-    """What one node is: memory in MiB, processors in thousandths, GPUs."""
+    """The hardware of one node: memory in MiB, CPU in thousandths of a core, GPUs."""
 
     id: str
     name: str | None = None
@@ -200,13 +210,13 @@ class InstanceType(Struct, frozen=True, kw_only=True):
 
 
 class Session(Struct, frozen=True, kw_only=True):
-    """A session: what runs and samplers belong to."""
+    """A session, which groups runs and samplers."""
 
     id: str
 
 
 class Sampler(Struct, frozen=True, kw_only=True):
-    """A sampler. `model_id` and `deployment_id` are None for a serverless one."""
+    """A sampler at `base_url`. `model_id` and `deployment_id` are None for a serverless sampler."""
 
     id: str
     base_url: str
@@ -222,7 +232,7 @@ class Sampler(Struct, frozen=True, kw_only=True):
 
 
 class Run(Struct, frozen=True, kw_only=True):
-    """A run: a trainer at `base_url`, with its paired sampler where it has one."""
+    """A run: a trainer at `base_url`, with its paired sampler if it has one."""
 
     id: str
     session_id: str
@@ -239,7 +249,7 @@ class Run(Struct, frozen=True, kw_only=True):
 
 
 class Deployment(Struct, frozen=True, kw_only=True):
-    """What a trainer runs on; `status` is such as RUNNING, SCALED_TO_ZERO or FAILED."""
+    """The deployment of a trainer; `status` is e.g. ``RUNNING``, ``SCALED_TO_ZERO`` or ``FAILED``."""
 
     id: str
     base_model: str
@@ -256,7 +266,7 @@ class Deployment(Struct, frozen=True, kw_only=True):
 
 
 class Deactivated(Struct, frozen=True, kw_only=True):
-    """What was switched off."""
+    """The run, sampler or deployment that was deactivated."""
 
     id: str
     base_model: str | None = None
@@ -264,13 +274,13 @@ class Deactivated(Struct, frozen=True, kw_only=True):
 
 
 class LoraAdapterConfig(Struct, frozen=True):
-    """The shape of a saved adapter."""
+    """The LoRA rank of a saved adapter."""
 
     rank: int | None = msgspec.field(default=None, name="r")
 
 
 class LoraConfig(Struct, frozen=True, kw_only=True):
-    """Which modules an adapter changes; `targets` names them."""
+    """The LoRA settings of an adapter; `targets` are the names of the modules that it changes."""
 
     config_version: str | None = None
     targets: list[str] = []
@@ -278,7 +288,11 @@ class LoraConfig(Struct, frozen=True, kw_only=True):
 
 
 class Checkpoint(Struct, frozen=True, kw_only=True):
-    """A saved checkpoint. `id` is its key everywhere; `checkpoint_id` is the name it was saved under."""
+    """A saved checkpoint.
+
+    `id` identifies it in every call; `checkpoint_id` is the name under which it was saved. `target` is one of
+    `CheckpointTarget`, or a value that this version does not know.
+    """
 
     id: str = ""
     run_id: str
@@ -294,7 +308,7 @@ class Checkpoint(Struct, frozen=True, kw_only=True):
 
 
 class CheckpointFile(Struct, frozen=True, kw_only=True):
-    """One file of a checkpoint. `url` is short-lived and carries its own authorization."""
+    """One file of a checkpoint. `url` is short-lived and needs no API key."""
 
     url: str
     relative_file_name: str
@@ -311,13 +325,13 @@ class CheckpointFile(Struct, frozen=True, kw_only=True):
         )
 
     def __rich_repr__(self) -> list[tuple[str, object]]:
-        # rich reads fields by itself; it must not see more than `repr` shows.
+        # rich would read the fields itself and show the whole URL, which `repr` does not.
         shown = self.url.split("?", 1)[0]
         return [("url", shown), ("relative_file_name", self.relative_file_name), ("size_bytes", self.size_bytes)]
 
 
 class CheckpointFilesResponse(Struct, frozen=True, kw_only=True):
-    """One page of a checkpoint's files; `next_page_token` is the offset of the next, None on the last."""
+    """One page of a checkpoint's files; `next_page_token` is the offset of the next page, None on the last."""
 
     presigned_urls: list[CheckpointFile]
     next_page_token: int | None = None
@@ -325,14 +339,14 @@ class CheckpointFilesResponse(Struct, frozen=True, kw_only=True):
 
 
 class DebugArchiveFilesResponse(Struct, frozen=True, kw_only=True):
-    """One page of a deployment's debug archive; `next_page_token` asks for the next, None on the last."""
+    """One page of a deployment's debug archive; `next_page_token` names the next page, None on the last."""
 
     presigned_urls: list[CheckpointFile]
     next_page_token: str | None = None
 
 
 class CheckpointSource(Struct, frozen=True, kw_only=True):
-    """Where a checkpoint's files are: ``s3``, which has file URLs, or a ``volume`` that must be mounted."""
+    """Where a checkpoint's files are stored: `kind` is ``s3``, with file URLs, or ``volume``, which must be mounted."""
 
     kind: str
     volume_ref: str | None = None
@@ -340,7 +354,7 @@ class CheckpointSource(Struct, frozen=True, kw_only=True):
 
 
 class CheckpointDownload(Struct, frozen=True, kw_only=True):
-    """A downloaded checkpoint: `bytes_written` is its size on disk, `bytes_fetched` what this call had to fetch."""
+    """A downloaded checkpoint: `bytes_written` is its size on disk, `bytes_fetched` the part that this call fetched."""
 
     dest_dir: Path
     file_count: int
@@ -349,7 +363,7 @@ class CheckpointDownload(Struct, frozen=True, kw_only=True):
 
 
 class DownloadProgress(Struct, frozen=True, kw_only=True):
-    """How far a download is. What an earlier one left counts as done."""
+    """The progress of a download. Bytes that an earlier, interrupted download wrote count as done."""
 
     bytes_done: int
     bytes_total: int
@@ -358,10 +372,9 @@ class DownloadProgress(Struct, frozen=True, kw_only=True):
 
 
 class ProvisioningEvent(Struct, frozen=True, kw_only=True):
-    """A change on the way of a run or sampler.
+    """A change of state while a run or sampler is provisioned.
 
-    `stage` is ``created``, ``waiting``, ``ready``, ``failed`` or ``deactivated``; `status` is the state of its
-    deployment where the service tells it; `seconds` have passed since it was asked for.
+    `status` is the state of its deployment, if the service reports one; `seconds` is the time since the request.
     """
 
     kind: Literal["run", "sampler"]
@@ -372,14 +385,14 @@ class ProvisioningEvent(Struct, frozen=True, kw_only=True):
 
 
 class DeployedModel(Struct, frozen=True, kw_only=True):
-    """A model that was made of checkpoints, and its first deployment."""
+    """A model that was created from checkpoints, and its first deployment."""
 
     model_id: str
     deployment_id: str
 
 
 class EnablementDetails(Struct, frozen=True, kw_only=True):
-    """Why a model cannot be used, and what can be done about it."""
+    """Why a model cannot be used, and how to enable it."""
 
     reason: str | None = None
     reason_detail: str | None = None
@@ -389,7 +402,8 @@ class EnablementDetails(Struct, frozen=True, kw_only=True):
 class SupportedModel(Struct, frozen=True, kw_only=True):
     """A base model that the service can train and serve.
 
-    `max_context_length` is the older name of `max_seq_len`; `max_enabled_seq_len` is how much of it you may use.
+    `max_seq_len` is the longest sequence of the model in tokens; older services call it `max_context_length`, so each
+    of the two may be None. `max_enabled_seq_len` is the longest that your organization may use.
     """
 
     model_name: str
@@ -409,17 +423,17 @@ class ServerCapabilities(Struct, frozen=True, kw_only=True):
 
 
 class UserConfig(Struct, frozen=True, kw_only=True):
-    """Which GPUs to prefer, best first; None is the service's own choice."""
+    """The GPUs to prefer, best first; None leaves the choice to the service."""
 
     trainer_accelerator_priority: list[str] | None = None
     sampler_accelerator_priority: list[str] | None = None
 
 
-# --- what a deployment does ------------------------------------------------------------------------------------------
+# --- logs and metrics of deployments ---------------------------------------------------------------------------------
 
 
 class LogLine(Struct, frozen=True, kw_only=True):
-    """A line of a deployment's log; `timestamp` is in nanoseconds since 1970, as a string."""
+    """A line of a deployment's log; `timestamp` is the Unix time in nanoseconds, as a string."""
 
     timestamp: str
     message: str
@@ -429,7 +443,7 @@ class LogLine(Struct, frozen=True, kw_only=True):
 
     @property
     def time(self) -> datetime:
-        """The timestamp as a time, exact to the microsecond."""
+        """The timestamp as a `datetime` in UTC, with microseconds."""
         seconds, nanoseconds = divmod(int(self.timestamp), 1_000_000_000)
         return datetime.fromtimestamp(seconds, UTC).replace(microsecond=nanoseconds // 1000)
 
@@ -442,7 +456,7 @@ class MetricPoint(Struct, frozen=True, kw_only=True):
 
 
 class ResponseTimes(Struct, frozen=True, kw_only=True):
-    """Percentiles of the response time, in milliseconds."""
+    """Percentiles of the response time in milliseconds."""
 
     timestamp: datetime
     p50: float | None = None
@@ -451,7 +465,7 @@ class ResponseTimes(Struct, frozen=True, kw_only=True):
 
 
 class StatusCounts(Struct, frozen=True, kw_only=True):
-    """How many requests were answered with which class of status."""
+    """The number of answers by class of HTTP status."""
 
     timestamp: datetime
     status_2xx: float = 0.0
@@ -460,14 +474,14 @@ class StatusCounts(Struct, frozen=True, kw_only=True):
 
 
 class StorageMetrics(Struct, frozen=True, kw_only=True):
-    """Local storage in use: in bytes, and as a share of what there is."""
+    """Local storage in use: in bytes, and as a fraction of the total."""
 
     usage_bytes: list[MetricPoint] = []
     utilization: list[MetricPoint] = []
 
 
 class NodeMetrics(Struct, frozen=True, kw_only=True):
-    """Measurements of one node; those of GPUs are by rank."""
+    """Metrics of one node; those of GPUs are by rank."""
 
     node_id: str
     gpu_memory_usage_bytes: dict[str, list[MetricPoint]] = {}
@@ -478,7 +492,7 @@ class NodeMetrics(Struct, frozen=True, kw_only=True):
 
 
 class DeploymentMetrics(Struct, frozen=True, kw_only=True):
-    """Measurements of a deployment over time; those of GPUs are by rank."""
+    """Metrics of a deployment over time; those of GPUs are by rank."""
 
     inference_volume: list[MetricPoint] = []
     concurrent_requests: list[MetricPoint] = []

@@ -1,4 +1,4 @@
-"""Where a sampler runs, for those who know it from elsewhere."""
+"""Where a sampler runs, to describe one that was created elsewhere."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["BasetenDeployment", "LocalDeployment", "SamplerDeployment", "Serverl
 
 
 class BasetenDeployment(Struct, frozen=True, kw_only=True):
-    """A dedicated sampler; `api_base_url` is the control plane's, by default ``LOOPS_BASE_URL`` or the hosted one."""
+    """A dedicated sampler. `api_base_url` is its control plane's; default ``LOOPS_BASE_URL``, else the hosted one."""
 
     base_url: str
     model_id: str
@@ -25,7 +25,7 @@ class LocalDeployment(Struct, frozen=True, kw_only=True):
 
 
 class ServerlessDeployment(Struct, frozen=True, kw_only=True):
-    """A sampler behind a queue."""
+    """A serverless sampler, whose requests go through a queue."""
 
     base_url: str
 

@@ -1,4 +1,4 @@
-"""What goes into a model: token and image chunks, and training examples made of them."""
+"""Model inputs of token and image chunks, and training examples."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Datum", "EncodedTextChunk", "ExternalRef", "ImageAssetPointerChunk",
 
 
 class EncodedTextChunk(Struct, frozen=True, tag="encoded_text", tag_field="type"):
-    """A stretch of text, as token ids."""
+    """A piece of text, as token ids."""
 
     tokens: list[int]
 
@@ -29,7 +29,7 @@ class EncodedTextChunk(Struct, frozen=True, tag="encoded_text", tag_field="type"
 class ImageChunk(Struct, frozen=True, tag="image", tag_field="type", kw_only=True):
     """An image, as the bytes of a PNG or JPEG file (base64 on the wire).
 
-    `expected_tokens` is the number of positions that the model gives it; the service checks it.
+    `expected_tokens` is the number of positions that the image takes in the model's input; the service checks it.
     """
 
     data: bytes
@@ -56,7 +56,7 @@ class ImageChunk(Struct, frozen=True, tag="image", tag_field="type", kw_only=Tru
 
 
 class ImageAssetPointerChunk(Struct, frozen=True, tag="image_asset_pointer", tag_field="type"):
-    """A chunk type of the wire that no Loops service accepts; making one always fails."""
+    """A chunk type of the wire format that no Loops service accepts; the constructor always raises `InputError`."""
 
     location: str = ""
 
@@ -108,7 +108,7 @@ class ModelInput(Struct, frozen=True):
         return tokens
 
     def to_positions(self) -> list[int | None]:
-        """Return the token at each position; those of an image have none."""
+        """Return the token at each position; None at the positions of an image."""
         positions: list[int | None] = []
         for chunk in self.chunks:
             if isinstance(chunk, EncodedTextChunk):
@@ -129,7 +129,7 @@ class ModelInput(Struct, frozen=True):
 
 
 class ExternalRef(Struct, frozen=True, kw_only=True):
-    """Points at data that the service keeps, such as captured expert routing."""
+    """A reference to data that the service stores, e.g. captured expert routing."""
 
     uri: str
     version: Annotated[int, Meta(ge=1)]
@@ -138,10 +138,10 @@ class ExternalRef(Struct, frozen=True, kw_only=True):
 class Datum(Struct, frozen=True, kw_only=True):
     """One training example.
 
-    `model_input` has N positions; the tensors of `loss_fn_inputs` say what the loss needs at each of them,
-    for example ``target_tokens`` int64 of shape (N,) and ``weights`` float32 of shape (N,). The service does
-    not shift: the target at position i is the token that follows position i. Tensors may be given as lists,
-    numpy or torch arrays, `model_input` as a list of token ids.
+    `model_input` has N positions; the tensors of `loss_fn_inputs` hold the values that the loss needs at each position,
+    e.g. ``target_tokens`` int64 of shape (N,) and ``weights`` float32 of shape (N,). The service does not shift the
+    targets: the target at position i is the token that follows position i. Tensors may be given as lists, numpy arrays
+    or torch tensors, `model_input` as a list of token ids.
 
     Example:
         >>> from loops_async import Datum
@@ -188,11 +188,11 @@ def token_ids(tokens: Any, *, path: str) -> list[int]:
         return msgspec.convert(listed, list[int])  # checks and copies several times faster than a loop
     except msgspec.ValidationError:
         listed = plain_scalars(listed)
-    if strange := set(map(type, listed)) - {int}:
-        kinds = ", ".join(sorted(kind.__name__ for kind in strange))
-        raise InputError(path, f"expected whole numbers as token ids, got {kinds}")
+    if others := set(map(type, listed)) - {int}:
+        kinds = ", ".join(sorted(kind.__name__ for kind in others))
+        raise InputError(path, f"expected integers as token ids, got {kinds}")
     return listed
 
 
-# `msgspec` resolves annotations lazily; asking once here makes a mistake an import error.
+# `msgspec` resolves annotations lazily; resolving them here turns a mistake into an import error.
 msgspec.json.Decoder(Datum)

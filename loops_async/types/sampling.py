@@ -20,9 +20,9 @@ __all__ = ["SampleResponse", "SampleResult", "SampledPrompt", "SampledSequence",
 class SamplingParams(Struct, frozen=True, kw_only=True):
     """How to sample.
 
-    `temperature` 0 is greedy. `top_k` -1 and `top_p` 1.0 are off. `stop` is a string, a list of strings or a
-    list of token ids. With a `seed`, the same request gives the same samples; the samples of one request
-    differ from each other.
+    `max_tokens` limits the completion. `temperature` 0 is greedy decoding. `top_k` -1 and `top_p` 1.0 disable these
+    filters. `stop` is a string, a list of strings or a list of token ids. With a `seed`, the same request gives the
+    same samples; the samples of one request still differ from each other.
     """
 
     max_tokens: Annotated[int, Meta(ge=1)] | None = None
@@ -34,13 +34,13 @@ class SamplingParams(Struct, frozen=True, kw_only=True):
     structured_outputs: dict[str, Any] | None = None
 
 
-# `dict` is for what `cached_property` keeps.
+# `dict=True` gives `cached_property` a place to store its values.
 class SampledSequence(Struct, frozen=True, kw_only=True, dict=True):
     """One completion: its `tokens`, the logprob of each in nats, and why it ended.
 
-    `stop_reason` is ``"stop"`` or ``"length"``; a word that this version does not know is kept as it came.
-    A logprob that the service could not give is NaN. `tokens_array` and `logprobs_array` are the same as read-only
-    numpy arrays, made when first asked for: asking again, slicing and viewing copy nothing.
+    `stop_reason` is ``"stop"`` or ``"length"``; a value that this version does not know is kept unchanged.
+    A logprob that the service could not compute is NaN. `tokens_array` and `logprobs_array` hold the same numbers as
+    read-only numpy arrays, created on first access: later accesses, slices and views copy nothing.
 
     Example:
         >>> from loops_async import SampledSequence
@@ -82,9 +82,9 @@ TopK: TypeAlias = list[tuple[int, float]]
 class SampleResponse(Struct, frozen=True, kw_only=True):
     """The completions of one prompt.
 
-    `policy_version` is the adapter version that made them, where the sampler says it. The prompt's fields
-    are filled when asked for: `prompt_logprobs[i]` scores prompt token i and starts with None;
-    `topk_prompt_logprobs[i]` lists ``(token id, logprob)``, best first.
+    `policy_version` is the adapter version that generated them, if the sampler reports it. The fields about the prompt
+    are only set when they were requested: `prompt_logprobs[i]` is the logprob of prompt token i in nats, None for the
+    first; `topk_prompt_logprobs[i]` lists ``(token id, logprob)``, most likely first.
     """
 
     sequences: list[SampledSequence] = []
@@ -98,7 +98,7 @@ SampleResult = SampleResponse
 
 
 class SampledPrompt(Struct, frozen=True, kw_only=True):
-    """What became of one of many prompts: prompt number `index` got either a `response` or an `error`."""
+    """The result of one of many prompts: either a `response` or an `error` for prompt number `index`, from 0."""
 
     index: int
     response: SampleResponse | None = None

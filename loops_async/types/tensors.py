@@ -1,4 +1,4 @@
-"""Tensors as they travel: flat numbers, a dtype and a shape."""
+"""Tensors as on the wire: flat numbers, a dtype and a shape."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _INTS = frozenset({"int32", "int64", "int8"})
 DTYPES = _FLOATS | _INTS | {"bool"}
 _NUMBERS: frozenset[type] = frozenset({bool, int, float})
 _DTYPE_OF: tuple[tuple[Any, str], ...] = ((list[int], "int64"), (list[float], "float32"), (list[bool], "bool"))
-"""The dtypes of lists that say none."""
+"""The default dtype of a list, by the type of its numbers."""
 
 
 @runtime_checkable
 class SupportsToList(Protocol):
-    """What numpy and torch arrays have in common that matters here."""
+    """The part of numpy arrays and torch tensors that is used here."""
 
     @property
     def dtype(self) -> Any: ...
@@ -47,8 +47,8 @@ ArrayLike: TypeAlias = "TensorData | SupportsToList | Sequence[Number] | Sequenc
 class TensorData(msgspec.Struct, frozen=True, kw_only=True):
     """A tensor: `data` flat in row-major order, `dtype`, and `shape` as a list of ints.
 
-    `dtype` is one of float32, float16, bfloat16, float64, int32, int64, int8, bool. A NaN travels as
-    JSON ``null`` in both directions, so a ``null`` in a float tensor reads as NaN here.
+    `dtype` is one of float32, float16, bfloat16, float64, int32, int64, int8, bool. JSON has no NaN, so it is sent and
+    received as ``null``; a ``null`` in a float tensor becomes NaN.
 
     Example:
         >>> from loops_async import TensorData
@@ -70,11 +70,11 @@ class TensorData(msgspec.Struct, frozen=True, kw_only=True):
 
         Args:
             value: the numbers.
-            dtype: wire dtype; taken from the array, or int64 for integers and float32 for floats.
-            path: the name that errors give the value.
+            dtype: the dtype on the wire; None takes the array's, for lists int64, float32 or bool by their numbers.
+            path: the name of the value in errors.
 
         Raises:
-            InputError: for a ragged list, something that is not a number, or an unknown dtype.
+            InputError: the list is ragged, a value is not a number, or the dtype is unknown.
         """
         if isinstance(value, TensorData):
             return value if dtype in (None, value.dtype) else cls(data=value.data, dtype=dtype, shape=value.shape)
@@ -98,23 +98,23 @@ class TensorData(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def from_numpy(cls, array: np.ndarray[Any, Any]) -> TensorData:
-        """Make a tensor from a numpy array, keeping its dtype and shape."""
+        """Make a tensor from a numpy array, with its dtype and shape."""
         return cls.of(array)
 
     @classmethod
     def from_torch(cls, tensor: torch.Tensor) -> TensorData:
-        """Make a tensor from a torch tensor, keeping its dtype and shape."""
+        """Make a tensor from a torch tensor, with its dtype and shape."""
         return cls.of(tensor.detach())
 
     def tolist(self) -> list[Any]:
-        """Return the numbers, nested as `shape` says."""
+        """Return the numbers as lists nested according to `shape`."""
         nested: list[Any] = list(self.data)
         for size in reversed(self.shape[1:]):
             nested = [nested[i : i + size] for i in range(0, len(nested), size)]
         return nested
 
     def to_numpy(self) -> np.ndarray[Any, Any]:
-        """Return a numpy array of `shape` (bfloat16, which numpy lacks, becomes float32)."""
+        """Return a numpy array of `shape` and `dtype`; bfloat16, which numpy lacks, becomes float32."""
         import numpy as np
 
         dtype = "float32" if self.dtype == "bfloat16" else self.dtype
@@ -130,7 +130,7 @@ class TensorData(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def is_list_like(value: Any) -> TypeGuard[Sequence[Any]]:
-    """Whether `value` is a list, a tuple or the like, and not text."""
+    """Whether `value` is a sequence, e.g. a list or a tuple, but not text or bytes."""
     return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
@@ -141,14 +141,14 @@ def _known(dtype: str, path: str) -> str:
 
 
 def plain_scalar(value: Any) -> Any:
-    """Return Python's own number for a scalar of numpy or torch: the hook of every encoder."""
+    """Return the Python number of a numpy or torch scalar; every encoder uses this as its hook."""
     if isinstance(value, SupportsToList):
         return value.tolist()
-    raise TypeError(f"JSON has no word for {type(value).__name__}")
+    raise TypeError(f"{type(value).__name__} is not JSON serializable")
 
 
 def plain_scalars(values: Sequence[Any]) -> list[Any]:
-    """Return Python's own numbers in place of numpy and torch scalars."""
+    """Return Python numbers in place of numpy and torch scalars."""
     return [value.tolist() if hasattr(value, "tolist") else value for value in values]
 
 
@@ -161,7 +161,7 @@ def _are_numbers(data: list[Any]) -> bool:
 
 
 def _numbers(flat: list[Any], path: str) -> tuple[list[Any], str]:
-    """Return the values as Python's own numbers, and the dtype that they suggest."""
+    """Return the values as Python numbers, and their default dtype."""
     for kind, dtype in _DTYPE_OF:
         try:
             return msgspec.convert(flat, kind), dtype  # checks and copies several times faster than a loop
@@ -169,10 +169,10 @@ def _numbers(flat: list[Any], path: str) -> tuple[list[Any], str]:
             continue
     plain = plain_scalars(flat)
     kinds = set(map(type, plain))
-    if strange := kinds - _NUMBERS:
+    if others := kinds - _NUMBERS:
         if any(map(is_list_like, plain)):
             raise InputError(path, "expected every row to have the same length")
-        raise InputError(path, f"expected numbers, got {', '.join(sorted(kind.__name__ for kind in strange))}")
+        raise InputError(path, f"expected numbers, got {', '.join(sorted(kind.__name__ for kind in others))}")
     return plain, "bool" if kinds == {bool} else "float32" if float in kinds else "int64"
 
 

@@ -29,17 +29,18 @@ __all__ = [
 ]
 
 LossFnType: TypeAlias = Literal["cross_entropy", "importance_sampling", "ppo", "dppo", "cispo", "dro", "dpo"]
+"""The name of a built-in loss."""
 
 CustomLossFn: TypeAlias = "Callable[[list[Datum], list[torch.Tensor]], tuple[torch.Tensor, Mapping[str, float]]]"
-"""Computes a loss from examples and the logprobs of their targets; also returns metrics to report."""
+"""Computes a loss from examples and the logprobs of their targets; returns the loss and metrics to report."""
 
 _Finite = Meta(ge=0.0, le=1e308)
 
 
 class AdamParams(Struct, frozen=True, kw_only=True):
-    """Adam's settings for one optimizer step.
+    """Settings of AdamW for one optimizer step.
 
-    Decoupled weight decay; `grad_clip_norm` is the largest L2 norm of the whole gradient, 0 for no clipping.
+    `weight_decay` is decoupled; `grad_clip_norm` is the largest L2 norm of the whole gradient, 0 for no clipping.
     """
 
     learning_rate: Annotated[float, _Finite] = 1e-4
@@ -51,18 +52,18 @@ class AdamParams(Struct, frozen=True, kw_only=True):
 
 
 class WandbConfig(Struct, frozen=True, kw_only=True):
-    """Where training steps are logged: a Weights & Biases `project` and run `name`."""
+    """The Weights & Biases `project` and run `name` that training steps are logged to."""
 
     project: Annotated[str, Meta(min_length=1)]
     name: str | None = None
 
 
 class ForwardBackwardOutput(Struct, frozen=True, kw_only=True):
-    """What one forward pass computed.
+    """The result of a forward pass.
 
-    `loss` is the batch mean for telemetry. `loss_fn_outputs` has one dict for each datum, in order; its
-    ``logprobs`` has the shape of the datum's ``target_tokens``, entry k scoring target k in nats. Masked
-    positions are NaN.
+    `loss` is the mean over the batch, for monitoring. `loss_fn_outputs` has one dict for each datum, in order; its
+    ``logprobs`` have the shape of the datum's ``target_tokens``: the logprob of each target in nats, NaN at masked
+    positions.
     """
 
     loss: float = 0.0
@@ -72,7 +73,7 @@ class ForwardBackwardOutput(Struct, frozen=True, kw_only=True):
 
 
 class OptimStepResponse(Struct, frozen=True, kw_only=True):
-    """Numbers of one optimizer step, such as ``step``, ``learning_rate`` and ``grad_norm``."""
+    """Metrics of one optimizer step, e.g. ``step``, ``learning_rate`` and ``grad_norm``."""
 
     metrics: dict[str, float] | None = None
 
@@ -85,7 +86,7 @@ class SaveWeightsResponse(Struct, frozen=True, kw_only=True):
 
 
 class SaveWeightsForSamplerResponse(Struct, frozen=True, kw_only=True):
-    """Where the adapter was saved, and its `version`: the number of optimizer steps behind it."""
+    """Where the adapter was saved, and its `version`: the number of optimizer steps that led to it."""
 
     version: int = 0
     path: str = ""
@@ -105,7 +106,7 @@ class InitTrainerServerResponse(Struct, frozen=True, kw_only=True):
 
 
 class ModelData(Struct, frozen=True, kw_only=True):
-    """Which model is trained."""
+    """The model that is trained."""
 
     arch: str | None = None
     model_name: str
@@ -113,9 +114,10 @@ class ModelData(Struct, frozen=True, kw_only=True):
 
 
 class GetInfoResponse(Struct, frozen=True, kw_only=True):
-    """What a training client knows of its run, without asking the service.
+    """What a training client knows about its run without a request.
 
-    `lora_rank` is None for a client that was attached to a run: the service does not tell it.
+    `lora_rank` is None for a client that was attached to a run, since the service does not report it. `max_seq_len` is
+    the longest training example in tokens as the run was requested, None for the model's maximum.
     """
 
     model_data: ModelData

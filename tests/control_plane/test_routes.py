@@ -181,7 +181,7 @@ CASES = [
         lambda plane: plane.create_run(
             run_request(
                 name="sft",
-                availability_model=types.AvailabilityModel.SPOT,
+                availability_model="spot",
                 reuse_from_run_id="e2",
                 sampler_num_replicas=2,
                 path="bt://loops:e2/weights/end",
