@@ -43,6 +43,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "_creation",
         "control_plane",
         "_runtime",
+        "_requests",
         "_readiness",
         "_provisioning",
         "_tokenizers",
