@@ -189,7 +189,9 @@ def _compared(data: Sequence[Datum], training_logprobs: Sequence[ArrayLike]) -> 
         raise ImportError("drift metrics need numpy: pip install 'loops-async[numpy]'") from missing
 
     if len(data) != len(training_logprobs):
-        raise InputError("training_logprobs", f"expected one entry for each of {len(data)} datums; got {len(training_logprobs)}")
+        raise InputError(
+            "training_logprobs", f"expected one entry for each of {len(data)} datums; got {len(training_logprobs)}"
+        )
     parts: list[Floats] = [np.empty((4, 0))]
     for index, (datum, trained) in enumerate(zip(data, training_logprobs, strict=True)):
         sample = _input(datum, "logprobs", index)

@@ -1,7 +1,7 @@
-"""The command line ``loops``: the daily work with runs, samplers, checkpoints and deployments. Needs the ``cli`` extra.
+"""The command line ``loops``: runs, samplers, checkpoints and deployments without Python. Needs the ``cli`` extra.
 
-Exit codes: 0 done, 1 the service or this machine failed, 2 the request was wrong, 3 the key was refused, 4 there is no
-such thing, 5 it did not come up, 6 the service was not reached, 130 interrupted.
+Exit codes: 0 success, 1 the service or this machine failed, 2 invalid request, 3 API key rejected, 4 not found,
+5 provisioning failed or not ready in time, 6 service not reached, 130 interrupted.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    epilog="The key is read from BASETEN_API_KEY, or asked for. Exit codes: 1 failed, 2 wrong request, 3 key refused, "
-    "4 no such thing, 5 did not come up, 6 service not reached, 130 interrupted.",
+    epilog="The API key is read from BASETEN_API_KEY, or prompted for. Exit codes: 1 failed, 2 invalid request, 3 key "
+    "rejected, 4 not found, 5 not ready, 6 service not reached, 130 interrupted.",
 )
 app.add_typer(runs.app, name="runs")
 app.add_typer(samplers.app, name="samplers")
@@ -30,8 +30,8 @@ app.command()(sample)
 app.add_typer(local.app, name="local")
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(is_given: bool) -> None:
+    if is_given:
         typer.echo(__version__)
         raise typer.Exit
 
@@ -39,10 +39,16 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def options(
     context: typer.Context,
-    base_url: Annotated[str | None, typer.Option(help="Default LOOPS_BASE_URL, else the hosted service.")] = None,
-    team: Annotated[str | None, typer.Option(help="A team's name or id; default LOOPS_TEAM, else your own.")] = None,
+    base_url: Annotated[
+        str | None, typer.Option(help="The service; default LOOPS_BASE_URL, else the hosted one.")
+    ] = None,
+    team: Annotated[
+        str | None, typer.Option(help="The name or id of a team; default LOOPS_TEAM, else your own.")
+    ] = None,
     auth_scheme: Annotated[str, typer.Option(help="Bearer or Api-Key.")] = "Bearer",
-    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
     """Baseten Loops: LoRA training runs, samplers and checkpoints."""
     context.obj = Connection(base_url=base_url, team=team, auth_scheme=auth_scheme)

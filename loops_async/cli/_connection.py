@@ -1,4 +1,4 @@
-"""How a command reaches the service, and how it ends."""
+"""How a command connects to the service, and how it ends."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from functools import cached_property
 from typing import Any, Final, NoReturn, TypeVar
 
 import typer
 from msgspec import Struct
 
-from .._http.settings import resolve_settings
+from .._http.settings import Settings, resolve_settings
 from .._session.runtime import Runtime
 from ..client import ServiceClient
 from ..control_plane import ControlPlane, resolve_team
@@ -47,47 +47,36 @@ EXIT_CODES: Final[tuple[tuple[int, tuple[type[LoopsError], ...]], ...]] = (
 )
 
 
-class Connection(Struct, frozen=True):
-    """The options that stand before the command; the rest comes from the environment."""
+# `dict=True` gives `cached_property` a place to store its value.
+class Connection(Struct, frozen=True, dict=True):
+    """The options before the command; everything else comes from the environment."""
 
     base_url: str | None = None
     team: str | None = None
     auth_scheme: str = "Bearer"
 
-    @property
+    @cached_property
     def arguments(self) -> dict[str, Any]:
-        """Arguments of a client; the key is asked for when there is none and somebody can answer."""
+        """The arguments of a client. Prompts for a missing API key, once, if standard input is a terminal."""
         key = os.environ.get("BASETEN_API_KEY") or None
-        if key is None and _somebody_answers():
+        if key is None and _is_interactive():
             key = typer.prompt("API key (BASETEN_API_KEY)", hide_input=True, err=True)
         return {"api_key": key, "base_url": self.base_url, "team": self.team, "auth_scheme": self.auth_scheme}
 
+    @property
+    def settings(self) -> Settings:
+        """The settings that a client makes of these arguments and the environment."""
+        return resolve_settings(**self.arguments)
 
-def _somebody_answers() -> bool:
+
+def _is_interactive() -> bool:
     return sys.stdin.isatty()
 
 
 def connection(context: typer.Context) -> Connection:
-    """Return the options that stand before the command."""
+    """Return the options before the command."""
     found: Connection = context.obj
     return found
-
-
-@asynccontextmanager
-async def runtime(context: typer.Context) -> AsyncGenerator[Runtime]:
-    """Reach the service without opening a session, which only what is created needs."""
-    opened = Runtime(resolve_settings(**connection(context).arguments))
-    try:
-        yield opened
-    finally:
-        await opened.close()
-
-
-@asynccontextmanager
-async def control_plane(context: typer.Context) -> AsyncGenerator[ControlPlane]:
-    """Reach the control plane."""
-    async with runtime(context) as opened:
-        yield opened.control_plane
 
 
 def service(context: typer.Context) -> ServiceClient:
@@ -96,13 +85,13 @@ def service(context: typer.Context) -> ServiceClient:
 
 
 async def team_id(context: typer.Context, plane: ControlPlane) -> str | None:
-    """Return the id of the team that was named before the command."""
-    team = connection(context).team
+    """Return the id of the team to act for, None for the key's own."""
+    team = connection(context).settings.team
     return None if team is None else await resolve_team(plane, team)
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Do a command's work. Whatever fails becomes one readable paragraph and an exit code."""
+    """Run a command's coroutine; an error becomes one paragraph on standard error and an exit code."""
     try:
         return asyncio.run(work)
     except KeyboardInterrupt:
@@ -115,31 +104,39 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         if os.environ.get("LOOPS_TRACEBACK"):
             raise
         fail(
-            f"{type(error).__name__}: {_paragraph(error)} This should not happen: please report it, with what "
-            "LOOPS_TRACEBACK=1 shows.",
+            f"{type(error).__name__}: {_paragraph(error)} This should not happen: please report it, with the output "
+            "of the same command under LOOPS_TRACEBACK=1.",
             FAILED,
         )
 
 
-def on_control_plane(context: typer.Context, work: Callable[[ControlPlane], Awaitable[T]]) -> T:
-    """Do the work of a command that needs the control plane alone."""
+def on_service(context: typer.Context, work: Callable[[Runtime], Awaitable[T]]) -> T:
+    """Run a command that needs no session, as only those do that create runs or samplers."""
 
     async def connected() -> T:
-        async with control_plane(context) as plane:
-            return await work(plane)
+        runtime = Runtime(connection(context).settings)
+        try:
+            return await work(runtime)
+        finally:
+            await runtime.close()
 
     return run(connected())
 
 
+def on_control_plane(context: typer.Context, work: Callable[[ControlPlane], Awaitable[T]]) -> T:
+    """Run a command that needs only the control plane."""
+    return on_service(context, lambda runtime: work(runtime.control_plane))
+
+
 async def all_of(work: Iterable[Awaitable[T]]) -> tuple[list[T], list[Exception]]:
-    """Do several things at once; return the results of those that succeed, and the errors of the others."""
+    """Run several things concurrently; return the results of those that succeed, and the errors of the others."""
     outcomes = await asyncio.gather(*work, return_exceptions=True)
     failures = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
     return [outcome for outcome in outcomes if not isinstance(outcome, BaseException)], failures
 
 
 def end(failures: Sequence[Exception]) -> None:
-    """End the command with an error if anything failed; the code is that of the first failure."""
+    """Print all failures; if there are any, end the command with the exit code of the first."""
     if failures:
         for failure in failures[1:]:
             complain(_paragraph(failure))
@@ -147,18 +144,18 @@ def end(failures: Sequence[Exception]) -> None:
 
 
 def exit_code(error: Exception) -> int:
-    """Return what a script learns of an error."""
+    """Return the exit code for an error."""
     return next((code for code, kinds in EXIT_CODES if isinstance(error, kinds)), FAILED)
 
 
 def fail(message: str, code: int) -> NoReturn:
-    """End the command with a message."""
+    """Print an error and end the command with an exit code."""
     complain(message)
     raise typer.Exit(code)
 
 
 def complain(message: str) -> None:
-    """Print a paragraph to standard error."""
+    """Print an error to standard error."""
     errors.print(f"loops: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -169,10 +166,10 @@ def _paragraph(error: Exception) -> str:
 
 
 def prepare() -> None:
-    """Set up what concerns the whole process."""
+    """Set up logging and signal handlers of the process."""
     logging.getLogger("loops_async").addHandler(_Notices())
-    # A job that is called off cleans up like one that is interrupted, and leaves no run that costs money. It takes the
-    # way of Ctrl-C, which an event loop hears between two steps and not in the middle of one.
+    # A job that is terminated must clean up like an interrupted one, so that no run is left that costs money. The
+    # event loop handles SIGINT between two steps, not in the middle of one.
     signal.signal(signal.SIGTERM, _interrupt)
 
 
@@ -181,7 +178,7 @@ def _interrupt(*_: object) -> None:
 
 
 class _Notices(logging.Handler):
-    """Shows what the library has to say while it works, such as that it tries again."""
+    """Prints the log of the library, e.g. its retries, to standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
         text = f"loops: {record.getMessage()}"

@@ -1,4 +1,4 @@
-"""Switching several things off with one command."""
+"""Deactivating several objects with one command."""
 
 from __future__ import annotations
 
@@ -8,25 +8,23 @@ import typer
 
 from ..control_plane import ControlPlane
 from ._connection import all_of, end, on_control_plane
-from ._show import show_json, show_text
+from ._show import emit, show_text
 
 
 def deactivate_all(
     context: typer.Context,
     ids: Sequence[str],
-    switch_off: Callable[[ControlPlane, str], Awaitable[object]],
+    deactivate: Callable[[ControlPlane, str], Awaitable[object]],
     *,
     as_json: bool,
 ) -> None:
-    """Switch off what has these ids, at once, and end the command with what was not possible."""
+    """Deactivate objects concurrently, print the ids of those that succeed, and end with the errors of the others."""
 
     async def one(plane: ControlPlane, id_: str) -> str:
-        await switch_off(plane, id_)
+        await deactivate(plane, id_)
         return id_
 
     done, failures = on_control_plane(context, lambda plane: all_of(one(plane, id_) for id_ in ids))
-    if as_json:
-        show_json({"deactivated": done})
-    elif done:
-        show_text(f"deactivated {', '.join(done)}")
+    if done or as_json:
+        emit({"deactivated": done}, as_json, lambda _: show_text(f"deactivated {', '.join(done)}"))
     end(failures)

@@ -1,4 +1,4 @@
-"""The files of ``loops sample``: prompts in, completions out, one JSON object a line."""
+"""The files of ``loops sample``: a prompt or its completions as one JSON object per line."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from ..types import SampleResponse
 STANDARD: Final = Path("-")
 
 
-class Row(Struct, kw_only=True):
-    """A line of the input: a text, token ids, or messages for the model's chat template."""
+class InputLine(Struct, kw_only=True):
+    """A prompt: text or token ids, or messages for the chat template of the model."""
 
     prompt: str | list[int] | None = None
     messages: list[dict[str, Any]] | None = None
@@ -34,40 +34,40 @@ class Completion(Struct, kw_only=True):
     stop_reason: str
 
 
-class Done(Struct, kw_only=True):
-    """A line of the output; `index` is the number of the input's line, from 0."""
+class OutputLine(Struct, kw_only=True):
+    """The completions of one prompt; `index` is the number of its line in the input, from 0."""
 
     index: int
     completions: list[Completion]
     policy_version: int | None = None
 
 
-def done(index: int, answer: SampleResponse) -> Done:
-    """Make the line for an answer."""
+def output_line(index: int, answer: SampleResponse) -> OutputLine:
+    """Return the line for an answer."""
     completions = [
         Completion(text=each.text, tokens=each.tokens, logprobs=each.logprobs, stop_reason=each.stop_reason)
         for each in answer.sequences
     ]
-    return Done(index=index, completions=completions, policy_version=answer.policy_version)
+    return OutputLine(index=index, completions=completions, policy_version=answer.policy_version)
 
 
-def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
-    """Yield the prompts of a file with the numbers of their lines; empty lines are left out."""
+def read_input(path: Path) -> Iterator[tuple[int, InputLine]]:
+    """Yield the prompts of a file with their line numbers, from 0; empty lines are skipped."""
     with sys.stdin.buffer if path == STANDARD else path.open("rb") as lines:
         for number, line in enumerate(lines):
             if not line.strip():
                 continue
             try:
-                row = msgspec.json.decode(line, type=Row)
+                row = msgspec.json.decode(line, type=InputLine)
             except msgspec.MsgspecError as problem:
-                raise InputError(f"{path}:{number + 1}", f"is no prompt: {problem}") from None
+                raise InputError(f"{path}:{number + 1}", f"is not a prompt: {problem}") from None
             if (row.prompt is None) == (row.messages is None):
                 raise InputError(f"{path}:{number + 1}", 'must have either "prompt" or "messages"')
             yield number, row
 
 
-def count_rows(path: Path) -> int | None:
-    """Return how many prompts a file has, None when it can be read only once."""
+def count_input(path: Path) -> int | None:
+    """Return the number of prompts in a file, None for standard input, which can be read only once."""
     if path == STANDARD:
         return None
     with path.open("rb") as lines:
@@ -75,44 +75,39 @@ def count_rows(path: Path) -> int | None:
 
 
 def finished(path: Path | None) -> set[int]:
-    """Return the numbers of the prompts that an output file has; half a line that a kill left is removed."""
+    """Return the numbers of the prompts whose answers are in the output; an incomplete last line is removed."""
     if path is None or not path.exists():
         return set()
     found: set[int] = set()
-    whole = 0
+    complete_bytes = 0
     with path.open("r+b") as lines:
         for number, line in enumerate(lines):
             if not line.endswith(b"\n"):
                 break
             try:
-                found.add(msgspec.json.decode(line, type=Done).index)
+                found.add(msgspec.json.decode(line, type=OutputLine).index)
             except msgspec.MsgspecError as problem:
                 raise InputError(
-                    f"{path}:{number + 1}", f"is no answer of `loops sample`: {problem}. Choose another --output"
+                    f"{path}:{number + 1}",
+                    f"is not a line that `loops sample` wrote: {problem}. Choose another --output",
                 ) from None
-            whole += len(line)
-        lines.truncate(whole)
+            complete_bytes += len(line)
+        lines.truncate(complete_bytes)
     return found
 
 
-class Output:
-    """Where answers go, each as soon as it is there."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-
-    def write(self, line: Done) -> None:
-        """Write a line to its end, so that a kill loses at most this one."""
-        self._file.write(msgspec.json.encode(line) + b"\n")
-        self._file.flush()
-
-
 @contextmanager
-def output(path: Path | None) -> Generator[Output]:
-    """Open the output, to go on where it ends."""
+def open_output(path: Path | None) -> Generator[BinaryIO]:
+    """Open the output to append to it."""
     if path is None:
-        yield Output(sys.stdout.buffer)
+        yield sys.stdout.buffer
         return
     with path.open("ab") as file:
-        yield Output(file)
+        yield file
         os.fsync(file.fileno())
+
+
+def write_line(file: BinaryIO, line: OutputLine) -> None:
+    """Write a line at once, so that a killed process loses at most this line."""
+    file.write(msgspec.json.encode(line) + b"\n")
+    file.flush()

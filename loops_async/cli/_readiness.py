@@ -1,4 +1,4 @@
-"""A live display of what is being provisioned."""
+"""A live display of provisioning."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from rich.table import Table
 from ..types import ProvisioningEvent
 from ._show import as_text, errors
 
-MOST_LINES = 16
+MAX_LINES = 16
 
 
 class Readiness:
-    """Shows each of a few runs or samplers in a line, and counts the states of many."""
+    """Shows a line for each run or sampler, or, if there are many, how many are in each state."""
 
     def __init__(self) -> None:
         self._last: dict[str, ProvisioningEvent] = {}
         self._started = monotonic()
 
-    def tell(self, event: ProvisioningEvent) -> None:
-        """Take note of an event."""
+    def update(self, event: ProvisioningEvent) -> None:
+        """Show an event."""
         self._last[event.id] = event
         if not errors.is_terminal:
             errors.print(
@@ -34,7 +34,7 @@ class Readiness:
     def __rich__(self) -> Table:
         table = Table.grid(padding=(0, 2))
         seconds = f"{monotonic() - self._started:.0f} s"
-        if len(self._last) <= MOST_LINES:
+        if len(self._last) <= MAX_LINES:
             for event in self._last.values():
                 took = f"{event.seconds:.0f} s" if event.stage == "ready" else seconds
                 table.add_row(event.kind, as_text(event.id), as_text(_state(event)), took)
@@ -51,7 +51,7 @@ def _state(event: ProvisioningEvent) -> str:
 
 @contextmanager
 def readiness() -> Generator[Readiness]:
-    """Show progress while the block runs, on standard error."""
+    """Show progress on standard error while the block runs."""
     shown = Readiness()
     if not errors.is_terminal:
         yield shown

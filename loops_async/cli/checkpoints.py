@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from .._checkpoints.download import checkpoint_files, download
+from .._session.runtime import Runtime
 from ..control_plane import ControlPlane
 from ..errors import NotFoundError
 from ..types import (
+    Checkpoint,
     CheckpointDownload,
     CheckpointFile,
     CheckpointSource,
@@ -19,125 +24,111 @@ from ..types import (
     DeployedModel,
     DownloadProgress,
 )
-from ._connection import control_plane, on_control_plane, run, runtime
+from ._connection import on_control_plane, on_service
 from ._options import AsJson
-from ._show import errors, show_fields, show_json, show_table, show_text, size
+from ._show import Columns, emit, progress, show_fields, show_table, show_text, size
 
-app: typer.Typer = typer.Typer(no_args_is_help=True, help="Checkpoints: what runs have saved.")
+app: typer.Typer = typer.Typer(no_args_is_help=True, help="Checkpoints that runs have saved.")
 
-CheckpointId = Annotated[str, typer.Argument(help="A checkpoint's id, or its bt:// path.")]
+CheckpointId = Annotated[str, typer.Argument(help="The id of a checkpoint, or its bt:// path.")]
+
+COLUMNS: Final[Columns[Checkpoint]] = {
+    "checkpoint": lambda checkpoint: checkpoint.id,
+    "name": lambda checkpoint: checkpoint.checkpoint_id,
+    "for": lambda checkpoint: checkpoint.target,
+    "run": lambda checkpoint: checkpoint.run_id,
+    "model": lambda checkpoint: checkpoint.base_model,
+    "rank": lambda checkpoint: checkpoint.lora_adapter_config and checkpoint.lora_adapter_config.rank,
+    "size": lambda checkpoint: size(checkpoint.size_bytes),
+    "created": lambda checkpoint: checkpoint.created_at,
+}
+FILE_COLUMNS: Final[Columns[CheckpointFile]] = {
+    "file": lambda file: file.relative_file_name,
+    "size": lambda file: size(file.size_bytes),
+    "node": lambda file: file.node_rank,
+    "written": lambda file: file.last_modified,
+}
+SOURCE_FIELDS: Final[Columns[CheckpointSource]] = {
+    "kind": lambda source: source.kind,
+    "volume": lambda source: source.volume_ref,
+    "path": lambda source: source.path,
+}
+MODEL_FIELDS: Final[Columns[DeployedModel]] = {
+    "model": lambda model: model.model_id,
+    "deployment": lambda model: model.deployment_id,
+}
 
 
 @app.command("list")
 def list_(
     context: typer.Context,
-    run_id: Annotated[str | None, typer.Option("--run", help="The checkpoints of this run.")] = None,
+    run_id: Annotated[str | None, typer.Option("--run", help="Those of this run.")] = None,
     base_model: Annotated[str | None, typer.Option("--model", help="Those of this base model.")] = None,
     path: Annotated[str | None, typer.Option(help="The one at this bt:// path.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the checkpoints of a run, of a model or at a path; give one of these."""
+    """List checkpoints; give exactly one of --run, --model, --path."""
     found = on_control_plane(
         context, lambda plane: plane.list_checkpoints(run_id=run_id, base_model=base_model, checkpoint_path=path)
     )
-    if as_json:
-        show_json(found)
-        return
-    show_table(
-        ["checkpoint", "name", "for", "run", "model", "rank", "size", "created"],
-        [
-            (
-                each.id,
-                each.checkpoint_id,
-                each.target,
-                each.run_id,
-                each.base_model,
-                each.lora_adapter_config and each.lora_adapter_config.rank,
-                size(each.size_bytes),
-                each.created_at,
-            )
-            for each in found
-        ],
-    )
+    emit(found, as_json, partial(show_table, COLUMNS))
 
 
 @app.command()
 def files(context: typer.Context, checkpoint: CheckpointId, as_json: AsJson = False) -> None:
-    """List a checkpoint's files; with --json also their short-lived URLs."""
+    """List the files of a checkpoint; --json also prints their short-lived URLs."""
 
-    async def work() -> list[CheckpointFile]:
-        async with runtime(context) as opened:
-            checkpoint_id = await _id(opened.control_plane, checkpoint)
-            return [file async for file in checkpoint_files(opened, checkpoint_id)]
+    async def work(runtime: Runtime) -> list[CheckpointFile]:
+        checkpoint_id = await _id(runtime.control_plane, checkpoint)
+        return [file async for file in checkpoint_files(runtime, checkpoint_id)]
 
-    found = run(work())
-    if as_json:
-        show_json(found)
-        return
-    show_table(
-        ["file", "size", "node", "written"],
-        [(each.relative_file_name, size(each.size_bytes), each.node_rank, each.last_modified) for each in found],
-    )
+    emit(on_service(context, work), as_json, partial(show_table, FILE_COLUMNS))
 
 
 @app.command("download")
 def download_(
     context: typer.Context,
     checkpoint: CheckpointId,
-    to: Annotated[Path | None, typer.Option(help="A directory; by default one named after the checkpoint.")] = None,
+    to: Annotated[Path | None, typer.Option(help="The directory; by default it is named after the checkpoint.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Download a checkpoint. What was stopped half-way is gone on with by the same command."""
+    """Download a checkpoint. The same command resumes an interrupted download."""
 
-    async def work() -> CheckpointDownload:
-        async with runtime(context) as opened:
-            checkpoint_id = await _id(opened.control_plane, checkpoint)
-            with _progress() as bar:
-                task = bar.add_task("", total=None, files="listing files")
+    async def work(runtime: Runtime) -> CheckpointDownload:
+        checkpoint_id = await _id(runtime.control_plane, checkpoint)
+        with _download_progress() as update:
+            return await download(runtime, checkpoint_id, to or Path(checkpoint_id), update)
 
-                def tell(done: DownloadProgress) -> None:
-                    bar.update(
-                        task,
-                        completed=done.bytes_done,
-                        total=done.bytes_total,
-                        files=f"{done.files_done} of {done.files_total} files",
-                    )
-
-                return await download(opened, checkpoint_id, to or Path(checkpoint_id), tell)
-
-    done = run(work())
-    if as_json:
-        show_json(done)
-    else:
-        fetched = f", {size(done.bytes_fetched)} of it now" if done.bytes_fetched != done.bytes_written else ""
-        show_text(f"{done.file_count} files, {size(done.bytes_written)}{fetched}, in {done.dest_dir}")
+    emit(on_service(context, work), as_json, _show_download)
 
 
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.fields[files]}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=errors,
-        transient=True,
-        disable=not errors.is_terminal,
-    )
+@contextmanager
+def _download_progress() -> Generator[Callable[[DownloadProgress], None]]:
+    """Show a progress bar while the block runs; yields the function that updates it."""
+    columns = (TextColumn("{task.fields[files]}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with progress(*columns, TimeRemainingColumn()) as bar:
+        task = bar.add_task("", total=None, files="listing files")
+
+        def update(now: DownloadProgress) -> None:
+            files = f"{now.files_done} of {now.files_total} files"
+            bar.update(task, completed=now.bytes_done, total=now.bytes_total, files=files)
+
+        yield update
+
+
+def _show_download(done: CheckpointDownload) -> None:
+    fetched = f", {size(done.bytes_fetched)} of it now" if done.bytes_fetched != done.bytes_written else ""
+    show_text(f"{done.file_count} files, {size(done.bytes_written)}{fetched}, in {done.dest_dir}")
 
 
 @app.command()
 def source(context: typer.Context, checkpoint: CheckpointId, as_json: AsJson = False) -> None:
-    """Show where a checkpoint's files are kept."""
+    """Show where the files of a checkpoint are stored."""
 
     async def work(plane: ControlPlane) -> CheckpointSource:
         return await plane.get_checkpoint_source(await _id(plane, checkpoint))
 
-    found = on_control_plane(context, work)
-    if as_json:
-        show_json(found)
-    else:
-        show_fields({"kind": found.kind, "volume": found.volume_ref, "path": found.path})
+    emit(on_control_plane(context, work), as_json, partial(show_fields, SOURCE_FIELDS))
 
 
 @app.command()
@@ -148,44 +139,35 @@ def validate(
     as_json: AsJson = False,
 ) -> None:
     """Check that a sampler can load a checkpoint."""
-
-    async def work(plane: ControlPlane) -> None:
-        await plane.validate_checkpoint(path, run_id=run_id)
-
-    on_control_plane(context, work)
-    show_json({"valid": path}) if as_json else show_text(f"{path} can be loaded")
+    on_control_plane(context, lambda plane: plane.validate_checkpoint(path, run_id=run_id))
+    emit({"valid": path}, as_json, lambda _: show_text(f"{path} can be loaded"))
 
 
 @app.command()
 def deploy(
     context: typer.Context,
     checkpoints: Annotated[list[str], typer.Argument(metavar="CHECKPOINT…", help="Ids or bt:// paths.")],
-    model_name: Annotated[str, typer.Option(help="What the model is to be called.")],
+    model_name: Annotated[str, typer.Option(help="The name of the new model.")],
     instance_type: Annotated[str, typer.Option(help="The id of the instance type to run on.")],
     hf_secret: Annotated[str, typer.Option(help="The workspace's secret that holds a Hugging Face token.")],
     as_json: AsJson = False,
 ) -> None:
-    """Deploy sampler checkpoints as a model. Doing it twice makes two."""
+    """Deploy sampler checkpoints as a model. Each call creates a new model."""
 
-    async def work() -> DeployedModel:
-        async with control_plane(context) as plane:
-            request = DeployCheckpointsRequest(
-                checkpoint_ids=[await _id(plane, each) for each in checkpoints],
-                model_name=model_name,
-                instance_type_id=instance_type,
-                hf_secret_name=hf_secret,
-            )
-            return await plane.deploy_checkpoints(request)
+    async def work(plane: ControlPlane) -> DeployedModel:
+        request = DeployCheckpointsRequest(
+            checkpoint_ids=[await _id(plane, each) for each in checkpoints],
+            model_name=model_name,
+            instance_type_id=instance_type,
+            hf_secret_name=hf_secret,
+        )
+        return await plane.deploy_checkpoints(request)
 
-    made = run(work())
-    if as_json:
-        show_json(made)
-    else:
-        show_fields({"model": made.model_id, "deployment": made.deployment_id})
+    emit(on_control_plane(context, work), as_json, partial(show_fields, MODEL_FIELDS))
 
 
 async def _id(plane: ControlPlane, checkpoint: str) -> str:
-    """Return the id of the checkpoint that an argument means."""
+    """Return the id of a checkpoint that is given by its id or its path."""
     if not checkpoint.startswith("bt:"):
         return checkpoint
     found = await plane.list_checkpoints(checkpoint_path=checkpoint)

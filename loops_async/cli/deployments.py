@@ -4,65 +4,59 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from functools import partial
 from time import time
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from ..control_plane import ControlPlane
-from ..types import DeploymentMetrics, LogLevel, LogLine, MetricPoint, ResponseTimes, StatusCounts
+from ..types import Deployment, DeploymentMetrics, LogLevel, LogLine, MetricPoint, ResponseTimes, StatusCounts
 from ._connection import on_control_plane
 from ._deactivate import deactivate_all
-from ._options import AsJson, Everybody, duration
-from ._show import plot, show_fields, show_json, show_json_line, show_table, show_text, size
+from ._options import AsJson, Everyone, duration
+from ._show import Columns, emit, plot, show_fields, show_json_line, show_table, show_text, size
 
-app: typer.Typer = typer.Typer(no_args_is_help=True, help="Deployments: what trainers run on.")
+app: typer.Typer = typer.Typer(no_args_is_help=True, help="Deployments of trainers.")
 
 FOLLOW_SECONDS = 2.0
-COLUMNS = 60
+PLOT_WIDTH: Final = 60
+
+COLUMNS: Final[Columns[Deployment]] = {
+    "deployment": lambda deployment: deployment.id,
+    "model": lambda deployment: deployment.base_model,
+    "status": lambda deployment: deployment.status.name,
+    "run": lambda deployment: deployment.active_run_id or deployment.latest_run_id,
+    "sampler status": lambda deployment: deployment.sampler and deployment.sampler.status.name,
+    "created": lambda deployment: deployment.created_at,
+}
+FIELDS: Final[Columns[Deployment]] = {
+    "id": lambda deployment: deployment.id,
+    "status": lambda deployment: deployment.status.name,
+    "base model": lambda deployment: deployment.base_model,
+    "active run": lambda deployment: deployment.active_run_id,
+    "latest run": lambda deployment: deployment.latest_run_id,
+    "machines": lambda deployment: deployment.instance_type and deployment.instance_type.name,
+    "nodes": lambda deployment: deployment.node_count,
+    "availability": lambda deployment: deployment.availability_model,
+    "url": lambda deployment: deployment.base_url,
+    "created": lambda deployment: deployment.created_at,
+    "by": lambda deployment: deployment.user and deployment.user.email,
+}
 
 
 @app.command("list")
-def list_(context: typer.Context, everybody: Everybody = False, as_json: AsJson = False) -> None:
-    """List deployments of trainers, in all states."""
-    found = on_control_plane(context, lambda plane: plane.list_deployments(scope="org" if everybody else None))
-    if as_json:
-        show_json(found)
-        return
-    show_table(
-        ["deployment", "model", "status", "run", "sampler status", "created"],
-        [
-            (
-                each.id,
-                each.base_model,
-                each.status.name,
-                each.active_run_id or each.latest_run_id,
-                each.sampler and each.sampler.status.name,
-                each.created_at,
-            )
-            for each in found
-        ],
-    )
+def list_(context: typer.Context, everyone: Everyone = False, as_json: AsJson = False) -> None:
+    """List the deployments of trainers, in every state."""
+    found = on_control_plane(context, lambda plane: plane.list_deployments(scope="org" if everyone else None))
+    emit(found, as_json, partial(show_table, COLUMNS))
 
 
 @app.command()
 def show(context: typer.Context, deployment_id: str, as_json: AsJson = False) -> None:
     """Show a deployment."""
     found = on_control_plane(context, lambda plane: plane.get_deployment(deployment_id))
-    fields = {
-        "id": found.id,
-        "status": found.status.name,
-        "base model": found.base_model,
-        "active run": found.active_run_id,
-        "latest run": found.latest_run_id,
-        "machines": found.instance_type and found.instance_type.name,
-        "nodes": found.node_count,
-        "availability": found.availability_model,
-        "url": found.base_url,
-        "created": found.created_at,
-        "by": found.user and found.user.email,
-    }
-    show_json(found) if as_json else show_fields(fields)
+    emit(found, as_json, partial(show_fields, FIELDS))
 
 
 @app.command()
@@ -71,7 +65,7 @@ def deactivate(
     deployment_ids: Annotated[list[str], typer.Argument(metavar="DEPLOYMENT_ID…")],
     as_json: AsJson = False,
 ) -> None:
-    """Switch deployments off. What was not saved is lost."""
+    """Deactivate deployments. Unsaved training state is lost."""
     deactivate_all(context, deployment_ids, ControlPlane.deactivate_deployment, as_json=as_json)
 
 
@@ -79,17 +73,19 @@ def deactivate(
 def logs(
     context: typer.Context,
     deployment_id: str,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new lines until Ctrl-C.")] = False,
-    since: Annotated[str, typer.Option(help="How far back: 90s, 30m, 2h, 1d (at most 7d).")] = "30m",
-    level: Annotated[LogLevel | None, typer.Option(help="Leave out less serious lines.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="Most lines to begin with.")] = 500,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Also show new lines, until Ctrl-C.")] = False,
+    since: Annotated[
+        str, typer.Option(help="Show this much of the past, e.g. 90s, 30m, 2h or 1d; at most 7d.")
+    ] = "30m",
+    level: Annotated[LogLevel | None, typer.Option(help="Leave out lines of a lower level.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="The largest number of past lines.")] = 500,
     as_json: AsJson = False,
 ) -> None:
-    """Show a deployment's log; with --json a line of JSON each."""
+    """Show the log of a deployment; --json prints one object per line."""
     seconds = duration(since)
 
     async def work(plane: ControlPlane) -> None:
-        # The newest lines, if there are more than wanted.
+        # If there are more lines than the limit, the newest count.
         lines = await plane.get_deployment_logs(
             deployment_id,
             start_epoch_millis=_millis(time() - seconds),
@@ -109,10 +105,10 @@ def logs(
 async def _new_lines(
     plane: ControlPlane, deployment_id: str, shown: list[LogLine], level: LogLevel | None
 ) -> AsyncGenerator[LogLine]:
-    """Yield the lines after those that were shown, for ever."""
+    """Yield the lines after those in `shown`, without end."""
     since = _millis(time())
     while True:
-        # The newest millisecond is asked for again, since more lines may have come in it.
+        # The newest millisecond is fetched again, since it may have more lines by now.
         since = max((_millis(line.time.timestamp()) for line in shown), default=since)
         shown = [line for line in shown if _millis(line.time.timestamp()) == since]
         await asyncio.sleep(FOLLOW_SECONDS)
@@ -142,10 +138,10 @@ def _millis(seconds: float) -> int:
 def metrics(
     context: typer.Context,
     deployment_id: str,
-    since: Annotated[str, typer.Option(help="How far back: 90s, 30m, 2h, 1d.")] = "1h",
+    since: Annotated[str, typer.Option(help="Show this much of the past, e.g. 90s, 30m, 2h or 1d.")] = "1h",
     as_json: AsJson = False,
 ) -> None:
-    """Draw what was measured of a deployment."""
+    """Plot the metrics of a deployment."""
     end = time()
     start = end - duration(since)
 
@@ -154,21 +150,24 @@ def metrics(
             deployment_id,
             start_epoch_millis=_millis(start),
             end_epoch_millis=_millis(end),
-            step_seconds=max(1, round((end - start) / COLUMNS)),
+            step_seconds=max(1, round((end - start) / PLOT_WIDTH)),
         )
 
-    found = on_control_plane(context, work)
-    if as_json:
-        show_json(found)
-        return
-    drawn = {name: points for name, points in _series(found) if points}
-    for name, points in drawn.items():
-        shown: Callable[[float], str] = _size if name.split("[")[0].endswith("bytes") else "{:.4g}".format
-        values = [value for _, value in points]
-        show_text(f"{name}: {shown(values[-1])} now, {shown(max(values))} at most")
-        show_text("\n".join(f"  {line}" for line in plot(points, start=start, end=end, width=COLUMNS)))
-    if not drawn:
-        show_text(f"nothing was measured in the last {since}")
+    def show_plots(found: DeploymentMetrics) -> None:
+        plotted = {name: points for name, points in _series(found) if points}
+        for name, points in plotted.items():
+            _show_plot(name, points, start, end)
+        if not plotted:
+            show_text(f"no metrics in the last {since}")
+
+    emit(on_control_plane(context, work), as_json, show_plots)
+
+
+def _show_plot(name: str, points: list[tuple[float, float]], start: float, end: float) -> None:
+    shown: Callable[[float], str] = _size if name.split("[")[0].endswith("bytes") else "{:.4g}".format
+    values = [value for _, value in points]
+    show_text(f"{name}: {shown(values[-1])} now, {shown(max(values))} at most")
+    show_text("\n".join(f"  {line}" for line in plot(points, start=start, end=end, width=PLOT_WIDTH)))
 
 
 def _size(count: float) -> str:
@@ -176,7 +175,7 @@ def _size(count: float) -> str:
 
 
 def _series(found: DeploymentMetrics) -> Iterator[tuple[str, list[tuple[float, float]]]]:
-    """Yield each measurement's name, and its values with their times."""
+    """Yield the name of each metric, with its points ``(time, value)``."""
     plain: dict[str, list[MetricPoint]] = {
         "requests": found.inference_volume,
         "concurrent_requests": found.concurrent_requests,

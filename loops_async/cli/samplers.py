@@ -2,31 +2,51 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from functools import partial
+from typing import Annotated, Final
 
 import typer
 
 from .._session.provisioning import switch_off_sampler
+from .._session.requests import sampler_request
 from ..control_plane import ControlPlane
 from ..errors import InputError
 from ..protocol import CheckpointUri
-from ..types import AvailabilityModel, CreateSamplerRequest, Sampler
-from ._connection import on_control_plane, run, service, team_id
+from ..types import Sampler
+from ._connection import connection, on_control_plane, run, service, team_id
 from ._deactivate import deactivate_all
-from ._options import AsJson, Everybody, Keep, NoWait, ReadyTimeout, Spot
+from ._options import AsJson, Everyone, Keep, NoWait, ReadyTimeout, Spot
 from ._readiness import readiness
-from ._show import show_fields, show_json, show_table
+from ._show import Columns, emit, show_fields, show_table
 
-app: typer.Typer = typer.Typer(no_args_is_help=True, help="Samplers: of runs, of checkpoints and of base models.")
+app: typer.Typer = typer.Typer(no_args_is_help=True, help="Samplers of runs, of checkpoints and of base models.")
+
+COLUMNS: Final[Columns[Sampler]] = {
+    "sampler": lambda sampler: sampler.id,
+    "model": lambda sampler: sampler.base_model,
+    "status": lambda sampler: sampler.status.name,
+    "deployment": lambda sampler: sampler.deployment_id,
+    "created": lambda sampler: sampler.created_at,
+}
+FIELDS: Final[Columns[Sampler]] = {
+    "id": lambda sampler: sampler.id,
+    "status": lambda sampler: sampler.status.name,
+    "base model": lambda sampler: sampler.base_model,
+    "model": lambda sampler: sampler.model_id,
+    "deployment": lambda sampler: sampler.deployment_id,
+    "url": lambda sampler: sampler.base_url,
+    "created": lambda sampler: sampler.created_at,
+    "by": lambda sampler: sampler.user and sampler.user.email,
+}
 
 
 @app.command()
 def create(
     context: typer.Context,
-    base_model: Annotated[str | None, typer.Argument(help="A base model; a checkpoint knows its own.")] = None,
+    base_model: Annotated[str | None, typer.Argument(help="A base model; by default that of --checkpoint.")] = None,
     checkpoint: Annotated[str | None, typer.Option(help="bt://loops:<run>/sampler_weights/<name> to serve.")] = None,
-    max_seq_len: Annotated[int | None, typer.Option(help="Longest prompt with its completion in tokens.")] = None,
-    replicas: Annotated[int | None, typer.Option(help="Copies.")] = None,
+    max_seq_len: Annotated[int | None, typer.Option(help="The longest prompt plus completion in tokens.")] = None,
+    replicas: Annotated[int | None, typer.Option(help="Copies of the sampler.")] = None,
     spot: Spot = False,
     ready_timeout: ReadyTimeout = 3600.0,
     keep: Keep = False,
@@ -34,34 +54,32 @@ def create(
     as_json: AsJson = False,
 ) -> None:
     """Create a sampler of a base model or of a checkpoint, and wait until it is ready."""
-    newer: dict[str, Any] = {
-        "num_replicas": replicas,
-        "availability_model": AvailabilityModel.SPOT if spot else None,
-    }
 
     async def work() -> Sampler:
         async with service(context) as client:
-            request = CreateSamplerRequest(
-                session_id=client.session_id,
-                base_model=await _model(client.control_plane, base_model, checkpoint),
+            plane = client.control_plane
+            request = sampler_request(
+                connection(context).settings,
+                client.session_id,
+                base_model=await _base_model(plane, base_model, checkpoint),
                 model_path=checkpoint,
                 max_seq_length=max_seq_len,
-                **{field: value for field, value in newer.items() if value is not None},
+                num_replicas=replicas,
+                availability_model="spot" if spot else None,
             )
             if no_wait:
-                team = await team_id(context, client.control_plane)
-                return await client.control_plane.create_sampler(request, team_id=team)
+                return await plane.create_sampler(request, team_id=await team_id(context, plane))
             with readiness() as shown:
                 made = await client.provision_sampler(
-                    request, ready_timeout=ready_timeout, keep_on_failure=keep, on_progress=shown.tell
+                    request, ready_timeout=ready_timeout, keep_on_failure=keep, on_progress=shown.update
                 )
-            return await client.control_plane.get_sampler(made.id)
+            return await plane.get_sampler(made.id)
 
     made = run(work())
-    show_json(made) if as_json else _show([made])
+    emit(made, as_json, lambda made: show_table(COLUMNS, [made]))
 
 
-async def _model(plane: ControlPlane, base_model: str | None, checkpoint: str | None) -> str:
+async def _base_model(plane: ControlPlane, base_model: str | None, checkpoint: str | None) -> str:
     if checkpoint is None:
         if base_model is None:
             raise InputError("BASE_MODEL", "give a base model, or --checkpoint")
@@ -70,37 +88,26 @@ async def _model(plane: ControlPlane, base_model: str | None, checkpoint: str | 
     found = await plane.list_checkpoints(checkpoint_path=checkpoint)
     known = found[0].base_model if found else None
     if base_model is None and known is None:
-        raise InputError("--checkpoint", f"the service does not know the model of {checkpoint}; give it, too")
+        raise InputError("--checkpoint", f"the service does not know the base model of {checkpoint}; also give it")
     return base_model or str(known)
 
 
 @app.command("list")
-def list_(context: typer.Context, everybody: Everybody = False, as_json: AsJson = False) -> None:
+def list_(context: typer.Context, everyone: Everyone = False, as_json: AsJson = False) -> None:
     """List samplers, the newest first."""
 
     async def work(plane: ControlPlane) -> list[Sampler]:
         team = await team_id(context, plane)
-        return await plane.list_samplers(scope="org" if everybody else None, team_id=team)
+        return await plane.list_samplers(scope="org" if everyone else None, team_id=team)
 
-    found = on_control_plane(context, work)
-    show_json(found) if as_json else _show(found)
+    emit(on_control_plane(context, work), as_json, partial(show_table, COLUMNS))
 
 
 @app.command()
 def show(context: typer.Context, sampler_id: str, as_json: AsJson = False) -> None:
     """Show a sampler."""
     found = on_control_plane(context, lambda plane: plane.get_sampler(sampler_id))
-    fields = {
-        "id": found.id,
-        "status": found.status.name,
-        "base model": found.base_model,
-        "model": found.model_id,
-        "deployment": found.deployment_id,
-        "url": found.base_url,
-        "created": found.created_at,
-        "by": found.user and found.user.email,
-    }
-    show_json(found) if as_json else show_fields(fields)
+    emit(found, as_json, partial(show_fields, FIELDS))
 
 
 @app.command()
@@ -109,16 +116,9 @@ def deactivate(
     sampler_ids: Annotated[list[str], typer.Argument(metavar="SAMPLER_ID…")],
     as_json: AsJson = False,
 ) -> None:
-    """Switch off samplers that belong to no run."""
+    """Deactivate samplers that are not paired with a run."""
 
-    async def switch_off(plane: ControlPlane, id_: str) -> None:
+    async def deactivate_sampler(plane: ControlPlane, id_: str) -> None:
         await switch_off_sampler(plane, await plane.get_sampler(id_))
 
-    deactivate_all(context, sampler_ids, switch_off, as_json=as_json)
-
-
-def _show(samplers: list[Sampler]) -> None:
-    show_table(
-        ["sampler", "model", "status", "deployment", "created"],
-        [(each.id, each.base_model, each.status.name, each.deployment_id, each.created_at) for each in samplers],
-    )
+    deactivate_all(context, sampler_ids, deactivate_sampler, as_json=as_json)

@@ -1,4 +1,4 @@
-"""Each command does what its name says, for people and for scripts."""
+"""Each command does what its name says, with human-readable output and with JSON."""
 
 from __future__ import annotations
 
@@ -33,6 +33,22 @@ def test_many_runs_at_once(cli: Cli) -> None:
     ids = [run["id"] for run in made]
     assert cli.json("runs", "deactivate", *ids) == {"deactivated": ids}
     assert {run["status"]["name"] for run in cli.json("runs", "list", "--model", "many")} == {"INACTIVE"}
+
+
+def test_the_environment_counts_for_new_runs_as_in_a_client(cli: Cli) -> None:
+    def create() -> Any:
+        [made] = cli.json("runs", "create", "echo", "--no-wait")
+        return made
+
+    cli.environment["LOOPS_AVAILABILITY_MODEL"] = "spot"
+    first, other = create(), create()
+    assert cli.json("deployments", "show", first["deployment_id"])["availability_model"] == "spot"
+    assert other["deployment_id"] != first["deployment_id"]
+    cli.environment["LOOPS_REUSE_FROM_SESSION_ID"] = first["session_id"]
+    second = create()
+    assert second["deployment_id"] == first["deployment_id"]
+    cli.environment["LOOPS_REUSE_FROM_RUN_ID"] = other["id"]
+    assert create()["deployment_id"] == other["deployment_id"], "a run takes precedence over a session"
 
 
 def test_some_of_many_fail(cli: Cli) -> None:
@@ -100,7 +116,10 @@ def test_deployments(cli: Cli, trained: tuple[str, str]) -> None:
     assert "inference_volume" in cli.json("deployments", "metrics", deployment_id, "--since", "10m")
     assert cli("deployments", "deactivate", deployment_id) == f"deactivated {deployment_id}\n"
     assert cli.json("deployments", "show", deployment_id)["status"]["name"] == "STOPPED"
-    assert "must be such as 90s" in cli("deployments", "logs", deployment_id, "--since", "soon", code=2) + cli.err
+    assert (
+        "expected a duration, e.g. 90s"
+        in cli("deployments", "logs", deployment_id, "--since", "soon", code=2) + cli.err
+    )
 
 
 @pytest.mark.usefixtures("trained")
@@ -199,8 +218,8 @@ def test_prompts_from_standard_input_to_standard_output(cli: Cli, trained: tuple
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ("{", r"prompts.jsonl:2: is no prompt"),
-        ('{"prompt": 3}', r"prompts.jsonl:2: is no prompt"),
+        ("{", r"prompts.jsonl:2: is not a prompt"),
+        ('{"prompt": 3}', r"prompts.jsonl:2: is not a prompt"),
         ("{}", 'prompts.jsonl:2: must have either "prompt" or "messages"'),
     ],
 )
@@ -217,5 +236,5 @@ def test_an_output_of_something_else_is_not_touched(cli: Cli, trained: tuple[str
     prompts.write_text(rows(1))
     precious.write_text("my diary\n")
     complaint = cli.fails("sample", "--run", run_id, "-i", str(prompts), "-o", str(precious), code=2)
-    assert "is no answer of `loops sample`" in complaint
+    assert "is not a line that `loops sample` wrote" in complaint
     assert precious.read_text() == "my diary\n"

@@ -56,6 +56,12 @@ def test_a_wrong_key(cli: Cli) -> None:
     assert "Check the API key" in cli.fails("runs", "list", code=3)
 
 
+def test_the_team_of_the_environment_counts_as_the_option(cli: Cli) -> None:
+    cli.environment["LOOPS_TEAM"] = "nobody"
+    for command in (("runs", "list"), ("samplers", "list"), ("runs", "create", "echo", "--no-wait")):
+        assert "there is no team 'nobody'" in cli.fails(*command, code=2)
+
+
 def test_no_service(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("loops_async._http.retry._pause", lambda *_: 0.0)
     complaint = cli.fails("--base-url", "http://127.0.0.1:1", "runs", "list", code=6)
@@ -68,7 +74,7 @@ def test_no_key_and_nobody_to_ask(cli: Cli) -> None:
 
 
 def test_a_missing_key_is_asked_for(cli: Cli, local: LocalService, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_connection, "_somebody_answers", lambda: True)
+    monkeypatch.setattr(_connection, "_is_interactive", lambda: True)
     cli.environment["BASETEN_API_KEY"] = ""
     assert json.loads(cli("capabilities", "--json", given=f"{local.api_key}\n"))
     assert "API key" in cli.err
