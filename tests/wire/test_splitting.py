@@ -18,7 +18,7 @@ from loops_async import (
     _encoding,
 )
 from loops_async.protocol import MAX_REQUEST_BYTES
-from tests.wire.scripted import Say, ScriptedService, done
+from tests.support.scripted import Say, ScriptedService, done
 
 LIMIT = 800
 
