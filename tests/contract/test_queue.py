@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -164,14 +163,6 @@ async def test_a_forgotten_sample_is_told_apart(local: LocalService, sampler: Sa
     local.faults.answer("GET */queue/operations/*", 404, {"error": "never heard"})
     with pytest.raises(UnknownRequestError, match="sample again"):
         await sampler.sample([5])
-
-
-async def test_a_full_queue_is_asked_again_when_it_says(local: LocalService, sampler: SamplingClient) -> None:
-    full = local.faults.answer("POST */queue/sample", 503, headers={"Retry-After": "0.3"})
-    started = time.monotonic()
-    assert (await sampler.sample([5])).sequences
-    assert time.monotonic() - started >= 0.3
-    assert len(full) == 1
 
 
 @pytest.mark.parametrize("is_lost", [False, True])

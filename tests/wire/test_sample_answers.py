@@ -316,6 +316,18 @@ async def test_a_sampler_that_stays_busy_is_given_up_in_time(
     assert quick.now == pytest.approx(100.0)
 
 
+async def test_a_full_queue_is_asked_again_when_it_says(
+    client: ServiceClient, service: ScriptedService, quick: Clock
+) -> None:
+    serverless = service.sampler(model_id=None, deployment_id=None)
+    service.answer("POST", "/v1/loops/samplers", Say(body={"sampler": serverless}))
+    sampler = await client.create_sampling_client(MODEL)
+    service.answer("POST", SAMPLE, Say(503, {"error": "full"}, {"Retry-After": "3"}))
+    service.answer("POST", SAMPLE, Say(body={"choices": [choice()]}))
+    assert (await sampler.sample([1])).sequences[0].tokens == [5, 6]
+    assert quick.pauses == [3.0]
+
+
 # --- arguments ---
 
 
