@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 import loops_local
-from tests.clock import Clock
+from loops_async._http.settings import FROM_ENVIRONMENT
+from tests.support.clock import Clock
+from tests.support.colours import Async, Blocking, Colour
+
+MOST_CALLS_AT_ONCE = 128
 
 
 @pytest.fixture(scope="session")
@@ -25,8 +30,18 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
+@pytest.fixture(params=["async", "sync"])
+def colour(request: pytest.FixtureRequest) -> Iterator[Colour]:
+    """Run the test with `loops_async`, and with `loops_sync` behind the same interface."""
+    if request.param == "async":
+        yield Async()
+    else:
+        with ThreadPoolExecutor(MOST_CALLS_AT_ONCE, "blocking") as threads:
+            yield Blocking(threads)
+
+
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever runs the tests may have an account."""
-    for name in ("BASETEN_API_KEY", "LOOPS_BASE_URL", "LOOPS_REUSE_FROM_SESSION_ID", "BT_LOOPS_MAX_CONNECTIONS"):
+    """The person who runs the tests may have an account."""
+    for name in ("BASETEN_API_KEY", "LOOPS_BASE_URL", "BT_LOOPS_MAX_CONNECTIONS", *FROM_ENVIRONMENT.values()):
         monkeypatch.delenv(name, raising=False)

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import loops_async
 from loops_async.cli._app import app
 from loops_local import LocalService, serve_in_thread
-from tests.engines import echo_unless_broken
+from tests.support.engines import echo_unless_broken
 
 NO_TRACEBACK = "Traceback"
 

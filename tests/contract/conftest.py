@@ -1,9 +1,8 @@
-"""The service under test, over real sockets, and a client of each colour."""
+"""The embedded service over real sockets, and a client of each colour."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from uuid import uuid4
 
 import pytest
@@ -11,10 +10,8 @@ import pytest
 from loops_async import ServiceClient, TrainingClient
 from loops_async._http import retry
 from loops_local import LocalService, serve_in_thread
-from tests.contract._colours import Async, Blocking, Colour
-from tests.contract._engine import Engines, WatchedEngine
-
-MOST_CALLS_AT_ONCE = 128
+from tests.support.colours import Colour
+from tests.support.engines import Engines, WatchedEngine
 
 
 @pytest.fixture(autouse=True)
@@ -38,8 +35,15 @@ def engines() -> Engines:
 
 @pytest.fixture(scope="module")
 def local(engines: Engines) -> Iterator[LocalService]:
-    """One service for all tests of a module: runs share nothing, and what is provisioned is ready at once."""
+    """One service for all tests of a module: runs share nothing, and everything is provisioned at once."""
     with serve_in_thread(engine=engines, provisioning_seconds=0.0) as local:
+        yield local
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Iterator[LocalService]:
+    """One service that really trains, for the tests of numbers; importing torch takes seconds."""
+    with serve_in_thread(engine="torch", model="tiny", provisioning_seconds=0.0) as local:
         yield local
 
 
@@ -50,15 +54,6 @@ def engine(engines: Engines) -> Iterator[WatchedEngine]:
     yield engine
     engine.training.set()
     engine.release_samples()
-
-
-@pytest.fixture(params=["async", "sync"])
-def colour(request: pytest.FixtureRequest) -> Iterator[Colour]:
-    if request.param == "async":
-        yield Async()
-    else:
-        with ThreadPoolExecutor(MOST_CALLS_AT_ONCE, "blocking") as threads:
-            yield Blocking(threads)
 
 
 @pytest.fixture

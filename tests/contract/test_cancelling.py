@@ -1,4 +1,4 @@
-"""What cancellation does, where a task may be cancelled: in `loops_async`."""
+"""Gathered calls and their cancellation, in `loops_async`: there are no tasks in `loops_sync`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 from loops_async import AdamParams, OperationFuture, ServiceClient, TrainingClient
 from loops_async._http import body
 from loops_local import LocalService
-from tests.contract._colours import Async, Colour
-from tests.contract._engine import WatchedEngine
-from tests.contract._helpers import FEW_TOKENS, PROMPT, eventually, example, train, version_sampled
+from tests.support.colours import Async, Colour
+from tests.support.engines import WatchedEngine
+from tests.support.work import FEW_TOKENS, PROMPT, body_of, eventually, example, train, version_sampled
 
 
 @pytest.fixture
@@ -149,3 +149,33 @@ async def test_one_failure_in_a_group_cancels_the_others_cleanly(
     assert [type(error) for error in raised.value.exceptions] == [ZeroDivisionError]
     engine.release_samples()
     assert (await (await trainer.forward([example()]))).loss_fn_outputs
+
+
+async def test_a_creation_that_is_cancelled_before_its_answer_leaves_nothing(
+    service: ServiceClient, engine: WatchedEngine, local: LocalService
+) -> None:
+    arrived = local.faults.delay("POST */runs", 0.2)
+    creating = asyncio.create_task(service.create_lora_training_client(engine.name))
+    await eventually(lambda: arrived)
+    creating.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await creating
+    (run,) = await service.control_plane.list_runs(base_model=engine.name)
+    assert run.status.name == "INACTIVE"
+
+
+async def test_gathered_calls_of_two_clients_of_a_run_keep_one_order(
+    local: LocalService, service: ServiceClient, trainer: TrainingClient, engine: WatchedEngine
+) -> None:
+    sent = local.faults.watch(f"POST */{trainer.run_id}/*", times=6)
+    attached = await service.attach_training_client(trainer.run_id)
+    calls: list[Coroutine[Any, Any, OperationFuture[Any]]] = [
+        trainer.forward([example(1)]),
+        attached.optim_step(AdamParams(learning_rate=2.0)),
+        trainer.forward([example(3)]),
+        attached.optim_step(AdamParams(learning_rate=4.0)),
+    ]
+    for future in await asyncio.gather(*calls):
+        await future
+    assert [body_of(request)["seq_id"] for request in sent] == [2, 3, 4, 5]
+    assert engine.done == [("forward", 1), ("optim_step", 2.0), ("forward", 3), ("optim_step", 4.0)]

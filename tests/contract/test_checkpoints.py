@@ -8,11 +8,18 @@ from typing import Any
 
 import pytest
 
-from loops_async import CheckpointTarget, InputError, LoraAdapterConfig, NotFoundError, ServiceClient, TrainingClient
-from loops_local import LocalService
-from tests.contract._colours import Colour
-from tests.contract._engine import WatchedEngine
-from tests.contract._helpers import train
+from loops_async import (
+    CheckpointTarget,
+    DownloadProgress,
+    InputError,
+    LoraAdapterConfig,
+    NotFoundError,
+    ServiceClient,
+    TrainingClient,
+)
+from tests.support.colours import Colour
+from tests.support.engines import WatchedEngine
+from tests.support.work import train
 
 
 @pytest.fixture
@@ -56,7 +63,9 @@ async def test_files_come_in_pages(trainer: TrainingClient, service: ServiceClie
 
 
 async def test_downloading(trainer: TrainingClient, service: ServiceClient, saved: str, tmp_path: Path) -> None:
-    downloaded = await service.download_checkpoint(saved, dest_dir=tmp_path / "new" / "place")
+    told: list[DownloadProgress] = []
+    place = tmp_path / "new" / "place"
+    downloaded = await service.download_checkpoint(saved, dest_dir=place, on_progress=told.append)
 
     files = sorted(path.name for path in downloaded.dest_dir.iterdir())
     assert files == ["adapter_config.json", "adapter_model.safetensors", "trainer_state.json"]
@@ -64,37 +73,20 @@ async def test_downloading(trainer: TrainingClient, service: ServiceClient, save
     assert json.loads((downloaded.dest_dir / "trainer_state.json").read_text()) == {"step": 1}
     assert downloaded.file_count == 3
     assert downloaded.bytes_written == sum(path.stat().st_size for path in downloaded.dest_dir.iterdir())
+    size = downloaded.bytes_written
+    assert told[-1] == DownloadProgress(bytes_done=size, bytes_total=size, files_done=3, files_total=3)
+    assert [each.bytes_done for each in told] == sorted(each.bytes_done for each in told)
     assert (await trainer.download_checkpoint(saved, dest_dir=str(tmp_path / "again"))).file_count == 3
 
 
-async def test_file_urls_never_see_the_key(
-    service: ServiceClient, local: LocalService, saved: str, tmp_path: Path
+async def test_the_progress_of_a_download_that_was_done_before(
+    service: ServiceClient, saved: str, tmp_path: Path
 ) -> None:
-    hits = local.faults.watch(f"GET /files/{saved}/*", times=3)
-    await service.download_checkpoint(saved, dest_dir=tmp_path)
-    assert ["Authorization" in hit.headers for hit in hits] == [False] * 3
-
-
-async def test_a_broken_download_goes_on_where_it_stopped(
-    service: ServiceClient, local: LocalService, saved: str, tmp_path: Path
-) -> None:
-    drops = local.faults.drop("GET /files/*.safetensors", times=2)
-    await service.download_checkpoint(saved, dest_dir=tmp_path)
-    assert len(drops) == 2
-
-    (tmp_path / "trainer_state.json").unlink()
-    hits = local.faults.watch("GET /files/*", times=3)
-    await service.download_checkpoint(saved, dest_dir=tmp_path)
-    assert [Path(hit.path).name for hit in hits] == ["trainer_state.json"]
-
-
-async def test_an_expired_url_is_asked_for_again(
-    service: ServiceClient, local: LocalService, saved: str, tmp_path: Path
-) -> None:
-    local.faults.answer("GET /files/*/adapter_config.json", 403, {"message": "the URL has expired"})
-    listings = local.faults.watch(f"GET */checkpoints/{saved}/files", times=2)
-    assert (await service.download_checkpoint(saved, dest_dir=tmp_path)).file_count == 3
-    assert len(listings) == 2
+    done = await service.download_checkpoint(saved, dest_dir=tmp_path)
+    told: list[DownloadProgress] = []
+    again = await service.download_checkpoint(saved, dest_dir=tmp_path, on_progress=told.append)
+    assert again.bytes_fetched == 0
+    assert (told[-1].files_done, told[-1].bytes_done) == (3, done.bytes_written)
 
 
 async def test_what_is_not_there(service: ServiceClient, colour: Colour, tmp_path: Path) -> None:

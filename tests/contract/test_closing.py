@@ -14,9 +14,9 @@ import pytest
 
 from loops_async import AdamParams, ClosedError, ServiceClient
 from loops_local import LocalService, serve_in_thread
-from tests.contract._colours import Colour
-from tests.contract._engine import WatchedEngine
-from tests.contract._helpers import FEW_TOKENS, PROMPT, eventually, example, train
+from tests.support.colours import Colour
+from tests.support.engines import WatchedEngine
+from tests.support.work import FEW_TOKENS, PROMPT, eventually, example, train
 
 
 @pytest.fixture(scope="module")

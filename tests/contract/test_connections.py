@@ -10,9 +10,9 @@ import pytest
 
 from loops_async import ServiceClient
 from loops_local import LocalService
-from tests.contract._colours import Colour
-from tests.contract._engine import WatchedEngine
-from tests.contract._helpers import FEW_TOKENS, PROMPT, eventually
+from tests.support.colours import Colour
+from tests.support.engines import WatchedEngine
+from tests.support.work import FEW_TOKENS, PROMPT, eventually
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads what Linux tells of connections")
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from loops_async import AdamParams, Datum, SampledSequence, SamplingParams, ServiceClient, TrainingClient
-from loops_local import LocalService, serve_in_thread
+from loops_local import LocalService
 
 pytestmark = pytest.mark.torch
 
@@ -19,9 +19,8 @@ CLOSE = 1e-4
 
 
 @pytest.fixture(scope="module")
-def local() -> Iterator[LocalService]:
-    with serve_in_thread(model="tiny", provisioning_seconds=0.0) as local:
-        yield local
+def local(tiny: LocalService) -> LocalService:
+    return tiny
 
 
 @pytest.fixture

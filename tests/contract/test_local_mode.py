@@ -9,9 +9,9 @@ import pytest
 
 from loops_async import ConfigError, NotFoundError, ServiceClient, TrainingClient
 from loops_local import LocalService
-from tests.contract._colours import Colour
-from tests.contract._engine import WatchedEngine
-from tests.contract._helpers import FEW_TOKENS, PROMPT, train, version_sampled
+from tests.support.colours import Colour
+from tests.support.engines import WatchedEngine
+from tests.support.work import FEW_TOKENS, PROMPT, train, version_sampled
 
 
 @pytest.fixture

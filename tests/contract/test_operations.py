@@ -8,10 +8,17 @@ from typing import Any
 
 import pytest
 
-from loops_async import AdamParams, OperationTimeoutError, RemoteOpError, TrainingClient, UnknownRequestError
+from loops_async._operations import batch
+from loops_async import (
+    AdamParams,
+    OperationTimeoutError,
+    RemoteOpError,
+    TrainingClient,
+    UnknownRequestError,
+)
 from loops_local import LocalService
-from tests.contract._engine import WatchedEngine
-from tests.contract._helpers import REFUSED, body_of, eventually, example
+from tests.support.engines import WatchedEngine
+from tests.support.work import REFUSED, body_of, eventually, example
 
 
 async def test_operations_run_in_the_order_of_the_calls(trainer: TrainingClient, engine: WatchedEngine) -> None:
@@ -147,3 +154,20 @@ async def test_operations_are_numbered_from_one_without_gaps(
 
     # The first of all was `init_trainer_server`.
     assert [body_of(hit)["seq_id"] for hit in hits] == [2, 3, 4]
+
+
+async def test_the_parts_of_a_split_call_are_all_under_way(
+    trainer: TrainingClient, engine: WatchedEngine, local: LocalService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "MAX_REQUEST_BYTES", 600)
+    engine.training.clear()
+    parts = local.faults.watch(f"POST */{trainer.run_id}/forward_backward", times=1000)
+    data = [example(number) for number in range(1, 41)]
+    forward = await trainer.forward_backward(data)
+    optim = await trainer.optim_step(AdamParams())
+
+    assert len(parts) >= 20  # all were accepted before the first was done
+    engine.training.set()
+    assert len((await forward).loss_fn_outputs) == 40
+    await optim
+    assert [name for name, _ in engine.done] == ["forward_backward"] * len(parts) + ["optim_step"]

@@ -1,39 +1,40 @@
-"""Provisioning that takes time, takes too long, or fails."""
+"""Provisioning that takes time, takes too long or fails: what is reported on the way, and that nothing is left over."""
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 from uuid import uuid4
 
 import pytest
 
 from loops_async import (
+    BadRequestError,
+    BasetenDeployment,
+    CreateRunRequest,
+    LocalDeployment,
     NotReadyError,
     ProvisioningError,
+    ProvisioningEvent,
     SamplerTerminatedError,
+    ServerlessDeployment,
     ServiceClient,
 )
-from loops_local import LocalService, RefusedError, serve_in_thread
-from loops_local.engine.echo import EchoEngine
-from tests.contract._colours import Colour
-from tests.contract._helpers import FEW_TOKENS, PROMPT, eventually, run_python
+from loops_local import LocalService, serve_in_thread
+from tests.support.colours import Colour
+from tests.support.engines import echo_unless_broken
+from tests.support.work import FEW_TOKENS, PROMPT, eventually, run_python
 
-PROVISIONING_SECONDS = 0.5
+PROVISIONING_SECONDS = 0.3
 RUNS = 64
-
-
-def load(name: str) -> EchoEngine:
-    if name == "broken":
-        raise RefusedError("its weights are corrupt")
-    return EchoEngine(name)
+HUNDREDS = 256
 
 
 @pytest.fixture(scope="module")
 def local() -> Iterator[LocalService]:
     """A service whose trainers and samplers take a while to come up, or never do."""
-    with serve_in_thread(engine=load, provisioning_seconds=PROVISIONING_SECONDS) as local:
+    with serve_in_thread(engine=echo_unless_broken, provisioning_seconds=PROVISIONING_SECONDS) as local:
         yield local
 
 
@@ -50,11 +51,29 @@ async def endless_service(colour: Colour, endless: LocalService) -> AsyncIterato
         yield service
 
 
-async def test_a_trainer_and_its_sampler_are_waited_for(service: ServiceClient) -> None:
-    started = time.monotonic()
-    trainer = await service.create_lora_training_client("echo")
+def stages(events: list[ProvisioningEvent]) -> list[tuple[str, str | None]]:
+    return [(event.stage, event.status) for event in events]
 
-    assert time.monotonic() - started >= PROVISIONING_SECONDS
+
+async def status_of(service: ServiceClient, base_model: str) -> str | None:
+    (run,) = await service.control_plane.list_runs(base_model=base_model)
+    return run.status.name
+
+
+# --- what comes up ---
+
+
+async def test_a_trainer_and_its_sampler_are_waited_for(service: ServiceClient) -> None:
+    events: list[ProvisioningEvent] = []
+    trainer = await service.create_lora_training_client("echo", on_progress=events.append)
+
+    told = stages(events)
+    assert told[0] == ("created", None)
+    assert told[-2:] == [("waiting", "RUNNING"), ("ready", None)]
+    assert {status for stage, status in told if stage == "waiting"} <= {"CREATED", "DEPLOYING", "RUNNING"}
+    assert len(set(told)) == len(told), "each change is reported once"
+    assert {(event.kind, event.id) for event in events} == {("run", trainer.run_id)}
+    assert PROVISIONING_SECONDS <= events[-1].seconds < 30
     await trainer.health()
     deployment_id = (await service.control_plane.get_run(trainer.run_id)).deployment_id
     assert (await service.control_plane.get_deployment(str(deployment_id))).status.name == "RUNNING"
@@ -63,20 +82,33 @@ async def test_a_trainer_and_its_sampler_are_waited_for(service: ServiceClient) 
 
 
 async def test_a_standalone_sampler_is_waited_for(service: ServiceClient, local: LocalService) -> None:
-    started = time.monotonic()
-    sampler = await service.create_sampling_client("echo")
+    events: list[ProvisioningEvent] = []
+    sampler = await service.create_sampling_client("echo", on_progress=events.append)
 
-    assert time.monotonic() - started >= PROVISIONING_SECONDS
+    told = stages(events)
+    assert (told[0], told[-2:]) == (("created", None), [("waiting", "ACTIVE"), ("ready", None)])
+    assert {event.kind for event in events} == {"sampler"}
+    assert events[-1].seconds >= PROVISIONING_SECONDS
     statuses = local.faults.watch("GET */v1/models/*")
     await sampler.ensure_ready()
     assert (await sampler.sample(PROMPT, 1, FEW_TOKENS)).sequences
-    assert not statuses  # once it was ready, nobody asks again
+    assert not statuses, "a sampler that was ready once is not checked again"
 
 
-async def test_many_runs_are_provisioned_at_once(service: ServiceClient) -> None:
+async def test_many_trainers_are_provisioned_at_once(service: ServiceClient) -> None:
     trainers = await asyncio.gather(*(service.create_lora_training_client("echo") for _ in range(RUNS)))
 
     assert len({trainer.run_id for trainer in trainers}) == RUNS
+
+
+async def test_hundreds_of_runs_are_created_and_watched_at_once(local: LocalService) -> None:
+    async with ServiceClient(base_url=local.base_url, api_key=local.api_key) as service:
+        request = CreateRunRequest(session_id=service.session_id, base_model="m")
+        runs = await asyncio.gather(*(service.control_plane.create_run(request) for _ in range(HUNDREDS)))
+        watched = await asyncio.gather(*(service.wait_for_run(run.id) for run in runs))
+        assert {run.id for run in watched} == {run.id for run in runs}
+        assert len({run.id for run in runs}) == HUNDREDS
+        assert await service.wait_for_run(runs[0].id, ready_timeout=1.0)
 
 
 MANY = """
@@ -98,14 +130,60 @@ async def test_the_async_client_has_no_thread_of_its_own(local: LocalService) ->
     assert printed == "1 1"
 
 
-async def test_a_trainer_that_is_not_ready_in_time(endless_service: ServiceClient) -> None:
-    never = f"never-{uuid4()}"
-    with pytest.raises(TimeoutError, match=r"not ready after 0\.3 s.*deploying.*larger ready_timeout") as raised:
-        await endless_service.create_lora_training_client(never, ready_timeout=0.3)
-    assert isinstance(raised.value, NotReadyError)
+async def test_a_run_can_be_provisioned_without_training_it(service: ServiceClient, local: LocalService) -> None:
+    run = await service.provision_run(CreateRunRequest(session_id=service.session_id, base_model="m", lora_rank=4))
+    assert run.base_url.startswith(local.base_url)
+    assert (await service.control_plane.get_deployment(str(run.deployment_id))).status.name == "RUNNING"
 
-    (run,) = await endless_service.control_plane.list_runs(base_model=never)
-    assert run.status.name == "INACTIVE"
+
+async def test_a_deployment_is_waited_for_without_a_client(
+    service: ServiceClient, colour: Colour, local: LocalService
+) -> None:
+    ensure_ready = colour.function("SamplingClient.ensure_ready_for_deployment")
+    name = f"deployed-{uuid4()}"
+    creating = asyncio.ensure_future(service.create_sampling_client(name))
+    samplers: list[Any] = []
+    while not samplers:
+        samplers = [one for one in await service.control_plane.list_samplers() if one.base_model == name]
+    (sampler,) = samplers
+    deployment = BasetenDeployment(
+        base_url=sampler.base_url,
+        model_id=str(sampler.model_id),
+        deployment_id=str(sampler.deployment_id),
+        api_base_url=local.base_url,
+    )
+    common: Any = {"base_model": name, "deployment": deployment, "api_key": local.api_key}
+    with pytest.raises(NotReadyError):
+        await ensure_ready(**common, ready_timeout=0.01)
+    await ensure_ready(**common)
+    assert (await service.control_plane.get_sampler(sampler.id)).status.name == "ACTIVE"
+    await creating
+    await service.control_plane.deactivate_sampler(sampler.id)
+    with pytest.raises(SamplerTerminatedError):
+        await ensure_ready(**common)
+
+
+@pytest.mark.parametrize("kind", [LocalDeployment, ServerlessDeployment])
+async def test_other_deployments_are_always_ready(colour: Colour, kind: Any) -> None:
+    nowhere = kind(base_url="http://127.0.0.1:9")
+    ensure_ready = colour.function("SamplingClient.ensure_ready_for_deployment")
+    await ensure_ready(base_model="echo", deployment=nowhere, api_key="k")
+
+
+# --- what does not ---
+
+
+@pytest.mark.parametrize(("keep", "status"), [(False, "INACTIVE"), (True, "ACTIVE")])
+async def test_a_trainer_that_is_not_ready_in_time_is_deactivated_unless_it_is_kept(
+    endless_service: ServiceClient, keep: bool, status: str
+) -> None:
+    never = f"never-{uuid4()}"
+    with pytest.raises(TimeoutError, match=r"not ready after 0\.1 s.*deploying.*larger ready_timeout") as late:
+        await endless_service.create_lora_training_client(never, ready_timeout=0.1, keep_on_failure=keep)
+    assert isinstance(late.value, NotReadyError)
+    assert await status_of(endless_service, never) == status
+    notes = getattr(late.value, "__notes__", [])
+    assert any("was kept, as asked" in note for note in notes) is keep
 
 
 async def test_a_sampler_that_is_not_ready_in_time(endless_service: ServiceClient) -> None:
@@ -113,17 +191,24 @@ async def test_a_sampler_that_is_not_ready_in_time(endless_service: ServiceClien
         await endless_service.create_sampling_client("echo", ready_timeout=0.1)
 
 
-async def test_a_trainer_that_fails(service: ServiceClient) -> None:
-    with pytest.raises(ProvisioningError, match=r"deployment \w+ is FAILED.*create a new run") as raised:
-        await service.create_lora_training_client("broken")
-    assert raised.value.status == "FAILED"
+async def test_a_trainer_that_fails_is_deactivated_and_says_why(service: ServiceClient) -> None:
+    events: list[ProvisioningEvent] = []
+    with pytest.raises(
+        ProvisioningError, match=r"deployment \w+ is FAILED \(.*its weights are corrupt.*loops deployments logs"
+    ) as failed:
+        await service.create_lora_training_client("broken", on_progress=events.append)
+    assert failed.value.status == "FAILED"
+    assert stages(events)[-2:] == [("failed", None), ("deactivated", None)]
+    assert (await service.control_plane.get_run(events[-1].id)).status.name == "INACTIVE"
 
 
-async def test_a_sampler_that_fails(service: ServiceClient) -> None:
-    with pytest.raises(SamplerTerminatedError, match=r"deployment \w+ .*is DEPLOY_FAILED") as raised:
+async def test_a_sampler_that_fails_is_deactivated(service: ServiceClient) -> None:
+    with pytest.raises(SamplerTerminatedError, match=r"deployment \w+ .*is DEPLOY_FAILED") as failed:
         await service.create_sampling_client("broken")
-    assert raised.value.status == "DEPLOY_FAILED"
-    assert raised.value.deployment_id
+    assert failed.value.status == "DEPLOY_FAILED"
+    samplers = await service.control_plane.list_samplers()
+    (status,) = [one.status.name for one in samplers if one.deployment_id == failed.value.deployment_id]
+    assert status == "INACTIVE"
 
 
 async def test_a_trainer_that_is_stopped_while_it_comes_up(
@@ -137,3 +222,31 @@ async def test_a_trainer_that_is_stopped_while_it_comes_up(
     await endless_service.control_plane.deactivate_deployment(str(run.deployment_id))
     with pytest.raises(ProvisioningError, match="is STOPPED"):
         await created
+
+
+async def test_a_callback_that_fails_fails_the_call(service: ServiceClient) -> None:
+    def fail(_: ProvisioningEvent) -> None:
+        raise ZeroDivisionError
+
+    name = f"fails-{uuid4()}"
+    with pytest.raises(ZeroDivisionError):
+        await service.create_lora_training_client(name, on_progress=fail)
+    assert await status_of(service, name) == "INACTIVE"
+
+
+async def test_a_run_whose_trainer_refuses_its_first_operation_is_deactivated(
+    service: ServiceClient, local: LocalService
+) -> None:
+    name = f"refused-{uuid4()}"
+    local.faults.answer("POST */init_trainer_server", 422, {"message": "no"})
+    with pytest.raises(BadRequestError):
+        await service.create_lora_training_client(name)
+    assert await status_of(service, name) == "INACTIVE"
+
+
+async def test_a_run_that_is_watched_in_vain_stays_as_it_is(endless_service: ServiceClient) -> None:
+    request = CreateRunRequest(session_id=endless_service.session_id, base_model="m")
+    run = await endless_service.control_plane.create_run(request)
+    with pytest.raises(NotReadyError):
+        await endless_service.wait_for_run(run.id, ready_timeout=0.01)
+    assert (await endless_service.control_plane.get_run(run.id)).status.name == "ACTIVE"

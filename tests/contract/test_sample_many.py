@@ -9,8 +9,8 @@ import pytest
 
 from loops_async import ConfigError, InputError, SampledPrompt, SamplingClient, SamplingParams, ServiceClient
 from loops_local import LocalService
-from tests.contract._colours import Colour
-from tests.contract._engine import WatchedEngine
+from tests.support.colours import Colour
+from tests.support.engines import WatchedEngine
 
 TWO_TOKENS = SamplingParams(max_tokens=2)
 

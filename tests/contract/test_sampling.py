@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 
 from loops_async import (
+    AuthenticationError,
+    BadRequestError,
     EncodedTextChunk,
+    ImageChunk,
     InputError,
     ModelInput,
     SampleTimeoutError,
@@ -20,9 +23,9 @@ from loops_async import (
 )
 from loops_local import LocalService
 from loops_local.engine.echo import logprob
-from tests.contract._colours import Colour
-from tests.contract._engine import WatchedEngine
-from tests.contract._helpers import FEW_TOKENS, PROMPT, body_of, eventually, run_python, scores, train, version_sampled
+from tests.support.colours import Colour
+from tests.support.engines import WatchedEngine
+from tests.support.work import FEW_TOKENS, PROMPT, body_of, eventually, run_python, scores, train, version_sampled
 
 
 @pytest.fixture
@@ -88,6 +91,24 @@ async def test_logprobs_of_a_prompt(sampler: SamplingClient) -> None:
     logprobs = await sampler.compute_logprobs([1, 20, 30, 40])
     assert logprobs[0] is None
     assert logprobs[1:] == scores([1, 20, 30, 40], version=3)
+    assert await sampler.compute_logprobs([5]) == [None]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "params", "options", "reason"),
+    [
+        (ModelInput([EncodedTextChunk([5]), ImageChunk.from_bytes(b"\x89PNG", "png", 3)]), FEW_TOKENS, {}, "images"),
+        ([5], SamplingParams(structured_outputs={"json": {}}), {}, "structured outputs"),
+        ([5], FEW_TOKENS, {"include_routed_experts": True}, "no routed experts"),
+    ],
+    ids=["images", "structured outputs", "routed experts"],
+)
+async def test_what_a_text_model_cannot_do_is_refused_with_a_reason(
+    sampler: SamplingClient, prompt: Any, params: SamplingParams, options: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(BadRequestError, match=reason) as refused:
+        await sampler.sample(prompt, 1, params, **options)
+    assert refused.value.status == 422
 
 
 async def test_what_the_sampler_serves(
@@ -117,36 +138,15 @@ async def test_a_client_of_one_checkpoint(sampler: SamplingClient, trainer: Trai
         await trainer.create_sampling_client(f"bt://loops:{trainer.run_id}/sampler_weights/missing")
 
 
-@pytest.mark.parametrize(
-    ("path", "options"),
-    [
-        ("prompt", {"prompt": []}),
-        ("prompt", {"prompt": "hi"}),
-        ("num_samples", {"num_samples": 0}),
-        ("sampling_params", {"sampling_params": {"max_tokens": 4}}),
-        ("sampling_params.temperature", {"sampling_params": SamplingParams(temperature=-1.0)}),
-        ("topk_prompt_logprobs", {"topk_prompt_logprobs": -1}),
-        ("affinity_key", {"affinity_key": ""}),
-    ],
-)
-async def test_arguments_are_checked_before_anything_is_sent(
-    sampler: SamplingClient, local: LocalService, path: str, options: dict[str, Any]
-) -> None:
-    hits = local.faults.watch("POST */sample")
-    with pytest.raises(InputError) as raised:
-        await sampler.sample(**{"prompt": PROMPT, **options})
-    assert raised.value.path == path
-    assert not hits
-
-
 async def test_a_sample_that_takes_too_long_is_not_asked_for_again(
     service: ServiceClient, engine: WatchedEngine, local: LocalService
 ) -> None:
     sampler = await service.create_sampling_client(engine.name, 0.1)
     hits = local.faults.watch("POST */sample", times=2)
     engine.hold_samples()
-    with pytest.raises(SampleTimeoutError, match=r"no answer within 0\.1 s.*raise `timeout`") as raised:
+    with pytest.raises(SampleTimeoutError, match=r"no answer within 0\.1 s.*pay twice.*raise `timeout`") as raised:
         await sampler.sample(PROMPT, 1, FEW_TOKENS)
+    assert isinstance(raised.value, TimeoutError)
     assert (raised.value.timeout, raised.value.retryable) == (0.1, False)
     assert len(hits) == 1
     await eventually(lambda: engine.waiting_samples == 0)
@@ -205,7 +205,7 @@ async def test_it_works_in_another_process_which_has_the_key(
 
 async def test_without_a_key_another_process_says_so(sampler: SamplingClient, colour: Colour) -> None:
     copy = colour.adopt(pickle.loads(pickle.dumps(colour.own(sampler))))
-    with pytest.raises(Exception, match="BASETEN_API_KEY"):
+    with pytest.raises(AuthenticationError, match="BASETEN_API_KEY"):
         await copy.sample(PROMPT, 1, FEW_TOKENS)
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from loops_async import ConfigError, CreateRunRequest, InputError, ServiceClient, UnsupportedError, WandbConfig
 from loops_local import LocalService
-from tests.contract._colours import Colour
-from tests.contract._engine import WatchedEngine
-from tests.contract._helpers import FEW_TOKENS, PROMPT, body_of, train, version_sampled
+from tests.support.colours import Colour
+from tests.support.engines import WatchedEngine
+from tests.support.work import FEW_TOKENS, PROMPT, body_of, train, version_sampled
 
 
 async def test_connecting_makes_a_session(service: ServiceClient) -> None:
@@ -36,20 +36,6 @@ async def test_arguments_win_over_the_environment(
         assert service.session_id
 
 
-@pytest.mark.parametrize("scheme", ["Bearer", "Api-Key"])
-async def test_both_ways_to_send_the_key(colour: Colour, local: LocalService, scheme: str) -> None:
-    async with colour.connected(api_key=local.api_key, base_url=local.base_url, auth_scheme=scheme) as service:
-        assert service.session_id
-
-
-async def test_the_project_is_sent_when_one_is_given(colour: Colour, local: LocalService) -> None:
-    hits = local.faults.watch("POST */sessions", times=2)
-    for project in ["my-project", None]:
-        async with colour.connected(project, api_key=local.api_key, base_url=local.base_url):
-            pass
-    assert [body_of(hit) for hit in hits] == [{"training_project_id": "my-project"}, {}]
-
-
 async def test_a_session_to_reuse_comes_from_the_argument_or_the_environment(
     colour: Colour, local: LocalService, engine: WatchedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -60,36 +46,6 @@ async def test_a_session_to_reuse_comes_from_the_argument_or_the_environment(
         async with colour.connected(**options) as service:
             await service.create_lora_training_client(engine.name)
     assert [body_of(hit)["reuse_from_session_id"] for hit in hits] == ["of-the-environment", "of-the-argument"]
-
-
-async def test_a_run_with_the_contract_s_defaults(
-    service: ServiceClient, local: LocalService, engine: WatchedEngine
-) -> None:
-    hits = local.faults.watch("POST */runs")
-    trainer = await service.create_lora_training_client(engine.name)
-
-    assert body_of(hits[0]) == {
-        "session_id": service.session_id,
-        "base_model": engine.name,
-        "max_seq_len": None,
-        "lora_rank": 32,
-        "seed": None,
-        "scale_down_delay_seconds": 3600,
-        "replicas": 1,
-        "path": None,
-        "reuse_from_session_id": None,
-    }
-    assert trainer.get_info().lora_rank == 32
-
-
-async def test_a_run_with_everything_given(service: ServiceClient, local: LocalService, engine: WatchedEngine) -> None:
-    hits = local.faults.watch("POST */runs")
-    await service.create_lora_training_client(
-        engine.name, 16, 7, 60.0, 30.0, max_seq_len=128, scale_down_delay_seconds=60, replicas=2, name="mine"
-    )
-
-    given = {"lora_rank": 16, "seed": 7, "max_seq_len": 128, "scale_down_delay_seconds": 60, "replicas": 2}
-    assert body_of(hits[0]).items() >= {**given, "name": "mine"}.items()
 
 
 async def test_a_service_of_an_earlier_date(service: ServiceClient, local: LocalService, engine: WatchedEngine) -> None:
@@ -148,11 +104,15 @@ async def test_a_standalone_sampler(service: ServiceClient, engine: WatchedEngin
     assert sampler.get_base_model() == engine.name
 
 
-async def test_model_path_is_not_offered_and_says_what_is(service: ServiceClient, engine: WatchedEngine) -> None:
+async def test_model_path_is_not_offered_and_says_what_is(
+    service: ServiceClient, engine: WatchedEngine, local: LocalService
+) -> None:
+    hits = local.faults.watch("POST */samplers")
     with pytest.raises(NotImplementedError, match="create_sampling_client_from_checkpoint") as raised:
         await service.create_sampling_client(engine.name, model_path="bt://loops:run/sampler_weights/a")
     assert isinstance(raised.value, UnsupportedError)
     assert "TrainingClient.create_sampling_client(model_path)" in str(raised.value)
+    assert not hits
 
 
 async def test_a_sampler_of_a_checkpoint_without_its_run(service: ServiceClient, engine: WatchedEngine) -> None:

@@ -20,8 +20,8 @@ from loops_async import (
     TrainingClient,
 )
 from loops_local import LocalService
-from tests.contract._engine import WatchedEngine
-from tests.contract._helpers import example, scores, train, version_sampled
+from tests.support.engines import WatchedEngine
+from tests.support.work import example, scores, train, version_sampled
 
 
 async def test_forward_scores_and_changes_nothing(trainer: TrainingClient, engine: WatchedEngine) -> None:

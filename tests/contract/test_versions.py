@@ -6,8 +6,8 @@ import asyncio
 
 from loops_async import ServiceClient, TrainingClient
 from loops_local import LocalService
-from tests.contract._engine import WatchedEngine
-from tests.contract._helpers import FEW_TOKENS, PROMPT, eventually, train, version_behind, version_sampled
+from tests.support.engines import WatchedEngine
+from tests.support.work import FEW_TOKENS, PROMPT, eventually, train, version_behind, version_sampled
 
 STEPS = 6
 SAMPLES = 32
@@ -89,3 +89,15 @@ async def test_a_name_that_is_used_again_means_the_newer_weights(trainer: Traini
     assert (older.min_policy_version, newer.min_policy_version) == (1, 2)
     pinned = await trainer.create_sampling_client(f"bt://loops:{trainer.run_id}/sampler_weights/same")
     assert await version_sampled(pinned) == 2
+
+
+async def test_a_checkpoint_serves_until_the_floor_is_reached(trainer: TrainingClient) -> None:
+    await train(trainer)
+    saved = await (await trainer.save_weights_for_sampler("first", publish=False))
+    pinned = await trainer.create_sampling_client(saved.path)
+    ahead = await trainer.create_sampling_client(saved.path, min_policy_version=2)
+    assert [await version_sampled(one) for one in (pinned, ahead)] == [1, 1]
+    await train(trainer)
+    live = await trainer.save_weights_and_get_sampling_client("second")
+    assert [await version_sampled(one) for one in (pinned, ahead, live)] == [1, 2, 2]
+    assert [one.min_policy_version for one in (pinned, ahead, live)] == [None, 2, 2]

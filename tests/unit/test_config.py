@@ -124,3 +124,8 @@ def test_a_key_is_never_pickled(leave: Any) -> None:
 
 def test_scrub() -> None:
     assert ApiKey(KEY).scrub(f"the key {KEY} is wrong") == "the key *** is wrong"
+
+
+def test_an_unknown_availability_is_refused() -> None:
+    with pytest.raises(ConfigError, match="availability_model must be 'dedicated' or 'spot'; got 'cheap'"):
+        ServiceClient(api_key=KEY, availability_model="cheap")

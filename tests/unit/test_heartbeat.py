@@ -11,7 +11,7 @@ import pytest
 from loops_async._session.heartbeat import Heartbeat
 from loops_async._tasks import TaskOwner
 from loops_async.errors import ApiError, ClosedError, ConnectError, LoopsError, ServerError
-from tests.clock import Clock
+from tests.support.clock import Clock
 
 GONE = ConnectError("gone")
 

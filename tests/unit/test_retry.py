@@ -21,7 +21,7 @@ from loops_async.errors import (
     SampleTimeoutError,
     ServerError,
 )
-from tests.clock import Clock
+from tests.support.clock import Clock
 
 
 class Failing:

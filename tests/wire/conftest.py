@@ -5,27 +5,19 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
-from aiohttp import web
 
 from loops_async import SamplingClient, ServiceClient, TrainingClient
 from loops_async._session.heartbeat import Heartbeat
-from tests.clock import Clock
-from tests.wire.scripted import MODEL, ScriptedService
-
-KEY = "secret-key-123456"
+from tests.support.clock import Clock
+from tests.support.colours import Colour
+from tests.support.files import FileStore
+from tests.support.scripted import KEY, MODEL, ScriptedService, serving
 
 
 @pytest.fixture
 async def service() -> AsyncIterator[ScriptedService]:
-    scripted = ScriptedService()
-    runner = web.ServerRunner(web.Server(scripted.handle, access_log=None), shutdown_timeout=0.01)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    [address] = runner.addresses
-    scripted.url = f"http://127.0.0.1:{address[1]}"
-    yield scripted
-    await runner.cleanup()
+    async with serving() as service:
+        yield service
 
 
 @pytest.fixture
@@ -36,8 +28,15 @@ async def client(service: ScriptedService) -> AsyncIterator[ServiceClient]:
 
 
 @pytest.fixture
+async def coloured_client(service: ScriptedService, colour: Colour) -> AsyncIterator[ServiceClient]:
+    """The same in each colour, for what the generated twin could do otherwise."""
+    async with colour.connected(api_key=KEY, base_url=service.url) as client:
+        yield client
+
+
+@pytest.fixture
 async def trainer(client: ServiceClient, service: ScriptedService) -> TrainingClient:
-    """A ready trainer; what was asked for on the way is forgotten, and `seq_id` 1 is taken."""
+    """A ready trainer; the requests on the way are forgotten, and `seq_id` 1 is taken."""
     trainer = await client.create_lora_training_client(MODEL, rank=8)
     service.seen.clear()
     return trainer
@@ -45,7 +44,7 @@ async def trainer(client: ServiceClient, service: ScriptedService) -> TrainingCl
 
 @pytest.fixture
 async def sampler(client: ServiceClient, service: ScriptedService) -> SamplingClient:
-    """A ready standalone sampler; what was asked for on the way is forgotten."""
+    """A ready standalone sampler; the requests on the way are forgotten."""
     sampler = await client.create_sampling_client(MODEL)
     service.seen.clear()
     return sampler
@@ -56,3 +55,9 @@ def quick(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Pauses between tries take no time. There is no heartbeat, which would never rest."""
     monkeypatch.setattr(Heartbeat, "add", lambda *_: None)
     return clock
+
+
+@pytest.fixture
+def store(service: ScriptedService) -> FileStore:
+    """Where the service keeps the files of checkpoints."""
+    return FileStore(service)

@@ -18,8 +18,8 @@ from loops_async import (
     ServerError,
     ServiceClient,
 )
-from tests.clock import Clock
-from tests.wire.scripted import Say, ScriptedService
+from tests.support.clock import Clock
+from tests.support.scripted import Say, ScriptedService
 
 CAPABILITIES = "/v1/loops/capabilities"
 

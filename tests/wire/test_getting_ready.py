@@ -1,4 +1,4 @@
-"""Waiting for trainers and samplers (control-plane 6)."""
+"""Waiting for trainers and samplers, and giving back those that do not come up (control-plane 6)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from loops_async import (
     ClosedError,
     ConnectError,
     LoopsError,
+    NotFoundError,
     NotReadyError,
     PermissionDeniedError,
     ProtocolError,
@@ -21,8 +22,8 @@ from loops_async import (
     SamplingClient,
     ServiceClient,
 )
-from tests.clock import Clock
-from tests.wire.scripted import MODEL, Hold, Say, ScriptedService, hang_up
+from tests.support.clock import Clock
+from tests.support.scripted import MODEL, Hold, Say, ScriptedService, hang_up
 
 HEALTH = "/trainer/health"
 STATUS = "/v1/models/m1/deployments/d1"
@@ -124,12 +125,41 @@ async def test_a_cancelled_provisioning_gives_the_run_back(client: ServiceClient
     assert len(dedicated.seen_at("POST", f"{DEPLOYMENT}/deactivate")) == 1
 
 
-async def test_a_run_that_cannot_be_given_back_is_named(client: ServiceClient, dedicated: ScriptedService) -> None:
+async def test_a_run_that_cannot_be_deactivated_is_named(client: ServiceClient, dedicated: ScriptedService) -> None:
     dedicated.always("POST", f"{DEPLOYMENT}/deactivate", Say(500, {"error": "x"}))
     dedicated.always("GET", DEPLOYMENT, deployment("FAILED"))
     with pytest.raises(ProvisioningError) as failed:
         await client.create_lora_training_client(MODEL)
-    assert any("r1" in note and "may still cost money" in note for note in failed.value.__notes__)
+    [note] = failed.value.__notes__
+    assert "run r1 could not be deactivated and may still cost money" in note
+
+
+@pytest.mark.parametrize("is_listed", [True, False])
+async def test_a_run_that_does_not_say_what_it_runs_on_is_looked_up(
+    client: ServiceClient, service: ScriptedService, is_listed: bool
+) -> None:
+    """A seed-era service has no route to deactivate runs; only the URL tells which deployment is meant."""
+    others = {"id": "t0", "base_model": MODEL, "base_url": "http://elsewhere"}
+    ours = {"id": "t1", "base_model": MODEL, "base_url": f"{service.url}/trainer"}
+    service.always("GET", HEALTH, Say(400, {"error": "not yet"}))
+    service.always("GET", "/v1/loops/deployments", Say(body={"deployments": [others, ours][: 1 + is_listed]}))
+    service.always("POST", f"{DEPLOYMENT}/deactivate", Say(body={"id": "t1", "base_model": MODEL, "user": {}}))
+    with pytest.raises(NotReadyError) as late:
+        await client.create_lora_training_client(MODEL, ready_timeout=0.02)
+    assert len(service.seen_at("POST", f"{DEPLOYMENT}/deactivate")) == is_listed
+    notes = getattr(late.value, "__notes__", [])
+    assert any("run r1 could not be deactivated and may still cost money" in note for note in notes) is not is_listed
+
+
+@pytest.mark.parametrize(("source", "code"), [("06", ""), ("01", "631")], ids=["gateway", "deactivated"])
+async def test_a_gateway_that_knows_better_is_believed(
+    client: ServiceClient, service: ScriptedService, quick: Clock, source: str, code: str
+) -> None:
+    headers = {"X-Baseten-Error-Source": source, "X-Baseten-Error-Code": code}
+    service.always("GET", HEALTH, Say(404, {"error": "no such model"}, headers))
+    with pytest.raises(NotFoundError, match="no such model"):
+        await client.create_lora_training_client(MODEL)
+    assert len(service.seen_at("GET", HEALTH)) == 1
 
 
 async def test_a_run_without_an_address(client: ServiceClient, service: ScriptedService) -> None:

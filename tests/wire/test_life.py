@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from loops_async import AdamParams, ClosedError, Datum, LoopsError, ServiceClient, TrainingClient
-from tests.wire.conftest import KEY
-from tests.wire.scripted import MODEL, Hold, Say, ScriptedService
+from loops_async import AdamParams, ClosedError, Datum, LoopsError, SamplingClient, ServiceClient, TrainingClient
+from tests.support.clock import Clock
+from tests.support.scripted import COMPLETIONS, KEY, MODEL, Hold, Say, ScriptedService, serving
 
 SESSIONS = "/v1/loops/sessions"
+HEALTH = "/trainer/health"
 DATUM = Datum(model_input=[1, 2], loss_fn_inputs={"target_tokens": [2, 3]})
 
 
@@ -155,29 +156,6 @@ async def test_connections_are_used_again_and_closed(service: ScriptedService) -
     assert len(peers) == 1
 
 
-async def test_another_loop_is_told_so_at_once(client: ServiceClient, trainer: TrainingClient) -> None:
-    def elsewhere(call: Callable[[], Coroutine[Any, Any, Any]]) -> BaseException | None:
-        caught: list[BaseException] = []
-
-        def run() -> None:
-            try:
-                asyncio.run(call())
-            except BaseException as error:
-                caught.append(error)
-
-        thread = threading.Thread(target=run)
-        thread.start()
-        thread.join(5)
-        assert not thread.is_alive(), "it hangs"
-        return caught[0] if caught else None
-
-    for call in (client.get_server_capabilities, trainer.health):
-        error = await asyncio.to_thread(elsewhere, call)
-        assert isinstance(error, ClosedError)
-        assert "another event loop" in str(error)
-    await trainer.health()
-
-
 def test_an_unpickled_client_lives_in_one_loop_after_the_other_and_keeps_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -186,16 +164,10 @@ def test_an_unpickled_client_lives_in_one_loop_after_the_other_and_keeps_none(
 
     async def once(pickled: bytes | None) -> bytes:
         loops.append(weakref.ref(asyncio.get_running_loop()))
-        scripted = ScriptedService()
-        runner = web.ServerRunner(web.Server(scripted.handle, access_log=None), shutdown_timeout=0.01)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        scripted.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-        async with ServiceClient(api_key=KEY, base_url=scripted.url) as client:
-            pickled = pickle.dumps(await client.create_sampling_client(MODEL))
-        assert (await pickle.loads(pickled).sample([1])).sequences
-        await runner.cleanup()
+        async with serving() as service:
+            async with ServiceClient(api_key=KEY, base_url=service.url) as client:
+                pickled = pickle.dumps(await client.create_sampling_client(MODEL))
+            assert (await pickle.loads(pickled).sample([1])).sequences
         return pickled
 
     pickled = None
@@ -203,3 +175,43 @@ def test_an_unpickled_client_lives_in_one_loop_after_the_other_and_keeps_none(
         pickled = asyncio.run(once(pickled))
     gc.collect()
     assert [loop() for loop in loops] == [None] * 3
+
+
+async def test_many_samples_are_under_way_without_threads(service: ScriptedService, sampler: SamplingClient) -> None:
+    threads = threading.active_count()
+    held = Hold(Say(body=COMPLETIONS))
+    service.always("POST", "/sampler/sample", held)
+    tasks = [asyncio.create_task(sampler.sample([1])) for _ in range(100)]
+    await service.until_seen("POST", "/sampler/sample", 100)
+    assert threading.active_count() == threads
+    held.go.set()
+    assert len(await asyncio.gather(*tasks)) == 100
+
+
+async def test_hundreds_of_calls_of_the_control_plane_take_turns(
+    client: ServiceClient, service: ScriptedService
+) -> None:
+    held = Hold(Say(body={"checkpoints": []}))
+    service.always("GET", "/v1/loops/checkpoints", held)
+    calls = [asyncio.create_task(client.list_checkpoints(f"r{number}")) for number in range(300)]
+    await service.until_seen("GET", "/v1/loops/checkpoints", 64)
+    await asyncio.sleep(0.05)  # for a 65th request, which does not come
+    assert len(service.seen_at("GET", "/v1/loops/checkpoints")) == 64
+    held.go.set()
+    assert await asyncio.gather(*calls) == [[]] * 300
+
+
+async def test_a_trainer_is_pinged_until_the_last_of_its_clients_is_closed(
+    clock: Clock, client: ServiceClient, service: ScriptedService, trainer: TrainingClient
+) -> None:
+    service.always("GET", "/v1/loops/runs/r1", Say(body={"run": service.run()}))
+    service.always("GET", "/v1/loops/capabilities", Say(body={"supported_models": []}))
+    attached = await client.attach_training_client("r1")
+    await trainer.close()
+    await service.until_seen("GET", HEALTH, len(service.seen_at("GET", HEALTH)) + 3)
+    await attached.close()
+    await client.get_server_capabilities()  # after a ping that was under way
+    pings = len(service.seen_at("GET", HEALTH))
+    for _ in range(5):
+        await client.get_server_capabilities()
+    assert len(service.seen_at("GET", HEALTH)) == pings

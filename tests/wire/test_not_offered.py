@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from loops_async import (
+    ConfigError,
     InputError,
     ProtocolError,
     SamplingClient,
@@ -14,7 +18,7 @@ from loops_async import (
     TrainingClient,
     UnsupportedError,
 )
-from tests.wire.scripted import COMPLETIONS, MODEL, Say, ScriptedService
+from tests.support.scripted import COMPLETIONS, KEY, MODEL, Say, ScriptedService
 
 CHECKPOINT: dict[str, Any] = {
     "id": "c1",
@@ -30,16 +34,6 @@ CHECKPOINT: dict[str, Any] = {
 }
 STATE = "bt://loops:r0/weights/x"
 WEIGHTS = "bt://loops:r0/sampler_weights/x"
-
-
-async def test_a_sampler_of_a_checkpoint_has_a_method_of_its_own(
-    client: ServiceClient, service: ScriptedService
-) -> None:
-    service.seen.clear()
-    with pytest.raises(UnsupportedError, match=r"create_sampling_client_from_checkpoint\(model_path\)") as refused:
-        await client.create_sampling_client(MODEL, model_path=WEIGHTS)
-    assert isinstance(refused.value, NotImplementedError)
-    assert not service.seen
 
 
 async def test_a_run_without_a_sampler(client: ServiceClient, service: ScriptedService) -> None:
@@ -121,9 +115,19 @@ async def test_what_a_sampler_serves_cannot_expire(trainer: TrainingClient, serv
 async def test_a_tokenizer_is_not_written_elsewhere(
     sampler: SamplingClient, service: ScriptedService, name: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("loops_async._sampling.tokenizer.find_spec", lambda _: "transformers are here")
+    installed = ModuleType("transformers")
+    installed.__spec__ = ModuleSpec("transformers", loader=None)
+    monkeypatch.setitem(sys.modules, "transformers", installed)
     served = {"data": [{"id": MODEL, "parent": None, "tokenizer": "tokenizer"}]}
     service.always("GET", "/sampler/v1/models", Say(body=served))
     service.always("GET", "/sampler/tokenizer", Say(body={"files": [name]}))
     with pytest.raises(ProtocolError):
         await sampler.get_tokenizer()
+
+
+async def test_a_team_that_does_not_exist(service: ScriptedService, monkeypatch: pytest.MonkeyPatch) -> None:
+    teams = [{"id": "t1", "name": "research"}, {"id": "t2", "name": "ops"}]
+    service.always("GET", "/v1/teams", Say(body={"teams": teams}))
+    monkeypatch.setenv("LOOPS_TEAM", "finance")
+    with pytest.raises(ConfigError, match="there is no team 'finance'; there are ops, research"):
+        await ServiceClient(base_url=service.url, api_key=KEY).open()

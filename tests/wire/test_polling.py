@@ -23,9 +23,8 @@ from loops_async import (
     TrainingClient,
     UnknownRequestError,
 )
-from tests.clock import Clock
-from tests.wire.conftest import KEY
-from tests.wire.scripted import Hold, Reply, Say, ScriptedService, done, hang_up, hang_up_in_the_body
+from tests.support.clock import Clock
+from tests.support.scripted import KEY, Hold, Reply, Say, ScriptedService, done, hang_up, hang_up_in_the_body
 
 POLL = "/trainer/operations/op-7"
 DATUM = Datum(model_input=[1, 2], loss_fn_inputs={"target_tokens": [2, 3]})
@@ -264,3 +263,9 @@ async def test_a_result_in_another_language(service: ScriptedService, trainer: T
     service.always("GET", POLL, done(result))
     with pytest.raises(ProtocolError, match=r"wait for forward of run r1"):
         await (await trainer.forward([DATUM]))
+
+
+async def test_the_id_of_an_operation_is_escaped(service: ScriptedService, trainer: TrainingClient) -> None:
+    service.answer("POST", "/trainer/optim_step", Say(202, {"operation_id": "a/b?c"}))
+    service.always("GET", "/trainer/operations/a%2Fb%3Fc", done({}))
+    await (await trainer.optim_step(AdamParams()))

@@ -1,15 +1,15 @@
-"""Bodies and headers, byte for byte where the order matters to somebody (data-plane 2, 3.3, 3.4)."""
+"""Bodies and headers of requests (data-plane 2, 3.3, 3.4)."""
 
 from __future__ import annotations
 
 import uuid
 from typing import Any
 
-import msgspec
 import pytest
 
 from loops_async import (
     AdamParams,
+    CreateRunRequest,
     Datum,
     ExternalRef,
     ImageChunk,
@@ -20,16 +20,31 @@ from loops_async import (
     TrainingClient,
     __version__,
 )
-from tests.wire.conftest import KEY
-from tests.wire.scripted import COMPLETIONS, MODEL, Say, ScriptedService
+from tests.support.colours import Colour
+from tests.support.scripted import COMPLETIONS, KEY, MODEL, Say, ScriptedService
 
 DATUM = Datum(model_input=[1, 2], loss_fn_inputs={"target_tokens": [2, -100], "weights": [1.0, float("nan")]})
-DATUM_JSON = (
-    b'{"model_input":{"chunks":[{"type":"encoded_text","tokens":[1,2]}]},"loss_fn_inputs":{'
-    b'"target_tokens":{"data":[2,-100],"dtype":"int64","shape":[2]},'
-    b'"weights":{"data":[1.0,null],"dtype":"float32","shape":[2]}}}'
-)
-ADAM_JSON = b'{"learning_rate":0.0001,"beta1":0.9,"beta2":0.95,"eps":1e-12,"weight_decay":0.0,"grad_clip_norm":1.0}'
+PICTURED = ModelInput.from_ints([1]).append(ImageChunk.from_bytes(b"\x89PNG", "png", 2))
+IMAGE_JSON = {"type": "image", "data": "iVBORw==", "format": "png", "expected_tokens": 2}
+DATUM_JSON = {
+    "model_input": {"chunks": [{"type": "encoded_text", "tokens": [1, 2]}]},
+    "loss_fn_inputs": {
+        "target_tokens": {"data": [2, -100], "dtype": "int64", "shape": [2]},
+        "weights": {"data": [1.0, None], "dtype": "float32", "shape": [2]},
+    },
+}
+ADAM_JSON = {
+    "learning_rate": 0.0001,
+    "beta1": 0.9,
+    "beta2": 0.95,
+    "eps": 1e-12,
+    "weight_decay": 0.0,
+    "grad_clip_norm": 1.0,
+}
+
+
+def loss_body(*data: Any, config: Any = None, top_k: int = 0) -> dict[str, Any]:
+    return {"data": [*data], "loss_fn": "cross_entropy", "loss_fn_config": config, "top_k_logprobs": top_k}
 
 
 async def test_every_operation_of_a_trainer(service: ScriptedService, trainer: TrainingClient) -> None:
@@ -44,46 +59,30 @@ async def test_every_operation_of_a_trainer(service: ScriptedService, trainer: T
     await trainer.load_state("bt://loops:r0/weights/a")
     await trainer.load_state_with_optimizer("s3://bucket/a")
     await trainer.init_trainer_server(16)
-    end = b'"model":"org/model"}'
-    expected: list[tuple[str, bytes]] = [
-        (
-            "forward",
-            b'{"data":[' + DATUM_JSON + b'],"loss_fn":"cross_entropy","loss_fn_config":null,"seq_id":2,"run_id":"r1",'
-            b'"top_k_logprobs":0,' + end,
-        ),
-        (
-            "forward_backward",
-            b'{"data":[' + DATUM_JSON + b"," + DATUM_JSON + b'],"loss_fn":"cross_entropy",'
-            b'"loss_fn_config":{"skip_token_normalization":true},"seq_id":3,"run_id":"r1","top_k_logprobs":0,' + end,
-        ),
-        (
-            "forward",
-            b'{"data":[' + DATUM_JSON + b'],"loss_fn":"cross_entropy","loss_fn_config":null,"seq_id":4,"run_id":"r1",'
-            b'"top_k_logprobs":20,' + end,
-        ),
-        ("optim_step", b'{"adam_params":' + ADAM_JSON + b',"seq_id":5,"run_id":"r1",' + end),
-        ("save_state", b'{"name":"a","ttl_seconds":null,"run_id":"r1","seq_id":6,' + end),
-        ("save_state", b'{"name":"b","ttl_seconds":60,"run_id":"r1","seq_id":7,' + end),
-        ("save_weights_for_sampler", b'{"name":"c","run_id":"r1","seq_id":8,"bump_version":true,' + end),
-        (
-            "save_weights_for_sampler",
-            b'{"name":"d","ttl_seconds":null,"run_id":"r1","seq_id":9,"bump_version":false,' + end,
-        ),
-        ("load_state", b'{"path":"bt://loops:r0/weights/a","run_id":"r1","seq_id":10,' + end),
-        ("load_state_with_optimizer", b'{"path":"s3://bucket/a","run_id":"r1","seq_id":11,' + end),
-        (
-            "init_trainer_server",
-            b'{"lora_rank":16,"base_model":"org/model","seq_id":12,"run_id":"r1",' + end,
-        ),
+    expected: list[tuple[str, dict[str, Any]]] = [
+        ("forward", loss_body(DATUM_JSON)),
+        ("forward_backward", loss_body(DATUM_JSON, DATUM_JSON, config={"skip_token_normalization": True})),
+        ("forward", loss_body(DATUM_JSON, top_k=20)),
+        ("optim_step", {"adam_params": ADAM_JSON}),
+        ("save_state", {"name": "a", "ttl_seconds": None}),
+        ("save_state", {"name": "b", "ttl_seconds": 60}),
+        ("save_weights_for_sampler", {"name": "c", "bump_version": True}),
+        ("save_weights_for_sampler", {"name": "d", "ttl_seconds": None, "bump_version": False}),
+        ("load_state", {"path": "bt://loops:r0/weights/a"}),
+        ("load_state_with_optimizer", {"path": "s3://bucket/a"}),
+        ("init_trainer_server", {"lora_rank": 16, "base_model": MODEL}),
     ]
-    assert [(seen.path.removeprefix("/trainer/"), seen.body) for seen in service.submitted()] == expected
+    assert [(seen.path.removeprefix("/trainer/"), seen.json) for seen in service.submitted()] == [
+        (operation, body | {"run_id": "r1", "seq_id": seq_id, "model": MODEL})
+        for seq_id, (operation, body) in enumerate(expected, start=2)
+    ]
 
 
 async def test_the_first_operation_of_a_new_trainer(client: ServiceClient, service: ScriptedService) -> None:
     await client.create_lora_training_client(MODEL, rank=8)
     [first] = service.submitted()
     assert first.path == "/trainer/init_trainer_server"
-    assert first.body == b'{"lora_rank":8,"base_model":"org/model","seq_id":1,"run_id":"r1","model":"org/model"}'
+    assert first.json == {"lora_rank": 8, "base_model": MODEL, "seq_id": 1, "run_id": "r1", "model": MODEL}
     [health] = service.seen_at("GET", "/trainer/health")
     assert health.query in ("base_model=org/model", "base_model=org%2Fmodel")
     assert health.headers["X-Run-Id"] == "r1"
@@ -109,19 +108,20 @@ async def test_losses_on_samples(
     await trainer.forward_backward([datum], loss_fn, config)
     [seen] = service.submitted()
     assert (seen.json["loss_fn"], seen.json["loss_fn_config"]) == (loss_fn, config)
-    assert list(seen.json["data"][0]["loss_fn_inputs"]) == ["target_tokens", "logprobs", "advantages"]
+    assert seen.json["data"][0]["loss_fn_inputs"].keys() == {"target_tokens", "logprobs", "advantages"}
 
 
 async def test_images_and_routing_in_a_datum(service: ScriptedService, trainer: TrainingClient) -> None:
-    prompt = ModelInput.from_ints([1]).append(ImageChunk.from_bytes(b"\x89PNG", "png", 2))
     ref = ExternalRef(uri="bt://loops:r1/sequences/o1", version=1)
-    await trainer.forward([Datum(model_input=prompt, routed_experts_ref=ref)])
+    await trainer.forward([Datum(model_input=PICTURED, routed_experts_ref=ref)])
     [seen] = service.submitted()
-    assert msgspec.json.encode(seen.json["data"]) == (
-        b'[{"model_input":{"chunks":[{"type":"encoded_text","tokens":[1]},'
-        b'{"type":"image","data":"iVBORw==","format":"png","expected_tokens":2}]},"loss_fn_inputs":{},'
-        b'"routed_experts_ref":{"uri":"bt://loops:r1/sequences/o1","version":1}}]'
-    )
+    assert seen.json["data"] == [
+        {
+            "model_input": {"chunks": [{"type": "encoded_text", "tokens": [1]}, IMAGE_JSON]},
+            "loss_fn_inputs": {},
+            "routed_experts_ref": {"uri": "bt://loops:r1/sequences/o1", "version": 1},
+        }
+    ]
 
 
 async def test_headers_of_a_trainer(service: ScriptedService, trainer: TrainingClient) -> None:
@@ -149,12 +149,6 @@ async def test_a_body_in_pieces_says_its_length(service: ScriptedService, traine
     assert len(seen.json["data"]) == 400
 
 
-async def test_the_other_authorization_scheme(service: ScriptedService) -> None:
-    async with ServiceClient(api_key=KEY, base_url=service.url, auth_scheme="Api-Key"):
-        pass
-    assert service.seen[0].headers["Authorization"] == f"Api-Key {KEY}"
-
-
 async def test_without_a_key_there_is_no_authorization(service: ScriptedService) -> None:
     async with ServiceClient(base_url=service.url) as client:
         sampler = await client.create_sampling_client(MODEL)
@@ -176,22 +170,30 @@ async def test_local_processes_get_no_key(service: ScriptedService, monkeypatch:
 # --- creating ---
 
 
-async def test_what_a_seed_era_service_is_asked_for(client: ServiceClient, service: ScriptedService) -> None:
+async def test_what_a_seed_era_service_is_sent(client: ServiceClient, service: ScriptedService) -> None:
     [session] = service.seen
     assert session.json == {}, "the project is sent only when it was given"
     await client.create_lora_training_client(MODEL)
     [run] = service.seen_at("POST", "/v1/loops/runs")
-    assert run.body == (
-        b'{"session_id":"s1","base_model":"org/model","max_seq_len":null,"lora_rank":32,"seed":null,'
-        b'"scale_down_delay_seconds":3600,"replicas":1,"path":null,"reuse_from_session_id":null}'
-    )
+    assert run.json == {
+        "session_id": "s1",
+        "base_model": MODEL,
+        "max_seq_len": None,
+        "lora_rank": 32,
+        "seed": None,
+        "scale_down_delay_seconds": 3600,
+        "replicas": 1,
+        "path": None,
+        "reuse_from_session_id": None,
+    }
     await client.create_sampling_client(MODEL)
     [sampler] = service.seen_at("POST", "/v1/loops/samplers")
     assert sampler.json == {"session_id": "s1", "base_model": MODEL, "max_seq_length": None, "model_path": None}
 
 
-async def test_what_is_given_is_sent(service: ScriptedService) -> None:
-    async with ServiceClient("p1", api_key=KEY, base_url=service.url, reuse_from_session_id="s0") as client:
+async def test_what_is_given_is_sent(service: ScriptedService, colour: Colour) -> None:
+    options: dict[str, Any] = {"reuse_from_session_id": "s0", "availability_model": "spot"}
+    async with colour.connected("p1", api_key=KEY, base_url=service.url, **options) as client:
         await client.create_lora_training_client(
             MODEL,
             16,
@@ -201,6 +203,7 @@ async def test_what_is_given_is_sent(service: ScriptedService) -> None:
             replicas=2,
             path="bt://loops:r0/weights/a",
             name="mine",
+            sampler_num_replicas=3,
         )
     assert service.seen_at("POST", "/v1/loops/sessions")[0].json == {"training_project_id": "p1"}
     assert service.seen_at("POST", "/v1/loops/runs")[0].json == {
@@ -214,57 +217,80 @@ async def test_what_is_given_is_sent(service: ScriptedService) -> None:
         "path": "bt://loops:r0/weights/a",
         "reuse_from_session_id": "s0",
         "name": "mine",
+        "availability_model": "spot",
+        "sampler_num_replicas": 3,
     }
+
+
+async def test_a_run_to_reuse_wins_over_a_session_to_reuse(service: ScriptedService) -> None:
+    reuse = {"reuse_from_run_id": "r0", "reuse_from_session_id": "s0"}
+    async with ServiceClient(api_key=KEY, base_url=service.url, **reuse) as client:
+        await client.create_lora_training_client(MODEL)
+    [run] = service.seen_at("POST", "/v1/loops/runs")
+    assert (run.json["reuse_from_run_id"], run.json["reuse_from_session_id"]) == ("r0", None)
+
+
+@pytest.mark.parametrize("team", ["research", "t1"], ids=["name", "id"])
+async def test_a_team_owns_what_is_made(service: ScriptedService, colour: Colour, team: str) -> None:
+    teams = [{"id": "t0", "name": "t2"}, {"id": "t1", "name": "research"}]
+    made = {
+        "sessions": {"session": {"id": "s1"}},
+        "runs": {"run": service.run()},
+        "samplers": {"sampler": service.sampler()},
+    }
+    service.always("GET", "/v1/teams", Say(body={"teams": teams}))
+    for what, answer in made.items():
+        service.always("POST", f"/v1/teams/t1/loops/{what}", Say(body=answer))
+    async with colour.connected(api_key=KEY, base_url=service.url, team=team) as client:
+        await client.provision_run(CreateRunRequest(session_id="s1", base_model=MODEL))
+        await client.create_sampling_client(MODEL)
+    posts = [seen.path for seen in service.seen if seen.method == "POST"]
+    assert posts == [f"/v1/teams/t1/loops/{what}" for what in made]
 
 
 # --- sampling ---
 
-ALWAYS = b'"n":1,"temperature":1.0,"top_p":1.0,"logprobs":0,"return_tokens_as_token_ids":true'
-IDS = b'"return_token_ids":true'
-"""Sent always: ids are read without parsing names; a service that does not know the key ignores it."""
+ALWAYS = {
+    "prompt": [1, 2],
+    "n": 1,
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "logprobs": 0,
+    "return_tokens_as_token_ids": True,
+    # Ids are read without parsing names; a service that does not know this key ignores it.
+    "return_token_ids": True,
+}
 
 
 @pytest.mark.parametrize(
-    ("arguments", "body"),
+    ("arguments", "others"),
     [
-        ({}, b'{"prompt":[1,2],' + ALWAYS + b"," + IDS + b"}"),
+        ({}, {}),
         (
             {"sampling_params": SamplingParams(max_tokens=5, seed=0, top_k=3, stop="\n")},
-            b'{"prompt":[1,2],' + ALWAYS + b"," + IDS + b',"max_tokens":5,"seed":0,"top_k":3,"stop":"\\n"}',
+            {"max_tokens": 5, "seed": 0, "top_k": 3, "stop": "\n"},
         ),
+        ({"sampling_params": SamplingParams(stop=["a", "b"])}, {"stop": ["a", "b"]}),
+        ({"sampling_params": SamplingParams(stop=[7, 8])}, {"stop_token_ids": [7, 8]}),
+        ({"sampling_params": SamplingParams(stop=[], top_k=-1)}, {}),
+        ({"sampling_params": SamplingParams(stop="", top_k=0)}, {}),
+        ({"include_prompt_logprobs": True}, {"prompt_logprobs": 0}),
+        ({"topk_prompt_logprobs": 4}, {"prompt_logprobs": 4}),
+        ({"sampling_params": SamplingParams(structured_outputs={"json": {}})}, {"structured_outputs": {"json": {}}}),
+        ({"include_routed_experts": True}, {"include_routed_experts": True}),
         (
-            {"sampling_params": SamplingParams(stop=["a", "b"])},
-            b'{"prompt":[1,2],' + ALWAYS + b"," + IDS + b',"stop":["a","b"]}',
-        ),
-        (
-            {"sampling_params": SamplingParams(stop=[7, 8])},
-            b'{"prompt":[1,2],' + ALWAYS + b"," + IDS + b',"stop_token_ids":[7,8]}',
-        ),
-        ({"sampling_params": SamplingParams(stop=[], top_k=-1)}, b'{"prompt":[1,2],' + ALWAYS + b"," + IDS + b"}"),
-        ({"sampling_params": SamplingParams(stop="", top_k=0)}, b'{"prompt":[1,2],' + ALWAYS + b"," + IDS + b"}"),
-        (
-            {"include_prompt_logprobs": True},
-            b'{"prompt":[1,2],' + ALWAYS + b"," + IDS + b',"prompt_logprobs":0}',
-        ),
-        ({"topk_prompt_logprobs": 4}, b'{"prompt":[1,2],' + ALWAYS + b"," + IDS + b',"prompt_logprobs":4}'),
-        (
-            {"sampling_params": SamplingParams(structured_outputs={"json": {}})},
-            b'{"prompt":[1,2],' + ALWAYS + b"," + IDS + b',"structured_outputs":{"json":{}}}',
-        ),
-        (
-            {"prompt": ModelInput.from_ints([1]).append(ImageChunk.from_bytes(b"\x89PNG", "png", 2))},
-            b'{"prompt":[],' + ALWAYS + b',"model_input_chunks":[{"type":"encoded_text","tokens":[1]},'
-            b'{"type":"image","data":"iVBORw==","format":"png","expected_tokens":2}],' + IDS + b"}",
+            {"prompt": PICTURED},
+            {"prompt": [], "model_input_chunks": [{"type": "encoded_text", "tokens": [1]}, IMAGE_JSON]},
         ),
     ],
-    ids=lambda value: "" if isinstance(value, bytes) else ",".join(value) or "defaults",
+    ids=lambda arguments: ",".join(arguments),
 )
 async def test_sample_bodies(
-    service: ScriptedService, sampler: SamplingClient, arguments: dict[str, Any], body: bytes
+    service: ScriptedService, sampler: SamplingClient, arguments: dict[str, Any], others: dict[str, Any]
 ) -> None:
     await sampler.sample(**{"prompt": [1, 2], **arguments})
     [seen] = service.seen_at("POST", "/sampler/sample")
-    assert seen.body == body
+    assert seen.json == ALWAYS | others
 
 
 async def test_greedy_and_many(service: ScriptedService, sampler: SamplingClient) -> None:

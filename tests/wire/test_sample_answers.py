@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import pickle
 from typing import Any
@@ -15,20 +16,20 @@ from loops_async import (
     BadRequestError,
     ConfigError,
     ConnectError,
+    ExternalRef,
     InputError,
     NotReadyError,
     ProtocolError,
     SamplerTerminatedError,
-    SampleTimeoutError,
     SamplingClient,
     SamplingParams,
     ServerError,
     ServiceClient,
     TrainingClient,
+    sampling,
 )
-from tests.clock import Clock
-from tests.wire.conftest import KEY
-from tests.wire.scripted import MODEL, Hold, Say, ScriptedService, hang_up, hang_up_in_the_body
+from tests.support.clock import Clock
+from tests.support.scripted import KEY, MODEL, Say, ScriptedService, hang_up, hang_up_in_the_body
 
 SAMPLE = "/sampler/sample"
 STATUS = "/v1/models/m1/deployments/d1"
@@ -70,6 +71,7 @@ async def test_an_ordinary_answer(sampler: SamplingClient, service: ScriptedServ
     ("changes", "field", "value"),
     [
         ({"finish_reason": "content_filter"}, "stop_reason", "content_filter"),
+        ({"finish_reason": 7}, "stop_reason", "7"),
         ({"finish_reason": None}, "stop_reason", "length"),
         ({"token_ids": None}, "tokens", [5, 6]),
         ({"token_ids": None, "logprobs": {"tokens": [5, "6"], "token_logprobs": [-1, -1]}}, "tokens", [5, 6]),
@@ -89,19 +91,63 @@ async def test_odd_answers_are_read(
     assert getattr(sequence, field) == value
 
 
+async def test_a_missing_logprob_is_nan_and_the_others_stay(sampler: SamplingClient, says: Any) -> None:
+    says(choice(logprobs={"tokens": [], "token_logprobs": [None, -0.25]}), choice())
+    first, second = (await sampler.sample([1], 2)).sequences
+    assert first.logprobs == pytest.approx([math.nan, -0.25], nan_ok=True)
+    assert second.logprobs == [-0.5, -0.25]
+
+
+async def test_too_few_logprobs_are_filled_with_nan(
+    sampler: SamplingClient, says: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    says(choice(logprobs={"tokens": [], "token_logprobs": [-0.5]}))
+    [sequence] = (await sampler.sample([1])).sequences
+    assert sequence.logprobs == pytest.approx([-0.5, math.nan], nan_ok=True)
+    assert "1 logprobs for 2 tokens" in caplog.text
+
+
+async def test_a_nan_that_is_no_json_is_read(sampler: SamplingClient, service: ScriptedService) -> None:
+    body = '{"choices": [{"text": "a", "token_ids": [3], "logprobs": {"token_logprobs": [NaN]}}]}'
+    service.answer("POST", SAMPLE, Say(200, body))
+    [sequence] = (await sampler.sample([1])).sequences
+    assert sequence.tokens == [3]
+    assert sequence.logprobs == pytest.approx([math.nan], nan_ok=True)
+
+
+async def test_text_is_kept_where_tokens_have_other_names(
+    sampler: SamplingClient, says: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    says(choice(token_ids=None, logprobs={"tokens": ["a", "b"], "token_logprobs": [-1.0, -2.0]}))
+    [sequence] = (await sampler.sample([1])).sequences
+    assert (sequence.text, sequence.tokens) == ("x", [])
+    assert "only their text is known" in caplog.text
+
+
+async def test_one_part_that_cannot_be_read_costs_nothing_else(
+    sampler: SamplingClient, says: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    says(choice(prompt_logprobs={"no": "list"}, routed_experts_ref={"uri": 1}), {"text": "alone"}, None)
+    answer = await sampler.sample([1, 2], 3)
+    whole, text_only, nothing = answer.sequences
+    assert (whole.tokens, whole.routed_experts) == ([5, 6], None)
+    assert answer.prompt_logprobs is None
+    assert (text_only.text, text_only.tokens) == ("alone", [])
+    assert nothing.tokens == []
+    assert sum(record.levelno == logging.WARNING for record in caplog.records) == 2
+
+
+async def test_captured_routing_is_passed_on(sampler: SamplingClient, says: Any) -> None:
+    says(choice(routed_experts_ref={"uri": "bt://loops:r/sequences/x", "version": 2}))
+    [sequence] = (await sampler.sample([1], include_routed_experts=True)).sequences
+    assert sequence.routed_experts == ExternalRef(uri="bt://loops:r/sequences/x", version=2)
+
+
 async def test_fields_may_be_missing(sampler: SamplingClient, service: ScriptedService) -> None:
     service.answer("POST", SAMPLE, Say(body={"choices": [{"logprobs": {"tokens": ["token_id:5"]}}]}))
     [sequence] = (await sampler.sample([1])).sequences
     assert sequence.tokens == [5]
     assert sequence.stop_reason == "length"
-
-
-async def test_a_missing_logprob_is_nan(sampler: SamplingClient, says: Any) -> None:
-    says(choice(logprobs={"tokens": [], "token_logprobs": [None, -0.25]}))
-    [sequence] = (await sampler.sample([1])).sequences
-    assert sequence.logprobs is not None
-    assert math.isnan(sequence.logprobs[0])
-    assert sequence.logprobs[1] == -0.25
 
 
 @pytest.mark.parametrize(("prompt", "tokens"), [([5], [5, 6]), ([5, 6], [5, 6]), ([5, 6], [5, 6, 5, 6])])
@@ -122,6 +168,18 @@ async def test_a_count_that_hints_at_an_echo_does_not_cut_what_is_none(
     body = {"choices": [choice(token_ids=[7, 6])], "usage": {"completion_tokens": 1}}
     service.answer("POST", SAMPLE, Say(body=body))
     assert (await sampler.sample([5])).sequences[0].tokens == [7, 6]
+
+
+async def test_an_echo_is_cut_where_the_answer_counts_it_out(sampler: SamplingClient, service: ScriptedService) -> None:
+    echoes = [
+        choice(token_ids=[1, 2, 9], logprobs={"token_logprobs": [None, -0.1, -0.2]}),
+        choice(token_ids=[1, 2, 1, 2], logprobs={"token_logprobs": [None, -0.1, -0.3, -0.4]}),
+    ]
+    usage = {"prompt_tokens": 2, "completion_tokens": 3}
+    service.answer("POST", SAMPLE, Say(body={"choices": echoes, "usage": usage}))
+    sequences = (await sampler.sample([1, 2], 2)).sequences
+    assert [one.tokens for one in sequences] == [[9], [1, 2]]
+    assert [one.logprobs for one in sequences] == [[-0.2], [-0.3, -0.4]]
 
 
 async def test_prompt_logprobs(sampler: SamplingClient, says: Any) -> None:
@@ -151,11 +209,14 @@ async def test_the_version_in_the_header(
     assert (await sampler.sample([1])).policy_version == version
 
 
-@pytest.mark.parametrize("body", ["<html>Hello</html>", "", "{}", "[]", '{"choices": null}', '{"choices": [', "5"])
+@pytest.mark.parametrize(
+    "body", ["<html>Hello</html>", "", "{}", '{"hello": 5}', "[]", '{"choices": null}', '{"choices": [', "5"]
+)
 async def test_what_is_no_completion_at_all(sampler: SamplingClient, service: ScriptedService, body: str) -> None:
     service.answer("POST", SAMPLE, Say(200, body))
-    with pytest.raises(ProtocolError, match="not a completion"):
+    with pytest.raises(ProtocolError, match="not a completion") as odd:
         await sampler.sample([1])
+    assert body in str(odd.value)
     assert len(service.seen_at("POST", SAMPLE)) == 1, "it was paid for; asking again would pay twice"
 
 
@@ -244,18 +305,6 @@ async def test_a_broken_connection_is_tried_again_for_a_minute(
     assert quick.now == pytest.approx(60.0)
 
 
-async def test_a_sample_that_outlives_its_time_limit_is_not_asked_for_twice(
-    client: ServiceClient, service: ScriptedService, quick: Clock
-) -> None:
-    sampler = await client.create_sampling_client(MODEL, timeout=0.02)
-    service.answer("POST", SAMPLE, Hold(Say()))
-    with pytest.raises(SampleTimeoutError, match=r"no answer within 0.02 s.*pay twice") as late:
-        await sampler.sample([1])
-    assert isinstance(late.value, TimeoutError)
-    assert (late.value.timeout, late.value.retryable) == (0.02, False)
-    assert len(service.seen_at("POST", SAMPLE)) == 1
-
-
 async def test_a_sampler_that_stays_busy_is_given_up_in_time(
     client: ServiceClient, service: ScriptedService, quick: Clock
 ) -> None:
@@ -265,6 +314,18 @@ async def test_a_sampler_that_stays_busy_is_given_up_in_time(
     with pytest.raises(ServerError, match="busy"):
         await sampler.sample([1])
     assert quick.now == pytest.approx(100.0)
+
+
+async def test_a_full_queue_is_asked_again_when_it_says(
+    client: ServiceClient, service: ScriptedService, quick: Clock
+) -> None:
+    serverless = service.sampler(model_id=None, deployment_id=None)
+    service.answer("POST", "/v1/loops/samplers", Say(body={"sampler": serverless}))
+    sampler = await client.create_sampling_client(MODEL)
+    service.answer("POST", SAMPLE, Say(503, {"error": "full"}, {"Retry-After": "3"}))
+    service.answer("POST", SAMPLE, Say(body={"choices": [choice()]}))
+    assert (await sampler.sample([1])).sequences[0].tokens == [5, 6]
+    assert quick.pauses == [3.0]
 
 
 # --- arguments ---
@@ -317,31 +378,6 @@ async def test_a_client_pickles_without_the_key(sampler: SamplingClient) -> None
     assert KEY not in repr(sampler)
 
 
-@pytest.fixture
-def unpickled(sampler: SamplingClient, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setenv("BASETEN_API_KEY", "key-of-the-other-process")
-    return pickle.loads(pickle.dumps(sampler))
-
-
-async def test_an_unpickled_client_takes_the_key_of_its_process(
-    unpickled: SamplingClient, service: ScriptedService
-) -> None:
-    assert (await unpickled.sample([1])).sequences
-    [seen] = service.seen_at("POST", SAMPLE)
-    assert seen.headers["Authorization"] == "Bearer key-of-the-other-process"
-    assert seen.headers["X-Sampler-Id"] == "q1"
-
-
-async def test_an_unpickled_client_without_a_key_asks_without(
-    sampler: SamplingClient, service: ScriptedService
-) -> None:
-    service.answer("GET", STATUS, Say(401, {"message": "who are you"}))
-    service.answer("POST", SAMPLE, Say(401, {"message": "who are you"}))
-    twin: SamplingClient = pickle.loads(pickle.dumps(sampler))
-    with pytest.raises(AuthenticationError, match="BASETEN_API_KEY"):
-        await twin.sample([1])
-
-
 # --- the version that was published ---
 
 VERSION = "/sampler/trainers_policy_version"
@@ -379,15 +415,13 @@ async def test_a_sampler_that_does_not_tell_its_version_is_gated_by_each_request
 async def test_a_version_that_never_comes_is_given_up(
     trainer: TrainingClient, service: ScriptedService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("loops_async.sampling.VERSION_SECONDS", 0.02)
+    monkeypatch.setattr(sampling, "VERSION_SECONDS", 0.02)
     service.always("GET", VERSION, Say(body={"policy_version": 0}))
     with pytest.raises(NotReadyError, match=r"serves version 0, not 1"):
         await trainer.save_weights_and_get_sampling_client("x")
 
 
 async def test_the_base_url_of_a_pickle_must_be_one() -> None:
-    from loops_async.sampling import SamplerTarget
-
-    twin = SamplingClient(SamplerTarget(service_url="nowhere", base_url="nowhere", base_model=MODEL))
+    target = sampling.SamplerTarget(service_url="nowhere", base_url="nowhere", base_model=MODEL)
     with pytest.raises(ConfigError):
-        await twin.sample([1])
+        await SamplingClient(target).sample([1])

@@ -18,7 +18,7 @@ from loops_async import (
 )
 from loops_async._operations import batch
 from loops_async.protocol import MAX_REQUEST_BYTES
-from tests.wire.scripted import Say, ScriptedService, done
+from tests.support.scripted import Say, ScriptedService, done
 
 LIMIT = 800
 

@@ -24,8 +24,8 @@ from loops_async import (
     ServerShutdownError,
     TrainingClient,
 )
-from tests.clock import Clock
-from tests.wire.scripted import Hold, Reply, Say, ScriptedService, hang_up, hang_up_in_the_body
+from tests.support.clock import Clock
+from tests.support.scripted import Hold, Reply, Say, ScriptedService, hang_up, hang_up_in_the_body
 
 STEP = "/trainer/optim_step"
 DATUM = Datum(model_input=[1, 2], loss_fn_inputs={"target_tokens": [2, 3]})
@@ -205,9 +205,10 @@ async def test_an_acceptance_without_a_schema_version_is_good(
 async def test_refused_arguments_take_neither_turn_nor_number(
     service: ScriptedService, trainer: TrainingClient
 ) -> None:
-    wrong: Any = {"learning_rate": 1e-4}
-    with pytest.raises(InputError):
-        await trainer.optim_step(wrong)
+    wrong: list[Any] = [None, {"learning_rate": 1e-4}, AdamParams(learning_rate=-1.0)]
+    for params in wrong:
+        with pytest.raises(InputError, match="adam_params"):
+            await trainer.optim_step(params)
     with pytest.raises(InputError):
         await trainer.forward_backward([])
     with pytest.raises(InputError):

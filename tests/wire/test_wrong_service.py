@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
+from loops_async._http import transport as transport_module
 from loops_async import (
     AuthenticationError,
     ConfigError,
@@ -18,17 +20,15 @@ from loops_async import (
     ProtocolError,
     RequestTimeoutError,
     ServiceClient,
+    checkpoints,
 )
-from loops_async._http import transport as transport_module
-from loops_async._http.settings import ApiKey, Settings
-from loops_async._http.transport import Request, Transport
-from tests.clock import Clock
-from tests.wire.conftest import KEY
-from tests.wire.scripted import Hold, Say, ScriptedService, hang_up, hang_up_in_the_body
-from tests.wire.secrecy import all_that_it_shows
+from tests.support.clock import Clock
+from tests.support.files import FILES, SIGNED, entry, page
+from tests.support.scripted import KEY, Hold, Reply, Say, ScriptedService, hang_up, hang_up_in_the_body
+from tests.support.secrecy import all_that_it_shows
 
 SESSIONS = "/v1/loops/sessions"
-SIGNED = "X-Signature=5ecret5ignature&X-Expires=60"
+CAPABILITIES = "/v1/loops/capabilities"
 
 
 async def open_error(url: str) -> LoopsError:
@@ -115,7 +115,7 @@ async def test_a_dead_port(quick: Clock) -> None:
     assert isinstance(error, ConnectError)
     assert error.was_sent is False
     assert_readable(error)
-    for useful in (f"127.0.0.1:{port}", "Check base_url", "loops-local serve"):
+    for useful in (f"could not connect to 127.0.0.1:{port}", "Check base_url and the network", "loops-local serve"):
         assert useful in str(error)
 
 
@@ -176,99 +176,95 @@ async def test_a_key_is_not_cut_in_two_by_an_excerpt(service: ScriptedService, b
 
 
 @pytest.fixture
-async def transport() -> AsyncIterator[Transport]:
-    transport = Transport(Settings(base_url="http://unused", api_key=ApiKey(KEY)))
-    yield transport
-    await transport.close()
-
-
-async def download_error(transport: Transport, url: str, timeout: float = 5.0) -> LoopsError:
-    request = Request(method="GET", url=f"{url}?{SIGNED}", what="download x", timeout=timeout, authorize=True)
-    with pytest.raises(LoopsError) as raised:
-        async with transport.stream(request) as response:
-            await response.read()
-    return raised.value
-
-
-def assert_no_secret(error: LoopsError, caplog: pytest.LogCaptureFixture) -> None:
-    for shown in (all_that_it_shows(error), caplog.text):
-        assert "5ecret" not in shown
-        assert KEY not in shown
-
-
-async def test_a_signature_is_nowhere_in_an_error(
-    service: ScriptedService, transport: Transport, caplog: pytest.LogCaptureFixture
-) -> None:
+def failed_download(
+    client: ServiceClient, service: ScriptedService, quick: Clock, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> Callable[[str], Awaitable[LoopsError]]:
+    """Returns the error of a download from a signed URL, having looked for secrets in it and in all that was logged."""
     caplog.set_level(logging.DEBUG)
-    said = [
-        Say(403, f"<Error>expired: {service.url}/files/x?{SIGNED}</Error>"),
+
+    async def failed_download(url: str) -> LoopsError:
+        service.always("GET", FILES, Say(body=page([entry(f"{url}?{SIGNED}", "x", 5)])))
+        with pytest.raises(LoopsError) as raised:
+            await client.download_checkpoint("c1", dest_dir=tmp_path)
+        for shown in (all_that_it_shows(raised.value), caplog.text):
+            assert "5ecret" not in shown
+            assert KEY not in shown
+        return raised.value
+
+    return failed_download
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        Say(403, f"<Error>expired: http://files.example/x?{SIGNED}</Error>"),
         Say(403, {"message": f"expired: /files/x?{SIGNED}"}),
         Say(400, [f"/files/x?{SIGNED}"]),
-        Say(307, "", {"Location": f"{service.url}/elsewhere?{SIGNED}"}),
+        Say(307, "", {"Location": f"http://files.example/elsewhere?{SIGNED}"}),
+        Say(500, f"no: /files/x?{SIGNED} for {KEY}"),
         hang_up,
         hang_up_in_the_body,
-    ]
-    service.answer("GET", "/files/x", *said)
-    for _ in said:
-        error = await download_error(transport, f"{service.url}/files/x")
-        assert "download x (GET " in str(error)
-        assert f"{service.url}/files/x" in str(error), "the rest of the URL is useful"
-        assert_no_secret(error, caplog)
+    ],
+    ids=["page", "message", "list", "redirect", "key", "hang up", "hang up in the body"],
+)
+async def test_a_signature_is_nowhere_in_an_error(
+    service: ScriptedService, failed_download: Callable[[str], Awaitable[LoopsError]], reply: Reply
+) -> None:
+    service.always("GET", "/files/x", reply)
+    error = await failed_download(f"{service.url}/files/x")
+    assert f"download x (GET {service.url}/files/x" in str(error), "the rest of the URL is useful"
 
 
 async def test_a_signature_is_not_in_the_errors_of_a_connection(
-    transport: Transport, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    failed_download: Callable[[str], Awaitable[LoopsError]],
 ) -> None:
-    caplog.set_level(logging.DEBUG)
     for url, kind in (
         (f"http://127.0.0.1:{dead_port()}/x", ConnectError),
         ("http://nowhere.invalid/x", ConnectError),
         ("ftp://files/x", ConfigError),
     ):
-        error = await download_error(transport, url)
-        assert isinstance(error, kind)
-        assert_no_secret(error, caplog)
+        assert isinstance(await failed_download(url), kind)
     async with tcp_server(None) as url:
-        error = await download_error(transport, f"{url}/x")
-        assert isinstance(error, ProtocolError)
-        assert_no_secret(error, caplog)
+        assert isinstance(await failed_download(f"{url}/x"), ProtocolError)
 
 
 async def test_a_signature_is_not_in_the_error_of_a_time_limit(
-    service: ScriptedService, transport: Transport, caplog: pytest.LogCaptureFixture
+    service: ScriptedService,
+    failed_download: Callable[[str], Awaitable[LoopsError]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    service.answer("GET", "/files/x", Hold(Say(200)))
-    error = await download_error(transport, f"{service.url}/files/x", timeout=0.01)
+    monkeypatch.setattr(checkpoints, "IDLE_SECONDS", 0.01)
+    service.always("GET", "/files/x", Hold(Say()))
+    error = await failed_download(f"{service.url}/files/x")
     assert isinstance(error, RequestTimeoutError)
     assert error.timeout == 0.01
     assert "no answer within 0.01 s" in str(error)
-    assert_no_secret(error, caplog)
 
 
 async def test_a_connection_that_is_not_accepted_in_time(
-    transport: Transport, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    failed_download: Callable[[str], Awaitable[LoopsError]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transport_module, "CONNECT_SECONDS", 0.01)
     transport_module._time_limit.cache_clear()
     with socket.socket() as listening, socket.socket() as filling:
-        # A queue of connections that nobody accepts is full after the first.
+        # A queue of connections that is never accepted is full after the first.
         listening.bind(("127.0.0.1", 0))
         listening.listen(0)
         filling.connect(listening.getsockname())
-        error = await download_error(transport, f"http://127.0.0.1:{listening.getsockname()[1]}/x")
+        error = await failed_download(f"http://127.0.0.1:{listening.getsockname()[1]}/x")
     transport_module._time_limit.cache_clear()
     assert isinstance(error, ConnectError)
     assert not error.was_sent
     assert "did not accept a connection" in str(error)
-    assert_no_secret(error, caplog)
 
 
-async def test_an_error_of_the_disk_is_not_an_error_of_the_network(
-    service: ScriptedService, transport: Transport
+async def test_the_log_of_a_retry_holds_no_secret(
+    client: ServiceClient, service: ScriptedService, quick: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    service.answer("GET", "/files/x", Say(200, "content"))
-    request = Request(method="GET", url=f"{service.url}/files/x", what="download x")
-    with pytest.raises(OSError, match="No space left") as full:
-        async with transport.stream(request):
-            raise OSError(28, "No space left on device")
-    assert not isinstance(full.value, LoopsError)
+    caplog.set_level(logging.DEBUG)
+    service.answer("GET", CAPABILITIES, Say(502, f"see {service.url}/file?{SIGNED} Bearer {KEY}"))
+    service.always("GET", CAPABILITIES, Say(body={"supported_models": []}))
+    await client.get_server_capabilities()
+    assert "trying again" in caplog.text
+    assert "5ecret" not in caplog.text
+    assert KEY not in caplog.text

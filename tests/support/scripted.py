@@ -1,18 +1,21 @@
-"""A service on a real socket that behaves well, except where a test writes down what it answers instead."""
+"""A service on a real socket that behaves well, except where a test says what it answers instead."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 from collections import defaultdict, deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
 from aiohttp import web
 from msgspec import Struct
 
+KEY = "secret-key-123456"
 MODEL = "org/model"
+WHEN = "2026-06-24T18:02:11Z"
 
 
 class Seen(Struct, kw_only=True):
@@ -191,7 +194,7 @@ class ScriptedService:
             "session_id": "s1",
             "base_model": MODEL,
             "base_url": f"{self.url}/trainer",
-            "created_at": "2026-06-24T18:02:11Z",
+            "created_at": WHEN,
             "sampler": self.sampler(),
             **changes,
         }
@@ -202,12 +205,27 @@ class ScriptedService:
             "id": "q1",
             "base_url": f"{self.url}/sampler",
             "base_model": MODEL,
-            "created_at": "2026-06-24T18:02:11Z",
+            "created_at": WHEN,
             "model_id": "m1",
             "deployment_id": "d1",
             "status": {"name": "DEPLOYING"},
             **changes,
         }
+
+
+@asynccontextmanager
+async def serving() -> AsyncIterator[ScriptedService]:
+    """Serve on a free port of this machine."""
+    scripted = ScriptedService()
+    runner = web.ServerRunner(web.Server(scripted.handle, access_log=None), shutdown_timeout=0.01)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        [address] = runner.addresses
+        scripted.url = f"http://127.0.0.1:{address[1]}"
+        yield scripted
+    finally:
+        await runner.cleanup()
 
 
 def done(result: Any) -> Say:

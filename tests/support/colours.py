@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from functools import partial
+from operator import attrgetter
 from types import ModuleType
 from typing import Any
 
@@ -34,6 +35,10 @@ class Colour(ABC):
     def connected_locally(self, **urls: str) -> AbstractAsyncContextManager[loops_async.ServiceClient]:
         """Do the same in local mode."""
 
+    @abstractmethod
+    def function(self, name: str) -> Callable[..., Awaitable[Any]]:
+        """Return a function of the colour that belongs to no object, by its name in the package."""
+
     def own(self, value: Any) -> Any:
         """Return the colour's own object, for what is not a call: pickling, `repr`."""
         return value
@@ -54,6 +59,10 @@ class Async(Colour):
     def connected_locally(self, **urls: str) -> AbstractAsyncContextManager[loops_async.ServiceClient]:
         return loops_async.ServiceClient.local(**urls)
 
+    def function(self, name: str) -> Callable[..., Awaitable[Any]]:
+        function: Callable[..., Awaitable[Any]] = attrgetter(name)(loops_async)
+        return function
+
 
 class Blocking(Colour):
     """`loops_sync`, each of its calls in a thread of `threads`."""
@@ -68,6 +77,9 @@ class Blocking(Colour):
 
     def connected_locally(self, **urls: str) -> AbstractAsyncContextManager[loops_async.ServiceClient]:
         return _Entered(self, lambda: loops_sync.ServiceClient.local(**urls))
+
+    def function(self, name: str) -> Callable[..., Awaitable[Any]]:
+        return partial(self.call, attrgetter(name)(loops_sync))
 
     def own(self, value: Any) -> Any:
         return value.facade if isinstance(value, _Awaited) else value

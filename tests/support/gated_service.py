@@ -9,7 +9,7 @@ import asyncio
 import sys
 
 from loops_local import LocalService
-from tests.contract._engine import WatchedEngine
+from tests.support.engines import WatchedEngine
 
 
 def engine(name: str) -> WatchedEngine:

@@ -1,4 +1,4 @@
-"""An engine that shows what it is asked to do, and does it when it is told."""
+"""Engines for services under test: one that can be broken, and one that shows what it is asked to do."""
 
 from __future__ import annotations
 
@@ -8,11 +8,19 @@ from concurrent.futures import Future
 from typing import Any
 
 from loops_async.types import AdamParams, Datum, ForwardBackwardOutput
+from loops_local import RefusedError
 from loops_local.engine.base import SampleJob, SampleOutcome
 from loops_local.engine.echo import EchoEngine, EchoSampler, EchoTrainer
 
 PATIENCE_SECONDS = 20.0
 """How long a closed gate holds anything when a test forgets it."""
+
+
+def echo_unless_broken(name: str) -> EchoEngine:
+    """Load the echo engine under any name but ``broken``, whose provisioning fails."""
+    if name == "broken":
+        raise RefusedError("its weights are corrupt")
+    return EchoEngine(name)
 
 
 class WatchedEngine(EchoEngine):

@@ -13,7 +13,7 @@ from aioresponses import aioresponses
 class _Response(aiohttp.ClientResponse):
     def __init__(self, *args: Any, **others: Any) -> None:
         # aioresponses 0.7 does not know this argument of aiohttp 3.14. Bodies over 64 KiB still fail: they need a
-        # real socket (`tests.wire.scripted`).
+        # real socket (`tests.support.scripted`).
         if "stream_writer" in signature(aiohttp.ClientResponse).parameters:
             others.setdefault("stream_writer", Mock(output_size=0))
         super().__init__(*args, **others)

@@ -10,10 +10,10 @@ from urllib.parse import parse_qsl
 import pytest
 
 import loops_async
-from loops_async import types
-from tests.control_plane.stub import KEY, Colour, Stub
+from loops_async import ServiceClient, types
+from tests.support.colours import Colour
+from tests.support.scripted import KEY, WHEN, Say, ScriptedService
 
-WHEN = "2026-06-24T18:02:11Z"
 DEV = {"email": "dev@example.com"}
 
 SEED_SAMPLER = {
@@ -489,15 +489,15 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.route)
-async def test_route(stub: Stub, colour: Colour, case: Case) -> None:
-    stub.on(case.route, case.answer)
-    result = await colour.control_plane(stub.url, case.call)
+async def test_route(service: ScriptedService, coloured_client: ServiceClient, case: Case) -> None:
+    method, path = case.route.split()
+    service.always(method, path, Say(body=case.answer))
+    result = await case.call(coloured_client.control_plane)
     assert case.seen(result) == case.is_
-    asked = stub.asked[-1]
-    path, _, query = asked.path.partition("?")
-    assert f"{asked.method} {path}" == case.route
-    assert dict(parse_qsl(query)) == case.query
-    assert asked.body == case.body
+    asked = service.seen[-1]
+    assert (asked.method, asked.path) == (method, path)
+    assert dict(parse_qsl(asked.query)) == case.query
+    assert (asked.json if asked.body else None) == case.body
 
 
 def test_every_route_is_here() -> None:
@@ -508,23 +508,55 @@ def test_every_route_is_here() -> None:
 
 
 @pytest.mark.parametrize(("scheme", "header"), [("Bearer", f"Bearer {KEY}"), ("Api-Key", f"Api-Key {KEY}")])
-async def test_both_schemes_authorize(stub: Stub, colour: Colour, scheme: str, header: str) -> None:
-    stub.on("GET /v1/teams", {"teams": []})
-    await colour.control_plane(stub.url, lambda plane: plane.list_teams(), auth_scheme=scheme)
-    assert {asked.headers["Authorization"] for asked in stub.asked} == {header}
+async def test_both_schemes_authorize(service: ScriptedService, colour: Colour, scheme: str, header: str) -> None:
+    service.always("GET", "/v1/teams", Say(body={"teams": []}))
+    async with colour.connected(api_key=KEY, base_url=service.url, auth_scheme=scheme) as client:
+        await client.control_plane.list_teams()
+    assert [asked.headers["Authorization"] for asked in service.seen] == [header] * 2
 
 
-async def test_no_checkpoint_at_a_path_is_an_empty_list(stub: Stub, colour: Colour) -> None:
-    stub.on("GET /v1/loops/checkpoints", {"code": "NOT_FOUND", "message": "no such checkpoint"}, status=404)
-    found = await colour.control_plane(stub.url, lambda plane: plane.list_checkpoints(checkpoint_path=URI))
-    assert found == []
+async def test_no_checkpoint_at_a_path_is_an_empty_list(
+    service: ScriptedService, coloured_client: ServiceClient
+) -> None:
+    refusal = {"code": "NOT_FOUND", "message": "no such checkpoint"}
+    service.always("GET", "/v1/loops/checkpoints", Say(404, refusal))
+    assert await coloured_client.control_plane.list_checkpoints(checkpoint_path=URI) == []
 
 
 @pytest.mark.parametrize("answer", [{}, {"runs": None}, {"runs": [{"id": 3}]}, [], {"run": SEED_RUN}])
-async def test_an_answer_of_another_shape_is_named(stub: Stub, answer: Any) -> None:
-    stub.on("GET /v1/loops/runs", answer)
+async def test_an_answer_of_another_shape_is_named(
+    service: ScriptedService, client: ServiceClient, answer: Any
+) -> None:
+    service.always("GET", "/v1/loops/runs", Say(body=answer))
     with pytest.raises(loops_async.ProtocolError, match=r"list runs \(GET .*/v1/loops/runs\).*Check base_url"):
-        await Colour().control_plane(stub.url, lambda plane: plane.list_runs())
+        await client.control_plane.list_runs()
+
+
+@pytest.mark.parametrize(
+    ("name", "escaped"),
+    [
+        ("../runs", "..%2Fruns"),
+        ("a/b", "a%2Fb"),
+        ("a?b=c#d", "a%3Fb=c%23d"),
+        ("a b%2Fc", "a%20b%252Fc"),
+        ("é", "%C3%A9"),
+    ],
+)
+async def test_ids_are_escaped(
+    service: ScriptedService, coloured_client: ServiceClient, name: str, escaped: str
+) -> None:
+    plane = coloured_client.control_plane
+    calls = {
+        "/v1/loops/runs/{}": plane.get_run,
+        "/v1/loops/samplers/{}": plane.get_sampler,
+        "/v1/loops/deployments/{}": plane.get_deployment,
+        "/v1/loops/sessions/{}": plane.get_session,
+        "/v1/loops/checkpoints/{}/files": coloured_client.get_checkpoint_archive_url,
+    }
+    for path, call in calls.items():
+        with pytest.raises(loops_async.NotFoundError):
+            await call(name)
+        assert service.seen[-1].path == path.format(escaped)
 
 
 REFUSED: list[tuple[Callable[[Any], Any], str]] = [
@@ -606,16 +638,18 @@ REFUSED: list[tuple[Callable[[Any], Any], str]] = [
         "trainer_accelerator_priority: expected `array` of length >= 1; got []",
     ),
     (lambda plane: plane.get_run(""), "run_id: must be a non-empty string that is not '.' or '..'; got ''"),
+    (lambda plane: plane.get_run("."), "run_id: must be a non-empty string that is not '.' or '..'; got '.'"),
     (lambda plane: plane.get_run(".."), "run_id: must be a non-empty string that is not '.' or '..'; got '..'"),
     (lambda plane: plane.get_run(None), "run_id: must be a non-empty string that is not '.' or '..'; got None"),
+    (lambda plane: plane.get_checkpoint_files(5), "checkpoint_id: must be a non-empty string that is not"),
 ]
 
 
 @pytest.mark.parametrize(("call", "problem"), REFUSED, ids=[problem.split(";")[0] for _, problem in REFUSED])
 async def test_refused_before_anything_is_sent(
-    stub: Stub, colour: Colour, call: Callable[[Any], Any], problem: str
+    service: ScriptedService, coloured_client: ServiceClient, call: Callable[[Any], Any], problem: str
 ) -> None:
     with pytest.raises(loops_async.InputError) as refused:
-        await colour.control_plane(stub.url, call)
+        await call(coloured_client.control_plane)
     assert problem in str(refused.value)
-    assert [asked.path for asked in stub.asked] == ["/v1/loops/sessions"]
+    assert [asked.path for asked in service.seen] == ["/v1/loops/sessions"]

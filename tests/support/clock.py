@@ -7,6 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from loops_async._http import retry
+
 
 class Clock:
     """Time in seconds since the test began; it passes in `asyncio.sleep` only, and there at once."""
@@ -29,4 +31,4 @@ class Clock:
     def install(self, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(asyncio, "sleep", self.sleep)
         # For budgets of retries only: the event loop has to know what time it is.
-        patch.setattr("loops_async._http.retry.time", SimpleNamespace(monotonic=self.monotonic))
+        patch.setattr(retry, "time", SimpleNamespace(monotonic=self.monotonic))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 
@@ -22,63 +21,38 @@ from loops_async import (
     UnknownRequestError,
     UnsupportedError,
 )
-from loops_async._http import retry
 from loops_async.protocol import CheckpointUri
-from loops_local import LocalService
-from loops_local.engine.echo import EchoEngine, EchoSampler, logprob
+from loops_local import LocalService, serve_in_thread
+from loops_local.engine.echo import logprob
+from tests.support.engines import Engines, WatchedEngine
+from tests.support.work import body_of, eventually
 
 FEW = SamplingParams(max_tokens=3)
+only_async = pytest.mark.parametrize("colour", ["async"], indirect=True)
 
 
-class HeldSampler(EchoSampler):
-    """Generates only what it is allowed to; `under_way` holds what waits for that."""
-
-    def __init__(self) -> None:
-        self.under_way: list[Any] = []
-
-    def submit(self, job: Any) -> Any:
-        from concurrent.futures import Future
-
-        held: Future[Any] = Future()
-        self.under_way.append(held)
-        return held
-
-
-class HeldEngine(EchoEngine):
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.held = HeldSampler()
-
-    def sampler(self) -> Any:
-        return self.held
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - the other side is a service, which sets no event
-            await asyncio.sleep(0.005)
-
-
-@pytest.fixture(autouse=True)
-def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retry, "_pause", lambda *_: 0.01)
-
-
-@pytest.fixture
-async def local() -> AsyncIterator[LocalService]:
-    async with LocalService(engine="echo", serverless=True, provisioning_seconds=0.0, poll_hold_seconds=0.05) as local:
+@pytest.fixture(scope="module")
+def local(engines: Engines) -> Iterator[LocalService]:
+    with serve_in_thread(engine=engines, serverless=True, provisioning_seconds=0.0, poll_hold_seconds=0.05) as local:
         yield local
 
 
-async def test_a_sample_is_handed_in_and_waited_for(local: LocalService, sampler: SamplingClient) -> None:
+@pytest.fixture
+async def sampler(service: ServiceClient, engine: WatchedEngine) -> SamplingClient:
+    return await service.create_sampling_client(engine.name)
+
+
+async def test_a_sample_is_submitted_and_waited_for(
+    local: LocalService, sampler: SamplingClient, engine: WatchedEngine
+) -> None:
     handed_in = local.faults.watch("POST */queue/sample")
     polls = local.faults.watch("GET */queue/operations/*")
     answer = await sampler.sample([5, 6, 7], 2, FEW, include_prompt_logprobs=True)
     assert [one.tokens for one in answer.sequences] == [[5, 6, 7], [6, 7, 5]]
     assert answer.prompt_logprobs == pytest.approx([None, logprob(5, 6, 0), logprob(6, 7, 0)])
     assert answer.policy_version is None
-    body = await handed_in[0].json()
-    assert body["model"] == "echo"
+    body = body_of(handed_in[0])
+    assert body["model"] == engine.name
     assert "lora" not in body
     for request in (*handed_in, *polls):
         assert "X-Sampler-Id" in request.headers
@@ -86,10 +60,10 @@ async def test_a_sample_is_handed_in_and_waited_for(local: LocalService, sampler
         assert "X-Min-Policy-Version" not in request.headers
 
 
-async def test_what_is_known_is_not_asked(local: LocalService, sampler: SamplingClient) -> None:
+async def test_what_is_known_is_not_asked(local: LocalService, sampler: SamplingClient, engine: WatchedEngine) -> None:
     await sampler.ensure_ready()
     asked = local.faults.watch("GET */v1/models*")
-    assert await sampler.discover_base_model_name() == "echo"
+    assert await sampler.discover_base_model_name() == engine.name
     assert await sampler.discover_adapter_name() is None
     assert not asked
 
@@ -97,9 +71,9 @@ async def test_what_is_known_is_not_asked(local: LocalService, sampler: Sampling
 async def test_published_weights_are_pinned_under_names_of_their_own(
     local: LocalService, trainer: TrainingClient
 ) -> None:
-    await (await trainer.optim_step(AdamParams())).result()
+    await (await trainer.optim_step(AdamParams()))
     first = await trainer.save_weights_and_get_sampling_client("policy")
-    await (await trainer.optim_step(AdamParams())).result()
+    await (await trainer.optim_step(AdamParams()))
     second = await trainer.save_weights_and_get_sampling_client("policy")
     for client, step in ((first, 1), (second, 2)):
         uri = CheckpointUri.parse(str(client.checkpoint_path))
@@ -110,7 +84,7 @@ async def test_published_weights_are_pinned_under_names_of_their_own(
         assert answer.sequences[0].logprobs == pytest.approx(
             [logprob(6, 5, step), logprob(5, 6, step), logprob(6, 5, step)]
         )
-        assert (await handed_in[0].json())["lora"] == client.checkpoint_path
+        assert body_of(handed_in[0])["lora"] == client.checkpoint_path
         assert handed_in[0].headers["X-Run-Id"] == trainer.run_id
         assert await client.discover_adapter_name() == client.checkpoint_path
 
@@ -123,8 +97,8 @@ async def test_a_path_that_is_not_a_name_is_replaced_by_one(local: LocalService,
 
 
 async def test_a_checkpoint_needs_no_run(service: ServiceClient, trainer: TrainingClient) -> None:
-    await (await trainer.optim_step(AdamParams())).result()
-    saved = await (await trainer.save_weights_for_sampler("one", publish=False)).result()
+    await (await trainer.optim_step(AdamParams()))
+    saved = await (await trainer.save_weights_for_sampler("one", publish=False))
     client = await service.create_sampling_client_from_checkpoint(saved.path)
     assert (await client.sample([5, 6], sampling_params=FEW)).sequences[0].logprobs[0] == logprob(6, 5, 1)
 
@@ -132,7 +106,7 @@ async def test_a_checkpoint_needs_no_run(service: ServiceClient, trainer: Traini
 async def test_versions_are_not_offered(trainer: TrainingClient) -> None:
     with pytest.raises(UnsupportedError, match="policy version"):
         await trainer.policy_version()
-    saved = await (await trainer.save_weights_for_sampler("one")).result()
+    saved = await (await trainer.save_weights_for_sampler("one"))
     with pytest.raises(InputError, match="min_policy_version"):
         await trainer.create_sampling_client(saved.path, min_policy_version=1)
 
@@ -160,12 +134,6 @@ async def test_a_lost_acceptance_is_asked_for_again(local: LocalService, sampler
     lost = local.faults.lose_answer("POST */queue/sample")
     assert (await sampler.sample([5])).sequences
     assert len(lost) == 1
-
-
-async def test_a_full_queue_says_when_to_come_back(local: LocalService, sampler: SamplingClient) -> None:
-    full = local.faults.answer("POST */queue/sample", 503, headers={"Retry-After": "0"})
-    assert (await sampler.sample([5])).sequences
-    assert len(full) == 1
 
 
 async def test_a_503_that_does_not_say_when_is_final(local: LocalService, sampler: SamplingClient) -> None:
@@ -197,59 +165,46 @@ async def test_a_forgotten_sample_is_told_apart(local: LocalService, sampler: Sa
         await sampler.sample([5])
 
 
-async def test_a_time_out_withdraws_the_sample() -> None:
-    engine = HeldEngine("held")
-    async with (
-        LocalService(engine=lambda _: engine, model="held", serverless=True, provisioning_seconds=0.0) as local,
-        ServiceClient(base_url=local.base_url, api_key=local.api_key) as service,
-    ):
-        cancels = local.faults.watch("POST */queue/operations/*/cancel")
-        sampler = await service.create_sampling_client("held", timeout=0.05)
-        with pytest.raises(SampleTimeoutError, match="withdrawn") as late:
-            await sampler.sample([5])
-        assert late.value.timeout == 0.05
-        assert len(cancels) == 1
-        assert all(held.cancelled() for held in engine.held.under_way)
+@pytest.mark.parametrize("is_lost", [False, True])
+async def test_a_sample_that_takes_too_long_is_cancelled(
+    service: ServiceClient, local: LocalService, engine: WatchedEngine, is_lost: bool
+) -> None:
+    engine.hold_samples()
+    plan = local.faults.drop if is_lost else local.faults.watch
+    cancels = plan("POST */queue/operations/*/cancel")
+    sampler = await service.create_sampling_client(engine.name, timeout=0.05)
+    with pytest.raises(SampleTimeoutError, match="withdrawn") as late:
+        await sampler.sample([5])
+    assert late.value.timeout == 0.05
+    assert len(cancels) == 1
+    if not is_lost:
+        await eventually(lambda: engine.waiting_samples == 0)
 
 
-async def test_cancelling_withdraws_the_sample() -> None:
-    engine = HeldEngine("held")
-    async with (
-        LocalService(engine=lambda _: engine, model="held", serverless=True, provisioning_seconds=0.0) as local,
-        ServiceClient(base_url=local.base_url, api_key=local.api_key) as service,
-    ):
-        cancels = local.faults.watch("POST */queue/operations/*/cancel")
-        sampler = await service.create_sampling_client("held")
-        sampling = asyncio.create_task(sampler.sample([5]))
-        await until(lambda: engine.held.under_way)
-        sampling.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await sampling
-        assert len(cancels) == 1
-        assert engine.held.under_way[0].cancelled()
+@only_async
+async def test_cancelling_cancels_the_sample(
+    local: LocalService, sampler: SamplingClient, engine: WatchedEngine
+) -> None:
+    engine.hold_samples()
+    cancels = local.faults.watch("POST */queue/operations/*/cancel")
+    sampling = asyncio.create_task(sampler.sample([5]))
+    await eventually(lambda: engine.waiting_samples == 1)
+    sampling.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await sampling
+    assert len(cancels) == 1
+    await eventually(lambda: engine.waiting_samples == 0)
 
 
-async def test_cancelling_while_it_is_handed_in_withdraws_what_may_have_arrived(
+@only_async
+async def test_cancelling_while_it_is_submitted_cancels_a_sample_that_may_have_arrived(
     local: LocalService, sampler: SamplingClient
 ) -> None:
     cancels = local.faults.watch("POST */queue/operations/*/cancel")
     arrived = local.faults.delay("POST */queue/sample", 5.0)
     sampling = asyncio.create_task(sampler.sample([5]))
-    await until(lambda: arrived)
+    await eventually(lambda: arrived)
     sampling.cancel()
     with pytest.raises(asyncio.CancelledError):
         await sampling
     assert cancels[0].path.split("/")[-2] == arrived[0].headers["Idempotency-Key"]
-
-
-async def test_a_failing_withdrawal_changes_nothing() -> None:
-    engine = HeldEngine("held")
-    async with (
-        LocalService(engine=lambda _: engine, model="held", serverless=True, provisioning_seconds=0.0) as local,
-        ServiceClient(base_url=local.base_url, api_key=local.api_key) as service,
-    ):
-        dropped = local.faults.drop("POST */queue/operations/*/cancel")
-        sampler = await service.create_sampling_client("held", timeout=0.05)
-        with pytest.raises(SampleTimeoutError):
-            await sampler.sample([5])
-        assert len(dropped) == 1

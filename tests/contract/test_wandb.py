@@ -5,17 +5,17 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-import time
-from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-import loops_sync
-from loops_async import AdamParams, Datum, ServiceClient, TrainingClient, WandbConfig
 from loops_async._training import step_log
-from loops_local import LocalService, serve_in_thread
+from loops_async import AdamParams, Datum, ServiceClient, TrainingClient, WandbConfig
+from loops_local import LocalService
+from tests.support.colours import Colour
+from tests.support.engines import WatchedEngine
 
 DATA = [Datum(model_input=[1, 2], loss_fn_inputs={"target_tokens": [2, 3]})]
 CONFIG = WandbConfig(project="loops", name="mine")
@@ -24,9 +24,10 @@ CONFIG = WandbConfig(project="loops", name="mine")
 class Wandb(ModuleType):
     """What the library uses of wandb; `fail` names the call that raises."""
 
-    def __init__(self, fail: str | None = None) -> None:
+    def __init__(self) -> None:
         super().__init__("wandb")
-        self.fail = fail
+        self.__spec__ = ModuleSpec("wandb", loader=None)
+        self.fail: str | None = None
         self.begun: list[dict[str, Any]] = []
         self.logged: list[dict[str, Any]] = []
         self.threads: set[int] = set()
@@ -56,12 +57,8 @@ class Wandb(ModuleType):
 
 @pytest.fixture
 def wandb(monkeypatch: pytest.MonkeyPatch) -> Wandb:
-    return _installed(monkeypatch, Wandb())
-
-
-def _installed(monkeypatch: pytest.MonkeyPatch, wandb: Wandb) -> Wandb:
+    wandb = Wandb()
     monkeypatch.setitem(sys.modules, "wandb", wandb)
-    monkeypatch.setattr(step_log, "find_spec", lambda name: name)
     return wandb
 
 
@@ -73,15 +70,10 @@ async def trained(service: ServiceClient, steps: int) -> TrainingClient:
     return trainer
 
 
-def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-async def test_every_step_is_logged_with_the_pass_before_it_and_nobody_waits(local: LocalService, wandb: Wandb) -> None:
-    async with ServiceClient(base_url=local.base_url, api_key=local.api_key) as service:
+async def test_every_step_is_logged_with_the_pass_before_it_in_another_thread(
+    colour: Colour, local: LocalService, wandb: Wandb
+) -> None:
+    async with colour.connected(base_url=local.base_url, api_key=local.api_key) as service:
         trainer = await trained(service, steps=3)
         last = await trainer.optim_step(AdamParams())
         await last
@@ -98,11 +90,11 @@ async def test_every_step_is_logged_with_the_pass_before_it_and_nobody_waits(loc
 
 async def test_passes_that_one_step_puts_together_are_averaged_by_datums(service: ServiceClient, wandb: Wandb) -> None:
     trainer = await trained(service, steps=0)
-    first = await (await trainer.forward_backward(DATA)).result()
+    first = await (await trainer.forward_backward(DATA))
     second = await (
         await trainer.forward_backward([Datum(model_input=[40, 2], loss_fn_inputs={"target_tokens": [99, 3]})] * 3)
-    ).result()
-    await (await trainer.optim_step(AdamParams())).result()
+    )
+    await (await trainer.optim_step(AdamParams()))
     await trainer.close()
     assert first.loss != second.loss
     assert wandb.logged[0]["forward_backward/loss"] == pytest.approx((first.loss + 3 * second.loss) / 4)
@@ -110,7 +102,7 @@ async def test_passes_that_one_step_puts_together_are_averaged_by_datums(service
 
 async def test_closing_the_training_client_ends_the_run(service: ServiceClient, wandb: Wandb) -> None:
     trainer = await trained(service, steps=1)
-    await (await trainer.optim_step(AdamParams())).result()
+    await (await trainer.optim_step(AdamParams()))
     await trainer.close()
     await trainer.close()
     assert wandb.finished.is_set()
@@ -120,7 +112,7 @@ async def test_closing_the_training_client_ends_the_run(service: ServiceClient, 
 async def test_steps_are_kept_until_the_run_has_begun(service: ServiceClient, wandb: Wandb) -> None:
     wandb.may_begin.clear()
     trainer = await trained(service, steps=2)
-    await (await trainer.optim_step(AdamParams())).result()
+    await (await trainer.optim_step(AdamParams()))
     wandb.may_begin.set()
     await trainer.close()
     assert len(wandb.logged) == 3
@@ -128,11 +120,11 @@ async def test_steps_are_kept_until_the_run_has_begun(service: ServiceClient, wa
 
 @pytest.mark.parametrize("call", ["init", "log", "finish"])
 async def test_training_goes_on_when_logging_fails(
-    service: ServiceClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, call: str
+    service: ServiceClient, wandb: Wandb, caplog: pytest.LogCaptureFixture, call: str
 ) -> None:
-    _installed(monkeypatch, Wandb(fail=call))
+    wandb.fail = call
     trainer = await trained(service, steps=3)
-    step = await (await trainer.optim_step(AdamParams())).result()
+    step = await (await trainer.optim_step(AdamParams()))
     await trainer.close()
     assert step.metrics is not None
     assert step.metrics["step"] == 4.0
@@ -146,9 +138,8 @@ async def test_a_failed_operation_is_not_logged_and_still_told(
 ) -> None:
     trainer = await trained(service, steps=0)
     local.faults.answer("GET */operations/*", 200, {"status": "error", "error": "out of memory"})
-    failed = await trainer.optim_step(AdamParams())
-    await failed.settled()
-    await (await trainer.optim_step(AdamParams())).result()
+    await trainer.optim_step(AdamParams())
+    await (await trainer.optim_step(AdamParams()))
     await trainer.close()
     assert len(wandb.logged) == 1
     assert "out of memory" in caplog.text
@@ -167,30 +158,17 @@ async def test_a_run_that_hangs_does_not_hold_up_the_end(
 
 
 async def test_without_the_extra_nothing_is_provisioned(
-    service: ServiceClient, monkeypatch: pytest.MonkeyPatch
+    service: ServiceClient, engine: WatchedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(step_log, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ImportError, match=r"loops-async\[wandb\]"):
-        await trained(service, steps=0)
-    assert await service.control_plane.list_runs() == []
+        await service.create_lora_training_client(engine.name, wandb_config=CONFIG)
+    assert await service.control_plane.list_runs(base_model=engine.name) == []
 
 
 async def test_a_client_that_is_attached_logs_as_well(service: ServiceClient, wandb: Wandb) -> None:
     trainer = await service.create_lora_training_client("echo", rank=4)
     attached = await service.attach_training_client(trainer.run_id, wandb_config=CONFIG)
-    await (await attached.optim_step(AdamParams())).result()
+    await (await attached.optim_step(AdamParams()))
     await attached.close()
     assert [one["step"] for one in wandb.logged] == [1.0]
-
-
-def test_the_blocking_colour_logs_as_well(wandb: Wandb) -> None:
-    with (
-        serve_in_thread(engine="echo", provisioning_seconds=0.0) as local,
-        loops_sync.ServiceClient(base_url=local.base_url, api_key=local.api_key) as service,
-    ):
-        trainer = service.create_lora_training_client("echo", rank=4, wandb_config=CONFIG)
-        trainer.forward_backward(DATA)
-        trainer.optim_step(AdamParams())
-        eventually(lambda: len(wandb.logged) == 1)
-    assert wandb.logged[0]["step"] == 1.0
-    assert wandb.finished.is_set()

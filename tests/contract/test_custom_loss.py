@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 torch = pytest.importorskip("torch", reason="NOT TESTED: forward_backward_custom needs torch")
 
-import loops_sync  # noqa: E402 - after the skip
 from loops_async import (  # noqa: E402
     AdamParams,
     Datum,
@@ -26,10 +24,14 @@ from loops_local import LocalService  # noqa: E402
 pytestmark = pytest.mark.torch
 
 
+@pytest.fixture(scope="module")
+def local(tiny: LocalService) -> LocalService:
+    return tiny
+
+
 @pytest.fixture
-async def trainer(tiny: LocalService) -> AsyncIterator[TrainingClient]:
-    async with ServiceClient(base_url=tiny.base_url, api_key=tiny.api_key) as service:
-        yield await service.create_lora_training_client("tiny", rank=4, seed=3)
+async def trainer(service: ServiceClient) -> TrainingClient:
+    return await service.create_lora_training_client("tiny", rank=4, seed=3)
 
 
 DATA = [
@@ -44,15 +46,15 @@ def negative_sum(data: list[Datum], logprobs: list[Any]) -> tuple[Any, dict[str,
 
 
 async def gradient_norm(trainer: TrainingClient) -> float:
-    optim = await (await trainer.optim_step(NO_CLIP)).result()
+    optim = await (await trainer.optim_step(NO_CLIP))
     assert optim.metrics is not None
     return optim.metrics["grad_norm"]
 
 
 async def test_minus_the_sum_of_logprobs_is_cross_entropy(trainer: TrainingClient) -> None:
-    custom = await (await trainer.forward_backward_custom(DATA, negative_sum)).result()
+    custom = await (await trainer.forward_backward_custom(DATA, negative_sum))
     custom_norm = await gradient_norm(trainer)
-    await (await trainer.init_trainer_server(4)).result()
+    await (await trainer.init_trainer_server(4))
     own = await trainer.forward_backward(DATA, "cross_entropy", {"skip_token_normalization": True})
     logprobs = [one["logprobs"].to_torch() for one in (await own).loss_fn_outputs]
     assert custom_norm == pytest.approx(await gradient_norm(trainer), rel=1e-5)
@@ -83,11 +85,12 @@ async def test_several_targets_at_each_position(trainer: TrainingClient) -> None
         return -(logprobs[0] * torch.tensor([[1.0, 0.0], [0.5, 0.5]])).sum(), {}
 
     data = [Datum(model_input=[1, 2], loss_fn_inputs={"target_tokens": [[2, 5], [3, 6]]})]
-    step = await (await trainer.forward_backward_custom(data, look)).result()
+    step = await (await trainer.forward_backward_custom(data, look))
     assert shapes == [(2, 2)]
     assert step.loss_fn_outputs[0]["logprobs"].shape == [2, 2]
 
 
+@pytest.mark.parametrize("colour", ["async"], indirect=True)  # gathered threads have no order
 async def test_it_keeps_its_place_in_the_order_of_calls(trainer: TrainingClient) -> None:
     ran = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -138,24 +141,17 @@ async def test_metrics_may_be_tensors(trainer: TrainingClient) -> None:
     assert result.metrics["ours"] == 2.0
 
 
-async def test_a_trainer_that_does_not_score_everything_is_told(tiny: LocalService, trainer: TrainingClient) -> None:
+async def test_a_trainer_that_does_not_score_everything_is_told(local: LocalService, trainer: TrainingClient) -> None:
     scored = {"loss_fn_outputs": [], "metrics": {"skip_token_normalization": 1.0}}
-    tiny.faults.answer("GET */operations/*", 200, {"status": "done", "result": scored})
+    local.faults.answer("GET */operations/*", 200, {"status": "done", "result": scored})
     with pytest.raises(ProtocolError, match="all 2 examples"):
         await trainer.forward_backward_custom(DATA, negative_sum)
 
 
-async def test_a_trainer_that_normalises_cannot_be_used(tiny: LocalService, trainer: TrainingClient) -> None:
-    tiny.faults.answer("GET */operations/*", 200, {"status": "done", "result": {"metrics": {}}})
+async def test_a_trainer_that_normalises_cannot_be_used(local: LocalService, trainer: TrainingClient) -> None:
+    local.faults.answer("GET */operations/*", 200, {"status": "done", "result": {"metrics": {}}})
     with pytest.raises(UnsupportedError, match="skip_token_normalization"):
         await trainer.forward_backward_custom(DATA, negative_sum)
-
-
-def test_the_blocking_colour_has_it_too(tiny: LocalService) -> None:
-    with loops_sync.ServiceClient(base_url=tiny.base_url, api_key=tiny.api_key) as service:
-        trainer = service.create_lora_training_client("tiny", rank=4, seed=3)
-        step = trainer.forward_backward_custom(DATA, negative_sum)
-        assert step.result().metrics["data"] == 2.0
 
 
 async def test_masked_positions_are_zero_and_get_no_gradient(trainer: TrainingClient) -> None:
@@ -165,7 +161,7 @@ async def test_masked_positions_are_zero_and_get_no_gradient(trainer: TrainingCl
         seen.append(logprobs[0][-1].item())
         return 1000.0 * logprobs[0][-1] - logprobs[0][0], {}
 
-    result = await (await trainer.forward_backward_custom(DATA, look)).result()
+    result = await (await trainer.forward_backward_custom(DATA, look))
     assert seen == [0.0]
     assert math.isfinite(await gradient_norm(trainer))
     assert math.isnan(result.loss_fn_outputs[0]["logprobs"].to_numpy()[-1])

@@ -1,0 +1,327 @@
+"""Downloads through kills, cancellation, broken connections, expired URLs and full disks: whole in the end, or not."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import gc
+import hashlib
+import os
+import random
+import sys
+import warnings
+from base64 import b64encode
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+from aiohttp import web
+
+from loops_async import ConnectError, LoopsError, PermissionDeniedError, ProtocolError, ServiceClient, checkpoints
+from tests.support.clock import Clock
+from tests.support.files import SIGNED, FileStore, found_in
+from tests.support.scripted import KEY, Hold, Say, ScriptedService, hang_up_in_the_body
+from tests.support.secrecy import all_that_it_shows
+
+CONTENT = random.Random(7).randbytes(100_000)
+
+DOWNLOAD = """
+import asyncio, sys
+import loops_async as loops
+
+async def main():
+    async with loops.ServiceClient() as service:
+        await service.download_checkpoint("c1", dest_dir=sys.argv[1])
+
+asyncio.run(main())
+"""
+
+
+def leave_half(directory: Path, content: bytes) -> None:
+    """Leave what an interrupted download of file ``a`` of checkpoint ``c1`` would."""
+    half = directory / ".c1.part" / "half" / "a"
+    half.parent.mkdir(parents=True)
+    half.write_bytes(content)
+
+
+def base64(algorithm: str, content: bytes) -> str:
+    return b64encode(hashlib.new(algorithm, content).digest()).decode()
+
+
+# --- kills and cancellation ---
+
+
+async def test_a_download_that_is_killed_goes_on(
+    client: ServiceClient, store: FileStore, service: ScriptedService, tmp_path: Path
+) -> None:
+    contents = random.Random(8)
+    files = {f"layer-{n}/shard-{n}.safetensors": contents.randbytes(50_000 + n) for n in range(40)}
+    total = sum(map(len, files.values()))
+    store.holds(files)
+    store.limit = total // 2
+    environment = os.environ | {"LOOPS_BASE_URL": service.url, "BASETEN_API_KEY": KEY}
+    killed = await asyncio.create_subprocess_exec(sys.executable, "-c", DOWNLOAD, str(tmp_path), env=environment)
+    await asyncio.wait_for(store.waiting.wait(), 30)
+    killed.kill()
+    await killed.wait()
+    assert not found_in(tmp_path).keys() & files.keys(), "whole or not at all"
+    left = found_in(tmp_path / ".c1.part")
+    assert any(name.startswith("whole/") for name in left)
+
+    store.go.set()
+    service.seen.clear()
+    done = await client.download_checkpoint("c1", dest_dir=tmp_path)
+    assert found_in(tmp_path) == files
+    assert done.bytes_written == total
+    ranges = {seen.path: seen.headers.get("Range") for seen in service.seen}
+    spared = 0
+    for number, (name, content) in enumerate(files.items()):
+        if f"whole/{name}" in left:
+            assert f"/store/c1/{number}" not in ranges
+            spared += len(content)
+        else:
+            # A file that was not yet checked is asked for its last byte at least.
+            start = min(len(left.get(f"half/{name}", b"")), len(content) - 1)
+            assert ranges[f"/store/c1/{number}"] == (f"bytes={start}-" if start else None)
+            spared += start
+    assert done.bytes_fetched == total - spared
+
+
+async def test_a_download_that_is_cancelled_goes_on(
+    client: ServiceClient, store: FileStore, service: ScriptedService, tmp_path: Path
+) -> None:
+    files = {"a": b"1234", "b": b"56"}
+    store.holds(files)
+    held = Hold(Say())
+    service.answer("GET", "/store/c1/1", held)
+    stopped = asyncio.create_task(client.download_checkpoint("c1", dest_dir=tmp_path))
+    await held.arrived.wait()
+    while ".c1.part/whole/a" not in found_in(tmp_path):  # noqa: ASYNC110 - nothing else tells when a file is whole
+        await asyncio.sleep(0)
+    stopped.cancel()
+    await asyncio.wait([stopped])
+    assert stopped.cancelled()
+    assert not found_in(tmp_path).keys() & files.keys(), "whole or not at all"
+    await client.download_checkpoint("c1", dest_dir=tmp_path)
+    assert found_in(tmp_path) == files
+    assert store.asked(0) == 1
+
+
+async def test_a_cancelled_download_closes_its_files(client: ServiceClient, store: FileStore, tmp_path: Path) -> None:
+    store.holds({"a": CONTENT})
+    store.limit = 50_000
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        task = asyncio.create_task(client.download_checkpoint("c1", dest_dir=tmp_path))
+        await store.waiting.wait()
+        while not found_in(tmp_path):  # noqa: ASYNC110 - nothing else tells when a file is opened
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        del task
+        gc.collect()
+    store.go.set()
+    assert [str(warning.message) for warning in caught] == []
+
+
+# --- connections and URLs ---
+
+
+async def test_a_broken_connection_goes_on_where_it_broke(
+    client: ServiceClient, store: FileStore, service: ScriptedService, tmp_path: Path, quick: Clock
+) -> None:
+    async def break_off(request: web.BaseRequest) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Length": str(len(CONTENT))})
+        await response.prepare(request)
+        await response.write(CONTENT[:50_000])
+        while not any(found_in(tmp_path).values()):  # noqa: ASYNC110 - nothing else tells when bytes are there
+            await asyncio.sleep(0)
+        assert request.transport is not None
+        request.transport.close()
+        return response
+
+    store.holds({"a": CONTENT, "b": b"whole"})
+    service.answer("GET", "/store/c1/0", break_off)
+    await client.download_checkpoint("c1", dest_dir=tmp_path)
+    assert found_in(tmp_path) == {"a": CONTENT, "b": b"whole"}
+    first, second = service.seen_at("GET", "/store/c1/0")
+    assert "Range" not in first.headers
+    assert 0 < int(second.headers["Range"].removeprefix("bytes=").removesuffix("-")) <= 50_000
+
+
+async def test_a_silent_store_is_asked_again_for_the_rest(
+    client: ServiceClient,
+    store: FileStore,
+    service: ScriptedService,
+    tmp_path: Path,
+    quick: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(checkpoints, "IDLE_SECONDS", 0.1)
+    store.holds({"a": CONTENT})
+    store.limit = 50_000
+    downloading = asyncio.create_task(client.download_checkpoint("c1", dest_dir=tmp_path))
+    await store.waiting.wait()
+    await service.until_seen("GET", "/store/c1/0", 2)
+    store.go.set()
+    await downloading
+    assert found_in(tmp_path) == {"a": CONTENT}
+    assert "Range" in service.seen[-1].headers
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 410])
+async def test_urls_that_expire_half_way_are_renewed_together(
+    client: ServiceClient, store: FileStore, tmp_path: Path, status: int
+) -> None:
+    files = {f"f{n}": CONTENT[n : n + 500] for n in range(30)}
+    store.holds(files)
+    store.expired, store.refusal = {1}, status
+    await client.download_checkpoint("c1", dest_dir=tmp_path)
+    assert found_in(tmp_path) == files
+    assert store.listings == 2
+
+
+async def test_a_refused_file_is_an_error_that_says_so_without_the_signature(
+    client: ServiceClient, store: FileStore, service: ScriptedService, tmp_path: Path
+) -> None:
+    store.holds({"a": b"1234"})
+    service.always("GET", "/store/c1/0", Say(403, f"<Error>no: /store/c1/0?{SIGNED}</Error>"))
+    with pytest.raises(PermissionDeniedError, match=r"download a .*answered 403: <Error>no") as refused:
+        await client.download_checkpoint("c1", dest_dir=tmp_path)
+    assert "5ecret" not in all_that_it_shows(refused.value)
+    assert found_in(tmp_path) == {}
+
+
+# --- contents that are not what they should be ---
+
+
+@pytest.mark.parametrize(("listed", "kind"), [(3, ProtocolError), (5, ConnectError)], ids=["longer", "shorter"])
+async def test_a_file_of_another_size_never_gets_its_name(
+    client: ServiceClient, store: FileStore, tmp_path: Path, quick: Clock, listed: int, kind: type[LoopsError]
+) -> None:
+    store.holds({"a": b"1234"}, size_bytes=listed)
+    with pytest.raises(kind, match=rf"a has 4 bytes; the listing says {listed}"):
+        await client.download_checkpoint("c1", dest_dir=tmp_path)
+    assert "a" not in found_in(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("header", "form", "algorithm"),
+    [
+        ("Repr-Digest", "sha-256=:{}:", "sha256"),
+        ("Repr-Digest", "sha-512=:{}:, sha-256=:AAAA:", "sha512"),
+        ("Digest", "SHA-256={}", "sha256"),
+        ("x-goog-hash", "crc32c=n03x6A==,md5={}", "md5"),
+        ("x-amz-checksum-sha256", "{}", "sha256"),
+        ("x-ms-blob-content-md5", "{}", "md5"),
+    ],
+)
+async def test_checksums_are_compared_where_one_is_stated(
+    client: ServiceClient, store: FileStore, tmp_path: Path, header: str, form: str, algorithm: str
+) -> None:
+    store.holds({"a": CONTENT}, headers={header: form.format(base64(algorithm, CONTENT))})
+    await client.download_checkpoint("c1", dest_dir=tmp_path / "right")
+    assert found_in(tmp_path / "right") == {"a": CONTENT}
+
+    store.holds({"a": CONTENT}, headers={header: form.format(base64(algorithm, b"another file"))})
+    with pytest.raises(ProtocolError, match=f"does not have the {algorithm}"):
+        await client.download_checkpoint("c1", dest_dir=tmp_path / "wrong")
+    assert found_in(tmp_path / "wrong") == {}
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"ETag": '"d41d8cd98f00b204e9800998ecf8427e"'},
+        {"x-amz-checksum-sha256": "n4bQgYhMfWWaL+qgxVrQFaO/TxsrC4Is0V1sFbDwCgg=-3"},
+        {"Repr-Digest": "sha-256=:AAAA:"},
+        {"Digest": "unixsum=30637"},
+        {"x-goog-hash": "crc32c=n03x6A=="},
+    ],
+)
+async def test_what_is_no_checksum_of_the_file_is_left_alone(
+    client: ServiceClient, store: FileStore, tmp_path: Path, headers: dict[str, str]
+) -> None:
+    store.holds({"a": CONTENT}, headers=headers)
+    await client.download_checkpoint("c1", dest_dir=tmp_path)
+    assert found_in(tmp_path) == {"a": CONTENT}
+
+
+async def test_a_kill_between_the_last_byte_and_the_check_costs_one_byte(
+    client: ServiceClient, store: FileStore, tmp_path: Path
+) -> None:
+    store.holds({"a": CONTENT}, headers={"Repr-Digest": f"sha-256=:{base64('sha256', CONTENT)}:"})
+    leave_half(tmp_path, CONTENT)
+    assert (await client.download_checkpoint("c1", dest_dir=tmp_path)).bytes_fetched == 1
+    assert found_in(tmp_path) == {"a": CONTENT}
+
+
+async def test_a_half_file_that_was_corrupted_is_found_out(
+    client: ServiceClient, store: FileStore, tmp_path: Path
+) -> None:
+    store.holds({"a": CONTENT}, headers={"Repr-Digest": f"sha-256=:{base64('sha256', CONTENT)}:"})
+    leave_half(tmp_path, b"x" * 10)
+    with pytest.raises(ProtocolError, match="a does not have the sha256 that its store states"):
+        await client.download_checkpoint("c1", dest_dir=tmp_path)
+    await client.download_checkpoint("c1", dest_dir=tmp_path)
+    assert found_in(tmp_path) == {"a": CONTENT}
+
+
+async def test_another_part_than_the_one_requested_is_refused(
+    client: ServiceClient, store: FileStore, tmp_path: Path
+) -> None:
+    store.holds({"a": CONTENT}, headers={"Content-Range": "bytes 5-9/10"})
+    leave_half(tmp_path, CONTENT[:100])
+    with pytest.raises(ProtocolError, match=r"asked for bytes from 100, got bytes 5-9/10"):
+        await client.download_checkpoint("c1", dest_dir=tmp_path)
+    assert found_in(tmp_path) == {}
+
+
+# --- the disk ---
+
+
+@contextmanager
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    async def no_space(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(anyio.AsyncFile, "write", no_space)
+        yield
+
+
+async def test_an_error_of_the_disk_is_raised_as_itself(
+    client: ServiceClient, store: FileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.holds({"a": b"1234", "b": b"56"})
+    with full_disk(monkeypatch), pytest.raises(OSError, match="No space left on device") as full:
+        await client.download_checkpoint("c1", dest_dir=tmp_path)
+    assert full.value.errno == errno.ENOSPC
+    assert not isinstance(full.value, LoopsError)
+    assert store.asked(0) <= 1, "more tries do not make more space"
+
+
+@pytest.mark.parametrize("planted", ["file", "directory"])
+async def test_a_symbolic_link_in_place_of_a_half_file_is_not_followed(
+    client: ServiceClient, store: FileStore, service: ScriptedService, tmp_path: Path, quick: Clock, planted: str
+) -> None:
+    outside, dest = tmp_path / "outside", tmp_path / "dest"
+    outside.mkdir()
+    (outside / "file").write_bytes(b"precious")
+    store.holds({"file": b"the new content"})
+    service.always("GET", "/store/c1/0", hang_up_in_the_body)
+    with pytest.raises(ConnectError):
+        await client.download_checkpoint("c1", dest_dir=dest)
+    [half] = [path for path in dest.rglob("*") if path.is_file()]
+    half.unlink()
+    if planted == "file":
+        half.symlink_to(outside / "file")
+    else:
+        half.parent.rmdir()
+        half.parent.symlink_to(outside)
+    with pytest.raises(ProtocolError, match="symbolic link"):
+        await client.download_checkpoint("c1", dest_dir=dest)
+    assert found_in(outside) == {"file": b"precious"}
