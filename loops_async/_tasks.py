@@ -128,6 +128,8 @@ async def run_to_completion(coroutine: Coroutine[Any, Any, T]) -> T:
 
 async def gather_or_raise(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     """Wait for all of them and return their results in order; the first failure cancels the others and is raised."""
+    if len(coroutines) == 1:
+        return [await coroutines[0]]
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(coroutine) for coroutine in coroutines]

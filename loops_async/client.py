@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from os import PathLike
 from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 
-from msgspec import UNSET
+from msgspec import Struct
 
 from ._arguments import check_at_least, check_kind, check_positive
 from ._checkpoints.download import checkpoint_files, download
+from ._http.endpoint import Endpoint
 from ._http.settings import Settings, checked_url, resolve_settings
-from ._session.local import LocalUrls
-from ._session.provisioning import Wishes, provisioned_run, provisioned_sampler, until_ready
+from ._session.local import LocalProvisioner, LocalUrls
+from ._session.provisioning import Provisioner, ProvisioningOptions, ServiceProvisioner
+from ._session.requests import run_request, sampler_request
 from ._session.runtime import Runtime
 from ._training.step_log import require_wandb
 from .control_plane import ControlPlane, resolve_team
 from .errors import ClosedError, InputError, ProtocolError, UnsupportedError
-from .protocol import CheckpointUri
-from .sampling import SamplerTarget, SamplingClient
+from .protocol import LOCAL_ID, CheckpointUri
+from .sampling import SamplingClient, Weights
 from .training import TrainingClient
 from .types import (
+    AuthScheme,
+    AvailabilityModel,
     Checkpoint,
     CheckpointDownload,
     CheckpointFile,
@@ -80,10 +84,10 @@ class ServiceClient:
         api_key: str | None = None,
         base_url: str | None = None,
         reuse_from_session_id: str | None = None,
-        auth_scheme: str = "Bearer",
+        auth_scheme: AuthScheme = "Bearer",
         reuse_from_run_id: str | None = None,
         team: str | None = None,
-        availability_model: str | None = None,
+        availability_model: AvailabilityModel | None = None,
     ) -> None:
         settings = resolve_settings(
             api_key=api_key,
@@ -95,14 +99,12 @@ class ServiceClient:
             team=team,
             availability_model=availability_model,
         )
-        self._prepare(settings, None)
+        self._set_up(settings, None)
 
-    def _prepare(self, settings: Settings, local: LocalUrls | None) -> None:
+    def _set_up(self, settings: Settings, local: LocalUrls | None) -> None:
         self._settings = settings
         self._local = local
-        self._runtime: Runtime | None = None
-        self._session_id: str | None = None
-        self._team_id: str | None = None
+        self._session: _Session | None = None
         self._opening = asyncio.Lock()
         self._is_closed = False
 
@@ -118,7 +120,7 @@ class ServiceClient:
         parts = urlsplit(trainer)
         client = cls.__new__(cls)
         settings = Settings(base_url=f"{parts.scheme}://{parts.netloc}", api_key=None)
-        client._prepare(settings, LocalUrls(trainer, sampler))  # noqa: SLF001 - our own other constructor
+        client._set_up(settings, LocalUrls(trainer, sampler))  # noqa: SLF001 - our own other constructor
         return client
 
     # --- life ---
@@ -134,22 +136,22 @@ class ServiceClient:
         """
         async with self._opening:
             self._check_not_closed()
-            if self._runtime is None:
+            if self._session is None:
                 runtime = Runtime(self._settings)
                 try:
-                    self._session_id = "local" if self._local else await self._create_session(runtime)
+                    session = await self._begin_session(runtime)
                     self._check_not_closed()
                 except BaseException:
                     await runtime.close()
                     raise
-                self._runtime = runtime
+                self._session = session
         return self
 
     async def close(self) -> None:
         """End every background task and connection; runs and samplers go on. Closing twice does nothing."""
         self._is_closed = True
-        if self._runtime is not None:
-            await self._runtime.close()
+        if self._session is not None:
+            await self._session.runtime.close()
 
     async def __aenter__(self) -> ServiceClient:
         return await self.open()
@@ -162,17 +164,18 @@ class ServiceClient:
     @property
     def session_id(self) -> str:
         """The session's id; ``"local"`` without a control plane."""
-        if self._session_id is None:
+        if self._session is None:
             raise ClosedError("the session is not open yet: use `async with` or `await client.open()`")
-        return self._session_id
+        return self._session.id
 
     @property
     def control_plane(self) -> ControlPlane:
         """The REST API, one method for each route."""
-        return self._live.control_plane
+        return self._live.runtime.control_plane
 
     def __repr__(self) -> str:
-        return f"<ServiceClient session {self._session_id} at {self._settings.base_url}>"
+        session = self._session.id if self._session else "not open"
+        return f"<ServiceClient session {session} at {self._settings.base_url}>"
 
     # --- training ---
 
@@ -222,7 +225,9 @@ class ServiceClient:
             NotReadyError: it was not ready in `ready_timeout`.
         """
         check_at_least(rank, 1, "rank")
-        request = self._run_request(
+        request = run_request(
+            self._settings,
+            self.session_id,
             base_model=base_model,
             lora_rank=rank,
             seed=seed,
@@ -230,11 +235,13 @@ class ServiceClient:
             scale_down_delay_seconds=scale_down_delay_seconds,
             replicas=replicas,
             path=path,
-            name=UNSET if name is None else name,
-            sampler_num_replicas=UNSET if sampler_num_replicas is None else sampler_num_replicas,
+            name=name,
+            sampler_num_replicas=sampler_num_replicas,
         )
-        wishes = Wishes("run", ready_timeout=ready_timeout, keep_on_failure=keep_on_failure, on_progress=on_progress)
-        return await self._provision(request, timeout, wishes, wandb_config)
+        options = ProvisioningOptions(
+            ready_timeout=ready_timeout, keep_on_failure=keep_on_failure, on_progress=on_progress
+        )
+        return await self._start_training(request, options, timeout, wandb_config)
 
     async def create_training_client_from_state(
         self,
@@ -250,8 +257,10 @@ class ServiceClient:
 
         `path` is ``bt://loops:<run_id>/weights/<name>``; the rest is as in `create_lora_training_client`.
         """
-        wishes = Wishes("run", ready_timeout=ready_timeout, keep_on_failure=keep_on_failure, on_progress=on_progress)
-        return await self._provision(await self._state_request(path), timeout, wishes, wandb_config)
+        options = ProvisioningOptions(
+            ready_timeout=ready_timeout, keep_on_failure=keep_on_failure, on_progress=on_progress
+        )
+        return await self._start_training(await self._state_request(path), options, timeout, wandb_config)
 
     async def create_training_client_from_state_with_optimizer(
         self,
@@ -267,9 +276,11 @@ class ServiceClient:
 
         Arguments are those of `create_training_client_from_state`.
         """
-        wishes = Wishes("run", ready_timeout=ready_timeout, keep_on_failure=keep_on_failure, on_progress=on_progress)
+        options = ProvisioningOptions(
+            ready_timeout=ready_timeout, keep_on_failure=keep_on_failure, on_progress=on_progress
+        )
         request = await self._state_request(path)
-        return await self._provision(request, timeout, wishes, wandb_config, with_optimizer=True)
+        return await self._start_training(request, options, timeout, wandb_config, with_optimizer=True)
 
     async def provision_run(
         self,
@@ -283,13 +294,18 @@ class ServiceClient:
 
         `attach_training_client` goes on from there. Arguments and errors are those of `create_lora_training_client`.
         """
-        wishes = Wishes("run", ready_timeout=ready_timeout, keep_on_failure=keep_on_failure, on_progress=on_progress)
+        options = ProvisioningOptions(
+            ready_timeout=ready_timeout, keep_on_failure=keep_on_failure, on_progress=on_progress
+        )
+
+        check_kind(request, CreateRunRequest, "request")
+        session = self._live
 
         async def provision() -> Run:
-            async with self._ready_run(request, wishes) as run:
+            async with session.provisioner.run(request, options) as run:
                 return run
 
-        return await self._live.tasks.run(provision(), name="provision a run")
+        return await session.runtime.tasks.run(provision(), name="provision a run")
 
     async def wait_for_run(
         self,
@@ -302,10 +318,8 @@ class ServiceClient:
 
         Whatever happens, the run stays as it is. Errors are those of `create_lora_training_client`.
         """
-        wishes = Wishes("run", ready_timeout=ready_timeout, on_progress=on_progress)
-        run = await self._local_run(self._local, run_id) if self._local else await self.control_plane.get_run(run_id)
-        await until_ready(self._live, run, wishes, is_local=self._local is not None)
-        return run
+        options = ProvisioningOptions(ready_timeout=ready_timeout, on_progress=on_progress)
+        return await self._live.provisioner.existing_run(run_id, options)
 
     async def attach_training_client(
         self,
@@ -329,13 +343,12 @@ class ServiceClient:
         _check_wandb(wandb_config)
         run = await self.wait_for_run(run_id, ready_timeout=ready_timeout)
         return TrainingClient(
-            self._live,
+            self._live.runtime,
             run,
             lora_rank=None,
             max_seq_len=None,
             timeout=timeout,
             ready_timeout=ready_timeout,
-            is_local=self._local is not None,
             wandb_config=wandb_config,
         )
 
@@ -379,11 +392,17 @@ class ServiceClient:
                 "TrainingClient.create_sampling_client(model_path), or without a run with "
                 "ServiceClient.create_sampling_client_from_checkpoint(model_path)"
             )
-        request = self._sampler_request(base_model, None, max_seq_len, num_replicas)
-        wishes = Wishes(
-            "sampler", ready_timeout=ready_timeout, keep_on_failure=keep_on_failure, on_progress=on_progress
+        request = sampler_request(
+            self._settings,
+            self.session_id,
+            base_model=base_model,
+            max_seq_length=max_seq_len,
+            num_replicas=num_replicas,
         )
-        return await self._sampling_client(request, timeout, wishes)
+        options = ProvisioningOptions(
+            ready_timeout=ready_timeout, keep_on_failure=keep_on_failure, on_progress=on_progress
+        )
+        return await self._start_sampling(request, options, timeout)
 
     async def create_sampling_client_from_checkpoint(
         self,
@@ -405,11 +424,18 @@ class ServiceClient:
         checkpoint = await self._checkpoint_at(model_path)
         if checkpoint.base_model is None:
             raise ProtocolError(f"the service does not say which base model checkpoint {model_path} belongs to")
-        request = self._sampler_request(checkpoint.base_model, model_path, max_seq_len, num_replicas)
-        wishes = Wishes(
-            "sampler", ready_timeout=ready_timeout, keep_on_failure=keep_on_failure, on_progress=on_progress
+        request = sampler_request(
+            self._settings,
+            self.session_id,
+            base_model=checkpoint.base_model,
+            model_path=model_path,
+            max_seq_length=max_seq_len,
+            num_replicas=num_replicas,
         )
-        return await self._sampling_client(request, timeout, wishes)
+        options = ProvisioningOptions(
+            ready_timeout=ready_timeout, keep_on_failure=keep_on_failure, on_progress=on_progress
+        )
+        return await self._start_sampling(request, options, timeout)
 
     async def provision_sampler(
         self,
@@ -423,10 +449,10 @@ class ServiceClient:
 
         Arguments and errors are those of `create_sampling_client`.
         """
-        wishes = Wishes(
-            "sampler", ready_timeout=ready_timeout, keep_on_failure=keep_on_failure, on_progress=on_progress
+        options = ProvisioningOptions(
+            ready_timeout=ready_timeout, keep_on_failure=keep_on_failure, on_progress=on_progress
         )
-        return await self._ready_sampler(request, wishes)
+        return await self._provision_sampler(request, options)
 
     # --- what there is ---
 
@@ -462,7 +488,7 @@ class ServiceClient:
                 async for file in service.checkpoint_files(checkpoint.id):
                     print(file.relative_file_name, file.size_bytes)
         """
-        async with aclosing(checkpoint_files(self._live, checkpoint_id, page_size=page_size)) as files:
+        async with aclosing(checkpoint_files(self._live.runtime, checkpoint_id, page_size=page_size)) as files:
             async for file in files:
                 yield file
 
@@ -490,39 +516,28 @@ class ServiceClient:
             UnsupportedError: the checkpoint is kept where there are no file URLs.
             OSError: the disk is full, or may not be written.
         """
-        return await download(self._live, checkpoint_id, dest_dir, on_progress)
+        return await download(self._live.runtime, checkpoint_id, dest_dir, on_progress)
 
     # --- within ---
 
     @property
-    def _live(self) -> Runtime:
+    def _live(self) -> _Session:
         self._check_not_closed()
-        if self._runtime is None:
+        if self._session is None:
             raise ClosedError("this client is not open yet: use `async with` or `await client.open()`")
-        return self._runtime
+        return self._session
 
     def _check_not_closed(self) -> None:
         if self._is_closed:
             raise ClosedError("this client is closed; make a new ServiceClient")
 
-    async def _create_session(self, runtime: Runtime) -> str:
-        settings = self._settings
-        if settings.team is not None:
-            self._team_id = await resolve_team(runtime.control_plane, settings.team)
-        session = await runtime.control_plane.create_session(
-            training_project_id=settings.training_project_id, team_id=self._team_id
-        )
-        return session.id
-
-    def _run_request(self, **fields: Any) -> CreateRunRequest:
-        settings = self._settings
-        if settings.reuse_from_run_id is not None:
-            fields["reuse_from_run_id"] = settings.reuse_from_run_id
-        elif settings.reuse_from_session_id is not None:
-            fields["reuse_from_session_id"] = settings.reuse_from_session_id
-        if settings.availability_model is not None:
-            fields["availability_model"] = settings.availability_model
-        return CreateRunRequest(session_id=self.session_id, **fields)
+    async def _begin_session(self, runtime: Runtime) -> _Session:
+        if self._local is not None:
+            return _Session(runtime, LOCAL_ID, LocalProvisioner(runtime, self._local))
+        settings, plane = self._settings, runtime.control_plane
+        team_id = None if settings.team is None else await resolve_team(plane, settings.team)
+        session = await plane.create_session(training_project_id=settings.training_project_id, team_id=team_id)
+        return _Session(runtime, session.id, ServiceProvisioner(runtime, session.id, team_id))
 
     async def _state_request(self, path: str) -> CreateRunRequest:
         CheckpointUri.parse(path, kind="weights")
@@ -530,70 +545,41 @@ class ServiceClient:
         rank = checkpoint.lora_adapter_config.rank if checkpoint.lora_adapter_config else None
         if checkpoint.base_model is None or rank is None:
             raise ProtocolError(f"the service does not say the base model and rank of checkpoint {path}")
-        return self._run_request(base_model=checkpoint.base_model, lora_rank=rank, path=path)
+        return run_request(self._settings, self.session_id, base_model=checkpoint.base_model, lora_rank=rank, path=path)
 
-    @asynccontextmanager
-    async def _ready_run(self, request: CreateRunRequest, wishes: Wishes) -> AsyncGenerator[Run]:
-        check_kind(request, CreateRunRequest, "")
-        if self._local is None:
-            async with provisioned_run(self._live, request, wishes, team_id=self._team_id) as run:
-                yield run
-        else:
-            run = self._local.run(request.base_model)
-            await until_ready(self._live, run, wishes, is_local=True)
-            yield run
-
-    async def _provision(
+    async def _start_training(
         self,
         request: CreateRunRequest,
+        options: ProvisioningOptions,
         timeout: float,
-        wishes: Wishes,
-        wandb_config: WandbConfig | None = None,
+        wandb_config: WandbConfig | None,
         *,
         with_optimizer: bool = False,
     ) -> TrainingClient:
+        check_kind(request, CreateRunRequest, "request")
         check_positive(timeout, "timeout")
         _check_wandb(wandb_config)
+        session = self._live
 
-        async def provision() -> TrainingClient:
-            async with self._ready_run(request, wishes) as run:
+        async def start() -> TrainingClient:
+            async with session.provisioner.run(request, options) as run:
                 trainer = TrainingClient(
-                    self._live,
+                    session.runtime,
                     run,
                     lora_rank=request.lora_rank,
                     max_seq_len=request.max_seq_len,
                     timeout=timeout,
-                    ready_timeout=wishes.ready_timeout,
-                    is_local=self._local is not None,
+                    ready_timeout=options.ready_timeout,
                     wandb_config=wandb_config,
                 )
                 try:
-                    await begin(trainer)
+                    await _initialize(trainer, request, with_optimizer)
                 except BaseException:
                     await trainer.close()
                     raise
                 return trainer
 
-        async def begin(trainer: TrainingClient) -> None:
-            await (await trainer.init_trainer_server(request.lora_rank)).result()
-            # Whether a run that was created with a path keeps it through this is not specified.
-            if request.path is not None:
-                load = trainer.load_state_with_optimizer if with_optimizer else trainer.load_state
-                await (await load(request.path)).result()
-
-        return await self._live.tasks.run(provision(), name="provision a run")
-
-    async def _local_run(self, local: LocalUrls, run_id: str) -> Run:
-        """Describe a run that exists in local mode, where only its sampler can say which model it trains."""
-        sampler = local.sampler("")
-        target = SamplerTarget(
-            service_url=self._settings.base_url,
-            base_url=sampler.base_url,
-            base_model=sampler.base_model,
-            run_id=run_id,
-            authorize=False,
-        )
-        return local.run(await SamplingClient(target, self._live).discover_base_model_name(), run_id)
+        return await session.runtime.tasks.run(start(), name="provision a run")
 
     async def _checkpoint_at(self, path: str) -> Checkpoint:
         found = await self.control_plane.list_checkpoints(checkpoint_path=path)
@@ -601,56 +587,39 @@ class ServiceClient:
             raise InputError("path", f"the service knows no checkpoint {path}; list them with list_checkpoints(run_id)")
         return found[0]
 
-    def _sampler_request(
-        self, base_model: str, model_path: str | None, max_seq_len: int | None, num_replicas: int | None
-    ) -> CreateSamplerRequest:
-        settings = self._settings
-        fields: dict[str, Any] = {
-            "reuse_from_session_id": settings.reuse_from_session_id,
-            "availability_model": settings.availability_model,
-            "num_replicas": num_replicas,
-        }
-        return CreateSamplerRequest(
-            session_id=self.session_id,
-            base_model=base_model,
-            model_path=model_path,
-            max_seq_length=max_seq_len,
-            **{name: value for name, value in fields.items() if value is not None},
-        )
-
-    async def _sampling_client(self, request: CreateSamplerRequest, timeout: float, wishes: Wishes) -> SamplingClient:
-        check_positive(timeout, "timeout")
-        return self._client_of(await self._ready_sampler(request, wishes), request, timeout, wishes)
-
-    async def _ready_sampler(self, request: CreateSamplerRequest, wishes: Wishes) -> Sampler:
-        check_kind(request, CreateSamplerRequest, "")
-        if self._local is not None:
-            return self._local.sampler(str(request.base_model))
-
-        async def provision() -> Sampler:
-            async with provisioned_sampler(self._live, request, wishes, team_id=self._team_id) as sampler:
-                return sampler
-
-        return await self._live.tasks.run(provision(), name="provision a sampler")
-
-    def _client_of(
-        self, sampler: Sampler, request: CreateSamplerRequest, timeout: float, wishes: Wishes
+    async def _start_sampling(
+        self, request: CreateSamplerRequest, options: ProvisioningOptions, timeout: float
     ) -> SamplingClient:
-        is_local = self._local is not None
-        target = SamplerTarget(
+        check_positive(timeout, "timeout")
+        sampler = Endpoint.of_sampler(
+            await self._provision_sampler(request, options),
             service_url=self._settings.base_url,
-            base_url=sampler.base_url,
-            base_model=sampler.base_model,
-            model_id=sampler.model_id,
-            deployment_id=sampler.deployment_id,
-            sampler_id=None if is_local else sampler.id,
-            checkpoint_path=request.model_path,
             timeout=timeout,
-            ready_timeout=wishes.ready_timeout,
-            authorize=not is_local,
-            is_queued=not is_local and sampler.deployment_id is None,
+            ready_timeout=options.ready_timeout,
         )
-        return SamplingClient(target, self._live)
+        return SamplingClient(sampler, Weights(checkpoint_path=request.model_path), self._live.runtime)
+
+    async def _provision_sampler(self, request: CreateSamplerRequest, options: ProvisioningOptions) -> Sampler:
+        check_kind(request, CreateSamplerRequest, "request")
+        session = self._live
+        provisioning = session.provisioner.sampler(request, options)
+        return await session.runtime.tasks.run(provisioning, name="provision a sampler")
+
+
+class _Session(Struct, frozen=True):
+    """What an open client has."""
+
+    runtime: Runtime
+    id: str
+    provisioner: Provisioner
+
+
+async def _initialize(trainer: TrainingClient, request: CreateRunRequest, with_optimizer: bool) -> None:
+    await (await trainer.init_trainer_server(request.lora_rank)).result()
+    # Whether a run that was created with a path keeps it through this is not specified.
+    if request.path is not None:
+        load = trainer.load_state_with_optimizer if with_optimizer else trainer.load_state
+        await (await load(request.path)).result()
 
 
 def _check_wandb(wandb_config: Any) -> None:

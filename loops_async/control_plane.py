@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import cache
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeAlias, TypeVar
 from urllib.parse import urlencode
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from ._arguments import check, check_kind
-from ._http.retry import answer_was_lost, is_retryable, politely, was_not_sent
+from ._http.retry import CONTROL_PLANE, answer_was_lost, is_retryable, retry, was_not_sent
 from ._http.transport import Request, Transport
-from ._lost_runs import NewRun, SessionRuns, lost_run
 from .errors import ConfigError, InputError, LoopsError, LostAnswerError, NotFoundError
 from .protocol import CheckpointUri, encode, segment
 from .types import (
@@ -48,6 +47,8 @@ from .types import (
 __all__ = ["ControlPlane"]
 
 T = TypeVar("T")
+
+NewRun: TypeAlias = CreateRunRequest | CreateTrainerRequest
 
 CREATE_SECONDS: Final = 300.0
 READ_SECONDS: Final = 60.0
@@ -128,12 +129,12 @@ class ControlPlane:
             runs = await service.control_plane.list_runs(base_model="Qwen/Qwen3-0.6B")
     """
 
-    def __init__(self, transport: Transport, base_url: str) -> None:
+    def __init__(self, transport: Transport, base_url: str, ledger: RunLedger) -> None:
         self._transport = transport
+        self._ledger = ledger
         self._root = f"{base_url}/v1"
         self._loops = f"{self._root}/loops"
         self._places = asyncio.Semaphore(CALLS_AT_ONCE)
-        self._own_sessions: dict[str, SessionRuns] = {}
 
     def __repr__(self) -> str:
         return f"<ControlPlane at {self._loops}>"
@@ -146,9 +147,7 @@ class ControlPlane:
         url = f"{self._team(team_id)}/sessions"
         # A session costs nothing, so one that was made without our knowing does no harm.
         what = "create a session"
-        session = await self._post(url, body, Session, what, within="session", timeout=CREATE_SECONDS)
-        self._own_sessions[session.id] = SessionRuns()
-        return session
+        return await self._post(url, body, Session, what, within="session", timeout=CREATE_SECONDS)
 
     async def get_session(self, session_id: str) -> Session:
         """Return a session."""
@@ -160,12 +159,9 @@ class ControlPlane:
     async def create_run(self, request: CreateRunRequest, *, team_id: str | None = None) -> Run:
         """Create a run: a trainer and its paired sampler. Neither is ready yet.
 
-        When the answer is lost, the run that was made is looked for among those of the session, if this client
-        created the session.
-
         Raises:
             InputError: a field of `request` breaks its rule; nothing was sent.
-            LostAnswerError: the answer was lost, and the run was not found for certain. It may exist.
+            LostAnswerError: the answer was lost. The run may exist; `ServiceClient.provision_run` looks for it.
         """
         return await self._create_run(request, CreateRunRequest, "runs", team_id)
 
@@ -221,7 +217,7 @@ class ControlPlane:
             if is_harmless or not answer_was_lost(error):
                 raise
             raise LostAnswerError(
-                f"{error} The sampler may have been made all the same and cost money, so it is not asked for again. "
+                f"{error} The sampler may exist all the same and cost money, so it is not asked for again. "
                 "List the samplers, the newest first (control_plane.list_samplers, or `loops samplers list`), and "
                 "deactivate what you do not want."
             ) from error
@@ -337,7 +333,7 @@ class ControlPlane:
             )
         )
         url = f"{self._loops}/user_config"
-        return await self._ask("PATCH", url, UserConfig, "change the user config", patch, within="user_config")
+        return await self._call("PATCH", url, UserConfig, "change the user config", patch, within="user_config")
 
     async def list_teams(self) -> list[Team]:
         """Return the organization's teams."""
@@ -431,23 +427,8 @@ class ControlPlane:
             CheckpointUri.parse(request.path, kind="weights")
         url = f"{self._team(team_id)}/{route}"
         what = f"create a run of {request.base_model} in session {request.session_id}"
-
-        async def post() -> Run:
-            when = was_not_sent
-            return await self._post(url, request, Run, what, within="run", timeout=CREATE_SECONDS, when=when)
-
-        async def find() -> list[Run]:
-            return await self.list_runs(team_id=team_id)
-
-        session = self._own_sessions.get(request.session_id)
-        if session is not None:
-            return await session.create(request, post, find)
-        try:
-            return await post()
-        except LoopsError as error:
-            if not answer_was_lost(error):
-                raise
-            raise lost_run(request, error, []) from error
+        post = self._post(url, request, Run, what, within="run", timeout=CREATE_SECONDS, when=was_not_sent)
+        return await self._ledger.record(request, post)
 
     def _team(self, team_id: str | None) -> str:
         return self._loops if team_id is None else f"{self._root}/teams/{_id(team_id, 'team_id')}/loops"
@@ -459,12 +440,12 @@ class ControlPlane:
         self, url: str, kind: type[T], what: str, query: Struct | dict[str, str] | None = None, **others: Any
     ) -> T:
         given = _given(check(query)) if isinstance(query, Struct) else query
-        return await self._ask("GET", f"{url}?{urlencode(given)}" if given else url, kind, what, None, **others)
+        return await self._call("GET", f"{url}?{urlencode(given)}" if given else url, kind, what, None, **others)
 
     async def _post(self, url: str, body: object, kind: type[T], what: str, **others: Any) -> T:
-        return await self._ask("POST", url, kind, what, body, **others)
+        return await self._call("POST", url, kind, what, body, **others)
 
-    async def _ask(
+    async def _call(
         self,
         method: str,
         url: str,
@@ -483,14 +464,65 @@ class ControlPlane:
         hashable: Any = kind  # as every type is, which mypy does not know
         sent = kind if within is None else _envelope(within, hashable)
 
-        async def ask() -> T:
+        async def fetch() -> T:
             async with self._places:
-                answer = await self._transport.ask(request)
-            body: Any = self._transport.decoded(request, answer, sent)
+                body: Any = await self._transport.fetch(request, sent)
             found: T = body if within is None else getattr(body, within)
             return found
 
-        return await politely(ask, what=what, when=when)
+        return await retry(fetch, CONTROL_PLANE, what=what, when=when)
+
+
+class RunLedger:
+    """The runs that this client created, and its creations whose run is not known.
+
+    A run of the session that is in neither is one whose answer was lost: see `_session.lost_runs`.
+    """
+
+    def __init__(self) -> None:
+        self.known: set[str] = set()
+        self.in_flight: list[NewRun] = []
+        self.unanswered: list[NewRun] = []
+        """Their answers were lost, or the caller was cancelled before the answer came."""
+
+    async def record(self, request: NewRun, creation: Awaitable[Run]) -> Run:
+        """Return the run that `creation` answers.
+
+        Raises:
+            LostAnswerError: the answer was lost.
+        """
+        self.in_flight.append(request)
+        try:
+            run = await creation
+        except LoopsError as error:
+            if not answer_was_lost(error):
+                raise
+            self.unanswered.append(request)
+            raise lost_run(request, error, []) from error
+        except asyncio.CancelledError:
+            self.unanswered.append(request)
+            raise
+        finally:
+            self.in_flight.remove(request)
+        self.known.add(run.id)
+        return run
+
+    def resolve(self, request: NewRun, run_id: str) -> None:
+        """Note that an unanswered creation made this run."""
+        self.unanswered.remove(request)
+        self.known.add(run_id)
+
+
+def lost_run(request: NewRun, cause: object, candidates: list[Run]) -> LostAnswerError:
+    """Make the error that says what may exist and how to find it."""
+    ids = tuple(run.id for run in candidates)
+    found = f"It may be one of {', '.join(ids)}. " if ids else ""
+    return LostAnswerError(
+        f"{cause} The run may exist all the same and cost money, so it is not asked for again. {found}List the "
+        f"runs of {request.base_model} (control_plane.list_runs, or `loops runs list`), look for session "
+        f"{request.session_id}, and deactivate what you do not want.",
+        candidates=ids,
+    )
 
 
 async def resolve_team(control_plane: ControlPlane, team: str) -> str:

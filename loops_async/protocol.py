@@ -52,6 +52,9 @@ MAX_TOP_K_LOGPROBS: Final = 20
 
 SCHEMA_VERSION: Final = 1
 
+LOCAL_ID: Final = "local"
+"""Id of the session and of the sampler of a client without a control plane."""
+
 # --- words -----------------------------------------------------------------------------------------------------------
 
 SAMPLER_READY: Final = "ACTIVE"

@@ -13,18 +13,20 @@ from uuid import uuid4
 
 import msgspec
 from msgspec import UNSET, Struct
+from msgspec.structs import replace
 
 from . import protocol
 from ._arguments import check_at_least, check_kind, check_model_input, check_positive
-from ._http.retry import CONTROL, UNREACHED, Patience, retrying, until
+from ._http.endpoint import Endpoint
+from ._http.retry import UNREACHED, RetryPolicy, retry, until
 from ._http.settings import checked_url, resolve_settings
 from ._http.transport import Answer, Request
 from ._sampling.completions import read_completions
 from ._sampling.many import BoundedMap, in_processes, run_here
 from ._sampling.queue import SampleQueue
 from ._sampling.tokenizer import load_tokenizer
-from ._session.readiness import SamplerGate, sampler_gate
 from ._session.runtime import Runtime, detached_runtime
+from ._session.served_models import base_model_of, fetch_served_models
 from .errors import (
     ApiError,
     ConfigError,
@@ -39,63 +41,42 @@ from .errors import (
 from .types import (
     BasetenDeployment,
     EncodedTextChunk,
+    LocalDeployment,
     ModelInput,
     SampledPrompt,
     SamplerDeployment,
     SampleResponse,
     SamplingParams,
+    ServerlessDeployment,
 )
 
-__all__ = ["SamplerTarget", "SamplingClient"]
+__all__ = ["SamplingClient"]
 
 MODELS_CACHE_SECONDS: Final = 5.0
 VERSION_SECONDS: Final = 600.0
 VERSION_POLL_SECONDS: Final = 2.0
 
 
-class SamplerTarget(Struct, frozen=True, kw_only=True):
-    """Where a sampling client sends its requests, and which weights it asks for.
+class Weights(Struct, frozen=True, kw_only=True):
+    """Which weights of a sampler a client asks for: by default, those that it serves at the time."""
 
-    Everything that a client is, as a plain value: this is what pickles.
-    """
-
-    service_url: str
-    base_url: str
-    base_model: str
-    model_id: str | None = None
-    deployment_id: str | None = None
-    run_id: str | None = None
-    sampler_id: str | None = None
     checkpoint_path: str | None = None
     min_policy_version: int | None = None
-    timeout: float | None = None
-    ready_timeout: float = 3600.0
-    authorize: bool = True
-    is_queued: bool = False
-    """Whether samples go through the queue of a serverless sampler."""
 
-    @property
-    def names_model(self) -> bool:
-        """Whether requests have to say which base model they mean.
-
-        A queue serves many, and so may a local sampler that is asked for no run; a dedicated one may refuse the name.
-        """
-        is_local = not self.authorize
-        return self.is_queued or (is_local and self.run_id is None)
-
-    def headers(self) -> dict[str, str]:
-        """The headers that say whose sampler this is and which weights are wanted."""
-        headers: dict[str, str] = {}
-        # A gateway wants the run or the sampler, never both; a checkpoint's path names its run already.
-        if self.run_id is not None:
-            headers[protocol.RUN_ID] = self.run_id
-        elif self.sampler_id is not None and self.checkpoint_path is None:
-            headers[protocol.SAMPLER_ID] = self.sampler_id
+    def headers(self, sampler: Mapping[str, str]) -> dict[str, str]:
+        """Return the headers of requests for these weights, given those that name the sampler."""
+        headers = dict(sampler)
         if self.checkpoint_path is not None:
+            headers.pop(protocol.SAMPLER_ID, None)  # the path names the run already, and a gateway wants one name only
             headers[protocol.CHECKPOINT_PATH] = self.checkpoint_path
-        if self.min_policy_version and not self.is_queued:
+        if self.min_policy_version:
             headers[protocol.MIN_POLICY_VERSION] = str(self.min_policy_version)
         return headers
+
+    def __str__(self) -> str:
+        if self.checkpoint_path is not None:
+            return self.checkpoint_path
+        return f"version >= {self.min_policy_version}" if self.min_policy_version else "the live weights"
 
 
 class SamplingClient:
@@ -113,33 +94,33 @@ class SamplingClient:
             print(answer.sequences[0].text)
     """
 
-    def __init__(self, target: SamplerTarget, runtime: Runtime | None = None) -> None:
-        self._target = target
+    def __init__(self, endpoint: Endpoint, weights: Weights | None = None, runtime: Runtime | None = None) -> None:
+        self._sampler = endpoint
+        self._weights = Weights() if weights is None else weights
+        self._endpoint = replace(endpoint, headers=self._weights.headers(endpoint.headers))
         self._runtime = runtime
-        self._headers = target.headers()
-        self._sample_url = f"{target.base_url}/sample"
-        self._until_ready = Patience(seconds=target.ready_timeout)
+        self._retry_policies = UNREACHED, RetryPolicy(seconds=endpoint.ready_timeout)
         self._models: tuple[float, protocol.ServedModels] | None = None
 
     @property
     def checkpoint_path(self) -> str | None:
         """The ``bt://`` URI of the checkpoint that this client samples, if it is bound to one."""
-        return self._target.checkpoint_path
+        return self._weights.checkpoint_path
 
     @property
     def checkpoint_name(self) -> str | None:
         """The name of the checkpoint that this client samples, if it is bound to one."""
-        path = self._target.checkpoint_path
+        path = self._weights.checkpoint_path
         return protocol.CheckpointUri.parse(path).name if path else None
 
     @property
     def min_policy_version(self) -> int | None:
         """The oldest adapter version that may answer this client."""
-        return self._target.min_policy_version
+        return self._weights.min_policy_version
 
     def get_base_model(self) -> str:
         """Return the name of the base model."""
-        return self._target.base_model
+        return self._endpoint.base_model
 
     async def sample(
         self,
@@ -178,21 +159,16 @@ class SamplingClient:
         if include_routed_experts is not None:
             body.include_routed_experts = bool(include_routed_experts)
         key = str(uuid4())
-        headers = {**self._headers, protocol.IDEMPOTENCY_KEY: key, **_affinity(affinity_key)}
-        request = self._request("POST", self._sample_url, "sample", body=protocol.encode(body), headers=headers)
+        headers = {**self._endpoint.headers, protocol.IDEMPOTENCY_KEY: key, **_affinity(affinity_key)}
+        request = self._endpoint.request("POST", "/sample", "sample", body=protocol.encode(body), headers=headers)
         runtime = await self._live()
         completions: bytes | msgspec.Raw
         async with runtime.admission:
-            if self._target.is_queued:
-                completions, version = await self._queued(runtime, request, key), ""
+            if isinstance(self._endpoint.deployment, ServerlessDeployment):
+                queue = SampleQueue(self._endpoint, runtime.transport)
+                completions, version = await queue.answer(request, key=key), ""
             else:
-                await self._ready(runtime, self._target.ready_timeout)
-                answer = await retrying(
-                    partial(self._ask, runtime, request),
-                    UNREACHED,
-                    self._until_ready,
-                    what="the sampler did not answer",
-                )
+                answer = await self._answer(runtime, request)
                 completions, version = answer.body, answer.headers.get(protocol.POLICY_VERSION, "")
         return read_completions(
             completions,
@@ -281,7 +257,7 @@ class SamplingClient:
         )
         if answer.prompt_logprobs is None:
             raise ProtocolError(
-                f"the sampler at {self._target.base_url} sent no prompt logprobs though they were asked"
+                f"the sampler at {self._endpoint.url} sent no prompt logprobs though they were requested"
             )
         return answer.prompt_logprobs
 
@@ -295,7 +271,39 @@ class SamplingClient:
             NotReadyError: it is not ready in time.
         """
         runtime = await self._live()
-        await self._ready(runtime, self._target.ready_timeout if ready_timeout is None else ready_timeout)
+        await self._ready(runtime, self._endpoint.ready_timeout if ready_timeout is None else ready_timeout)
+
+    async def wait_for_version(self, version: int, *, timeout: float | None = None) -> None:
+        """Wait until the sampler serves at least version `version` of the trainer's weights.
+
+        `timeout` is in seconds, 600 when None.
+
+        Raises:
+            NotReadyError: it still serves an older one.
+        """
+        seconds = VERSION_SECONDS if timeout is None else timeout
+        runtime = await self._live()
+        await self._ready(runtime, self._endpoint.ready_timeout)
+        request = self._endpoint.request("GET", "/trainers_policy_version", f"wait for version {version}", timeout=10.0)
+        seen: int | None = None
+
+        async def probe() -> bool | None:
+            nonlocal seen
+            try:
+                answer = await runtime.transport.ask(request)
+                seen = msgspec.json.decode(answer.body, type=protocol.PolicyVersion).policy_version
+            except ApiError as error:
+                # Without this route, the floor that each request carries is the only gate, and enough.
+                return True if error.status in (404, 501) else None
+            except (TransportError, msgspec.MsgspecError):
+                return None
+            return True if seen is not None and seen >= version else None
+
+        if await until(probe, seconds=seconds, longest_pause=VERSION_POLL_SECONDS) is None:
+            raise NotReadyError(
+                f"the sampler at {self._endpoint.url} serves version {seen}, not {version}, "
+                f"{seconds:g} s after it was published; publish again, or look at the sampler's logs"
+            )
 
     @classmethod
     async def ensure_ready_for_deployment(
@@ -321,59 +329,42 @@ class SamplingClient:
         check_positive(ready_timeout, "ready_timeout")
         if not isinstance(deployment, BasetenDeployment):
             return
-        settings = resolve_settings(api_key=api_key, base_url=deployment.api_base_url)
-        runtime = Runtime(settings)
+        for name in ("model_id", "deployment_id"):
+            if getattr(deployment, name) is None:
+                raise InputError(f"deployment.{name}", "must be given: by it the service tells the sampler's state")
+        checked_url(deployment.base_url, "deployment.base_url")
+        runtime = Runtime(resolve_settings(api_key=api_key, base_url=deployment.api_base_url))
         try:
-            target = SamplerTarget(
-                service_url=settings.base_url,
-                base_url=checked_url(deployment.base_url, "deployment.base_url"),
-                base_model=base_model,
-                model_id=deployment.model_id,
-                deployment_id=deployment.deployment_id,
-            )
-            await cls(target, runtime).ensure_ready(ready_timeout)
+            endpoint = Endpoint(deployment=deployment, base_model=base_model, headers={})
+            await cls(endpoint, runtime=runtime).ensure_ready(ready_timeout)
         finally:
             await runtime.close()
 
     async def discover_base_model_name(self) -> str:
         """Return the base model's name as the sampler knows it; a queued one is not asked."""
-        if self._target.is_queued:
-            return self._target.base_model
-        models = await self._served_models()
-        name = next((model.id for model in models.data if model.parent is None), None)
-        if name is None:
-            raise ProtocolError(f"the sampler at {self._target.base_url} lists no base model")
-        return name
+        if isinstance(self._endpoint.deployment, ServerlessDeployment):
+            return self._endpoint.base_model
+        return base_model_of(await self._served_models(), self._endpoint)
 
     async def discover_adapter_name(self) -> str | None:
         """Return the name of the adapter that is loaded now, if any."""
-        if self._target.is_queued:
-            return self._target.checkpoint_path
+        if isinstance(self._endpoint.deployment, ServerlessDeployment):
+            return self._weights.checkpoint_path
         models = await self._served_models()
         return next((model.id for model in models.data if model.parent is not None), None)
 
     async def get_tokenizer(self) -> Any:
         """Return the Hugging Face tokenizer of the base model; needs transformers."""
-        return await load_tokenizer(
-            await self._live(),
-            root=self._target.base_url,
-            headers=self._headers,
-            authorize=self._target.authorize,
-            base_model=self._target.base_model,
-        )
+        return await load_tokenizer(await self._live(), self._endpoint)
 
     async def close(self) -> None:
         """Do nothing: a sampling client holds nothing of its own."""
 
     def __repr__(self) -> str:
-        target = self._target
-        weights = target.checkpoint_path or (
-            f"version >= {target.min_policy_version}" if target.min_policy_version else "the live weights"
-        )
-        return f"<SamplingClient {target.base_model} at {target.base_url}, {weights}>"
+        return f"<SamplingClient {self._endpoint.base_model} at {self._endpoint.url}, {self._weights}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._target,)
+        return type(self), (self._sampler, self._weights)
 
     # --- how a request is made ---
 
@@ -400,16 +391,23 @@ class SamplingClient:
         check_at_least(topk_prompt_logprobs, 0, "topk_prompt_logprobs")
         wants_prompt = include_prompt_logprobs or topk_prompt_logprobs > 0
         body = _sample_body(prompt, num_samples, params, topk_prompt_logprobs if wants_prompt else None)
-        if self._target.names_model:
-            body.model = self._target.base_model
-        if self._target.is_queued:
-            body.lora = self._target.checkpoint_path or UNSET
+        # A queue serves many models, and so may a local sampler that is asked for no run; a dedicated one may refuse
+        # the name.
+        match self._endpoint.deployment:
+            case ServerlessDeployment():
+                body.model = self._endpoint.base_model
+                body.lora = self._weights.checkpoint_path or UNSET
+            case LocalDeployment() if self._endpoint.run_id is None:
+                body.model = self._endpoint.base_model
+            case _:
+                pass
         return body
 
-    async def _queued(self, runtime: Runtime, request: Request, key: str) -> bytes | msgspec.Raw:
-        target = self._target
-        queue = SampleQueue(runtime.transport, root=target.base_url, headers=self._headers, run_id=target.run_id)
-        return await queue.answer(request, key=key, submit_seconds=target.ready_timeout)
+    async def _answer(self, runtime: Runtime, request: Request) -> Answer:
+        await self._ready(runtime, self._endpoint.ready_timeout)
+        return await retry(
+            partial(self._ask, runtime, request), self._retry_policies, what="the sampler did not answer"
+        )
 
     async def _ask(self, runtime: Runtime, request: Request) -> Answer:
         try:
@@ -424,71 +422,30 @@ class SamplingClient:
             return answer
         error = runtime.transport.error(request, answer)
         # A model that is still being deployed answers 400 or 404 like a bad request; its state tells them apart.
-        gate = self._gate(runtime)
-        is_refused = isinstance(error, ApiError) and error.status in (400, 404)
-        if gate is not None and is_refused and await gate.doubt():
-            error.retryable = True
-            await gate.wait(self._target.ready_timeout)
+        gate = runtime.gate(self._endpoint)
+        if gate is not None and isinstance(error, ApiError) and error.status in (400, 404):
+            await gate.recheck()
+            if not gate.is_open:
+                error.retryable = True
+                await gate.wait(self._endpoint.ready_timeout)
         raise error
 
     async def _ready(self, runtime: Runtime, ready_timeout: float) -> None:
-        gate = self._gate(runtime)
+        gate = runtime.gate(self._endpoint)
         if gate is not None:
             await gate.wait(ready_timeout)
-
-    def _gate(self, runtime: Runtime) -> SamplerGate | None:
-        target = self._target
-        return sampler_gate(
-            runtime, base_url=target.base_url, model_id=target.model_id, deployment_id=target.deployment_id
-        )
-
-    async def wait_for_version(self, version: int) -> None:
-        """Wait until the sampler serves at least adapter `version`, for up to 600 s.
-
-        Raises:
-            NotReadyError: it still serves an older one.
-        """
-        runtime = await self._live()
-        await self._ready(runtime, self._target.ready_timeout)
-        url, what = f"{self._target.base_url}/trainers_policy_version", f"wait for version {version}"
-        seen: int | None = None
-
-        async def probe() -> bool | None:
-            nonlocal seen
-            try:
-                answer = await runtime.transport.ask(self._request("GET", url, what, timeout=10.0))
-                seen = msgspec.json.decode(answer.body, type=protocol.PolicyVersion).policy_version
-            except ApiError as error:
-                # Without this route, the floor that each request carries is the only gate, and enough.
-                return True if error.status in (404, 501) else None
-            except (TransportError, msgspec.MsgspecError):
-                return None
-            return True if seen is not None and seen >= version else None
-
-        if await until(probe, seconds=VERSION_SECONDS, longest_pause=VERSION_POLL_SECONDS) is None:
-            raise NotReadyError(
-                f"the sampler at {self._target.base_url} serves version {seen}, not {version}, "
-                f"{VERSION_SECONDS:g} s after it was published; publish again, or look at the sampler's logs"
-            )
 
     async def _served_models(self) -> protocol.ServedModels:
         if self._models is None or monotonic() - self._models[0] > MODELS_CACHE_SECONDS:
             runtime = await self._live()
-            await self._ready(runtime, self._target.ready_timeout)
-            request = self._request("GET", f"{self._target.base_url}/v1/models", "list served models", timeout=60.0)
-            answer = await retrying(lambda: runtime.transport.ask(request), CONTROL, what="served models are not known")
-            self._models = (monotonic(), runtime.transport.decoded(request, answer, protocol.ServedModels))
+            await self._ready(runtime, self._endpoint.ready_timeout)
+            self._models = monotonic(), await fetch_served_models(self._endpoint, runtime.transport)
         return self._models[1]
-
-    def _request(self, method: str, url: str, what: str, **others: Any) -> Request:
-        others.setdefault("headers", self._headers)
-        others.setdefault("timeout", self._target.timeout)
-        return Request(method=method, url=url, what=what, authorize=self._target.authorize, **others)
 
     async def _live(self) -> Runtime:
         if self._runtime is None:
             # An unpickled client belongs to no loop: it may be used in one `asyncio.run` after the other.
-            return await detached_runtime(self._target.service_url)
+            return await detached_runtime(self._endpoint)
         self._runtime.transport.check_usable()
         return self._runtime
 

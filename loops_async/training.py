@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from types import TracebackType
-from typing import Any, Final, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 from uuid import uuid4
 
-from anyio import to_thread
 from msgspec.structs import replace
 
-from . import protocol
 from ._arguments import check_at_least, check_data, check_kind
 from ._checkpoints.download import download
 from ._facade import blocking_property
-from ._http.body import Body as RequestBody
-from ._http.retry import CONTROL, retrying
-from ._http.transport import Request
-from ._operations.batch import encode_data, merged
+from ._http.endpoint import Endpoint
+from ._http.retry import READ, retry
+from ._operations.batch import Batch
 from ._operations.future import OperationFuture
-from ._operations.submitter import Body, Submitter
-from ._operations.turns import Turns
+from ._operations.operation import SmallBody, SmallOperation
+from ._operations.submitter import Submitter
 from ._sampling.tokenizer import load_tokenizer
 from ._session.readiness import health_request
 from ._session.runtime import Runtime
-from ._training.custom_loss import SURROGATE, SURROGATE_CONFIG, check_custom_loss, replayed, scoring_data
+from ._training.custom_loss import SURROGATE, SURROGATE_CONFIG, CustomLossBatch, check_custom_loss
 from ._training.step_log import StepLog
 from .errors import ApiError, ClosedError, InputError, UnsupportedError
-from .sampling import SamplerTarget, SamplingClient
+from .protocol import (
+    MAX_TOP_K_LOGPROBS,
+    CheckpointUri,
+    ForwardBody,
+    InitTrainerServerBody,
+    LoadStateBody,
+    OptimStepBody,
+    PolicyVersion,
+    SaveStateBody,
+    SaveWeightsForSamplerBody,
+    check_checkpoint_name,
+)
+from .sampling import SamplingClient, Weights
 from .types import (
     AdamParams,
     Checkpoint,
@@ -41,21 +50,20 @@ from .types import (
     GetInfoResponse,
     InitTrainerServerResponse,
     LoadWeightsResponse,
+    LocalDeployment,
     LossFnType,
     ModelData,
     OptimStepResponse,
     Run,
     SaveWeightsForSamplerResponse,
     SaveWeightsResponse,
+    ServerlessDeployment,
     WandbConfig,
 )
 
 __all__ = ["ForwardBackwardFuture", "TrainingClient"]
 
 T = TypeVar("T")
-
-_DATA: Final = b'{"data":'
-"""How a body with datums begins; their array and the other fields follow."""
 
 ForwardBackwardFuture: TypeAlias = OperationFuture[ForwardBackwardOutput]
 
@@ -85,27 +93,16 @@ class TrainingClient:
         max_seq_len: int | None,
         timeout: float,
         ready_timeout: float,
-        is_local: bool,
         wandb_config: WandbConfig | None = None,
     ) -> None:
         self._runtime = runtime
         self._run = run
         self._lora_rank = lora_rank
         self._max_seq_len = max_seq_len
-        self._timeout = timeout
-        self._ready_timeout = ready_timeout
-        self._is_local = is_local
+        self._endpoint = Endpoint.of_run(run, timeout=timeout, ready_timeout=ready_timeout)
         self._is_closed = False
-        # All clients of a run share one order.
-        turns: Turns = runtime.shared.setdefault(("turns", run.id), Turns())
         self._submitter = Submitter(
-            transport=runtime.transport,
-            tasks=runtime.tasks,
-            turns=turns,
-            root=str(run.base_url),
-            run_id=run.id,
-            timeout=timeout,
-            authorize=not is_local,
+            self._endpoint, runtime.turns(run.id), transport=runtime.transport, tasks=runtime.tasks
         )
         about = {"run_id": run.id, "base_model": run.base_model, "lora_rank": lora_rank}
         self._log = StepLog(wandb_config, about, runtime.tasks) if wandb_config is not None else None
@@ -221,24 +218,8 @@ class TrainingClient:
         self._check_open()
         checked, _ = check_data(data, SURROGATE, SURROGATE_CONFIG, max_seq_len=self._max_seq_len)
         check_custom_loss(checked, loss_fn, loss_type_input)
-        report: dict[str, float] = {}
-        counts: list[int] = []
-
-        async def encode() -> list[Body]:
-            forward_counts: list[int] = []
-            bodies = await self._bodies(scoring_data(checked), SURROGATE, SURROGATE_CONFIG, forward_counts)
-            forward = await self._submitter.send(
-                "forward", ForwardBackwardOutput, bodies, lambda parts: merged(parts, forward_counts)
-            )
-            replay, metrics = await to_thread.run_sync(replayed, checked, await forward, loss_fn)
-            report.update(metrics)
-            return await self._bodies(replay, SURROGATE, SURROGATE_CONFIG, counts)
-
-        def merge(parts: Sequence[ForwardBackwardOutput]) -> ForwardBackwardOutput:
-            output = merged(parts, counts)
-            return replace(output, loss=report["loss"], metrics=output.metrics | report)
-
-        step = await self._submitter.submit("forward_backward", ForwardBackwardOutput, encode, merge, is_dependent=True)
+        body = self._forward_body(SURROGATE, SURROGATE_CONFIG)
+        step = await self._submitter.submit(CustomLossBatch(checked, loss_fn, body, self._submitter))
         if self._log is not None:
             self._log.note_pass(step, len(checked))
         return step
@@ -246,7 +227,7 @@ class TrainingClient:
     async def optim_step(self, adam_params: AdamParams) -> OperationFuture[OptimStepResponse]:
         """Apply Adam to the accumulated gradients and forget them; the policy version grows by one."""
         check_kind(adam_params, AdamParams, "adam_params")
-        step = await self._submit("optim_step", OptimStepResponse, {"adam_params": adam_params}, last="run_id")
+        step = await self._submit("optim_step", OptimStepResponse, OptimStepBody(adam_params=adam_params))
         if self._log is not None:
             self._log.note_step(step)
         return step
@@ -254,8 +235,8 @@ class TrainingClient:
     async def init_trainer_server(self, lora_rank: int) -> OperationFuture[InitTrainerServerResponse]:
         """Begin again with a fresh adapter of this rank; what was trained and not saved is gone."""
         check_at_least(lora_rank, 1, "lora_rank")
-        fields = {"lora_rank": lora_rank, "base_model": self._run.base_model}
-        return await self._submit("init_trainer_server", InitTrainerServerResponse, fields, last="run_id")
+        body = InitTrainerServerBody(lora_rank=lora_rank, base_model=self._run.base_model)
+        return await self._submit("init_trainer_server", InitTrainerServerResponse, body)
 
     # --- saving and loading ---
 
@@ -266,8 +247,8 @@ class TrainingClient:
             name: one path segment; a checkpoint of the same name is replaced.
             ttl_seconds: delete it after this time; None keeps it.
         """
-        fields = {"name": protocol.check_checkpoint_name(name), "ttl_seconds": _checked_ttl(ttl_seconds)}
-        return await self._submit("save_state", SaveWeightsResponse, fields, last="seq_id")
+        body = SaveStateBody(name=check_checkpoint_name(name), ttl_seconds=_checked_ttl(ttl_seconds))
+        return await self._submit("save_state", SaveWeightsResponse, body)
 
     async def save_weights_for_sampler(
         self, name: str, *, ttl_seconds: int | None = None, publish: bool = True
@@ -279,18 +260,12 @@ class TrainingClient:
             ttl_seconds: delete it after this time; only for an adapter that is not published.
             publish: False only saves: the sampler goes on with what it serves.
         """
-        fields: dict[str, Any] = {"name": protocol.check_checkpoint_name(name)}
+        body = SaveWeightsForSamplerBody(name=check_checkpoint_name(name), bump_version=publish)
         if publish and ttl_seconds is not None:
             raise InputError("ttl_seconds", "needs publish=False: what a sampler serves cannot expire")
         if not publish:
-            fields["ttl_seconds"] = _checked_ttl(ttl_seconds)
-        return await self._submit(
-            "save_weights_for_sampler",
-            SaveWeightsForSamplerResponse,
-            fields,
-            last="seq_id",
-            after={"bump_version": publish},
-        )
+            body.ttl_seconds = _checked_ttl(ttl_seconds)
+        return await self._submit("save_weights_for_sampler", SaveWeightsForSamplerResponse, body)
 
     async def save_weights_and_get_sampling_client(self, name: str = "default") -> SamplingClient:
         """Publish the weights as they are now and return a client that never samples older ones.
@@ -302,12 +277,13 @@ class TrainingClient:
         Raises:
             NotReadyError: the sampler did not come up, or did not load the weights within 600 s.
         """
-        target = self._sampler_target()
-        if target.is_queued:
-            return await self._saved_for_queue(target, name)
+        sampler = self._sampler()
+        if isinstance(sampler.deployment, ServerlessDeployment):
+            return await self._saved_for_queue(sampler, name)
         saved = await (await self.save_weights_for_sampler(name)).result()
         # Version 0 is the base model: nothing was trained, so there is nothing to wait for.
-        client = SamplingClient(replace(target, min_policy_version=saved.version or None), self._runtime)
+        weights = Weights(min_policy_version=saved.version or None)
+        client = SamplingClient(sampler, weights, self._runtime)
         if saved.version:
             await client.wait_for_version(saved.version)
         return client
@@ -339,16 +315,16 @@ class TrainingClient:
             InputError: `model_path` is not such a URI.
             BadRequestError: the service has no such checkpoint, or may not load it here.
         """
-        protocol.CheckpointUri.parse(model_path, kind="sampler_weights", path="model_path")
-        target = self._sampler_target()
+        CheckpointUri.parse(model_path, kind="sampler_weights", path="model_path")
+        sampler = self._sampler()
         if min_policy_version is not None:
             check_at_least(min_policy_version, 1, "min_policy_version")
-            if target.is_queued:
+            if isinstance(sampler.deployment, ServerlessDeployment):
                 raise InputError("min_policy_version", "a serverless sampler serves checkpoints, not versions")
-        if not self._is_local:
+        if not isinstance(sampler.deployment, LocalDeployment):  # a local one has no control plane to ask
             await self._runtime.control_plane.validate_checkpoint(model_path)
-        target = replace(target, checkpoint_path=model_path, min_policy_version=min_policy_version)
-        return SamplingClient(target, self._runtime)
+        weights = Weights(checkpoint_path=model_path, min_policy_version=min_policy_version)
+        return SamplingClient(sampler, weights, self._runtime)
 
     # --- checkpoints ---
 
@@ -378,7 +354,7 @@ class TrainingClient:
 
     async def health(self) -> None:
         """Return if the trainer answers that it is healthy, else raise its answer."""
-        await self._runtime.transport.ask(health_request(self._run, authorize=not self._is_local))
+        await self._runtime.transport.ask(health_request(self._endpoint))
 
     @blocking_property
     async def policy_version(self) -> int:
@@ -387,33 +363,21 @@ class TrainingClient:
         Raises:
             UnsupportedError: this trainer does not tell it.
         """
-        request = Request(
-            method="GET",
-            url=f"{self._run.base_url}/policy_version",
-            what=f"get the policy version of run {self.run_id}",
-            headers={protocol.RUN_ID: self.run_id},
-            timeout=self._timeout,
-            authorize=not self._is_local,
-        )
+        request = self._endpoint.request("GET", "/policy_version", f"get the policy version of run {self.run_id}")
         transport = self._runtime.transport
         try:
-            answer = await retrying(lambda: transport.ask(request), CONTROL, what="the policy version is not known")
+            answer = await retry(
+                lambda: transport.fetch(request, PolicyVersion), READ, what="the policy version is not known yet"
+            )
         except ApiError as error:
             if error.status == 501:
                 raise UnsupportedError(f"{error}. This trainer does not tell its policy version.") from error
             raise
-        return transport.decoded(request, answer, protocol.PolicyVersion).policy_version or 0
+        return answer.policy_version or 0
 
     async def get_tokenizer(self) -> Any:
         """Return the Hugging Face tokenizer of the base model; needs transformers."""
-        target = self._sampler_target()
-        return await load_tokenizer(
-            self._runtime,
-            root=target.base_url,
-            headers=target.headers(),
-            authorize=target.authorize,
-            base_model=target.base_model,
-        )
+        return await load_tokenizer(self._runtime, self._sampler())
 
     async def close(self) -> None:
         """Stop keeping the trainer up, and logging. Operations under way can still be waited for."""
@@ -443,103 +407,59 @@ class TrainingClient:
         self._check_open()
         checked, config = check_data(data, loss_fn, loss_fn_config, max_seq_len=self._max_seq_len)
         check_at_least(top_k_logprobs, 0, "top_k_logprobs")
-        if top_k_logprobs > protocol.MAX_TOP_K_LOGPROBS:
-            raise InputError("top_k_logprobs", f"must be at most {protocol.MAX_TOP_K_LOGPROBS}; got {top_k_logprobs}")
-        counts: list[int] = []
+        if top_k_logprobs > MAX_TOP_K_LOGPROBS:
+            raise InputError("top_k_logprobs", f"must be at most {MAX_TOP_K_LOGPROBS}; got {top_k_logprobs}")
+        body = self._forward_body(loss_fn, config, top_k_logprobs)
+        return await self._submitter.submit(Batch(operation, checked, body))
 
-        async def encode() -> list[Body]:
-            return await self._bodies(checked, loss_fn, config, counts, top_k_logprobs)
-
-        return await self._submitter.submit(
-            operation, ForwardBackwardOutput, encode, lambda parts: merged(parts, counts)
+    def _forward_body(self, loss_fn: str, config: Mapping[str, Any] | None, top_k_logprobs: int = 0) -> ForwardBody:
+        """Make the body of a forward pass, without its datums."""
+        return ForwardBody(
+            data=[],
+            loss_fn=loss_fn,
+            loss_fn_config=None if config is None else dict(config),
+            run_id=self.run_id,
+            top_k_logprobs=top_k_logprobs,
+            model=self._run.base_model,
         )
-
-    async def _bodies(
-        self,
-        data: Sequence[Datum],
-        loss_fn: str,
-        config: Mapping[str, Any] | None,
-        counts: list[int],
-        top_k_logprobs: int = 0,
-    ) -> list[Body]:
-        """Encode a batch into as many bodies as it needs, and note in `counts` how many datums each of them has."""
-        settings = {"loss_fn": loss_fn, "loss_fn_config": config}
-        overhead = len(_DATA) + len(b"[]") + len(self._tail(1 << 62, settings, top_k_logprobs))
-        arrays = await encode_data(data, group=protocol.LOSSES[loss_fn].group, overhead=overhead)
-        counts.extend(array.count for array in arrays)
-        return [self._data_body(array.json, settings, top_k_logprobs) for array in arrays]
-
-    def _data_body(self, datums: bytearray, settings: Mapping[str, Any], top_k_logprobs: int) -> Body:
-        return lambda seq_id: RequestBody(_DATA, datums, self._tail(seq_id, settings, top_k_logprobs))
-
-    def _tail(self, seq_id: int, settings: Mapping[str, Any], top_k_logprobs: int) -> bytes:
-        """Everything of a forward body that follows the datums."""
-        fields = {
-            **settings,
-            "seq_id": seq_id,
-            "run_id": self.run_id,
-            "top_k_logprobs": top_k_logprobs,
-            "model": self._run.base_model,
-        }
-        return b"," + protocol.encode(fields)[1:]
 
     async def _load(self, operation: str, path: str) -> OperationFuture[LoadWeightsResponse]:
         if not isinstance(path, str) or not path.strip():
             raise InputError("path", f"must be a bt:// URI or a path that the trainer can read; got {path!r}")
         if path.startswith("bt:"):
-            protocol.CheckpointUri.parse(path, kind="weights")
-        return await self._submit(operation, LoadWeightsResponse, {"path": path}, last="seq_id")
+            CheckpointUri.parse(path, kind="weights")
+        return await self._submit(operation, LoadWeightsResponse, LoadStateBody(path=path))
 
-    async def _submit(
-        self,
-        operation: str,
-        kind: type[T],
-        fields: Mapping[str, Any],
-        *,
-        last: str,
-        after: Mapping[str, Any] | None = None,
-    ) -> OperationFuture[T]:
-        """Submit a small operation; `last` names which of run_id and seq_id follows the other on the wire."""
+    async def _submit(self, operation: str, result: type[T], body: SmallBody) -> OperationFuture[T]:
+        """Submit an operation with a small body."""
         self._check_open()
-
-        def body(seq_id: int) -> RequestBody:
-            ids: dict[str, Any] = {"seq_id": seq_id, "run_id": self.run_id}
-            if last == "seq_id":
-                ids = dict(reversed(ids.items()))
-            return RequestBody(protocol.encode({**fields, **ids, **(after or {}), "model": self._run.base_model}))
-
-        return await self._submitter.submit(operation, kind, _already([body]))
+        body = replace(body, run_id=self.run_id, model=self._run.base_model)
+        return await self._submitter.submit(SmallOperation(operation, result, body))
 
     def _check_open(self) -> None:
         if self._is_closed:
             raise ClosedError(f"this training client of run {self.run_id} is closed")
 
-    async def _saved_for_queue(self, target: SamplerTarget, name: str) -> SamplingClient:
+    async def _saved_for_queue(self, sampler: Endpoint, name: str) -> SamplingClient:
         """Save under a name that no later save takes, and return a client of exactly that checkpoint."""
         prefix = f"bt://loops:{self.run_id}/sampler_weights/"
-        name = f"{protocol.check_checkpoint_name(name)}-{uuid4().hex}"
+        name = f"{check_checkpoint_name(name)}-{uuid4().hex}"
         path = (await (await self.save_weights_for_sampler(name)).result()).path
         # The service may have chosen another name, or tell where the files are instead of what they are called.
         path = path if path.startswith(prefix) else prefix + name
-        return SamplingClient(replace(target, checkpoint_path=path), self._runtime)
+        return SamplingClient(sampler, Weights(checkpoint_path=path), self._runtime)
 
-    def _sampler_target(self) -> SamplerTarget:
-        sampler = self._run.sampler
-        if sampler is None:
+    def _sampler(self) -> Endpoint:
+        if self._run.sampler is None:
             raise UnsupportedError(
                 f"run {self.run_id} has no paired sampler; sample its checkpoints with "
                 "ServiceClient.create_sampling_client_from_checkpoint"
             )
-        return SamplerTarget(
+        return Endpoint.of_sampler(
+            self._run.sampler,
             service_url=self._runtime.settings.base_url,
-            base_url=sampler.base_url,
-            base_model=self._run.base_model,
-            model_id=sampler.model_id,
-            deployment_id=sampler.deployment_id,
             run_id=self.run_id,
-            ready_timeout=self._ready_timeout,
-            authorize=not self._is_local,
-            is_queued=not self._is_local and sampler.deployment_id is None,
+            ready_timeout=self._endpoint.ready_timeout,
         )
 
 
@@ -547,12 +467,3 @@ def _checked_ttl(ttl_seconds: int | None) -> int | None:
     if ttl_seconds is not None:
         check_at_least(ttl_seconds, 1, "ttl_seconds")
     return ttl_seconds
-
-
-def _already(bodies: list[Body]) -> Callable[[], Awaitable[list[Body]]]:
-    """Stand in for an encoding that takes no time."""
-
-    async def encode() -> list[Body]:
-        return bodies
-
-    return encode

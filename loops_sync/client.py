@@ -9,6 +9,8 @@ from typing import Self
 
 from loops_async import client as _core
 from loops_async.types import (
+    AuthScheme,
+    AvailabilityModel,
     Checkpoint,
     CheckpointDownload,
     CheckpointFile,
@@ -36,7 +38,8 @@ class ServiceClient(Opened[_core.ServiceClient]):
     """A session on a Loops service.
 
     Entering it (or `open`) creates the session; leaving it (or `close`) ends every background task and connection.
-    It belongs to the event loop in which it was opened.
+    It belongs to the event loop in which it was opened, and calls every `on_progress` there: a callback must return
+    quickly, and what it raises ends the call.
 
     Args:
         training_project_id: the project of the session; None is the organization's default one.
@@ -69,10 +72,10 @@ class ServiceClient(Opened[_core.ServiceClient]):
         api_key: str | None = None,
         base_url: str | None = None,
         reuse_from_session_id: str | None = None,
-        auth_scheme: str = "Bearer",
+        auth_scheme: AuthScheme = "Bearer",
         reuse_from_run_id: str | None = None,
         team: str | None = None,
-        availability_model: str | None = None,
+        availability_model: AvailabilityModel | None = None,
     ) -> None:
         self._open(
             _core.ServiceClient,
@@ -106,7 +109,7 @@ class ServiceClient(Opened[_core.ServiceClient]):
 
     @property
     def control_plane(self) -> ControlPlane:
-        """The REST API, one coroutine for each route."""
+        """The REST API, one method for each route."""
         return ControlPlane(self._impl.control_plane, self)
 
     def create_lora_training_client(
@@ -145,7 +148,7 @@ class ServiceClient(Opened[_core.ServiceClient]):
             name: a display name; sent only when given.
             sampler_num_replicas: copies of the paired sampler; sent only when given.
             keep_on_failure: leave the run as it is when it fails or this is cancelled.
-            on_progress: called on the event loop with each change of state; must return quickly.
+            on_progress: called with each change of state, in order; `ServiceClient` says where it runs.
 
         Raises:
             InputError: an argument breaks a rule; nothing was sent.
@@ -256,7 +259,7 @@ class ServiceClient(Opened[_core.ServiceClient]):
         ready_timeout: float = 3600.0,
         on_progress: Callable[[ProvisioningEvent], object] | None = None,
     ) -> Run:
-        """Wait until the trainer of a run that exists is ready; hundreds may be watched at once.
+        """Wait until the trainer of a run that exists is ready.
 
         Whatever happens, the run stays as it is. Errors are those of `create_lora_training_client`.
         """
@@ -317,7 +320,7 @@ class ServiceClient(Opened[_core.ServiceClient]):
             max_seq_len: longest prompt with its completion in tokens; None is the model's maximum.
             num_replicas: copies of the sampler; sent only when given.
             keep_on_failure: leave the sampler as it is when it fails or this is cancelled.
-            on_progress: called on the event loop with each change of state; must return quickly.
+            on_progress: called with each change of state, in order; `ServiceClient` says where it runs.
 
         Raises:
             UnsupportedError: `model_path` was given.
@@ -438,14 +441,14 @@ class ServiceClient(Opened[_core.ServiceClient]):
     ) -> CheckpointDownload:
         """Download all files of a checkpoint into `dest_dir`, whole or not at all.
 
-        Eight files are fetched at a time. They appear under their names when all of them are whole; a call that was
-        stopped, also by a kill, is gone on with by the next one. Sizes are checked, and checksums where the file
-        store states one. The API key is not sent to it.
+        Eight files are fetched at a time. They appear under their names when all of them are whole. An interrupted
+        download (even by SIGKILL) is resumed by the next call. Sizes are checked, and checksums where the file store
+        states one. The API key is not sent to it.
 
         Args:
             checkpoint_id: `Checkpoint.id`.
             dest_dir: is made where it does not exist. Files of the same names in it are replaced.
-            on_progress: called on the event loop, many times a second; must return quickly.
+            on_progress: called many times a second, in order; `ServiceClient` says where it runs.
 
         Raises:
             ProtocolError: the listing names a file outside `dest_dir`, or the same one twice, or a file has another

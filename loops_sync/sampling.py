@@ -110,8 +110,10 @@ class SamplingClient(Handle[_core.SamplingClient]):
         At most `limit` prompts have been read and not yet given out, so a slow consumer slows the sampling down.
         Leaving the loop early cancels what is under way.
 
+        An iterable that is not asynchronous is read on the event loop: each of its steps must be quick.
+
         Args:
-            prompts: read as places become free; a blocking iterable is read on the event loop, so let it be quick.
+            prompts: read as places become free, so there may be no end of them.
             num_samples: completions of each prompt.
             sampling_params: how to sample; `SamplingParams()` when None.
             include_prompt_logprobs: also score the prompts' own tokens.
@@ -164,6 +166,16 @@ class SamplingClient(Handle[_core.SamplingClient]):
         """
         self._bridge.run(self._impl.ensure_ready, ready_timeout=ready_timeout)
 
+    def wait_for_version(self, version: int, *, timeout: float | None = None) -> None:
+        """Wait until the sampler serves at least version `version` of the trainer's weights.
+
+        `timeout` is in seconds, 600 when None.
+
+        Raises:
+            NotReadyError: it still serves an older one.
+        """
+        self._bridge.run(self._impl.wait_for_version, version=version, timeout=timeout)
+
     @classmethod
     def ensure_ready_for_deployment(
         cls,
@@ -208,11 +220,3 @@ class SamplingClient(Handle[_core.SamplingClient]):
     def close(self) -> None:
         """Do nothing: a sampling client holds nothing of its own."""
         self._bridge.run(self._impl.close)
-
-    def wait_for_version(self, version: int) -> None:
-        """Wait until the sampler serves at least adapter `version`, for up to 600 s.
-
-        Raises:
-            NotReadyError: it still serves an older one.
-        """
-        self._bridge.run(self._impl.wait_for_version, version=version)

@@ -41,7 +41,7 @@ class TrainingClient(Closing[_core.TrainingClient]):
 
     Every operation is submitted when it is called, in the order of the calls, and returns a future as soon as the
     trainer has accepted it; the result is waited for separately. A call whose arguments are refused, or that is
-    cancelled before it was sent, takes no turn. Many operations may be under way, and awaited in any order.
+    cancelled before it was sent, takes no turn. Many operations may be under way, and waited for in any order.
 
     Example:
         ::
@@ -275,12 +275,16 @@ class TrainingClient(Closing[_core.TrainingClient]):
         )
 
     def health(self) -> None:
-        """Return if the trainer answers that it is well, else raise what it answers."""
+        """Return if the trainer answers that it is healthy, else raise its answer."""
         self._bridge.run(self._impl.health)
 
     @property
     def policy_version(self) -> int:
-        """Ask the trainer how many optimizer steps it has applied."""
+        """The number of optimizer steps that the trainer has applied; every use makes one request.
+
+        Raises:
+            UnsupportedError: this trainer does not tell it.
+        """
         return self._bridge.run(self._impl.policy_version)
 
     def get_tokenizer(self) -> Any:
@@ -288,5 +292,5 @@ class TrainingClient(Closing[_core.TrainingClient]):
         return self._bridge.run(self._impl.get_tokenizer)
 
     def close(self) -> None:
-        """Stop keeping the trainer up, and logging. Futures that are under way can still be awaited."""
+        """Stop keeping the trainer up, and logging. Operations under way can still be waited for."""
         self._bridge.run(self._impl.close)

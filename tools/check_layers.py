@@ -26,7 +26,6 @@ ORDER: dict[str, tuple[str, ...]] = {
         "_facade",
         "_arguments",
         "_http",
-        "_lost_runs",
         "control_plane",
         "_operations",
         "_session",

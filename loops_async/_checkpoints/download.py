@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import shutil
@@ -16,9 +15,10 @@ import anyio
 from anyio import to_thread
 from msgspec import Struct
 
-from .._http.retry import Patience, retrying
+from .._http.retry import RetryPolicy, retry
 from .._http.transport import Request
 from .._session.runtime import Runtime
+from .._tasks import SingleFlight
 from ..errors import ApiError, ConnectError, InputError, LoopsError, ProtocolError, UnsupportedError
 from ..protocol import segment
 from ..types import CheckpointDownload, CheckpointFile, DownloadProgress
@@ -33,7 +33,7 @@ PAGE_SIZE: Final = 1000
 IDLE_SECONDS: Final = 60.0
 """A file may take as long as it likes, but not be silent for so long."""
 
-FILE_PATIENCE: Final = Patience(tries=5)
+FILE_RETRIES: Final = (RetryPolicy(tries=5),)
 SAME_SECONDS: Final = 0.001
 """Disks round times."""
 
@@ -117,13 +117,13 @@ async def download(
     # The adapters of two steps have the same names and sizes: what is left of one must not pass for the other.
     staging = Staging(root, f".{segment(checkpoint_id)}.part")
     listing = await to_thread.run_sync(staging.arrange, files)
-    tally = Tally(listing, on_progress)
+    progress = Progress(listing, on_progress)
     urls = FileUrls(runtime, checkpoint_id, files)
     waiting = iter(listing)
     try:
         async with anyio.create_task_group() as group:
             for _ in range(min(FILES_AT_ONCE, len(listing))):
-                group.start_soon(_fetch_all, runtime, waiting, urls, tally)
+                group.start_soon(_fetch_all, runtime, waiting, urls, progress)
     except* Exception as failures:
         raise failures.exceptions[0] from None
     await to_thread.run_sync(staging.move_into_place, listing)
@@ -131,17 +131,17 @@ async def download(
         dest_dir=root,
         file_count=len(files),
         bytes_written=sum(file.size_bytes for file in files),
-        bytes_fetched=tally.bytes_fetched,
+        bytes_fetched=progress.bytes_fetched,
     )
 
 
 class Item(Struct, frozen=True):
-    """A file of the listing with its paths: at last, while it is fetched, and from then on until all are whole."""
+    """A file of the listing with its paths: the final one, while it is fetched, and once it is complete."""
 
     file: CheckpointFile
-    place: Path
-    half: Path
-    whole: Path
+    target: Path
+    partial: Path
+    complete: Path
 
     @property
     def name(self) -> str:
@@ -162,20 +162,20 @@ class Staging:
             Item(file, self._root / place, self._directory / "half" / place, self._directory / "whole" / place)
             for file, place in zip(files, places_of(files, reserved=self._name), strict=True)
         ]
-        refuse_links(self._root, [path for item in items for path in (item.place, item.half, item.whole)])
+        refuse_links(self._root, [path for item in items for path in (item.target, item.partial, item.complete)])
         return items
 
     def move_into_place(self, items: list[Item]) -> None:
         """Give every file that was fetched its name, now that all are whole."""
         for item in items:
-            if item.whole.exists():
-                item.place.parent.mkdir(parents=True, exist_ok=True)
-                item.whole.replace(item.place)
+            if item.complete.exists():
+                item.target.parent.mkdir(parents=True, exist_ok=True)
+                item.complete.replace(item.target)
         shutil.rmtree(self._directory, ignore_errors=True)
 
 
-class Tally:
-    """What has been done, told to whoever wants to know."""
+class Progress:
+    """What has been fetched, reported to the caller."""
 
     def __init__(self, items: list[Item], on_progress: Callable[[DownloadProgress], object] | None) -> None:
         self.bytes_fetched = 0
@@ -185,18 +185,18 @@ class Tally:
         self._bytes_total = sum(item.file.size_bytes for item in items)
         self._files_total = len(items)
 
-    def has(self, item: Item, size: int) -> None:
+    def set_size(self, item: Item, size: int) -> None:
         """Note how many bytes of a file are there."""
-        self._bytes_done += size - self._bytes.get(item.place, 0)
-        self._bytes[item.place] = size
-        self._tell()
+        self._bytes_done += size - self._bytes.get(item.target, 0)
+        self._bytes[item.target] = size
+        self._report()
 
     def finish(self, item: Item) -> None:
         """Note that a file is whole."""
         self._files_done += 1
-        self.has(item, item.file.size_bytes)
+        self.set_size(item, item.file.size_bytes)
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         if self._on_progress is not None:
             self._on_progress(
                 DownloadProgress(
@@ -209,13 +209,13 @@ class Tally:
 
 
 class FileUrls:
-    """The signed URLs of a checkpoint's files. One that has expired is renewed together with all others."""
+    """The signed URLs of a checkpoint's files. When one has expired, all are renewed together."""
 
     def __init__(self, runtime: Runtime, checkpoint_id: str, files: list[CheckpointFile]) -> None:
         self._runtime = runtime
         self._checkpoint_id = checkpoint_id
-        self._urls = {_key(file): file.url for file in files}
-        self._renewing = asyncio.Lock()
+        self._urls = _urls_of(files)
+        self._renewals: SingleFlight[str, None] = SingleFlight(runtime.tasks)
 
     def of(self, file: CheckpointFile) -> str:
         """Return the newest URL of a file."""
@@ -224,49 +224,55 @@ class FileUrls:
         return self._urls[_key(file)]
 
     async def renew(self, file: CheckpointFile, expired: str) -> None:
-        """Ask for new URLs, unless somebody has while we waited."""
-        async with self._renewing:
-            if self._urls.get(_key(file)) == expired:
-                listing = checkpoint_files(self._runtime, self._checkpoint_id)
-                self._urls = {_key(fresh): fresh.url async for fresh in listing}
+        """Ask for new URLs, unless another file's expiry has led to that already."""
+        if self._urls.get(_key(file)) == expired:
+            await self._renewals.get("new URLs", self._renew)
+
+    async def _renew(self) -> None:
+        self._urls = _urls_of([fresh async for fresh in checkpoint_files(self._runtime, self._checkpoint_id)])
+        self._renewals.discard("new URLs")
+
+
+def _urls_of(files: list[CheckpointFile]) -> dict[tuple[str, int], str]:
+    return {_key(file): file.url for file in files}
 
 
 def _key(file: CheckpointFile) -> tuple[str, int]:
     return file.relative_file_name, file.node_rank
 
 
-async def _fetch_all(runtime: Runtime, waiting: Iterator[Item], urls: FileUrls, tally: Tally) -> None:
+async def _fetch_all(runtime: Runtime, waiting: Iterator[Item], urls: FileUrls, progress: Progress) -> None:
     """Fetch the next file that nobody fetches, until there is none."""
     for item in waiting:
         if not await to_thread.run_sync(_is_done, item):
-            await _fetch(runtime, item, urls, tally)
-        tally.finish(item)
+            await _fetch(runtime, item, urls, progress)
+        progress.finish(item)
 
 
 def _is_done(item: Item) -> bool:
-    if item.whole.is_file():
+    if item.complete.is_file():
         return True
     written, size = item.file.last_modified, item.file.size_bytes
-    if written is None or not item.place.is_file() or item.place.stat().st_size != size:
+    if written is None or not item.target.is_file() or item.target.stat().st_size != size:
         return False
-    return abs(item.place.stat().st_mtime - written.timestamp()) < SAME_SECONDS
+    return abs(item.target.stat().st_mtime - written.timestamp()) < SAME_SECONDS
 
 
-async def _fetch(runtime: Runtime, item: Item, urls: FileUrls, tally: Tally) -> None:
-    await anyio.Path(item.half.parent).mkdir(parents=True, exist_ok=True)
+async def _fetch(runtime: Runtime, item: Item, urls: FileUrls, progress: Progress) -> None:
+    await anyio.Path(item.partial.parent).mkdir(parents=True, exist_ok=True)
 
     async def attempt() -> None:
         url = urls.of(item.file)
         try:
-            await _append(runtime, item, url, tally)
+            await _append(runtime, item, url, progress)
         except ApiError as error:
             if error.status not in EXPIRED:
                 raise
             await urls.renew(item.file, url)
-            await _append(runtime, item, urls.of(item.file), tally)
+            await _append(runtime, item, urls.of(item.file), progress)
 
     try:
-        await retrying(attempt, FILE_PATIENCE, what=f"{item.name} is not whole yet")
+        await retry(attempt, FILE_RETRIES, what=f"{item.name} is not whole yet")
     except ProtocolError:
         await _discard(item)
         raise
@@ -275,19 +281,19 @@ async def _fetch(runtime: Runtime, item: Item, urls: FileUrls, tally: Tally) -> 
 
 def _keep(item: Item) -> None:
     """Make a file that was checked survive a failure of the machine, and say by its place that it was checked."""
-    with item.half.open("rb") as file:
+    with item.partial.open("rb") as file:
         os.fsync(file.fileno())
     if item.file.last_modified is not None:
         written = item.file.last_modified.timestamp()
-        os.utime(item.half, (written, written))
-    item.whole.parent.mkdir(parents=True, exist_ok=True)
-    item.half.replace(item.whole)
+        os.utime(item.partial, (written, written))
+    item.complete.parent.mkdir(parents=True, exist_ok=True)
+    item.partial.replace(item.complete)
 
 
-async def _append(runtime: Runtime, item: Item, url: str, tally: Tally) -> None:
+async def _append(runtime: Runtime, item: Item, url: str, progress: Progress) -> None:
     """Fetch what the half file does not have yet, and check the whole of it."""
     size = item.file.size_bytes
-    have = await to_thread.run_sync(_size, item.half)
+    have = await to_thread.run_sync(_size, item.partial)
     # With every byte there but not yet checked, the last one is asked for again: the checksum comes with it.
     have = max(0, size - 1) if have == size else have if have < size else 0
     request = Request(
@@ -298,7 +304,6 @@ async def _append(runtime: Runtime, item: Item, url: str, tally: Tally) -> None:
         headers={"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {}),
         timeout=None,
         idle_timeout=IDLE_SECONDS,
-        authorize=False,
     )
     async with runtime.transport.stream(request) as response:
         start = have if response.status == 206 else 0
@@ -307,23 +312,23 @@ async def _append(runtime: Runtime, item: Item, url: str, tally: Tally) -> None:
                 f"{item.name}: asked for bytes from {start}, got {response.headers.get('Content-Range')}"
             )
         checksum = stated_checksum(response.headers)
-        async with _opened(item.half, "r+b" if start else "wb") as out:
+        async with _opened(item.partial, "r+b" if start else "wb") as out:
             await out.truncate(start)
             await out.seek(start)
             written = start
-            tally.has(item, written)
+            progress.set_size(item, written)
             async for block in response.content.iter_chunked(BLOCK_BYTES):
                 written += len(block)
                 if written > size:
                     break
                 await out.write(block)
-                tally.bytes_fetched += len(block)
-                tally.has(item, written)
+                progress.bytes_fetched += len(block)
+                progress.set_size(item, written)
     if written != size:
         kind = ConnectError if written < size else ProtocolError
         await _discard(item)
         raise kind(f"{item.name} has {written:,} bytes; the listing says {size:,}")
-    if checksum is not None and not await to_thread.run_sync(checksum.fits, item.half):
+    if checksum is not None and not await to_thread.run_sync(checksum.fits, item.partial):
         raise ProtocolError(f"{item.name} does not have the {checksum.algorithm} that its store states; fetch it again")
 
 
@@ -340,7 +345,7 @@ async def _opened(path: Path, mode: Literal["r+b", "wb"]) -> AsyncGenerator[anyi
 
 async def _discard(item: Item) -> None:
     """Remove a half file whose bytes are of unknown origin: they must not be built upon."""
-    await anyio.Path(item.half).unlink(missing_ok=True)
+    await anyio.Path(item.partial).unlink(missing_ok=True)
 
 
 def _begins_at(content_range: str, start: int) -> bool:

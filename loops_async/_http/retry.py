@@ -1,7 +1,8 @@
-"""When to try again, and how long to wait before."""
+"""When a request is repeated, and how long to pause before."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import random
@@ -24,8 +25,8 @@ log = logging.getLogger("loops_async")
 RETRY_AFTER_CAP: Final = 60.0
 
 
-class Patience(Struct, frozen=True, kw_only=True):
-    """How often and how long one call is tried again after errors of one kind.
+class RetryPolicy(Struct, frozen=True, kw_only=True):
+    """How often and how long one call is repeated after errors of one kind.
 
     `seconds` bounds the time since the first of them, `tries` their number; `first_pause` doubles up to
     `longest_pause`, and each pause is drawn between its half and itself, so that many clients do not come back at once.
@@ -38,11 +39,12 @@ class Patience(Struct, frozen=True, kw_only=True):
     longest_pause: float = 30.0
 
 
-CONTROL = Patience(tries=4)
-RATE_LIMITED = Patience(kind=RateLimitError, tries=10, first_pause=1.0)
-SUBMIT = Patience(seconds=60.0)
-UNREACHED = Patience(kind=ConnectError, seconds=60.0)
-POLL = Patience(seconds=120.0, first_pause=2.0, longest_pause=4.0)
+READ: Final = (RetryPolicy(tries=4),)
+CONTROL_PLANE: Final = (RetryPolicy(kind=RateLimitError, tries=10, first_pause=1.0), *READ)
+"""Much more patience while the service only asks us to slow down."""
+SUBMIT: Final = (RetryPolicy(seconds=60.0),)
+UNREACHED: Final = RetryPolicy(kind=ConnectError, seconds=60.0)
+POLL: Final = (RetryPolicy(seconds=120.0, first_pause=2.0, longest_pause=4.0),)
 
 
 def is_retryable(error: Exception) -> bool:
@@ -62,98 +64,58 @@ def answer_was_lost(error: Exception) -> bool:
     return isinstance(error, RequestTimeoutError) or getattr(error, "status", None) in (408, 502, 504)
 
 
-async def retrying(
+async def retry(
     call: Callable[[], Awaitable[T]],
-    *patiences: Patience,
+    policies: Sequence[RetryPolicy],
+    *,
     what: str,
     when: Callable[[Exception], bool] = is_retryable,
 ) -> T:
-    """Return what `call` returns, calling again while `when` allows it and the patience with its errors lasts.
+    """Return what `call` returns, repeating it while `when` allows it and the policy for its error does.
 
-    Of several `patiences`, the first whose kind an error is counts for it. A ``Retry-After`` of the service replaces
-    the pause, up to 60 s. The last error is raised as it is.
+    Of several `policies`, the first whose kind an error is counts for it. A ``Retry-After`` of the service replaces
+    the pause, up to 60 s. The last error is raised as it is; `what` begins the log line of each repetition.
     """
-    try:
-        return await call()  # the common case costs next to nothing
-    except LoopsError as error:
-        if not when(error):
-            raise
-        first = error
-    return await _persistently(call, first, _Budget(patiences), what, when)
-
-
-async def _persistently(
-    call: Callable[[], Awaitable[T]],
-    first: LoopsError,
-    budget: _Budget,
-    what: str,
-    when: Callable[[Exception], bool],
-) -> T:
-    errors = [first]
-
-    async def attempt() -> T:
-        if errors:  # what is known already counts as the first attempt
-            raise errors.pop()
-        return await call()
-
-    def tell(details: Any) -> None:
-        log.warning("%s; trying again in %.1f s: %s", what, details["wait"], details["exception"])
-
-    persistent = backoff.on_exception(
-        budget.pauses,
-        LoopsError,
-        jitter=None,
-        giveup=lambda error: not when(error) or budget.is_spent(error),
-        on_backoff=tell,
-        logger=None,
-    )
-    result: T = await persistent(attempt)()
-    return result
-
-
-async def politely(
-    call: Callable[[], Awaitable[T]], *, what: str, when: Callable[[Exception], bool] = is_retryable
-) -> T:
-    """Call the control plane as `retrying` does; with much more patience while it only asks us to slow down."""
-    return await retrying(call, RATE_LIMITED, CONTROL, what=what, when=when)
+    budget: _Budget | None = None
+    while True:
+        try:
+            return await call()
+        except LoopsError as error:
+            if not when(error):
+                raise
+            budget = budget or _Budget(policies)
+            pause = budget.pause_after(error)
+            if pause is None:
+                raise
+            log.warning("%s; trying again in %.1f s: %s", what, pause, error)
+        await asyncio.sleep(pause)
 
 
 class _Budget:
-    """What is left of each patience with one call."""
+    """What is left of each policy for one call."""
 
-    def __init__(self, patiences: Sequence[Patience]) -> None:
-        self._patiences = patiences
-        self._tries: Counter[Patience] = Counter()
-        self._since: dict[Patience, float] = {}
+    def __init__(self, policies: Sequence[RetryPolicy]) -> None:
+        self._policies = policies
+        self._tries: Counter[RetryPolicy] = Counter()
+        self._since: dict[RetryPolicy, float] = {}
 
-    def is_spent(self, error: Exception) -> bool:
-        """Count `error`, and tell whether it was one too many."""
-        patience = self._for(error)
-        self._tries[patience] += 1
-        is_last = patience.tries is not None and self._tries[patience] >= patience.tries
-        return is_last or self._seconds_left(patience) <= 0
-
-    def pauses(self) -> Generator[float, Any, None]:
-        """Yield pauses in seconds; backoff sends the error that each of them follows."""
-        error = yield 0.0
-        while True:
-            patience = self._for(error)
-            pause = _pause(self._tries[patience] - 1, error, patience)
-            error = yield min(pause, self._seconds_left(patience))
-
-    def _for(self, error: Exception) -> Patience:
-        return next(patience for patience in self._patiences if isinstance(error, patience.kind))
-
-    def _seconds_left(self, patience: Patience) -> float:
+    def pause_after(self, error: LoopsError) -> float | None:
+        """Count `error` and return the pause in seconds before the next try; None when there is none left."""
+        policy = next(policy for policy in self._policies if isinstance(error, policy.kind))
         now = time.monotonic()
-        return math.inf if patience.seconds is None else self._since.setdefault(patience, now) + patience.seconds - now
+        since = self._since.setdefault(policy, now)
+        self._tries[policy] += 1
+        seconds_left = math.inf if policy.seconds is None else since + policy.seconds - now
+        if seconds_left <= 0 or (policy.tries is not None and self._tries[policy] >= policy.tries):
+            return None
+        return min(_pause(self._tries[policy] - 1, error, policy), seconds_left)
 
 
-def _pause(attempt: int, error: Exception, patience: Patience) -> float:
+def _pause(attempt: int, error: Exception, policy: RetryPolicy) -> float:
     retry_after = getattr(error, "retry_after", None)
     if retry_after is not None:
         return min(float(retry_after), RETRY_AFTER_CAP)
-    longest = min(patience.longest_pause, patience.first_pause * 2.0 ** min(attempt, 30))
+    longest = min(policy.longest_pause, policy.first_pause * 2.0 ** min(attempt, 30))
     return longest * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, keeps no secret
 
 

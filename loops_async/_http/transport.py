@@ -85,7 +85,6 @@ class Request(Struct, kw_only=True, gc=False):
     timeout: float | None = 60.0
     idle_timeout: float | None = None
     """How long the answer may be silent, for bodies that take as long as they take."""
-    authorize: bool = True
 
 
 class Answer(Struct, gc=False):
@@ -122,19 +121,6 @@ class Transport:
         self._closed = True
         await self._session.close()
 
-    async def get(self, url: str, kind: type[T], *, what: str, timeout: float = 60.0, **others: Any) -> T:
-        """GET a JSON body of type `kind`."""
-        request = Request(method="GET", url=url, what=what, timeout=timeout, **others)
-        return self.decoded(request, await self.ask(request), kind)
-
-    async def post(
-        self, url: str, body: object, kind: type[T], *, what: str, timeout: float = 60.0, **others: Any
-    ) -> T:
-        """POST `body` as JSON and return the answer's body of type `kind`."""
-        encoded = protocol.encode(body) if body is not None else None
-        request = Request(method="POST", url=url, what=what, body=encoded, timeout=timeout, **others)
-        return self.decoded(request, await self.ask(request), kind)
-
     async def ask(self, request: Request) -> Answer:
         """Send a request; an answer that is not 2xx is raised as its error."""
         answer = await self.send(request)
@@ -142,10 +128,14 @@ class Transport:
             return answer
         raise self.error(request, answer)
 
+    async def fetch(self, request: Request, kind: type[T]) -> T:
+        """Send a request and return the answer's body as `kind`; an answer that is not 2xx is raised as its error."""
+        return self.decoded(request, await self.ask(request), kind)
+
     async def send(self, request: Request) -> Answer:
         """Send a request and return whatever is answered."""
         try:
-            async with self._start(request) as response:
+            async with self._start(request, self._authorization) as response:
                 return Answer(response.status, response.headers, await response.read())
         except _NO_ANSWER as cause:
             failure = self._translated(request, cause)
@@ -154,9 +144,12 @@ class Transport:
 
     @asynccontextmanager
     async def stream(self, request: Request) -> AsyncGenerator[aiohttp.ClientResponse]:
-        """Give a 2xx response to read piece by piece; anything else is raised as its error."""
+        """Give a 2xx response of a file store to read piece by piece; anything else is raised as its error.
+
+        The API key is not sent: a signed URL carries its own permission, and the store is not the service.
+        """
         try:
-            async with self._start(request) as response:
+            async with self._start(request, {}) as response:
                 if not 200 <= response.status < 300:
                     raise self.error(request, Answer(response.status, response.headers, await response.read()))
                 yield response
@@ -167,9 +160,11 @@ class Transport:
             failure = self._translated(request, cause)
         raise failure
 
-    def _start(self, request: Request) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+    def _start(
+        self, request: Request, authorization: Mapping[str, str]
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
         self.check_usable()
-        headers = {**request.headers, **self._authorization} if request.authorize else dict(request.headers)
+        headers = {**request.headers, **authorization}
         data: Any = request.body
         if data is not None:
             headers["Content-Type"] = "application/json"

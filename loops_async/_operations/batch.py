@@ -7,20 +7,70 @@ instead, and sent from where it was encoded, so that a body never exists twice. 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Final
 
-import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
-from .._http.body import Pacer
+from .._http.body import Body, Pacer
 from ..errors import InputError
-from ..protocol import MAX_REQUEST_BYTES, encode_into
+from ..protocol import LOSSES, MAX_REQUEST_BYTES, SKIP_NORMALIZATION, ForwardBody, encode, encode_into
 from ..types import Datum, ForwardBackwardOutput
+from .operation import MakeBody
+
+_HEAD: Final = b'{"data":'
+_NO_DATA: Final = b"[]"
+"""A `ForwardBody` is encoded with its datums first, so that they can be put between the head and the rest."""
 
 
-class DatumArray(msgspec.Struct):
+class DatumArray(Struct):
     """A JSON array of `count` datums."""
 
     json: bytearray
     count: int
+
+
+class Batch:
+    """A forward pass over datums, with or without a backward pass. `body` is its body without the datums."""
+
+    result = ForwardBackwardOutput
+    is_dependent = False
+
+    def __init__(self, name: str, data: Sequence[Datum], body: ForwardBody) -> None:
+        self.name = name
+        self._data = data
+        self._body = body
+
+    async def encode(self) -> EncodedBatch:
+        """Encode the datums, split into as many parts as the size limit demands."""
+        overhead = len(_HEAD) + len(_NO_DATA) + len(_rest(self._body, 1 << 62))
+        arrays = await encode_data(self._data, group=LOSSES[self._body.loss_fn].group, overhead=overhead)
+        return EncodedBatch(arrays, self._body)
+
+
+class EncodedBatch:
+    """A batch in the parts in which it is sent."""
+
+    def __init__(self, parts: Sequence[DatumArray], body: ForwardBody) -> None:
+        self._parts = parts
+        self._body = body
+
+    @property
+    def bodies(self) -> Sequence[MakeBody]:
+        return [partial(self._body_of, part) for part in self._parts]
+
+    def _body_of(self, part: DatumArray, seq_id: int) -> Body:
+        return Body(_HEAD, part.json, _rest(self._body, seq_id))
+
+    def merge(self, results: Sequence[ForwardBackwardOutput]) -> ForwardBackwardOutput:
+        """Merge the results of the parts."""
+        return merged(results, [part.count for part in self._parts])
+
+
+def _rest(body: ForwardBody, seq_id: int) -> bytes:
+    """Encode everything of a body that follows its datums."""
+    return encode(replace(body, seq_id=seq_id)).removeprefix(_HEAD + _NO_DATA)
 
 
 async def encode_data(data: Sequence[Datum], *, group: int, overhead: int) -> list[DatumArray]:
@@ -35,7 +85,7 @@ async def encode_data(data: Sequence[Datum], *, group: int, overhead: int) -> li
         overhead: bytes that each body needs besides its datums and the commas between them.
 
     Raises:
-        InputError: when one group alone is too large, or JSON has no word for something in it.
+        InputError: when one group alone is too large, or something in it is not JSON serializable.
     """
     pacer = Pacer()
     limit = MAX_REQUEST_BYTES - overhead + 1  # each datum counts with a comma, of which a body has one less
@@ -65,7 +115,7 @@ async def encode_data(data: Sequence[Datum], *, group: int, overhead: int) -> li
 
 
 def merged(parts: Sequence[ForwardBackwardOutput], counts: Sequence[int]) -> ForwardBackwardOutput:
-    """Merge results; `counts` are their numbers of datums.
+    """Merge results of several passes; `counts` are their numbers of datums.
 
     Outputs are concatenated; the loss and each metric are means weighted by datums, over the parts that have them;
     ``skip_token_normalization`` holds if it holds everywhere.
@@ -83,7 +133,7 @@ def merged(parts: Sequence[ForwardBackwardOutput], counts: Sequence[int]) -> For
 
 def _merged_metric(name: str, parts: Sequence[ForwardBackwardOutput], counts: Sequence[int]) -> float:
     having = [(part.metrics[name], count) for part, count in zip(parts, counts, strict=True) if name in part.metrics]
-    if name == "skip_token_normalization":
+    if name == SKIP_NORMALIZATION:
         return float(len(having) == len(parts) and all(value for value, _ in having))
     return _weighted_mean([value for value, _ in having], [count for _, count in having])
 

@@ -1,11 +1,11 @@
-"""Collecting what operations came to: the same long poll at a trainer and at a queued sampler."""
+"""Collecting the outcomes of operations: the same long poll at a trainer and at a serverless sampler."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Final, TypeAlias, TypeVar
 
@@ -13,9 +13,10 @@ import msgspec
 from msgspec import Struct
 
 from .. import protocol
-from .._http.retry import POLL, retrying
+from .._http.endpoint import Endpoint
+from .._http.retry import POLL, retry
 from .._http.transport import Answer, Request, Transport
-from ..errors import ApiError, LoopsError, RemoteOpError, UnknownRequestError
+from ..errors import LoopsError, RemoteOpError, UnknownRequestError
 
 T = TypeVar("T")
 
@@ -35,36 +36,27 @@ class _Poll(Struct):
 
 
 class Poller:
-    """Asks one place for its operations.
+    """Asks one endpoint for the outcomes of its operations.
 
     Args:
+        endpoint: the trainer, or the sampler with a queue.
         transport: the connections.
-        root: the URL to which ``/operations/{id}`` is appended.
-        headers: what each request carries besides.
-        authorize: whether the key is sent.
-        run_id: what errors say.
-        explain: makes the error to raise of a refusal that is not 404 or 410.
-        lost: what to do when the place does not know an operation, for people.
+        explain: makes the error to raise of one that is not 404 or 410.
+        lost: what the user can do when the endpoint does not know an operation.
         at_once: the most operations that are asked for at a time; None for any number.
     """
 
     def __init__(
         self,
+        endpoint: Endpoint,
         transport: Transport,
         *,
-        root: str,
-        headers: Mapping[str, str],
-        authorize: bool,
-        run_id: str | None,
-        explain: Callable[[ApiError], LoopsError],
+        explain: Callable[[LoopsError], LoopsError],
         lost: str,
         at_once: int | None = None,
     ) -> None:
+        self._endpoint = endpoint
         self._transport = transport
-        self._root = root
-        self._headers = headers
-        self._authorize = authorize
-        self._run_id = run_id
         self._explain = explain
         self._lost = lost
         self._gate: AbstractAsyncContextManager[None] = nullcontext() if at_once is None else asyncio.Semaphore(at_once)
@@ -74,16 +66,15 @@ class Poller:
 
         Raises:
             RemoteOpError: it failed.
-            UnknownRequestError: it is not known (any more).
-            TransportError: nobody could be reached for two minutes.
+            UnknownRequestError: it is not known, or no longer.
+            TransportError: the endpoint could not be reached for two minutes.
         """
-        request = Request(
-            method="GET",
-            url=f"{self._root}/operations/{protocol.segment(operation_id)}",
-            what=f"wait for {operation}" + (f" of run {self._run_id}" if self._run_id else ""),
-            headers=self._headers,
+        run_id = self._endpoint.run_id
+        request = self._endpoint.request(
+            "GET",
+            f"/operations/{protocol.segment(operation_id)}",
+            f"wait for {operation}" + (f" of run {run_id}" if run_id else ""),
             timeout=POLL_SECONDS,
-            authorize=self._authorize,
         )
         # Operations finish in order: the gate is for the oldest, and held until they are done.
         async with self._gate:
@@ -97,12 +88,12 @@ class Poller:
                         self._transport.clean(poll.error or "the operation failed without a message"),
                         operation_id=operation_id,
                         operation=operation,
-                        run_id=self._run_id,
+                        run_id=self._endpoint.run_id,
                         error_class=poll.error_class,
                     )
                 if poll.status == "done":
                     return await self._decoded(request, answer, poll.result, decode)
-                log.warning("%s: a status %r is answered that is not known; asking again", operation, poll.status)
+                log.warning("%s: answered with the unknown status %r; asking again", operation, poll.status)
                 await asyncio.sleep(1.0)
 
     async def _poll(self, request: Request, operation: str, operation_id: str) -> Answer | None:
@@ -115,7 +106,7 @@ class Poller:
                 return answer
             raise self._error(request, answer, operation, operation_id)
 
-        answer = await retrying(ask, POLL, what=f"could not {request.what}")
+        answer = await retry(ask, POLL, what=f"could not {request.what}")
         if answer.status == 200:
             return answer
         if time.monotonic() - started < SHORTEST_HOLD:
@@ -126,9 +117,9 @@ class Poller:
         error = self._transport.error(request, answer)
         if answer.status in (404, 410):
             return UnknownRequestError(
-                f"{error} {self._lost}", operation_id=operation_id, operation=operation, run_id=self._run_id
+                f"{error} {self._lost}", operation_id=operation_id, operation=operation, run_id=self._endpoint.run_id
             )
-        return self._explain(error) if isinstance(error, ApiError) else error
+        return self._explain(error)
 
     async def _decoded(self, request: Request, answer: Answer, raw: msgspec.Raw, decode: Decode[T]) -> T:
         try:

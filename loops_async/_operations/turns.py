@@ -1,4 +1,4 @@
-"""Turns: what was asked first is sent first."""
+"""Turns: operations are sent in the order of the calls."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import asyncio
 
 
 class Turn:
-    """A place in the order: `wait` for everybody before, then `end` to let the next one in.
+    """A place in the order: `wait` until all turns before have ended, then `end` to start the next one.
 
     A turn that ends before it came is skipped: the next one still waits for those before.
     """
 
     def __init__(self, previous: asyncio.Future[None] | None) -> None:
         self._previous = previous
-        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def wait(self) -> None:
-        """Wait until everybody before is done."""
+        """Wait until all turns before have ended."""
         if self._previous is not None:
             await asyncio.wait([self._previous])
 
     def end(self) -> None:
-        """Let the next one in, now or as soon as everybody before is done."""
+        """Start the next turn, now or as soon as all turns before have ended."""
         if self._previous is None or self._previous.done():
             self._finish()
         else:
@@ -29,19 +29,19 @@ class Turn:
 
     def _finish(self) -> None:
         self._previous = None  # a long chain of turns must not keep itself alive
-        if not self.over.done():
-            self.over.set_result(None)
+        if not self.done.done():
+            self.done.set_result(None)
 
 
 class Turns:
-    """Gives out turns in the order in which they are taken. `sent` is what whoever has the turn counts with it."""
+    """Turns in the order in which they are taken. `sent` is counted by the one that has the turn."""
 
     def __init__(self) -> None:
         self.sent = 0
         self._last: asyncio.Future[None] | None = None
 
     def take(self) -> Turn:
-        """Take the next turn; whoever takes it must end it."""
+        """Take the next turn; the caller must end it."""
         turn = Turn(self._last)
-        self._last = turn.over
+        self._last = turn.done
         return turn

@@ -1,4 +1,4 @@
-"""The queue before a serverless sampler: a sample is handed in, waited for, and withdrawn when nobody waits any more.
+"""The queue of a serverless sampler: a sample is submitted, waited for, and cancelled when its caller stops waiting.
 
 Source: data-plane reference 3.7.
 """
@@ -7,100 +7,85 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
 from typing import Final
 
 import anyio
 import msgspec
 
 from .. import protocol
-from .._http.retry import Patience, retrying
+from .._http.endpoint import Endpoint
+from .._http.retry import RetryPolicy, retry
 from .._http.transport import Answer, Request, Transport
 from .._operations.poller import Poller, accepted_id
 from ..errors import ApiError, LoopsError, SampleTimeoutError, TransportError
 
 log = logging.getLogger("loops_async")
 
-WITHDRAW_SECONDS: Final = 5.0
-HAND_IN_SECONDS: Final = 60.0
-LOST: Final = "The sampler's queue does not know this sample (any more); sample again."
+CANCEL_SECONDS: Final = 5.0
+SUBMIT_SECONDS: Final = 60.0
+LOST: Final = "The sampler's queue does not know this sample, or no longer; sample again."
 
 
 class SampleQueue:
-    """Hands samples in at one queue.
+    """Submits samples to the queue at `endpoint`, whose headers every request carries, polls as well."""
 
-    Args:
-        transport: the connections.
-        root: the sampler's URL.
-        headers: what names the run, sampler or checkpoint; every request carries it, polls as well.
-        run_id: what errors say.
-    """
-
-    def __init__(self, transport: Transport, *, root: str, headers: Mapping[str, str], run_id: str | None) -> None:
+    def __init__(self, endpoint: Endpoint, transport: Transport) -> None:
+        self._endpoint = endpoint
         self._transport = transport
-        self._root = root
-        self._headers = headers
-        self._poller = Poller(
-            transport, root=root, headers=headers, authorize=True, run_id=run_id, explain=_explained, lost=LOST
-        )
+        self._poller = Poller(endpoint, transport, explain=_explained, lost=LOST)
 
-    async def answer(self, request: Request, *, key: str, submit_seconds: float) -> bytes | msgspec.Raw:
-        """Hand a sample in and return the body of its completions.
+    async def answer(self, request: Request, *, key: str) -> bytes | msgspec.Raw:
+        """Submit a sample and return the body of its completions.
 
-        The idempotency `key` in its headers makes it harmless to hand in again after an answer that was lost.
-        The request's `timeout` bounds the wait from acceptance, `submit_seconds` the attempts to be accepted.
+        The idempotency `key` in its headers makes it harmless to submit again after an answer that was lost. The
+        request's `timeout` bounds the wait from acceptance, the endpoint's `ready_timeout` the tries to be accepted.
 
         Raises:
-            SampleTimeoutError: there is no completion within `timeout`; the sample was withdrawn.
+            SampleTimeoutError: there is no completion within `timeout`; the sample was cancelled.
             RemoteOpError: the sampler failed.
         """
-        timeout, handing_in = request.timeout, msgspec.structs.replace(request, timeout=HAND_IN_SECONDS)
+        timeout, submission = request.timeout, msgspec.structs.replace(request, timeout=SUBMIT_SECONDS)
+        policy = RetryPolicy(seconds=self._endpoint.ready_timeout)
         operation_id = key  # what a service calls the operation unless it says otherwise
         try:
-            answer = await retrying(
-                lambda: self._hand_in(handing_in), Patience(seconds=submit_seconds), what="the sample was not accepted"
-            )
+            answer = await retry(lambda: self._submit(submission), (policy,), what="the sample was not accepted")
             if answer.status != 202:
                 return answer.body  # generated at once, so it is paid for
             operation_id = accepted_id(self._transport, request, answer)
             with anyio.move_on_after(timeout):
-                return await self._poller.result("sample", operation_id, _as_it_is)
+                return await self._poller.result("sample", operation_id, _raw)
             raise SampleTimeoutError(
                 f"{request.what} ({request.url}): no completion within {timeout} s of being queued as {operation_id}; "
-                "it was withdrawn. Ask for fewer tokens or samples, or raise `timeout`.",
+                "it was cancelled. Ask for fewer tokens or samples, or raise `timeout`.",
                 timeout=timeout,
             )
         except (asyncio.CancelledError, TransportError):
-            await self._withdraw(operation_id)
+            await self._cancel(operation_id)
             raise
 
-    async def _hand_in(self, request: Request) -> Answer:
-        try:
-            return await self._transport.ask(request)
-        except ApiError as error:
-            raise _explained(error)  # noqa: B904 - it is the same error
+    async def _submit(self, request: Request) -> Answer:
+        answer = await self._transport.send(request)
+        if answer.is_success:
+            return answer
+        raise _explained(self._transport.error(request, answer))
 
-    async def _withdraw(self, operation_id: str) -> None:
-        """Give the place in the queue to others if that is still possible."""
-        request = Request(
-            method="POST",
-            url=f"{self._root}/operations/{protocol.segment(operation_id)}/cancel",
-            what="withdraw a sample",
-            headers=self._headers,
-        )
-        with anyio.move_on_after(WITHDRAW_SECONDS, shield=True):
+    async def _cancel(self, operation_id: str) -> None:
+        """Free the place in the queue if that is still possible."""
+        route = f"/operations/{protocol.segment(operation_id)}/cancel"
+        request = self._endpoint.request("POST", route, "cancel a sample")
+        with anyio.move_on_after(CANCEL_SECONDS, shield=True):
             try:
                 await self._transport.ask(request)
             except LoopsError as error:
-                log.debug("sample %s was not withdrawn: %s", operation_id, error)
+                log.debug("sample %s was not cancelled: %s", operation_id, error)
 
 
-async def _as_it_is(raw: msgspec.Raw) -> msgspec.Raw:
+async def _raw(raw: msgspec.Raw) -> msgspec.Raw:
     return raw
 
 
-def _explained(error: ApiError) -> ApiError:
+def _explained(error: LoopsError) -> LoopsError:
     """A full queue says when to come back; without that, a 503 is final."""
-    if error.status == 503 and error.retry_after is None:
+    if isinstance(error, ApiError) and error.status == 503 and error.retry_after is None:
         error.retryable = False
     return error

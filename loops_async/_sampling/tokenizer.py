@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,61 +11,56 @@ import anyio
 from anyio import to_thread
 from msgspec import Struct
 
-from .._http.transport import Request
+from .._http.endpoint import Endpoint
 from .._session.runtime import Runtime
+from .._session.served_models import fetch_served_models
 from ..errors import NotFoundError, ProtocolError
-from ..protocol import ServedModels, segment
+from ..protocol import segment
 
 
 class _Files(Struct):
     files: list[str]
 
 
-async def load_tokenizer(
-    runtime: Runtime, *, root: str, headers: Mapping[str, str], authorize: bool, base_model: str
-) -> Any:
-    """Return the Hugging Face tokenizer of `base_model`, loaded once for each runtime.
+async def load_tokenizer(runtime: Runtime, sampler: Endpoint) -> Any:
+    """Return the Hugging Face tokenizer of the sampler's base model, loaded once for each runtime.
 
-    `root` is a sampler's: an embedded service serves its models' tokenizers there and says so in ``/v1/models``.
+    An embedded service serves its models' tokenizers at the sampler, and says so in ``/v1/models``.
     """
-    _require_transformers()
-    key = ("tokenizer", base_model)
-    if key not in runtime.shared:
-        common: dict[str, Any] = {"headers": headers, "authorize": authorize}
-        place = await _place(runtime, root, base_model, common)
-        if place is None:
-            runtime.shared[key] = await to_thread.run_sync(_load, base_model)
-        else:
-            runtime.shared[key] = await _fetch(runtime, f"{root}/{place}", common)
-    return runtime.shared[key]
+    if find_spec("transformers") is None:
+        raise ImportError("get_tokenizer needs transformers: pip install 'loops-async[local]'")
+    return await runtime.tokenizers.get(sampler.base_model, lambda: _make(runtime, sampler))
 
 
-async def _place(runtime: Runtime, root: str, base_model: str, common: Mapping[str, Any]) -> str | None:
-    """Return where below `root` the tokenizer is served; a serverless sampler may not even list its models."""
-    what = f"find the tokenizer of {base_model}"
+async def _make(runtime: Runtime, sampler: Endpoint) -> Any:
+    route = await _route(runtime, sampler)
+    if route is None:
+        return await to_thread.run_sync(_load, sampler.base_model)
+    return await _fetch(runtime, sampler, route)
+
+
+async def _route(runtime: Runtime, sampler: Endpoint) -> str | None:
+    """Return where the sampler serves the tokenizer; a serverless sampler may not even list its models."""
     try:
-        served = await runtime.transport.get(f"{root}/v1/models", ServedModels, what=what, **common)
+        served = await fetch_served_models(sampler, runtime.transport)
     except (NotFoundError, ProtocolError):
         return None
     places = {model.id: model.tokenizer for model in served.data if model.parent is None and model.tokenizer}
-    return places.get(base_model) or next(iter(places.values()), None)
+    place = places.get(sampler.base_model) or next(iter(places.values()), None)
+    return f"/{place}" if place else None
 
 
-async def _fetch(runtime: Runtime, url: str, common: Mapping[str, Any]) -> Any:
-    listing = await runtime.transport.get(url, _Files, what="list the tokenizer's files", **common)
+async def _fetch(runtime: Runtime, sampler: Endpoint, route: str) -> Any:
+    request = sampler.request("GET", route, "list the tokenizer's files", timeout=60.0)
+    listing = await runtime.transport.fetch(request, _Files)
     async with anyio.TemporaryDirectory(prefix="loops-tokenizer-") as directory:
         for name in listing.files:
             if not name.isprintable() or set(name) & set("/\\:") or name in ("", ".", ".."):
                 raise ProtocolError(f"the service lists a tokenizer file with an unsafe name: {name!r}")
-            request = Request(method="GET", url=f"{url}/{segment(name)}", what=f"fetch {name}", **common)
+            request = sampler.request("GET", f"{route}/{segment(name)}", f"fetch {name}", timeout=60.0)
             answer = await runtime.transport.ask(request)
             await anyio.Path(directory, name).write_bytes(answer.body)
         return await to_thread.run_sync(_load, directory)
-
-
-def _require_transformers() -> None:
-    if find_spec("transformers") is None:
-        raise ImportError("get_tokenizer needs transformers: pip install 'loops-async[local]'")
 
 
 def _load(name: str | Path) -> Any:

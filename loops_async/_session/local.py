@@ -1,31 +1,61 @@
-"""A trainer and a sampler without a control plane."""
+"""A trainer and a sampler that run already, without a control plane."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from uuid import uuid4
 
-from ..types import Run, Sampler
+from msgspec import Struct
+
+from .._http.endpoint import Endpoint
+from ..protocol import LOCAL_ID
+from ..types import CreateRunRequest, CreateSamplerRequest, Run, Sampler
+from .provisioning import ProgressReporter, ProvisioningOptions, wait_until_ready
+from .runtime import Runtime
+from .served_models import base_model_of, fetch_served_models
 
 
-class LocalUrls:
-    """A trainer and a sampler that run already, described as the control plane would."""
+class LocalUrls(Struct, frozen=True):
+    """Where the trainer and the sampler are."""
 
-    def __init__(self, trainer_url: str, sampler_url: str) -> None:
-        self._trainer_url = trainer_url
-        self._sampler_url = sampler_url
+    trainer: str
+    sampler: str
 
-    def run(self, base_model: str, run_id: str | None = None) -> Run:
-        """Return a run of the trainer, with an id of its own unless one is given."""
-        return Run(
-            id=run_id or f"local-{uuid4().hex[:8]}",
-            session_id="local",
+
+class LocalProvisioner:
+    """Describes a trainer and a sampler that run already as a control plane would."""
+
+    def __init__(self, runtime: Runtime, urls: LocalUrls) -> None:
+        self._runtime = runtime
+        self._urls = urls
+
+    @asynccontextmanager
+    async def run(self, request: CreateRunRequest, options: ProvisioningOptions) -> AsyncGenerator[Run]:
+        yield await self._ready(f"local-{uuid4().hex[:8]}", request.base_model, options)
+
+    async def existing_run(self, run_id: str, options: ProvisioningOptions) -> Run:
+        # Only the sampler can say which model a local run trains.
+        service_url = self._runtime.settings.base_url
+        sampler = Endpoint.of_sampler(self._sampler(""), service_url=service_url, run_id=run_id)
+        models = await fetch_served_models(sampler, self._runtime.transport)
+        return await self._ready(run_id, base_model_of(models, sampler), options)
+
+    async def sampler(self, request: CreateSamplerRequest, options: ProvisioningOptions) -> Sampler:
+        return self._sampler(str(request.base_model))
+
+    async def _ready(self, run_id: str, base_model: str, options: ProvisioningOptions) -> Run:
+        run = Run(
+            id=run_id,
+            session_id=LOCAL_ID,
             base_model=base_model,
-            base_url=self._trainer_url,
+            base_url=self._urls.trainer,
             created_at=datetime.now(UTC),
-            sampler=self.sampler(base_model),
+            sampler=self._sampler(base_model),
         )
+        await wait_until_ready(self._runtime, run, options, ProgressReporter("run", options))
+        return run
 
-    def sampler(self, base_model: str) -> Sampler:
-        """Return the sampler, which serves each run of the trainer."""
-        return Sampler(id="local", base_url=self._sampler_url, base_model=base_model, created_at=datetime.now(UTC))
+    def _sampler(self, base_model: str) -> Sampler:
+        return Sampler(id=LOCAL_ID, base_url=self._urls.sampler, base_model=base_model, created_at=datetime.now(UTC))

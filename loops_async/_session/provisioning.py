@@ -1,107 +1,164 @@
-"""Making runs and samplers and waiting for them. What fails or is cancelled on the way is switched off again."""
+"""Creating runs and samplers and waiting until they are ready. One that fails or is cancelled is deactivated again."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from functools import partial
 from time import monotonic
-from typing import Any, Final, Literal, TypeAlias, TypeVar
+from typing import Any, Final, Literal, Protocol, TypeAlias, TypeVar
 
 import anyio
+from msgspec import Struct
 
 from .._arguments import check_positive
+from .._http.endpoint import Endpoint
 from ..control_plane import ControlPlane
-from ..errors import ApiError, LoopsError, ProtocolError, UnsupportedError
+from ..errors import ApiError, LoopsError, LostAnswerError, ProtocolError, UnsupportedError
 from ..types import CreateRunRequest, CreateSamplerRequest, ProvisioningEvent, Run, Sampler
-from .readiness import sampler_gate, wait_for_trainer
+from .lost_runs import find_lost_run
+from .readiness import wait_for_trainer
 from .runtime import Runtime
 
 T = TypeVar("T", Run, Sampler)
 
-Kind: TypeAlias = Literal["run", "sampler"]
 Stage: TypeAlias = Literal["created", "waiting", "ready", "failed", "deactivated"]
 
 log = logging.getLogger("loops_async")
 
-SWITCH_OFF_SECONDS: Final = 10.0
-"""How long a failure or a cancellation is held up, at most, to switch off what was made."""
+DEACTIVATE_SECONDS: Final = 10.0
+"""How long a failure or a cancellation is held up, at most, to deactivate what was created."""
 
 NO_SUCH_ROUTE: Final = (404, 405, 501)
 
 
-class Wishes:
-    """How one provisioning is to go: how long it may take, what happens when it fails, and who is told."""
+class ProvisioningOptions(Struct, frozen=True, kw_only=True):
+    """How one run or sampler is provisioned."""
 
-    def __init__(
-        self,
-        kind: Kind,
-        *,
-        ready_timeout: float,
-        keep_on_failure: bool = False,
-        on_progress: Callable[[ProvisioningEvent], object] | None = None,
-    ) -> None:
-        check_positive(ready_timeout, "ready_timeout")
-        self.kind: Kind = kind
-        self.ready_timeout = ready_timeout
-        self.keep_on_failure = keep_on_failure
-        self._on_progress = on_progress
+    ready_timeout: float = 3600.0
+    """Seconds that it may take to become ready."""
+    keep_on_failure: bool = False
+    on_progress: Callable[[ProvisioningEvent], object] | None = None
+
+    def __post_init__(self) -> None:
+        check_positive(self.ready_timeout, "ready_timeout")
+
+
+class ProgressReporter:
+    """Reports each change of state of what is being provisioned, once."""
+
+    def __init__(self, kind: Literal["run", "sampler"], options: ProvisioningOptions) -> None:
+        self.kind: Literal["run", "sampler"] = kind
+        self._on_progress = options.on_progress
         self._started = monotonic()
-        self._last: tuple[str, str | None] | None = None
+        self._last: tuple[Stage, str | None] | None = None
 
-    def tell(self, made: Run | Sampler, stage: Stage, status: str | None = None) -> None:
-        """Tell whoever wants to know, of each change once."""
+    def report(self, created: Run | Sampler, stage: Stage, status: str | None = None) -> None:
+        """Report a stage, with the deployment's status if that is known."""
         if self._on_progress is None or self._last == (stage, status):
             return
-        self._last = (stage, status)
+        self._last = stage, status
         seconds = monotonic() - self._started
-        self._on_progress(ProvisioningEvent(kind=self.kind, id=made.id, stage=stage, status=status, seconds=seconds))
+        self._on_progress(ProvisioningEvent(kind=self.kind, id=created.id, stage=stage, status=status, seconds=seconds))
+
+    def waiting(self, created: Run | Sampler) -> Callable[[str | None], None]:
+        """Return the function that reports each status during the wait for `created`."""
+        return lambda status: self.report(created, "waiting", status)
 
 
-@asynccontextmanager
-async def provisioned_run(
-    runtime: Runtime, request: CreateRunRequest, wishes: Wishes, *, team_id: str | None
-) -> AsyncGenerator[Run]:
-    """Make a run and give it when its trainer is ready; switch it off if that fails, or what is done within."""
-    making = runtime.control_plane.create_run(request, team_id=team_id)
-    async with _made(making, switch_off_run, runtime, wishes) as run:
-        await until_ready(runtime, run, wishes)
-        yield run
+class Provisioner(Protocol):
+    """Where a service client gets its runs and samplers from."""
+
+    def run(self, request: CreateRunRequest, options: ProvisioningOptions) -> AbstractAsyncContextManager[Run]:
+        """Give a new run whose trainer is ready; deactivate it if that fails, or if the block does."""
+        ...
+
+    async def existing_run(self, run_id: str, options: ProvisioningOptions) -> Run:
+        """Return a run when its trainer is ready. Whatever happens, the run stays as it is."""
+        ...
+
+    async def sampler(self, request: CreateSamplerRequest, options: ProvisioningOptions) -> Sampler:
+        """Return a new sampler when it is ready; deactivate it if that fails."""
+        ...
 
 
-@asynccontextmanager
-async def provisioned_sampler(
-    runtime: Runtime, request: CreateSamplerRequest, wishes: Wishes, *, team_id: str | None
-) -> AsyncGenerator[Sampler]:
-    """Make a sampler and give it when it is ready; switch it off if that fails, or what is done within."""
-    making = runtime.control_plane.create_sampler(request, team_id=team_id)
-    async with _made(making, switch_off_sampler, runtime, wishes) as sampler:
-        gate = sampler_gate(
-            runtime, base_url=sampler.base_url, model_id=sampler.model_id, deployment_id=sampler.deployment_id
-        )
-        if gate is not None:
-            await gate.wait(wishes.ready_timeout, lambda status: wishes.tell(sampler, "waiting", status))
-        wishes.tell(sampler, "ready")
-        yield sampler
+class ServiceProvisioner:
+    """Provisions on a service, for the session and the team of one client."""
+
+    def __init__(self, runtime: Runtime, session_id: str, team_id: str | None) -> None:
+        self._runtime = runtime
+        self._control_plane = runtime.control_plane
+        self._session_id = session_id
+        self._team_id = team_id
+
+    @asynccontextmanager
+    async def run(self, request: CreateRunRequest, options: ProvisioningOptions) -> AsyncGenerator[Run]:
+        progress = ProgressReporter("run", options)
+        async with self._deactivated_on_failure(self._create_run(request), deactivate_run, options, progress) as run:
+            await wait_until_ready(self._runtime, run, options, progress)
+            yield run
+
+    async def existing_run(self, run_id: str, options: ProvisioningOptions) -> Run:
+        run = await self._control_plane.get_run(run_id)
+        await wait_until_ready(self._runtime, run, options, ProgressReporter("run", options))
+        return run
+
+    async def sampler(self, request: CreateSamplerRequest, options: ProvisioningOptions) -> Sampler:
+        progress = ProgressReporter("sampler", options)
+        creation = self._control_plane.create_sampler(request, team_id=self._team_id)
+        async with self._deactivated_on_failure(creation, deactivate_sampler, options, progress) as sampler:
+            gate = self._runtime.gate(Endpoint.of_sampler(sampler, service_url=self._runtime.settings.base_url))
+            if gate is not None:
+                await gate.wait(options.ready_timeout, progress.waiting(sampler))
+            progress.report(sampler, "ready")
+            return sampler
+
+    async def _create_run(self, request: CreateRunRequest) -> Run:
+        try:
+            return await self._control_plane.create_run(request, team_id=self._team_id)
+        except LostAnswerError as lost:
+            if request.session_id != self._session_id:  # others may create runs there
+                raise
+            return await find_lost_run(
+                request, lost, self._runtime.ledger, lambda: self._control_plane.list_runs(team_id=self._team_id)
+            )
+
+    @asynccontextmanager
+    async def _deactivated_on_failure(
+        self,
+        creation: Coroutine[Any, Any, T],
+        deactivate: Callable[[ControlPlane, T], Awaitable[None]],
+        options: ProvisioningOptions,
+        progress: ProgressReporter,
+    ) -> AsyncGenerator[T]:
+        """Give what `creation` returns; deactivate it if the block fails or is cancelled."""
+        task = asyncio.create_task(creation, name=f"loops_async: create a {progress.kind}")
+        try:
+            created = await asyncio.shield(task)
+            progress.report(created, "created")
+            yield created
+        except BaseException as failure:
+            with anyio.CancelScope(shield=True):
+                await _settle(task, progress.kind)
+                if not task.cancelled() and task.exception() is None:
+                    work = partial(deactivate, self._control_plane, task.result())
+                    await _clean_up(task.result(), work, options, progress, failure)
+            raise
 
 
-async def until_ready(runtime: Runtime, run: Run, wishes: Wishes, *, is_local: bool = False) -> None:
+async def wait_until_ready(
+    runtime: Runtime, run: Run, options: ProvisioningOptions, progress: ProgressReporter
+) -> None:
     """Wait until the trainer of a run is ready."""
-    if run.base_url is None:
-        raise ProtocolError(f"run {run.id} was made without the URL of its trainer; look at it with get_run")
-    await wait_for_trainer(
-        runtime,
-        run,
-        ready_timeout=wishes.ready_timeout,
-        is_local=is_local,
-        tell=lambda status: wishes.tell(run, "waiting", status),
-    )
-    wishes.tell(run, "ready")
+    trainer = Endpoint.of_run(run, ready_timeout=options.ready_timeout)
+    await wait_for_trainer(trainer, runtime.transport, runtime.control_plane, on_status=progress.waiting(run))
+    progress.report(run, "ready")
 
 
-async def switch_off_run(control_plane: ControlPlane, run: Run) -> None:
-    """Deactivate a run by whichever route the service has."""
+async def deactivate_run(control_plane: ControlPlane, run: Run) -> None:
+    """Deactivate a run by the route that the service has."""
     try:
         await control_plane.deactivate_run(run.id)
     except (ApiError, ProtocolError) as error:
@@ -116,7 +173,7 @@ async def switch_off_run(control_plane: ControlPlane, run: Run) -> None:
         await control_plane.deactivate_deployment(deployment_id)
 
 
-async def switch_off_sampler(control_plane: ControlPlane, sampler: Sampler) -> None:
+async def deactivate_sampler(control_plane: ControlPlane, sampler: Sampler) -> None:
     """Deactivate a sampler where the service can."""
     try:
         await control_plane.deactivate_sampler(sampler.id)
@@ -131,57 +188,35 @@ def _is_missing(error: ApiError | ProtocolError) -> bool:
     return isinstance(error, ProtocolError) or error.status in NO_SUCH_ROUTE
 
 
-@asynccontextmanager
-async def _made(
-    making: Coroutine[Any, Any, T],
-    switch_off: Callable[[ControlPlane, T], Awaitable[None]],
-    runtime: Runtime,
-    wishes: Wishes,
-) -> AsyncGenerator[T]:
-    """Give what `making` makes; switch it off if what is done within fails or is cancelled."""
-    task = asyncio.create_task(making, name=f"loops_async: create a {wishes.kind}")
-    try:
-        made = await asyncio.shield(task)
-        wishes.tell(made, "created")
-        yield made
-    except BaseException as failure:
-        with anyio.CancelScope(shield=True):
-            late = await _late(task, wishes)
-            if late is not None:
-                await _end(late, switch_off, runtime, wishes, failure)
-        raise
+async def _settle(creation: asyncio.Task[Any], kind: str) -> None:
+    """Wait for a creation that nobody waits for any longer: what it creates costs money all the same."""
+    await asyncio.wait([creation], timeout=DEACTIVATE_SECONDS)
+    if not creation.done():
+        creation.cancel()
+        await asyncio.wait([creation])
+        log.warning("a cancelled creation was not answered in time: a %s that nobody uses may exist", kind)
 
 
-async def _late(task: asyncio.Task[T], wishes: Wishes) -> T | None:
-    """Return what a creation makes though nobody waits for it any more: it costs money all the same."""
-    await asyncio.wait([task], timeout=SWITCH_OFF_SECONDS)
-    if not task.done():
-        task.cancel()
-        await asyncio.wait([task])
-        log.warning("a cancelled creation was not answered in time: a %s that nobody uses may exist", wishes.kind)
-    return None if task.cancelled() or task.exception() else task.result()
-
-
-async def _end(
-    made: T,
-    switch_off: Callable[[ControlPlane, T], Awaitable[None]],
-    runtime: Runtime,
-    wishes: Wishes,
+async def _clean_up(
+    created: Run | Sampler,
+    deactivate: Callable[[], Awaitable[None]],
+    options: ProvisioningOptions,
+    progress: ProgressReporter,
     failure: BaseException,
 ) -> None:
-    name = f"{wishes.kind} {made.id}"
-    # A listener that fails must not stop the clean-up.
+    name = f"{progress.kind} {created.id}"
+    # A callback that fails must not stop the clean-up.
     with suppress(Exception):
-        wishes.tell(made, "failed")
-    if wishes.keep_on_failure:
-        failure.add_note(f"{name} was kept, as asked, and costs money until it is deactivated")
+        progress.report(created, "failed")
+    if options.keep_on_failure:
+        failure.add_note(f"{name} was kept (keep_on_failure) and costs money until it is deactivated")
         return
     try:
-        with anyio.fail_after(SWITCH_OFF_SECONDS):
-            await switch_off(runtime.control_plane, made)
+        with anyio.fail_after(DEACTIVATE_SECONDS):
+            await deactivate()
     except (LoopsError, TimeoutError) as error:
         failure.add_note(f"{name} could not be deactivated and may still cost money: {error}")
         log.warning("%s could not be deactivated and may still cost money: %s", name, error)
     else:
         with suppress(Exception):
-            wishes.tell(made, "deactivated")
+            progress.report(created, "deactivated")

@@ -9,8 +9,11 @@ from typing import Final, TypeAlias
 from urllib.parse import quote
 
 from .. import protocol
+from .._http.endpoint import Endpoint
 from .._http.retry import until
-from .._http.transport import Request, is_final
+from .._http.transport import Request, Transport, is_final
+from .._tasks import SingleFlight, TaskOwner
+from ..control_plane import ControlPlane
 from ..errors import (
     ApiError,
     AuthenticationError,
@@ -24,88 +27,93 @@ from ..errors import (
     SamplerTerminatedError,
     TransportError,
 )
-from ..types import Run
-from .runtime import Runtime
+from ..types import BasetenDeployment, LocalDeployment
 
 log = logging.getLogger("loops_async")
 
 HEALTH_SECONDS: Final = 30.0
-LAST_WORDS: Final = 500
+LONGEST_LOG_EXCERPT: Final = 500
 
 OnStatus: TypeAlias = Callable[[str | None], object]
+"""Gets each state of a deployment; None when it is not known."""
 
 
-def _nobody(_: str | None) -> None: ...
+def _ignore(_: str | None) -> None: ...
 
 
-def health_request(run: Run, *, authorize: bool) -> Request:
-    """Make the request whose 200 means that the run's trainer is ready."""
-    return Request(
-        method="GET",
-        url=f"{run.base_url}/health?base_model={quote(run.base_model, safe='')}",
-        what=f"check the health of run {run.id}",
-        headers={protocol.RUN_ID: run.id},
+def health_request(trainer: Endpoint) -> Request:
+    """Make the request whose 200 means that a trainer is ready."""
+    return trainer.request(
+        "GET",
+        f"/health?base_model={quote(trainer.base_model, safe='')}",
+        f"check the health of run {trainer.run_id}",
         timeout=HEALTH_SECONDS,
-        authorize=authorize,
     )
 
 
 async def wait_for_trainer(
-    runtime: Runtime, run: Run, *, ready_timeout: float, is_local: bool, tell: OnStatus = _nobody
+    trainer: Endpoint, transport: Transport, control_plane: ControlPlane, *, on_status: OnStatus = _ignore
 ) -> None:
-    """Wait until the trainer of `run` answers that it is healthy; `tell` gets each state of its deployment.
+    """Wait until a trainer answers that it is healthy, for up to its `ready_timeout`.
 
     Raises:
         ProvisioningError: its deployment failed, was stopped or was preempted.
-        NotReadyError: it is not ready after `ready_timeout` seconds.
+        NotReadyError: it is not ready in time.
         ApiError: waiting would not help: the key is refused, or a gateway says that there is no such trainer.
     """
-    request = health_request(run, authorize=not is_local)
+    request = health_request(trainer)
+    # A local trainer must be running already: that it is not is said at once.
+    is_local = isinstance(trainer.deployment, LocalDeployment)
     last = "nothing yet"
 
     async def probe() -> bool | None:
         nonlocal last
-        status = None if run.deployment_id is None else await _trainer_status(runtime, run, run.deployment_id)
-        tell(status)
+        on_status(await _trainer_status(trainer, control_plane, transport))
         try:
-            answer = await runtime.transport.send(request)
+            answer = await transport.send(request)
         except TransportError as error:
-            # Whoever names a URL of a process that runs already is told at once that it does not.
             if is_local and not isinstance(error, RequestTimeoutError):
                 raise
             last = str(error)
             return None
         if answer.is_success:
             return True
-        refusal = runtime.transport.error(request, answer)
-        if isinstance(refusal, AuthenticationError | PermissionDeniedError) or is_final(answer):
+        refusal = transport.error(request, answer)
+        if is_final(answer):
             # It may have failed since its state was asked for, which says more than this refusal.
-            if is_final(answer) and run.deployment_id is not None:
-                await _trainer_status(runtime, run, run.deployment_id)
+            await _trainer_status(trainer, control_plane, transport)
+            raise refusal
+        if isinstance(refusal, AuthenticationError | PermissionDeniedError):
             raise refusal
         if is_local and isinstance(refusal, ProtocolError):
             raise refusal
         last = str(refusal)
         return None
 
-    if await until(probe, seconds=ready_timeout) is None:
+    if await until(probe, seconds=trainer.ready_timeout) is None:
         raise NotReadyError(
-            f"the trainer of run {run.id} ({run.base_model}) was not ready after {ready_timeout:g} s; its last answer "
-            f"was: {last}. Give it longer with a larger ready_timeout, or look at its deployment."
+            f"the trainer of run {trainer.run_id} ({trainer.base_model}) was not ready after "
+            f"{trainer.ready_timeout:g} s; its last answer was: {last}. Give it longer with a larger ready_timeout, or "
+            "look at its deployment."
         )
 
 
-async def _trainer_status(runtime: Runtime, run: Run, deployment_id: str) -> str | None:
-    """Return the state of the deployment, None when it is not known; raise if it is the end."""
+async def _trainer_status(trainer: Endpoint, control_plane: ControlPlane, transport: Transport) -> str | None:
+    """Return the state of a trainer's deployment, None when it is not known; raise if it cannot become ready."""
+    match trainer.deployment:
+        case BasetenDeployment(deployment_id=str() as deployment_id):
+            pass
+        case _:
+            return None
     try:
-        status = (await runtime.control_plane.get_deployment(deployment_id)).status.name
+        status = (await control_plane.get_deployment(deployment_id)).status.name
     except (ApiError, TransportError) as error:
         log.debug("the state of deployment %s is not known: %s", deployment_id, error)
         return None
     if status in protocol.TRAINER_TERMINAL:
         raise ProvisioningError(
-            f"the trainer of run {run.id} will not come up: deployment {deployment_id} is {status}"
-            f"{await _last_words(runtime, deployment_id)}. Look at the deployment's logs "
+            f"the trainer of run {trainer.run_id} will not come up: deployment {deployment_id} is {status}"
+            f"{await _last_error(deployment_id, control_plane, transport)}. Look at the deployment's logs "
             f"(`loops deployments logs {deployment_id}`), then create a new run.",
             deployment_id=deployment_id,
             status=status,
@@ -113,65 +121,55 @@ async def _trainer_status(runtime: Runtime, run: Run, deployment_id: str) -> str
     return status
 
 
-async def _last_words(runtime: Runtime, deployment_id: str) -> str:
-    """Return what a deployment logged as its last error, if the service tells."""
+async def _last_error(deployment_id: str, control_plane: ControlPlane, transport: Transport) -> str:
+    """Return what a deployment logged as its last error, in parentheses, if the service tells."""
     try:
-        lines = await runtime.control_plane.get_deployment_logs(
-            deployment_id, direction="desc", limit=1, min_level="ERROR"
-        )
+        lines = await control_plane.get_deployment_logs(deployment_id, direction="desc", limit=1, min_level="ERROR")
     except LoopsError as error:
         log.debug("the logs of deployment %s are not known: %s", deployment_id, error)
         return ""
-    return f" ({runtime.transport.clean(lines[0].message)[:LAST_WORDS].strip()})" if lines else ""
-
-
-def sampler_gate(
-    runtime: Runtime, *, base_url: str, model_id: str | None, deployment_id: str | None
-) -> SamplerGate | None:
-    """Return the gate that all clients of a deployment share; None for a sampler without one, which is always up."""
-    if model_id is None or deployment_id is None:
-        return None
-    key = ("sampler", deployment_id)
-    gate: SamplerGate | None = runtime.shared.get(key)
-    if gate is None:
-        gate = SamplerGate(runtime, base_url=base_url, model_id=model_id, deployment_id=deployment_id)
-        runtime.shared[key] = gate
-    return gate
+    return f" ({transport.clean(lines[0].message)[:LONGEST_LOG_EXCERPT].strip()})" if lines else ""
 
 
 class SamplerGate:
     """Lets samples through once a sampler's deployment is ACTIVE; shared by all clients of the deployment."""
 
-    def __init__(self, runtime: Runtime, *, base_url: str, model_id: str, deployment_id: str) -> None:
-        self._runtime = runtime
-        self._base_url = base_url
+    def __init__(
+        self,
+        url: str,
+        model_id: str,
+        deployment_id: str,
+        *,
+        transport: Transport,
+        control_plane: ControlPlane,
+        tasks: TaskOwner,
+    ) -> None:
+        self._url = url
         self._model_id = model_id
         self._deployment_id = deployment_id
-        self._opening: asyncio.Task[bool | None] | None = None
+        self._transport = transport
+        self._control_plane = control_plane
+        self._opening: SingleFlight[str, None] = SingleFlight(tasks)
         self._is_woken = False
-        self._told: list[OnStatus] = []
+        self._listeners: list[OnStatus] = []
         self.is_open = False
 
-    async def wait(self, ready_timeout: float | None, tell: OnStatus = _nobody) -> None:
+    async def wait(self, ready_timeout: float | None, on_status: OnStatus = _ignore) -> None:
         """Return when samples may be sent; a sampler that was scaled to zero is woken once.
 
-        `tell` gets each state of the deployment meanwhile.
-
         Raises:
-            SamplerTerminatedError: the deployment does not come up any more.
+            SamplerTerminatedError: the deployment cannot become ready.
             NotReadyError: it is not ready after `ready_timeout` seconds.
         """
         if self.is_open:
             return
-        if self._opening is None or self._opening.done():
-            self._opening = self._runtime.tasks.start(self._open(), name=f"wait for sampler {self._deployment_id}")
-        opening = self._opening
-        self._told.append(tell)
+        # One task asks for all callers; a caller that stops waiting does not stop it.
+        opening = self._opening.start(self._deployment_id, self._open)
+        self._listeners.append(on_status)
         try:
-            # One task asks for everybody; whoever stops waiting does not stop it.
             await asyncio.wait([opening], timeout=ready_timeout)
         finally:
-            self._told.remove(tell)
+            self._listeners.remove(on_status)
         if not opening.done():
             raise NotReadyError(
                 f"the sampler (model {self._model_id}, deployment {self._deployment_id}) was not ready after "
@@ -182,27 +180,27 @@ class SamplerGate:
         if error := opening.exception():
             raise error.with_traceback(None)
 
-    async def doubt(self) -> bool:
-        """Ask again whether the deployment is up, after an answer that suggests otherwise; True when it is not."""
+    async def recheck(self) -> None:
+        """Ask again whether the deployment is up, after an answer that suggests otherwise, and set `is_open`."""
         self.is_open = await self._is_active() is True
-        return not self.is_open
+        if not self.is_open:
+            self._opening.discard(self._deployment_id)
 
-    async def _open(self) -> bool | None:
+    async def _open(self) -> None:
         self._is_woken = False
         self.is_open = await until(self._is_active, seconds=None) is True
-        return self.is_open
 
     async def _is_active(self) -> bool | None:
         try:
-            status = await self._runtime.control_plane.get_model_deployment_status(self._model_id, self._deployment_id)
+            status = await self._control_plane.get_model_deployment_status(self._model_id, self._deployment_id)
         except ApiError as error:
-            # A service that does not tell the state must not keep us out; requests are tried again anyway.
+            # A service that does not tell the state must not keep samples out; requests are repeated anyway.
             return None if error.status >= 500 else True
         except TransportError as error:
             log.debug("the state of sampler %s is not known: %s", self._deployment_id, error)
             return None
-        for tell in self._told:
-            tell(status)
+        for notify in self._listeners:
+            notify(status)
         if status in protocol.SAMPLER_TERMINAL:
             raise SamplerTerminatedError(
                 f"the sampler will not come up: deployment {self._deployment_id} of model {self._model_id} is "
@@ -216,9 +214,9 @@ class SamplerGate:
         return True if status == protocol.SAMPLER_READY else None
 
     async def _wake(self) -> None:
-        root = self._base_url.removesuffix("/sync")
-        what = f"wake sampler {self._deployment_id}"
+        url = f"{self._url.removesuffix('/sync')}/wake"
+        request = Request(method="POST", url=url, what=f"wake sampler {self._deployment_id}", timeout=30.0)
         try:
-            await self._runtime.transport.ask(Request(method="POST", url=f"{root}/wake", what=what, timeout=30.0))
+            await self._transport.ask(request)
         except LoopsError as error:
             log.warning("%s", error)

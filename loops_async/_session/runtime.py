@@ -7,11 +7,15 @@ from collections.abc import AsyncIterator
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
-from .._http.settings import Settings, resolve_settings
+from .._http.endpoint import Endpoint
+from .._http.settings import Settings
 from .._http.transport import Transport
-from .._tasks import TaskOwner, run_to_completion
-from ..control_plane import ControlPlane
+from .._operations.turns import Turns
+from .._tasks import SingleFlight, TaskOwner, run_to_completion
+from ..control_plane import ControlPlane, RunLedger
+from ..types import BasetenDeployment
 from .heartbeat import Heartbeat
+from .readiness import SamplerGate
 
 
 class Runtime:
@@ -22,10 +26,36 @@ class Runtime:
         self.transport: Transport = Transport(settings)
         self.tasks: TaskOwner = TaskOwner()
         self.heartbeat: Heartbeat = Heartbeat(self.tasks)
-        self.control_plane: ControlPlane = ControlPlane(self.transport, settings.base_url)
+        self.ledger: RunLedger = RunLedger()
+        self.control_plane: ControlPlane = ControlPlane(self.transport, settings.base_url, self.ledger)
         self.admission: asyncio.Semaphore = asyncio.Semaphore(settings.max_connections)
-        self.shared: dict[Any, Any] = {}
-        """What clients of the same deployment or model share, by key: readiness gates and tokenizers."""
+        self.tokenizers: SingleFlight[str, Any] = SingleFlight(self.tasks)
+        """By base model."""
+        self._gates: dict[str, SamplerGate] = {}
+        self._turns: dict[str, Turns] = {}
+
+    def turns(self, run_id: str) -> Turns:
+        """Return the order of a run's operations, which all of its clients share."""
+        return self._turns.setdefault(run_id, Turns())
+
+    def gate(self, sampler: Endpoint) -> SamplerGate | None:
+        """Return the gate that all clients of a deployment share; None for a sampler that is always up."""
+        match sampler.deployment:
+            case BasetenDeployment(base_url=url, model_id=str() as model_id, deployment_id=str() as deployment_id):
+                pass
+            case _:
+                return None
+        gate = self._gates.get(deployment_id)
+        if gate is None:
+            gate = self._gates[deployment_id] = SamplerGate(
+                url,
+                model_id,
+                deployment_id,
+                transport=self.transport,
+                control_plane=self.control_plane,
+                tasks=self.tasks,
+            )
+        return gate
 
     async def close(self) -> None:
         """End every task, then every connection, even while the caller is being cancelled."""
@@ -43,15 +73,15 @@ _detached: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, str | No
 """By loop, and by service and authorization: a key that is set later counts."""
 
 
-async def detached_runtime(base_url: str) -> Runtime:
-    """Return this event loop's runtime for values that were unpickled and have no service client.
+async def detached_runtime(endpoint: Endpoint) -> Runtime:
+    """Return this event loop's runtime for a value that was unpickled and has no service client.
 
     It belongs to the loop: an asynchronous generator holds it open, and the loop ends such generators when it
     shuts down (`asyncio.run` and `anyio.run` do), which closes the connections.
     """
-    settings = resolve_settings(base_url=base_url)
+    settings = endpoint.settings()
     runtimes = _detached.setdefault(asyncio.get_running_loop(), {})
-    key = base_url, settings.authorization.get("Authorization")
+    key = settings.base_url, settings.authorization.get("Authorization")
     if key not in runtimes:
         holder = _hold(settings)
         runtimes[key] = (await anext(holder), holder)

@@ -11,17 +11,54 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
+from anyio import to_thread
 from msgspec.structs import replace
 
+from .._operations.batch import Batch, EncodedBatch
+from .._operations.submitter import Submitter
 from ..errors import InputError, ProtocolError, UnsupportedError
+from ..protocol import SKIP_NORMALIZATION, ForwardBody
 from ..types import CustomLossFn, Datum, ForwardBackwardOutput, TensorData
 
 if TYPE_CHECKING:
     import torch
 
 SURROGATE: Final = "cross_entropy"
-SURROGATE_CONFIG: Final = {"skip_token_normalization": True}
+SURROGATE_CONFIG: Final = {SKIP_NORMALIZATION: True}
 """Gradients are summed as C's are; a normalisation by the number of tokens would scale them."""
+
+
+class CustomLossBatch:
+    """A forward pass, the user's loss here, and the backward pass that replays its gradients: one operation."""
+
+    name = "forward_backward"
+    result = ForwardBackwardOutput
+    is_dependent = True
+
+    def __init__(self, data: Sequence[Datum], loss_fn: CustomLossFn, body: ForwardBody, submitter: Submitter) -> None:
+        self._data = data
+        self._loss_fn = loss_fn
+        self._body = body
+        self._submitter = submitter
+
+    async def encode(self) -> Replay:
+        """Score the targets and compute the gradients; the trainer's turn is this operation's meanwhile."""
+        forward = await self._submitter.send(Batch("forward", scoring_data(self._data), self._body))
+        data, report = await to_thread.run_sync(replayed, self._data, await forward, self._loss_fn)
+        return Replay(await Batch(self.name, data, self._body).encode(), report)
+
+
+class Replay:
+    """The replay of a user's gradients; its result has the user's loss and metrics."""
+
+    def __init__(self, batch: EncodedBatch, report: Mapping[str, float]) -> None:
+        self.bodies = batch.bodies
+        self._batch = batch
+        self._report = report
+
+    def merge(self, results: Sequence[ForwardBackwardOutput]) -> ForwardBackwardOutput:
+        output = self._batch.merge(results)
+        return replace(output, loss=self._report["loss"], metrics={**output.metrics, **self._report})
 
 
 def check_custom_loss(data: Sequence[Datum], loss_fn: Any, loss_type_input: Any) -> None:
@@ -60,7 +97,7 @@ def replayed(
     """
     import torch
 
-    if scored.metrics.get("skip_token_normalization") != 1.0:
+    if scored.metrics.get(SKIP_NORMALIZATION) != 1.0:
         raise UnsupportedError(
             "this trainer does not honour skip_token_normalization, which forward_backward_custom needs; "
             "use one of the trainer's own losses"

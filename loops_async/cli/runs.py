@@ -7,7 +7,7 @@ from typing import Annotated, Final
 
 import typer
 
-from .._session.provisioning import Wishes, switch_off_run, until_ready
+from .._session.provisioning import ProgressReporter, ProvisioningOptions, deactivate_run, wait_until_ready
 from .._session.requests import run_request
 from .._session.runtime import Runtime
 from ..client import ServiceClient
@@ -131,7 +131,8 @@ def wait(
 
     async def one(runtime: Runtime, run_id: str, shown: Readiness) -> Run:
         found = await runtime.control_plane.get_run(run_id)
-        await until_ready(runtime, found, Wishes("run", ready_timeout=ready_timeout, on_progress=shown.update))
+        options = ProvisioningOptions(ready_timeout=ready_timeout, on_progress=shown.update)
+        await wait_until_ready(runtime, found, options, ProgressReporter("run", options))
         return await runtime.control_plane.get_run(run_id)
 
     async def work(runtime: Runtime) -> tuple[list[Run], list[Exception]]:
@@ -149,10 +150,10 @@ def deactivate(
 ) -> None:
     """Deactivate runs with their samplers. Unsaved training state is lost."""
 
-    async def deactivate_run(plane: ControlPlane, id_: str) -> None:
-        await switch_off_run(plane, await plane.get_run(id_))
+    async def one(plane: ControlPlane, run_id: str) -> None:
+        await deactivate_run(plane, await plane.get_run(run_id))
 
-    deactivate_all(context, run_ids, deactivate_run, as_json=as_json)
+    deactivate_all(context, run_ids, one, as_json=as_json)
 
 
 def _end_with(runs: list[Run], failures: list[Exception], *, as_json: bool) -> None:

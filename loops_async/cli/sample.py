@@ -10,6 +10,7 @@ from typing import Annotated, Any, BinaryIO, Final, TypeAlias
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
+from .._http.endpoint import Endpoint
 from .._session.runtime import Runtime
 from ..control_plane import ControlPlane
 from ..errors import (
@@ -21,7 +22,7 @@ from ..errors import (
     UnsupportedError,
 )
 from ..protocol import CheckpointUri
-from ..sampling import SamplerTarget, SamplingClient
+from ..sampling import SamplingClient, Weights
 from ..types import SampledPrompt, Sampler, SampleResponse, SamplingParams
 from ._connection import FAILED, complain, fail, on_service
 from ._jsonl import InputLine, count_input, finished, open_output, output_line, read_input, write_line
@@ -96,8 +97,8 @@ async def _client(
         run_id = CheckpointUri.parse(checkpoint, kind="sampler_weights", path="--checkpoint").run_id
     plane = runtime.control_plane
     sampler = await plane.get_sampler(str(sampler_id)) if run_id is None else await _sampler_of(plane, run_id)
-    named = {"sampler_id": sampler_id, "run_id": run_id, "checkpoint_path": checkpoint}
-    return _attached(runtime, sampler, timeout=timeout, **named)
+    endpoint = Endpoint.of_sampler(sampler, service_url=runtime.settings.base_url, run_id=run_id, timeout=timeout)
+    return SamplingClient(endpoint, Weights(checkpoint_path=checkpoint), runtime)
 
 
 async def _sampler_of(plane: ControlPlane, run_id: str) -> Sampler:
@@ -105,14 +106,6 @@ async def _sampler_of(plane: ControlPlane, run_id: str) -> Sampler:
     if sampler is None:
         raise UnsupportedError(f"run {run_id} has no sampler; create one with `loops samplers create`")
     return sampler
-
-
-def _attached(runtime: Runtime, sampler: Sampler, **options: Any) -> SamplingClient:
-    """Return a client of a sampler that exists, which no public constructor does."""
-    address = {name: getattr(sampler, name) for name in ("base_url", "base_model", "model_id", "deployment_id")}
-    is_queued = sampler.deployment_id is None
-    target = SamplerTarget(service_url=runtime.settings.base_url, is_queued=is_queued, **address, **options)
-    return SamplingClient(target, runtime)
 
 
 async def _complete_file(client: SamplingClient, sample_many: SampleMany, source: Path, target: Path | None) -> int:

@@ -7,7 +7,7 @@ from typing import Annotated, Final
 
 import typer
 
-from .._session.provisioning import switch_off_sampler
+from .._session.provisioning import deactivate_sampler
 from .._session.requests import sampler_request
 from ..control_plane import ControlPlane
 from ..errors import InputError
@@ -118,7 +118,7 @@ def deactivate(
 ) -> None:
     """Deactivate samplers that are not paired with a run."""
 
-    async def deactivate_sampler(plane: ControlPlane, id_: str) -> None:
-        await switch_off_sampler(plane, await plane.get_sampler(id_))
+    async def one(plane: ControlPlane, sampler_id: str) -> None:
+        await deactivate_sampler(plane, await plane.get_sampler(sampler_id))
 
-    deactivate_all(context, sampler_ids, deactivate_sampler, as_json=as_json)
+    deactivate_all(context, sampler_ids, one, as_json=as_json)

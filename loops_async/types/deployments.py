@@ -10,16 +10,20 @@ __all__ = ["BasetenDeployment", "LocalDeployment", "SamplerDeployment", "Serverl
 
 
 class BasetenDeployment(Struct, frozen=True, kw_only=True):
-    """A dedicated sampler. `api_base_url` is its control plane's; default ``LOOPS_BASE_URL``, else the hosted one."""
+    """A dedicated trainer or sampler.
+
+    The control plane tells its state by `deployment_id`, with `model_id` if it is a sampler; None where the service
+    does not name them. `api_base_url` is the control plane's, by default ``LOOPS_BASE_URL``, else the hosted one.
+    """
 
     base_url: str
-    model_id: str
-    deployment_id: str
+    model_id: str | None = None
+    deployment_id: str | None = None
     api_base_url: str | None = None
 
 
 class LocalDeployment(Struct, frozen=True, kw_only=True):
-    """A sampler without a control plane."""
+    """A trainer or sampler without a control plane, which gets no API key."""
 
     base_url: str
 

@@ -19,8 +19,10 @@ from loops_async import (
     ServerShutdownError,
     ServiceClient,
     TrainingClient,
-    _retry,
+    sampling,
 )
+from loops_async._http.retry import RetryPolicy
+from loops_async._operations import poller, submitter
 from loops_local import LocalService, serve_in_thread
 from tests.support.colours import Colour
 from tests.support.engines import WatchedEngine
@@ -81,8 +83,10 @@ async def test_a_service_that_shuts_down(colour: Colour) -> None:
 async def test_a_service_that_is_killed_while_it_is_polled(
     colour: Colour, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for name in ("POLL", "SUBMIT", "UNREACHED"):
-        monkeypatch.setattr(_retry, name, _retry.Patience(seconds=0.2))
+    quick = (RetryPolicy(seconds=0.2),)
+    monkeypatch.setattr(poller, "POLL", quick)
+    monkeypatch.setattr(submitter, "SUBMIT", quick)
+    monkeypatch.setattr(sampling, "UNREACHED", *quick)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "tests.support.gated_service", tmp_path), cwd=ROOT, stdout=asyncio.subprocess.PIPE
     )

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loops_async._operations import batch
 from loops_async import AdamParams, Datum, ServiceClient, TrainingClient
+from loops_async._operations import batch
 from loops_local import LocalService
 from tests.support.colours import Colour
 from tests.support.work import body_of

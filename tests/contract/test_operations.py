@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from loops_async._operations import batch
 from loops_async import (
     AdamParams,
     OperationTimeoutError,
@@ -16,6 +15,7 @@ from loops_async import (
     TrainingClient,
     UnknownRequestError,
 )
+from loops_async._operations import batch
 from loops_local import LocalService
 from tests.support.engines import WatchedEngine
 from tests.support.work import REFUSED, body_of, eventually, example

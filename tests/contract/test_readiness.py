@@ -183,7 +183,7 @@ async def test_a_trainer_that_is_not_ready_in_time_is_deactivated_unless_it_is_k
     assert isinstance(late.value, NotReadyError)
     assert await status_of(endless_service, never) == status
     notes = getattr(late.value, "__notes__", [])
-    assert any("was kept, as asked" in note for note in notes) is keep
+    assert any("was kept (keep_on_failure)" in note for note in notes) is keep
 
 
 async def test_a_sampler_that_is_not_ready_in_time(endless_service: ServiceClient) -> None:

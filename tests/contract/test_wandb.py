@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from loops_async._training import step_log
 from loops_async import AdamParams, Datum, ServiceClient, TrainingClient, WandbConfig
+from loops_async._training import step_log
 from loops_local import LocalService
 from tests.support.colours import Colour
 from tests.support.engines import WatchedEngine

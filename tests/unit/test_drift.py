@@ -97,7 +97,7 @@ def test_logprobs_that_are_all_zero_are_told(caplog: pytest.LogCaptureFixture) -
 @pytest.mark.parametrize(
     ("data", "train", "problem"),
     [
-        (DATA, TRAIN[:1], "one for each of 2"),
+        (DATA, TRAIN[:1], "one entry for each of 2"),
         ([example([-1.0, -2.0], mask=[1, 1])], [[-1.0]], r"training_logprobs\[0\]: has 1 entries"),
         ([example([-1.0, -2.0], mask=[1])], [[-1.0, -2.0]], r"\['mask'\]: has 1 entries"),
         ([example([-1.0])], [[-1.0]], "mask or advantages"),

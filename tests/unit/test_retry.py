@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 
-from loops_async._http.retry import CONTROL, POLL, RATE_LIMITED, SUBMIT, Patience, retrying, until, was_not_sent
+from loops_async._http.retry import CONTROL_PLANE, POLL, READ, SUBMIT, RetryPolicy, retry, until, was_not_sent
 from loops_async.errors import (
     ApiError,
     BadRequestError,
@@ -44,13 +44,13 @@ def slow_down(retry_after: float | None) -> ServerError:
 
 
 async def test_success_costs_no_pause(clock: Clock) -> None:
-    assert await retrying(Failing(), CONTROL, what="w") == 7
+    assert await retry(Failing(), READ, what="w") == 7
     assert clock.pauses == []
 
 
 async def test_pauses_double_up_to_the_longest_and_are_spread(clock: Clock) -> None:
     call = Failing(*(ConnectError("gone") for _ in range(10)))
-    assert await retrying(call, Patience(first_pause=0.5, longest_pause=30.0), what="w") == 7
+    assert await retry(call, (RetryPolicy(first_pause=0.5, longest_pause=30.0),), what="w") == 7
     tops = [0.5, 1, 2, 4, 8, 16, 30, 30, 30, 30]
     assert len(clock.pauses) == len(tops)
     assert all(top / 2 <= pause <= top for pause, top in zip(clock.pauses, tops, strict=True))
@@ -59,7 +59,7 @@ async def test_pauses_double_up_to_the_longest_and_are_spread(clock: Clock) -> N
 
 @pytest.mark.parametrize(("said", "pause"), [(3.0, 3.0), (0.25, 0.25), (60.0, 60.0), (86400.0, 60.0)])
 async def test_retry_after_replaces_the_pause_up_to_a_minute(clock: Clock, said: float, pause: float) -> None:
-    assert await retrying(Failing(slow_down(said)), CONTROL, what="w") == 7
+    assert await retry(Failing(slow_down(said)), READ, what="w") == 7
     assert clock.pauses == [pause]
 
 
@@ -67,44 +67,45 @@ async def test_tries_count_calls_and_the_last_error_is_raised_as_it_is(clock: Cl
     errors = [ConnectError(str(number)) for number in range(9)]
     call = Failing(*errors)
     with pytest.raises(ConnectError) as last:
-        await retrying(call, Patience(tries=4), what="w")
+        await retry(call, (RetryPolicy(tries=4),), what="w")
     assert call.calls == 4
     assert last.value is errors[3]
     assert last.value.__cause__ is None
     assert len(clock.pauses) == 3
 
 
-@pytest.mark.parametrize("patience", [SUBMIT, POLL], ids=["submit", "poll"])
-async def test_seconds_bound_the_whole(clock: Clock, patience: Patience) -> None:
+@pytest.mark.parametrize("policies", [SUBMIT, POLL], ids=["submit", "poll"])
+async def test_seconds_bound_the_whole(clock: Clock, policies: tuple[RetryPolicy, ...]) -> None:
     call = Failing(ConnectError("gone"), forever=True)
     with pytest.raises(ConnectError):
-        await retrying(call, patience, what="w")
-    assert patience.seconds is not None
-    assert clock.now == pytest.approx(patience.seconds), "it tries once more when the time is just over, not later"
+        await retry(call, policies, what="w")
+    [policy] = policies
+    assert policy.seconds is not None
+    assert clock.now == pytest.approx(policy.seconds), "it tries once more when the time is just over, not later"
 
 
-async def test_each_patience_has_a_budget_of_its_own(clock: Clock) -> None:
+async def test_each_policy_has_a_budget_of_its_own(clock: Clock) -> None:
     refused = [RateLimitError("slow", status=429) for _ in range(9)]
     call = Failing(*refused[:5], ServerError("down", status=503), *refused[5:], ServerError("down", status=503))
-    assert await retrying(call, RATE_LIMITED, Patience(tries=3), what="w") == 7
+    assert await retry(call, (CONTROL_PLANE[0], RetryPolicy(tries=3)), what="w") == 7
     assert call.calls == 12
 
     down = Failing(RateLimitError("slow", status=429), *(ServerError("down", status=503) for _ in range(3)))
     with pytest.raises(ServerError):
-        await retrying(down, RATE_LIMITED, Patience(tries=3), what="w")
+        await retry(down, (CONTROL_PLANE[0], RetryPolicy(tries=3)), what="w")
     assert down.calls == 4
 
 
 async def test_seconds_count_from_the_first_error_of_their_kind(clock: Clock) -> None:
-    unreached = Patience(kind=ConnectError, seconds=5.0, first_pause=1.0, longest_pause=1.0)
+    unreached = RetryPolicy(kind=ConnectError, seconds=5.0, first_pause=1.0, longest_pause=1.0)
     busy = [slow_down(10.0) for _ in range(4)]
     call = Failing(*busy, ConnectError("gone"), ConnectError("gone"))
-    assert await retrying(call, unreached, Patience(seconds=60.0), what="w") == 7
+    assert await retry(call, (unreached, RetryPolicy(seconds=60.0)), what="w") == 7
     assert clock.now > 40
 
 
 async def test_a_poll_is_repeated_after_two_to_four_seconds(clock: Clock) -> None:
-    await retrying(Failing(*(ConnectError("gone") for _ in range(5))), POLL, what="w")
+    await retry(Failing(*(ConnectError("gone") for _ in range(5))), POLL, what="w")
     assert all(1 <= pause <= 4 for pause in clock.pauses)
 
 
@@ -116,7 +117,7 @@ async def test_a_poll_is_repeated_after_two_to_four_seconds(clock: Clock) -> Non
 async def test_what_cannot_help_is_not_repeated(clock: Clock, error: LoopsError) -> None:
     call = Failing(error, forever=True)
     with pytest.raises(type(error)) as raised:
-        await retrying(call, CONTROL, what="w")
+        await retry(call, READ, what="w")
     assert raised.value is error
     assert (call.calls, clock.pauses) == (1, [])
 
@@ -124,7 +125,7 @@ async def test_what_cannot_help_is_not_repeated(clock: Clock, error: LoopsError)
 async def test_an_error_that_cannot_help_ends_the_trying_later_too(clock: Clock) -> None:
     call = Failing(ConnectError("gone"), BadRequestError("no", status=400), forever=False)
     with pytest.raises(BadRequestError):
-        await retrying(call, CONTROL, what="w")
+        await retry(call, READ, what="w")
     assert call.calls == 2
 
 
@@ -134,7 +135,7 @@ async def test_foreign_errors_pass(clock: Clock, error: BaseException) -> None:
         raise error
 
     with pytest.raises(type(error)):
-        await retrying(call, CONTROL, what="w")
+        await retry(call, READ, what="w")
     assert clock.pauses == []
 
 
@@ -157,16 +158,16 @@ async def test_what_costs_money_is_repeated_only_when_it_certainly_was_not_done(
 ) -> None:
     call = Failing(error)
     if certain:
-        assert await retrying(call, CONTROL, what="w", when=was_not_sent) == 7
+        assert await retry(call, READ, what="w", when=was_not_sent) == 7
     else:
         with pytest.raises(type(error)):
-            await retrying(call, CONTROL, what="w", when=was_not_sent)
+            await retry(call, READ, what="w", when=was_not_sent)
         assert call.calls == 1
 
 
 async def test_each_repetition_is_logged_with_its_reason(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "loops_async"):
-        await retrying(Failing(slow_down(3.0)), CONTROL, what="no session yet")
+        await retry(Failing(slow_down(3.0)), READ, what="no session yet")
     assert [record.getMessage() for record in caplog.records] == ["no session yet; trying again in 3.0 s: busy"]
 
 

@@ -84,7 +84,7 @@ async def test_ending_twice_is_harmless() -> None:
 async def test_a_long_chain_of_turns_is_not_kept() -> None:
     turns = Turns()
     earliest = turns.take()
-    kept = weakref.ref(earliest.over)
+    kept = weakref.ref(earliest.done)
     earliest.end()
     del earliest
     for _ in range(3):

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from loops_async._session import lost_runs
 from loops_async import (
     CreateRunRequest,
     CreateSamplerRequest,
@@ -19,6 +18,7 @@ from loops_async import (
     ServerError,
     ServiceClient,
 )
+from loops_async._session import lost_runs
 from tests.support.clock import Clock
 from tests.support.scripted import Say, ScriptedService, hang_up
 
@@ -83,7 +83,7 @@ async def test_the_run_of_a_lost_answer_is_found(
     service: ScriptedService, coloured_client: ServiceClient, fate: str
 ) -> None:
     factory = Factory(service, [fate])
-    run = await coloured_client.control_plane.create_run(request())
+    run = await coloured_client.provision_run(request())
     assert run.id == "run-1"
     assert factory.posts == 1
 
@@ -92,23 +92,23 @@ async def test_a_run_that_does_not_show_is_not_asked_for_again(
     service: ScriptedService, coloured_client: ServiceClient
 ) -> None:
     factory = Factory(service, ["never"])
-    with pytest.raises(LostAnswerError, match=r"may have been made all the same .* look for session s1") as lost:
-        await coloured_client.control_plane.create_run(request())
+    with pytest.raises(LostAnswerError, match=r"may exist all the same .* look for session s1") as lost:
+        await coloured_client.provision_run(request())
     assert factory.posts == 1
     assert not lost.value.retryable
 
 
 async def test_runs_that_others_know_are_not_taken(service: ScriptedService, client: ServiceClient) -> None:
     factory = Factory(service, ["told", "never"])
-    await client.control_plane.create_run(request())
+    await client.provision_run(request())
     with pytest.raises(LostAnswerError):
-        await client.control_plane.create_run(request())
+        await client.provision_run(request())
     assert factory.posts == 2
 
 
 async def test_many_lost_at_once_each_get_a_run_of_their_own(service: ScriptedService, client: ServiceClient) -> None:
     factory = Factory(service, ["told", "lost", "lost"] * 20)
-    runs = await asyncio.gather(*(client.control_plane.create_run(request()) for _ in range(60)))
+    runs = await asyncio.gather(*(client.provision_run(request()) for _ in range(60)))
     assert sorted(run.id for run in runs) == sorted(run["id"] for run in factory.runs)
     assert factory.posts == 60
 
@@ -118,20 +118,18 @@ async def test_a_service_that_is_down_is_not_waited_for_by_each(
 ) -> None:
     factory = Factory(service, ["never"] * 30)
     started = time.monotonic()
-    answers = await asyncio.gather(
-        *(client.control_plane.create_run(request()) for _ in range(30)), return_exceptions=True
-    )
+    answers = await asyncio.gather(*(client.provision_run(request()) for _ in range(30)), return_exceptions=True)
     assert all(isinstance(answer, LostAnswerError) for answer in answers)
     assert time.monotonic() - started < 30 * lost_runs.SEARCH_SECONDS / 2
     assert factory.posts == 30
     # The session is of use afterwards.
-    assert (await client.control_plane.create_run(request())).id == "run-31"
+    assert (await client.provision_run(request())).id == "run-31"
 
 
 async def test_names_tell_lost_runs_apart(service: ScriptedService, client: ServiceClient) -> None:
     Factory(service, ["lost", "lost"])
     first, second = await asyncio.gather(
-        client.control_plane.create_run(request(8, name="a")), client.control_plane.create_run(request(16, name="b"))
+        client.provision_run(request(8, name="a")), client.provision_run(request(16, name="b"))
     )
     assert (first.name, first.lora_config_version) == ("a", "8")
     assert (second.name, second.lora_config_version) == ("b", "16")
@@ -140,8 +138,8 @@ async def test_names_tell_lost_runs_apart(service: ScriptedService, client: Serv
 async def test_lost_runs_that_cannot_be_told_apart_are_named(service: ScriptedService, client: ServiceClient) -> None:
     Factory(service, ["lost", "lost"])
     answers = await asyncio.gather(
-        client.control_plane.create_run(request(8)),
-        client.control_plane.create_run(request(16)),
+        client.provision_run(request(8)),
+        client.provision_run(request(16)),
         return_exceptions=True,
     )
     for answer in answers:
@@ -165,13 +163,13 @@ async def test_a_run_that_a_cancelled_call_may_have_made_is_not_taken(
         return await factory.create(http)
 
     service.always("POST", RUNS, hold_first)
-    cancelled = asyncio.create_task(client.control_plane.create_run(request(8)))
+    cancelled = asyncio.create_task(client.provision_run(request(8)))
     await arrived.wait()
     cancelled.cancel()
     with pytest.raises(asyncio.CancelledError):
         await cancelled
     with pytest.raises(LostAnswerError, match="one of run-1, run-2"):
-        await client.control_plane.create_run(request(16))
+        await client.provision_run(request(16))
 
 
 async def test_a_session_of_somebody_else_may_get_runs_from_them(
@@ -179,7 +177,7 @@ async def test_a_session_of_somebody_else_may_get_runs_from_them(
 ) -> None:
     factory = Factory(service, ["lost"])
     with pytest.raises(LostAnswerError, match="look for session theirs"):
-        await client.control_plane.create_run(CreateRunRequest(session_id="theirs", base_model="m"))
+        await client.provision_run(CreateRunRequest(session_id="theirs", base_model="m"))
     assert factory.posts == 1
 
 
@@ -189,7 +187,7 @@ async def test_a_creation_that_was_turned_away_is_repeated(
 ) -> None:
     service.answer("POST", RUNS, *[Say(status, {"message": "later"}, {"Retry-After": "7"})] * 3)
     Factory(service, [])
-    run = await client.control_plane.create_run(request())
+    run = await client.provision_run(request())
     assert run.id == "run-1"
     assert clock.pauses == [7, 7, 7]
 
@@ -199,7 +197,7 @@ async def test_a_date_to_try_again_at_is_kept(service: ScriptedService, client: 
     for said in (later, "when we can"):
         service.answer("POST", RUNS, Say(503, {"message": "later"}, {"Retry-After": said}))
     Factory(service, [])
-    await client.control_plane.create_run(request())
+    await client.provision_run(request())
     assert 15 < clock.pauses[0] <= 20
     assert clock.pauses[1] < 2
 
@@ -208,7 +206,7 @@ async def test_a_rate_limit_is_outwaited(service: ScriptedService, client: Servi
     """Hundreds of creations outlast the four tries that a fault is given."""
     service.answer("POST", RUNS, *[Say(429, {"message": "later"})] * 8)
     Factory(service, [])
-    await client.control_plane.create_run(request())
+    await client.provision_run(request())
     assert len(clock.pauses) == 8
     assert clock.pauses[0] < 2 < 15 <= clock.pauses[-1] <= 30
 
@@ -218,7 +216,7 @@ async def test_a_failure_that_the_service_owns_up_to_is_not_repeated(
 ) -> None:
     service.always("POST", RUNS, Say(500, {"message": "out of GPUs"}))
     with pytest.raises(ServerError, match="out of GPUs"):
-        await client.control_plane.create_run(request())
+        await client.provision_run(request())
     assert len(service.seen_at("POST", RUNS)) == 1
 
 

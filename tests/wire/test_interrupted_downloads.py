@@ -19,7 +19,8 @@ import anyio
 import pytest
 from aiohttp import web
 
-from loops_async import ConnectError, LoopsError, PermissionDeniedError, ProtocolError, ServiceClient, checkpoints
+from loops_async import ConnectError, LoopsError, PermissionDeniedError, ProtocolError, ServiceClient
+from loops_async._checkpoints import download
 from tests.support.clock import Clock
 from tests.support.files import SIGNED, FileStore, found_in
 from tests.support.scripted import KEY, Hold, Say, ScriptedService, hang_up_in_the_body
@@ -159,7 +160,7 @@ async def test_a_silent_store_is_asked_again_for_the_rest(
     quick: Clock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(checkpoints, "IDLE_SECONDS", 0.1)
+    monkeypatch.setattr(download, "IDLE_SECONDS", 0.1)
     store.holds({"a": CONTENT})
     store.limit = 50_000
     downloading = asyncio.create_task(client.download_checkpoint("c1", dest_dir=tmp_path))

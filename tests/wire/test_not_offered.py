@@ -55,7 +55,7 @@ async def test_a_trainer_that_does_not_tell_its_version(trainer: TrainingClient,
 
 async def test_prompt_logprobs_that_were_not_sent(sampler: SamplingClient, service: ScriptedService) -> None:
     service.answer("POST", "/sampler/sample", Say(body=COMPLETIONS))
-    with pytest.raises(ProtocolError, match="no prompt logprobs though they were asked"):
+    with pytest.raises(ProtocolError, match="no prompt logprobs though they were requested"):
         await sampler.compute_logprobs([1, 2])
 
 

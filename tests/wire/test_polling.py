@@ -85,7 +85,7 @@ async def test_a_status_that_is_not_known_is_asked_again_after_a_second(
     await (await step(Say(200, body)))
     assert step.polls == 2
     assert quick.pauses == [1.0]
-    assert any("that is not known" in record.getMessage() for record in caplog.records)
+    assert any("unknown status" in record.getMessage() for record in caplog.records)
 
 
 @pytest.mark.parametrize(

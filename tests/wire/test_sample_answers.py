@@ -24,10 +24,12 @@ from loops_async import (
     SamplingClient,
     SamplingParams,
     ServerError,
+    ServerlessDeployment,
     ServiceClient,
     TrainingClient,
     sampling,
 )
+from loops_async._http.endpoint import Endpoint
 from tests.support.clock import Clock
 from tests.support.scripted import KEY, MODEL, Say, ScriptedService, hang_up, hang_up_in_the_body
 
@@ -422,6 +424,6 @@ async def test_a_version_that_never_comes_is_given_up(
 
 
 async def test_the_base_url_of_a_pickle_must_be_one() -> None:
-    target = sampling.SamplerTarget(service_url="nowhere", base_url="nowhere", base_model=MODEL)
-    with pytest.raises(ConfigError):
-        await SamplingClient(target).sample([1])
+    endpoint = Endpoint(deployment=ServerlessDeployment(base_url="nowhere"), base_model=MODEL, headers={})
+    with pytest.raises(ConfigError, match="base_url must be an absolute http or https URL"):
+        await SamplingClient(endpoint).sample([1])

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from loops_async._http import transport as transport_module
 from loops_async import (
     AuthenticationError,
     ConfigError,
@@ -20,8 +19,9 @@ from loops_async import (
     ProtocolError,
     RequestTimeoutError,
     ServiceClient,
-    checkpoints,
 )
+from loops_async._checkpoints import download
+from loops_async._http import transport as transport_module
 from tests.support.clock import Clock
 from tests.support.files import FILES, SIGNED, entry, page
 from tests.support.scripted import KEY, Hold, Reply, Say, ScriptedService, hang_up, hang_up_in_the_body
@@ -233,7 +233,7 @@ async def test_a_signature_is_not_in_the_error_of_a_time_limit(
     failed_download: Callable[[str], Awaitable[LoopsError]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(checkpoints, "IDLE_SECONDS", 0.01)
+    monkeypatch.setattr(download, "IDLE_SECONDS", 0.01)
     service.always("GET", "/files/x", Hold(Say()))
     error = await failed_download(f"{service.url}/files/x")
     assert isinstance(error, RequestTimeoutError)

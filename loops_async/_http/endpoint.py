@@ -1,0 +1,132 @@
+"""Where a trainer or a sampler is, and how it is spoken to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+from msgspec import UNSET, Struct, UnsetType
+
+from .. import protocol
+from ..errors import ProtocolError
+from ..types import BasetenDeployment, LocalDeployment, Run, Sampler, ServerlessDeployment
+from .body import Body
+from .settings import Settings, resolve_settings
+from .transport import Request
+
+Deployment: TypeAlias = BasetenDeployment | ServerlessDeployment | LocalDeployment
+
+
+class Endpoint(Struct, frozen=True, kw_only=True):
+    """A trainer or a sampler: its address, what each request to it carries, and how long that may take.
+
+    `deployment` says what kind of place it is, and so how it becomes ready, whether it has a queue, and whether the API
+    key goes there. A plain value without the key, which pickles. Only `of_run` and `of_sampler` make one.
+    """
+
+    deployment: Deployment
+    base_model: str
+    headers: Mapping[str, str]
+    run_id: str | None = None
+    timeout: float | None = None
+    """Seconds that one request may take; None for as long as it takes."""
+    ready_timeout: float = 3600.0
+    """Seconds that it may take to become ready."""
+
+    @classmethod
+    def of_run(cls, run: Run, *, timeout: float | None = None, ready_timeout: float = 3600.0) -> Endpoint:
+        """Return the endpoint of a run's trainer."""
+        if run.base_url is None:
+            raise ProtocolError(f"run {run.id} was made without the URL of its trainer; look at it with get_run")
+        deployment: Deployment
+        if run.session_id == protocol.LOCAL_ID:
+            deployment = LocalDeployment(base_url=run.base_url)
+        else:
+            deployment = BasetenDeployment(base_url=run.base_url, deployment_id=run.deployment_id)
+        return cls(
+            deployment=deployment,
+            base_model=run.base_model,
+            headers={protocol.RUN_ID: run.id},
+            run_id=run.id,
+            timeout=timeout,
+            ready_timeout=ready_timeout,
+        )
+
+    @classmethod
+    def of_sampler(
+        cls,
+        sampler: Sampler,
+        *,
+        service_url: str,
+        run_id: str | None = None,
+        timeout: float | None = None,
+        ready_timeout: float = 3600.0,
+    ) -> Endpoint:
+        """Return the endpoint of a sampler: of one that is paired with a run where `run_id` is given.
+
+        `service_url` is the control plane's, where a dedicated sampler's state can be asked for.
+        """
+        deployment: Deployment
+        if sampler.id == protocol.LOCAL_ID:
+            deployment = LocalDeployment(base_url=sampler.base_url)
+        elif sampler.deployment_id is None:
+            deployment = ServerlessDeployment(base_url=sampler.base_url)
+        else:
+            deployment = BasetenDeployment(
+                base_url=sampler.base_url,
+                model_id=sampler.model_id,
+                deployment_id=sampler.deployment_id,
+                api_base_url=service_url,
+            )
+        headers: dict[str, str] = {}
+        # A gateway wants the run or the sampler, never both.
+        if run_id is not None:
+            headers[protocol.RUN_ID] = run_id
+        elif sampler.id != protocol.LOCAL_ID:
+            headers[protocol.SAMPLER_ID] = sampler.id
+        return cls(
+            deployment=deployment,
+            base_model=sampler.base_model,
+            headers=headers,
+            run_id=run_id,
+            timeout=timeout,
+            ready_timeout=ready_timeout,
+        )
+
+    @property
+    def url(self) -> str:
+        """The address to which routes are appended."""
+        return self.deployment.base_url
+
+    def request(
+        self,
+        method: str,
+        route: str,
+        what: str,
+        *,
+        body: bytes | Body | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: float | None | UnsetType = UNSET,
+    ) -> Request:
+        """Make a request of this endpoint; `headers` are all that it carries where they are given."""
+        return Request(
+            method=method,
+            url=self.deployment.base_url + route,
+            what=what,
+            body=body,
+            headers=self.headers if headers is None else headers,
+            timeout=self.timeout if timeout is UNSET else timeout,
+        )
+
+    def settings(self) -> Settings:
+        """Return the settings of a client that knows this endpoint alone; the key comes from the environment.
+
+        A local trainer or sampler gets no key.
+        """
+        match self.deployment:
+            case LocalDeployment(base_url=url):
+                return Settings(base_url=url, api_key=None)
+            case ServerlessDeployment(base_url=url):
+                return resolve_settings(base_url=url)
+            case BasetenDeployment(api_base_url=url):
+                return resolve_settings(base_url=url)
