@@ -24,8 +24,8 @@ from ._training.step_log import require_wandb
 from .control_plane import ControlPlane, resolve_team
 from .errors import ClosedError, InputError, ProtocolError, UnsupportedError
 from .protocol import LOCAL_ID, CheckpointUri
-from .sampling import SamplingClient, Weights
-from .training import TrainingClient
+from .sampling import SamplingClient, Weights, sampling_client
+from .training import TrainingClient, training_client
 from .types import (
     AuthScheme,
     AvailabilityModel,
@@ -342,11 +342,9 @@ class ServiceClient:
         check_positive(timeout, "timeout")
         _check_wandb(wandb_config)
         run = await self.wait_for_run(run_id, ready_timeout=ready_timeout)
-        return TrainingClient(
+        return training_client(
             self._live.runtime,
             run,
-            lora_rank=None,
-            max_seq_len=None,
             timeout=timeout,
             ready_timeout=ready_timeout,
             wandb_config=wandb_config,
@@ -563,7 +561,7 @@ class ServiceClient:
 
         async def start() -> TrainingClient:
             async with session.provisioner.run(request, options) as run:
-                trainer = TrainingClient(
+                trainer = training_client(
                     session.runtime,
                     run,
                     lora_rank=request.lora_rank,
@@ -597,7 +595,7 @@ class ServiceClient:
             timeout=timeout,
             ready_timeout=options.ready_timeout,
         )
-        return SamplingClient(sampler, Weights(checkpoint_path=request.model_path), self._live.runtime)
+        return sampling_client(sampler, Weights(checkpoint_path=request.model_path), self._live.runtime)
 
     async def _provision_sampler(self, request: CreateSamplerRequest, options: ProvisioningOptions) -> Sampler:
         check_kind(request, CreateSamplerRequest, "request")

@@ -129,7 +129,10 @@ class ControlPlane:
             runs = await service.control_plane.list_runs(base_model="Qwen/Qwen3-0.6B")
     """
 
-    def __init__(self, transport: Transport, base_url: str, ledger: RunLedger) -> None:
+    def __init__(self) -> None:
+        raise TypeError("a control plane is `ServiceClient.control_plane`")
+
+    def _set_up(self, transport: Transport, base_url: str, ledger: RunLedger) -> None:
         self._transport = transport
         self._ledger = ledger
         self._root = f"{base_url}/v1"
@@ -199,7 +202,7 @@ class ControlPlane:
             InputError: a field of `request` breaks its rule; nothing was sent.
             LostAnswerError: the answer was lost, and `request` names no run. The sampler may exist.
         """
-        check_kind(request, CreateSamplerRequest, "")
+        check_kind(request, CreateSamplerRequest, "request")
         if request.model_path is not None:
             CheckpointUri.parse(request.model_path, kind="sampler_weights", path="model_path")
         is_harmless = request.run_id is not UNSET and request.run_id is not None
@@ -253,7 +256,7 @@ class ControlPlane:
         given = {"run_id": run_id, "base_model": base_model, "checkpoint_path": checkpoint_path}
         query = {name: value for name, value in given.items() if value is not None}
         if len(query) != 1:
-            raise InputError("list_checkpoints", f"give exactly one of {', '.join(given)}; got {query or 'none'}")
+            raise InputError("run_id", f"give exactly one of {', '.join(given)}; got {query or 'none'}")
         if checkpoint_path is not None:
             CheckpointUri.parse(checkpoint_path, path="checkpoint_path")
         try:
@@ -293,7 +296,7 @@ class ControlPlane:
             InputError: a field of `request` breaks its rule; nothing was sent.
             LostAnswerError: the answer was lost. The model may exist.
         """
-        check_kind(request, DeployCheckpointsRequest, "")
+        check_kind(request, DeployCheckpointsRequest, "request")
         what = f"deploy {len(request.checkpoint_ids)} checkpoints as {request.model_name}"
         url = f"{self._loops}/checkpoints/deploy"
         try:
@@ -422,7 +425,7 @@ class ControlPlane:
     # --- within ---
 
     async def _create_run(self, request: NewRun, kind: type[NewRun], route: str, team_id: str | None) -> Run:
-        check_kind(request, kind, "")
+        check_kind(request, kind, "request")
         if request.path is not None:
             CheckpointUri.parse(request.path, kind="weights")
         url = f"{self._team(team_id)}/{route}"
@@ -471,6 +474,13 @@ class ControlPlane:
             return found
 
         return await retry(fetch, CONTROL_PLANE, what=what, when=when)
+
+
+def control_plane(transport: Transport, base_url: str, ledger: RunLedger) -> ControlPlane:
+    """Return the control plane of the service at `base_url`."""
+    plane = ControlPlane.__new__(ControlPlane)
+    plane._set_up(transport, base_url, ledger)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - our constructor
+    return plane
 
 
 class RunLedger:

@@ -79,6 +79,9 @@ class Weights(Struct, frozen=True, kw_only=True):
         return f"version >= {self.min_policy_version}" if self.min_policy_version else "the live weights"
 
 
+_LIVE_WEIGHTS: Final = Weights()
+
+
 class SamplingClient:
     """Samples from one sampler.
 
@@ -94,10 +97,13 @@ class SamplingClient:
             print(answer.sequences[0].text)
     """
 
-    def __init__(self, endpoint: Endpoint, weights: Weights | None = None, runtime: Runtime | None = None) -> None:
+    def __init__(self) -> None:
+        raise TypeError("a sampling client is made by a ServiceClient or a TrainingClient")
+
+    def _set_up(self, endpoint: Endpoint, weights: Weights, runtime: Runtime | None) -> None:
         self._sampler = endpoint
-        self._weights = Weights() if weights is None else weights
-        self._endpoint = replace(endpoint, headers=self._weights.headers(endpoint.headers))
+        self._weights = weights
+        self._endpoint = replace(endpoint, headers=weights.headers(endpoint.headers))
         self._runtime = runtime
         self._retry_policies = UNREACHED, RetryPolicy(seconds=endpoint.ready_timeout)
         self._models: tuple[float, protocol.ServedModels] | None = None
@@ -336,7 +342,7 @@ class SamplingClient:
         runtime = Runtime(resolve_settings(api_key=api_key, base_url=deployment.api_base_url))
         try:
             endpoint = Endpoint(deployment=deployment, base_model=base_model, headers={})
-            await cls(endpoint, runtime=runtime).ensure_ready(ready_timeout)
+            await sampling_client(endpoint, runtime=runtime).ensure_ready(ready_timeout)
         finally:
             await runtime.close()
 
@@ -364,7 +370,7 @@ class SamplingClient:
         return f"<SamplingClient {self._endpoint.base_model} at {self._endpoint.url}, {self._weights}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._sampler, self._weights)
+        return sampling_client, (self._sampler, self._weights)
 
     # --- how a request is made ---
 
@@ -448,6 +454,15 @@ class SamplingClient:
             return await detached_runtime(self._endpoint)
         self._runtime.transport.check_usable()
         return self._runtime
+
+
+def sampling_client(
+    endpoint: Endpoint, weights: Weights = _LIVE_WEIGHTS, runtime: Runtime | None = None
+) -> SamplingClient:
+    """Return a client of a sampler; without a `runtime` it uses that of the event loop it is called in."""
+    client = SamplingClient.__new__(SamplingClient)
+    client._set_up(endpoint, weights, runtime)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - our constructor
+    return client
 
 
 async def _outcome(

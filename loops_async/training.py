@@ -37,7 +37,7 @@ from .protocol import (
     SaveWeightsForSamplerBody,
     check_checkpoint_name,
 )
-from .sampling import SamplingClient, Weights
+from .sampling import SamplingClient, Weights, sampling_client
 from .types import (
     AdamParams,
     Checkpoint,
@@ -84,22 +84,24 @@ class TrainingClient:
             await optim
     """
 
-    def __init__(
+    def __init__(self) -> None:
+        raise TypeError("a training client is made by a ServiceClient")
+
+    def _set_up(
         self,
         runtime: Runtime,
         run: Run,
+        endpoint: Endpoint,
         *,
         lora_rank: int | None,
         max_seq_len: int | None,
-        timeout: float,
-        ready_timeout: float,
-        wandb_config: WandbConfig | None = None,
+        wandb_config: WandbConfig | None,
     ) -> None:
         self._runtime = runtime
         self._run = run
         self._lora_rank = lora_rank
         self._max_seq_len = max_seq_len
-        self._endpoint = Endpoint.of_run(run, timeout=timeout, ready_timeout=ready_timeout)
+        self._endpoint = endpoint
         self._is_closed = False
         self._submitter = Submitter(
             self._endpoint, runtime.turns(run.id), transport=runtime.transport, tasks=runtime.tasks
@@ -283,7 +285,7 @@ class TrainingClient:
         saved = await (await self.save_weights_for_sampler(name)).result()
         # Version 0 is the base model: nothing was trained, so there is nothing to wait for.
         weights = Weights(min_policy_version=saved.version or None)
-        client = SamplingClient(sampler, weights, self._runtime)
+        client = sampling_client(sampler, weights, self._runtime)
         if saved.version:
             await client.wait_for_version(saved.version)
         return client
@@ -324,7 +326,7 @@ class TrainingClient:
         if not isinstance(sampler.deployment, LocalDeployment):  # a local one has no control plane to ask
             await self._runtime.control_plane.validate_checkpoint(model_path)
         weights = Weights(checkpoint_path=model_path, min_policy_version=min_policy_version)
-        return SamplingClient(sampler, weights, self._runtime)
+        return sampling_client(sampler, weights, self._runtime)
 
     # --- checkpoints ---
 
@@ -447,7 +449,7 @@ class TrainingClient:
         path = (await (await self.save_weights_for_sampler(name)).result()).path
         # The service may have chosen another name, or tell where the files are instead of what they are called.
         path = path if path.startswith(prefix) else prefix + name
-        return SamplingClient(sampler, Weights(checkpoint_path=path), self._runtime)
+        return sampling_client(sampler, Weights(checkpoint_path=path), self._runtime)
 
     def _sampler(self) -> Endpoint:
         if self._run.sampler is None:
@@ -461,6 +463,25 @@ class TrainingClient:
             run_id=self.run_id,
             ready_timeout=self._endpoint.ready_timeout,
         )
+
+
+def training_client(
+    runtime: Runtime,
+    run: Run,
+    *,
+    timeout: float,
+    ready_timeout: float,
+    lora_rank: int | None = None,
+    max_seq_len: int | None = None,
+    wandb_config: WandbConfig | None = None,
+) -> TrainingClient:
+    """Return a client of a run whose trainer is ready."""
+    endpoint = Endpoint.of_run(run, timeout=timeout, ready_timeout=ready_timeout)
+    client = TrainingClient.__new__(TrainingClient)
+    client._set_up(  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - our constructor
+        runtime, run, endpoint, lora_rank=lora_rank, max_seq_len=max_seq_len, wandb_config=wandb_config
+    )
+    return client
 
 
 def _checked_ttl(ttl_seconds: int | None) -> int | None:

@@ -12,7 +12,7 @@ from .._http.settings import Settings
 from .._http.transport import Transport
 from .._operations.turns import Turns
 from .._tasks import SingleFlight, TaskOwner, run_to_completion
-from ..control_plane import ControlPlane, RunLedger
+from ..control_plane import ControlPlane, RunLedger, control_plane
 from ..types import BasetenDeployment
 from .heartbeat import Heartbeat
 from .readiness import SamplerGate
@@ -27,7 +27,7 @@ class Runtime:
         self.tasks: TaskOwner = TaskOwner()
         self.heartbeat: Heartbeat = Heartbeat(self.tasks)
         self.ledger: RunLedger = RunLedger()
-        self.control_plane: ControlPlane = ControlPlane(self.transport, settings.base_url, self.ledger)
+        self.control_plane: ControlPlane = control_plane(self.transport, settings.base_url, self.ledger)
         self.admission: asyncio.Semaphore = asyncio.Semaphore(settings.max_connections)
         self.tokenizers: SingleFlight[str, Any] = SingleFlight(self.tasks)
         """By base model."""

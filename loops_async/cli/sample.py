@@ -22,7 +22,7 @@ from ..errors import (
     UnsupportedError,
 )
 from ..protocol import CheckpointUri
-from ..sampling import SamplingClient, Weights
+from ..sampling import SamplingClient, Weights, sampling_client
 from ..types import SampledPrompt, Sampler, SampleResponse, SamplingParams
 from ._connection import FAILED, complain, fail, on_service
 from ._jsonl import InputLine, count_input, finished, open_output, output_line, read_input, write_line
@@ -98,7 +98,7 @@ async def _client(
     plane = runtime.control_plane
     sampler = await plane.get_sampler(str(sampler_id)) if run_id is None else await _sampler_of(plane, run_id)
     endpoint = Endpoint.of_sampler(sampler, service_url=runtime.settings.base_url, run_id=run_id, timeout=timeout)
-    return SamplingClient(endpoint, Weights(checkpoint_path=checkpoint), runtime)
+    return sampling_client(endpoint, Weights(checkpoint_path=checkpoint), runtime)
 
 
 async def _sampler_of(plane: ControlPlane, run_id: str) -> Sampler:

@@ -426,4 +426,4 @@ async def test_a_version_that_never_comes_is_given_up(
 async def test_the_base_url_of_a_pickle_must_be_one() -> None:
     endpoint = Endpoint(deployment=ServerlessDeployment(base_url="nowhere"), base_model=MODEL, headers={})
     with pytest.raises(ConfigError, match="base_url must be an absolute http or https URL"):
-        await SamplingClient(endpoint).sample([1])
+        await sampling.sampling_client(endpoint).sample([1])
