@@ -92,6 +92,13 @@ def check_kind(value: Any, kind: type[S], path: str) -> S:
     return check(value, path=path)
 
 
+def check_request(value: Any, kind: type[S]) -> S:
+    """Return the body of a request if it is a valid `kind`; its fields are named without it, as arguments are."""
+    if not isinstance(value, kind):
+        raise InputError("request", f"expected {kind.__name__}, got {type(value).__name__}")
+    return check(value)
+
+
 def check_positive(value: Any, path: str) -> None:
     """Refuse a number of seconds that is not positive."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct
 
-from ._arguments import check_at_least, check_kind, check_positive
+from ._arguments import check_at_least, check_kind, check_positive, check_request
 from ._checkpoints.download import checkpoint_files, download
 from ._http.endpoint import Endpoint
 from ._http.settings import Settings, checked_url, resolve_settings
@@ -298,7 +298,7 @@ class ServiceClient:
             ready_timeout=ready_timeout, keep_on_failure=keep_on_failure, on_progress=on_progress
         )
 
-        check_kind(request, CreateRunRequest, "request")
+        check_request(request, CreateRunRequest)
         session = self._live
 
         async def provision() -> Run:
@@ -554,7 +554,7 @@ class ServiceClient:
         *,
         with_optimizer: bool = False,
     ) -> TrainingClient:
-        check_kind(request, CreateRunRequest, "request")
+        check_request(request, CreateRunRequest)
         check_positive(timeout, "timeout")
         _check_wandb(wandb_config)
         session = self._live
@@ -598,7 +598,7 @@ class ServiceClient:
         return sampling_client(sampler, Weights(checkpoint_path=request.model_path), self._live.runtime)
 
     async def _provision_sampler(self, request: CreateSamplerRequest, options: ProvisioningOptions) -> Sampler:
-        check_kind(request, CreateSamplerRequest, "request")
+        check_request(request, CreateSamplerRequest)
         session = self._live
         provisioning = session.provisioner.sampler(request, options)
         return await session.runtime.tasks.run(provisioning, name="provision a sampler")

@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from ._arguments import check, check_kind
+from ._arguments import check, check_request
 from ._http.retry import CONTROL_PLANE, answer_was_lost, is_retryable, retry, was_not_sent
 from ._http.transport import Request, Transport
 from .errors import ConfigError, InputError, LoopsError, LostAnswerError, NotFoundError
@@ -202,7 +202,7 @@ class ControlPlane:
             InputError: a field of `request` breaks its rule; nothing was sent.
             LostAnswerError: the answer was lost, and `request` names no run. The sampler may exist.
         """
-        check_kind(request, CreateSamplerRequest, "request")
+        check_request(request, CreateSamplerRequest)
         if request.model_path is not None:
             CheckpointUri.parse(request.model_path, kind="sampler_weights", path="model_path")
         is_harmless = request.run_id is not UNSET and request.run_id is not None
@@ -296,7 +296,7 @@ class ControlPlane:
             InputError: a field of `request` breaks its rule; nothing was sent.
             LostAnswerError: the answer was lost. The model may exist.
         """
-        check_kind(request, DeployCheckpointsRequest, "request")
+        check_request(request, DeployCheckpointsRequest)
         what = f"deploy {len(request.checkpoint_ids)} checkpoints as {request.model_name}"
         url = f"{self._loops}/checkpoints/deploy"
         try:
@@ -425,7 +425,7 @@ class ControlPlane:
     # --- within ---
 
     async def _create_run(self, request: NewRun, kind: type[NewRun], route: str, team_id: str | None) -> Run:
-        check_kind(request, kind, "request")
+        check_request(request, kind)
         if request.path is not None:
             CheckpointUri.parse(request.path, kind="weights")
         url = f"{self._team(team_id)}/{route}"
