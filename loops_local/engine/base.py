@@ -51,9 +51,6 @@ class Trainer(Protocol):
     @property
     def rank(self) -> int: ...
 
-    def reset(self, rank: int) -> None:
-        """Begin again with a fresh adapter (B = 0: the base model's behaviour), no gradients, step 0."""
-
     def forward(
         self,
         data: Sequence[Datum],

@@ -59,10 +59,6 @@ class EchoTrainer:
         self.step = 0
         self._pending = 0
 
-    def reset(self, rank: int) -> None:
-        """Begin again at step 0."""
-        self.rank, self.step, self._pending = rank, 0, 0
-
     def forward(
         self,
         data: Sequence[Datum],
@@ -108,7 +104,7 @@ class EchoTrainer:
         """Read the rank, and with `optimizer` the step."""
         if optimizer and not (directory / STATE_FILE).is_file():
             raise RefusedError("this checkpoint holds no optimizer state; load it with load_state")
-        self.reset(_rank_of(directory))
+        self.rank, self.step, self._pending = _rank_of(directory), 0, 0
         if optimizer:
             self.step = msgspec.json.decode((directory / STATE_FILE).read_bytes())["step"]
 

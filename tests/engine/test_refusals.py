@@ -11,7 +11,7 @@ import pytest
 
 from loops_async.types import AdamParams, Datum, ImageChunk, ModelInput, TensorData
 from loops_async.types.inputs import ExternalRef
-from loops_local.engine.base import RefusedError, Trainer
+from loops_local.engine.base import Engine, RefusedError, Trainer
 
 from .tools import text, weights
 
@@ -148,9 +148,9 @@ def test_top_k(trainer: Trainer, top_k: int) -> None:
         trainer.forward([GOOD], "cross_entropy", {}, backward=False, top_k=top_k)
 
 
-def test_rank(trainer: Trainer) -> None:
+def test_rank(engine: Engine) -> None:
     with pytest.raises(RefusedError, match="lora_rank: must be at least 1; got 0"):
-        trainer.reset(0)
+        engine.trainer(0)
 
 
 def test_adam(trainer: Trainer, tmp_path: Path) -> None:

@@ -188,19 +188,6 @@ def test_seeds(engine: Engine, tmp_path: Path) -> None:
     assert not np.array_equal(one[name], free[name])
 
 
-def test_reset_is_a_fresh_adapter(engine: Engine, tmp_path: Path) -> None:
-    trainer = engine.trainer(4, seed=5)
-    trainer.forward(BATCH, "cross_entropy", {}, backward=True)
-    trainer.optim_step(AdamParams(learning_rate=0.1))
-    trainer.forward(BATCH, "cross_entropy", {}, backward=True)
-    trainer.reset(8)
-    assert (trainer.rank, trainer.step) == (8, 0)
-    assert trainer.optim_step(AdamParams())["grad_norm"] == 0.0
-    fresh = weights(engine.trainer(8, seed=5), tmp_path)
-    trainer.reset(8)
-    assert all(np.array_equal(part, fresh[name]) for name, part in weights(trainer, tmp_path).items())
-
-
 def test_fine_tuning_memorises(engine: Engine, sampler: Sampler) -> None:
     trainer = engine.trainer(8, seed=0)
     for _ in range(25):

@@ -52,9 +52,11 @@ class LoraTrainer:
     _skip: bool | None
 
     def __init__(self, base: Base, rank: int, seed: int | None) -> None:
+        if rank < 1:
+            raise RefusedError(f"lora_rank: must be at least 1; got {rank}")
         self._base = base
-        self._seed = seed
-        self.reset(rank)
+        flat = fresh(base.shapes, rank, seed)
+        self._start(LoraAdapter(flat, rank, ALPHA, base.info.name, base.shapes), Adam(flat.numel()))
 
     @property
     def step(self) -> int:
@@ -63,14 +65,6 @@ class LoraTrainer:
     @property
     def rank(self) -> int:
         return self._adapter.rank
-
-    def reset(self, rank: int) -> None:
-        """Begin again with a fresh adapter, no gradients, step 0."""
-        if rank < 1:
-            raise RefusedError(f"lora_rank: must be at least 1; got {rank}")
-        base = self._base
-        flat = fresh(base.shapes, rank, self._seed)
-        self._begin(LoraAdapter(flat, rank, ALPHA, base.info.name, base.shapes), Adam(flat.numel()))
 
     def forward(
         self, data: Sequence[Datum], loss_fn: str, config: Mapping[str, Any], *, backward: bool, top_k: int = 0
@@ -143,9 +137,9 @@ class LoraTrainer:
         """
         adapter = LoraAdapter.read(directory, model=self._base.info.name, shapes=self._base.shapes)
         adam = self._read_optimizer(directory, adapter) if optimizer else Adam(adapter.flat.numel())
-        self._begin(adapter, adam)
+        self._start(adapter, adam)
 
-    def _begin(self, adapter: LoraAdapter, optimizer: Adam) -> None:
+    def _start(self, adapter: LoraAdapter, optimizer: Adam) -> None:
         self._adapter = adapter
         self._optimizer = optimizer
         self._forget()
