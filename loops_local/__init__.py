@@ -9,9 +9,9 @@ Example:
     True
 """
 
+from ._service import DEFAULT_MODELS, LocalService, serve_in_thread
+from ._storage.store import StoreLockedError
 from .engine import Engine, EngineFactory, RefusedError
-from .service import DEFAULT_MODELS, LocalService, serve_in_thread
-from .store import StoreLockedError
 
 __all__ = [
     "DEFAULT_MODELS",

@@ -12,9 +12,9 @@ import signal
 import sys
 from pathlib import Path
 
+from ._service import DEFAULT_MODELS, LocalService
+from ._storage.store import StoreLockedError
 from .engine import KINDS, RefusedError
-from .service import DEFAULT_MODELS, LocalService
-from .store import StoreLockedError
 
 __all__ = ["main"]
 
@@ -26,7 +26,7 @@ _ABOUT = {
 
 
 def main() -> None:
-    """Run the command line and exit: 0 after Ctrl-C or SIGTERM, 1 with one line on stderr for what went wrong."""
+    """Run the command line and exit: 0 after Ctrl-C or SIGTERM, 1 with one line on stderr after an error."""
     arguments = _parser().parse_args()
     logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr)
     logging.getLogger("loops_local").setLevel(logging.INFO)
@@ -47,12 +47,14 @@ def _parser() -> argparse.ArgumentParser:
     serve = parser.add_subparsers(metavar="COMMAND", required=True).add_parser(
         "serve",
         help="run the service until Ctrl-C",
-        description="Run the service until Ctrl-C. The key is taken from BASETEN_API_KEY, else made up and kept in the "
-        "data directory.",
+        description="Run the service until Ctrl-C. The API key is that of BASETEN_API_KEY; without it, a key is "
+        "generated and kept in the data directory.",
     )
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     serve.add_argument("--port", type=_port, default=DEFAULT_PORT, help="0 takes any (default: %(default)s)")
-    serve.add_argument("--data-dir", type=Path, help="where state is kept (default: the user's data directory)")
+    serve.add_argument(
+        "--data-dir", type=Path, help="directory of the service's state (default: below the user's data directory)"
+    )
     serve.add_argument("--engine", choices=KINDS, default="torch", help="default: %(default)s")
     serve.add_argument(
         "--model",
@@ -61,14 +63,16 @@ def _parser() -> argparse.ArgumentParser:
         f"(default: {', '.join(DEFAULT_MODELS)}; echo takes any name)",
     )
     serve.add_argument(
-        "--serverless", action="store_true", help="runs and samplers in their serverless form: samples are queued"
+        "--serverless",
+        action="store_true",
+        help="offer runs and samplers in their serverless form, which queues samples",
     )
     serve.add_argument(
         "--provisioning-seconds",
         type=_seconds,
         default=0.5,
         metavar="S",
-        help="how long trainers and samplers take to come up (default: %(default)s)",
+        help="how long trainers and samplers take to start (default: %(default)s)",
     )
     return parser
 

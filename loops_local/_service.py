@@ -1,9 +1,9 @@
-"""The service as an object with a beginning and an end."""
+"""The service as one object that is opened and closed."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
+import inspect
 import os
 import secrets
 import shutil
@@ -15,43 +15,47 @@ from contextlib import AsyncExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ParamSpec, Self, TypeVar, cast
 
 from aiohttp import web
 from yarl import URL
 
-from .account import Account
-from .app import build_app
-from .checkpoint_routes import CheckpointRoutes
-from .checkpoints import Checkpoints
-from .control_plane import ControlPlane
-from .deployment_routes import DeploymentRoutes
-from .engine import EngineFactory, load_engine
+from loops_async._tasks import TaskOwner
+
+from ._execution.models import Models
+from ._execution.operations import Operations
+from ._execution.sample_queue import SampleQueue
+from ._http.app import build_app
+from ._http.paths import LOCAL_SAMPLER, LOCAL_TRAINER
+from ._http.signing import UrlSigner
+from ._resources.lifecycle import Lifecycle
+from ._resources.metrics import ProcessMetrics
+from ._resources.registry import Registry
+from ._routes.account import AccountRoutes
+from ._routes.checkpoints import CheckpointRoutes
+from ._routes.control_plane import ControlPlaneRoutes
+from ._routes.deployments import DeploymentRoutes
+from ._routes.files import FileRoutes
+from ._routes.representations import Representations
+from ._routes.sample_queue import SampleQueueRoutes
+from ._routes.sampler import SamplerRoutes
+from ._routes.trainer import TrainerRoutes
+from ._storage.checkpoints import Checkpoints
+from ._storage.logs import Logs
+from ._storage.store import Store
+from .engine import Engine, EngineFactory, load_engine
 from .faults import Faults
-from .files import Files
-from .journal import Journal
-from .making import Maker
-from .meter import Machine
-from .models import Models
-from .operations import Operations
-from .queue_routes import QueueRoutes
-from .registry import Registry
-from .sample_queue import SampleQueue
-from .sampler_routes import LOCAL_SAMPLER, SamplerRoutes
-from .signing import UrlSigner
-from .store import Store
-from .trainer_routes import LOCAL_TRAINER, TrainerRoutes
-from .views import Views
 
 __all__ = ["DEFAULT_MODELS", "LocalService", "serve_in_thread"]
 
-logger = logging.getLogger(__name__)
+P = ParamSpec("P")
+R = TypeVar("R")
 
 DEFAULT_MODELS = ("HuggingFaceTB/SmolLM2-135M-Instruct", "tiny")
-"""What the torch engine offers unless told otherwise; the first is the default."""
+"""The models that the torch engine offers by default; the first is the default of local mode."""
 
 _ECHO_MODEL = "echo"
-_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - a table of names, not a bind
+_REACHABLE_AS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - a table of names, not a bind
 _CLOSE_SECONDS = 2.0
 _NOT_RUNNING = "the service is not running; enter it first"
 
@@ -64,18 +68,18 @@ class LocalService:
             from a model's name to an engine.
         model: the only base model on offer (with ``"echo"``: the default one).
         models: the base models on offer, instead of `model`; the first is the default of local mode.
-        data_dir: where state is kept. None is a temporary directory that is removed at the end.
-        cache_dir: where downloaded and converted models are kept; None is the user's cache directory.
-        host: the address to listen on. Local mode, which needs no key, answers callers on this machine only.
+        data_dir: the directory of the service's state. None is a temporary directory, removed at the end.
+        cache_dir: the directory of downloaded and converted models; None is the user's cache directory.
+        host: the address to listen on. Local mode, which needs no key, accepts requests from this machine only.
         port: the port; 0 takes a free one.
-        api_key: the key that callers need; None makes one up, and keeps it in `data_dir` where one is given.
-        serverless: show the control plane's runs and samplers in their serverless form: without deployments, and
-            with samplers that take samples into a queue. What runs them is the same.
-        provisioning_seconds: how long a trainer or sampler takes to come up, beside the loading of its model.
-        poll_hold_seconds: how long a poll of an operation is held before it answers 408.
-        version_wait_seconds: how long a sampler waits for a version before it answers 408.
-        result_retention_seconds: how long the answer of an operation is kept.
-        file_url_seconds: how long a URL of a checkpoint file is good.
+        api_key: the key that callers need; None generates one, which a given `data_dir` keeps.
+        serverless: offer runs and samplers in their serverless form: without deployments, and with samplers that
+            queue samples. They are executed in the same way.
+        provisioning_seconds: how long a trainer or sampler takes to start, besides the loading of its model.
+        poll_hold_seconds: how long a poll of an operation waits before the response 408.
+        version_wait_seconds: how long a sampler waits for a version before the response 408.
+        result_retention_seconds: how long the outcome of an operation is kept.
+        file_url_seconds: how long the URL of a checkpoint file is valid.
 
     Raises, on entry:
         StoreLockedError: another service uses `data_dir`.
@@ -133,18 +137,20 @@ class LocalService:
 
     @property
     def engine(self) -> str:
-        """The kind of engine."""
+        """The kind of engine: ``"torch"``, ``"echo"`` or ``"custom"``."""
         return self._engine if isinstance(self._engine, str) else "custom"
 
     @property
     def models(self) -> Sequence[str]:
-        """The base models on offer; the echo engine takes any other name, too."""
+        """The base models on offer; the echo engine accepts any other name too."""
         return self._names or (self._default_model,)
 
     @property
     def base_url(self) -> str:
         """The URL of the control plane."""
-        return str(self._running_url).rstrip("/")
+        if self._url is None:
+            raise RuntimeError(_NOT_RUNNING)
+        return str(self._url).rstrip("/")
 
     @property
     def trainer_url(self) -> str:
@@ -165,13 +171,13 @@ class LocalService:
 
     @property
     def data_dir(self) -> Path:
-        """Where state is kept."""
+        """The directory of the service's state."""
         if self._data_dir is None:
             raise RuntimeError(_NOT_RUNNING)
         return self._data_dir
 
     async def load(self) -> None:
-        """Load the default model now, rather than with the first run that uses it.
+        """Load the default model now, instead of with the first run that uses it.
 
         Raises:
             RefusedError: it cannot be loaded.
@@ -180,12 +186,6 @@ class LocalService:
         if self._models is None:
             raise RuntimeError(_NOT_RUNNING)
         await self._models.host(self._default_model).engine()
-
-    @property
-    def _running_url(self) -> URL:
-        if self._url is None:
-            raise RuntimeError(_NOT_RUNNING)
-        return self._url
 
     async def __aenter__(self) -> Self:
         try:
@@ -202,7 +202,7 @@ class LocalService:
         await self._stack.aclose()
 
     async def _open(self) -> None:
-        """Start each part; the stack closes them in the opposite order."""
+        """Open each part; the stack closes them in the opposite order."""
         close = self._stack.push_async_callback
         data_dir = self._data_dir = await asyncio.to_thread(self._prepare_data_dir)
         if self._given_dir is None:
@@ -210,60 +210,79 @@ class LocalService:
         store = Store(data_dir / "store.sqlite3")
         await store.open()
         close(store.close)
-        self._api_key = self._api_key or await asyncio.to_thread(_kept_key, data_dir / "api_key")
-        models = self._models = Models(self._load_engine, self._names, self._default_model, data_dir / "tokenizers")
-        close(models.close)
-        journal = Journal(store)
-        await journal.open()
-        checkpoints = Checkpoints(store, data_dir / "checkpoints")
+        self._api_key = self._api_key or await asyncio.to_thread(_stored_key, data_dir / "api_key")
+        registry = await self._open_registry(store, data_dir)
+        operations = Operations(store, retention_seconds=self._result_retention_seconds)
+        await operations.open()
+        queue = SampleQueue(retention_seconds=self._result_retention_seconds)
+        representations = Representations(registry, serverless=self._serverless)
+        process = ProcessMetrics()
+        routes = [
+            *await self._control_plane_routes(registry, store, representations, process),
+            *self._data_plane_routes(registry, Lifecycle(registry, store), operations, queue),
+        ]
+        app = build_app(routes, registry=registry, api_key=self.api_key, faults=self.faults, process=process)
+        representations.base_url = self._url = await self._listen(app)
+        # Closed first, while the server still runs, so that waiting polls get their response.
+        close(operations.close)
+        close(queue.close)
+
+    async def _open_registry(self, store: Store, data_dir: Path) -> Registry:
+        close = self._stack.push_async_callback
+        loads = TaskOwner()
+        self._models = Models(self._load_engine, self._names, self._default_model, data_dir / "tokenizers", loads)
+        close(self._models.close)
+        close(loads.close)
+        logs = Logs(store)
+        await logs.open()
         registry = Registry(
             store,
-            models,
-            checkpoints,
-            journal,
+            self._models,
+            Checkpoints(store, data_dir / "checkpoints", loads),
+            logs,
             data_dir=data_dir,
             provisioning_seconds=self._provisioning_seconds,
         )
         await registry.open()
         if self._given_dir is not None:
             close(registry.close)
-        operations = Operations(store, retention_seconds=self._result_retention_seconds)
-        await operations.open()
-        account = Account(store)
+        return registry
+
+    async def _control_plane_routes(
+        self, registry: Registry, store: Store, representations: Representations, process: ProcessMetrics
+    ) -> list[web.RouteDef]:
+        account = AccountRoutes(store)
         await account.open()
-        maker = Maker(registry, store)
-        views = Views(registry, serverless=self._serverless)
-        machine = Machine()
+        lifecycle = Lifecycle(registry, store)
         signer = UrlSigner(await store.secret("file_urls"), valid_seconds=self._file_url_seconds)
-        files = Files(checkpoints, signer, data_dir / "archives")
-        samplers = SamplerRoutes(registry, version_wait_seconds=self._version_wait_seconds)
-        queue = SampleQueue(retention_seconds=self._result_retention_seconds)
-        routes = [
-            *ControlPlane(registry, maker, views, account).routes(),
-            *CheckpointRoutes(registry, maker, files).routes(),
-            *DeploymentRoutes(registry, maker, views, journal, machine, files).routes(),
+        files = FileRoutes(registry.checkpoints, signer, self.data_dir / "archives")
+        return [
+            *ControlPlaneRoutes(registry, lifecycle, representations, account).routes(),
+            *CheckpointRoutes(registry, lifecycle, files).routes(),
+            *DeploymentRoutes(registry, lifecycle, representations, process, files).routes(),
             *account.routes(),
             *files.routes(),
-            *TrainerRoutes(
-                registry, maker, operations, hold_seconds=self._poll_hold_seconds, serverless=self._serverless
-            ).routes(),
-            *samplers.routes(),
-            *QueueRoutes(registry, samplers, queue, hold_seconds=self._poll_hold_seconds).routes(),
         ]
-        app = build_app(routes, registry=registry, api_key=self.api_key, faults=self.faults, machine=machine)
-        views.base_url = self._url = await self._listen(app)
-        # First of all, while the server still runs, so that those who poll hear how it ends.
-        close(operations.close)
-        close(queue.close)
+
+    def _data_plane_routes(
+        self, registry: Registry, lifecycle: Lifecycle, operations: Operations, queue: SampleQueue
+    ) -> list[web.RouteDef]:
+        hold_seconds = self._poll_hold_seconds
+        trainers = TrainerRoutes(
+            registry, lifecycle, operations, hold_seconds=hold_seconds, serverless=self._serverless
+        )
+        samplers = SamplerRoutes(registry, version_wait_seconds=self._version_wait_seconds)
+        queues = SampleQueueRoutes(registry, samplers, queue, hold_seconds=hold_seconds)
+        return [*trainers.routes(), *samplers.routes(), *queues.routes()]
 
     async def _listen(self, app: web.Application) -> URL:
-        # Handlers are cancelled when their caller goes away, which gives an abandoned sample's place to others.
+        # A handler is cancelled when its caller disconnects, so that an abandoned sample leaves the batch.
         runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=_CLOSE_SECONDS)
         await runner.setup()
         self._stack.push_async_callback(runner.cleanup)
         await web.TCPSite(runner, self._host, self._port, backlog=4096).start()
         port = runner.addresses[0][1]
-        return URL.build(scheme="http", host=_ANY_ADDRESS.get(self._host, self._host), port=port)
+        return URL.build(scheme="http", host=_REACHABLE_AS.get(self._host, self._host), port=port)
 
     def _prepare_data_dir(self) -> Path:
         if self._given_dir is None:
@@ -271,7 +290,7 @@ class LocalService:
         self._given_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         return self._given_dir.resolve()
 
-    def _load_engine(self, model: str) -> Any:
+    def _load_engine(self, model: str) -> Engine:
         if isinstance(self._engine, str):
             return load_engine(self._engine, model, cache_dir=self._cache_dir)
         return self._engine(model)
@@ -300,8 +319,8 @@ def _default_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loops-async"
 
 
-def _kept_key(path: Path) -> str:
-    """Return the key that the data directory keeps, made up at the first start; only the owner can read it."""
+def _stored_key(path: Path) -> str:
+    """Return the key of the data directory; the first start generates it, and only the owner can read it."""
     path.touch(mode=0o600)
     key = path.read_text().strip()
     if not key:
@@ -310,9 +329,20 @@ def _kept_key(path: Path) -> str:
     return key
 
 
+def _with_arguments_of(make: Callable[P, Any]) -> Callable[[Callable[..., R]], Callable[P, R]]:
+    """Give a function the arguments of `make`, with their types and defaults, for editors, checkers and `help`."""
+
+    def decorate(function: Callable[..., R]) -> Callable[P, R]:
+        vars(function)["__signature__"] = inspect.signature(make)  # read by `inspect.signature`
+        return cast("Callable[P, R]", function)
+
+    return decorate
+
+
+@_with_arguments_of(LocalService)
 @contextmanager
 def serve_in_thread(**options: Any) -> Iterator[LocalService]:
-    """Run a `LocalService` in a thread of its own, for blocking scripts and tests; `options` are its arguments."""
+    """Run a `LocalService`, which has the same arguments, in its own thread: for blocking scripts and tests."""
     started: Future[LocalService] = Future()
     stop: Future[Callable[[], object]] = Future()
 
@@ -337,7 +367,7 @@ def serve_in_thread(**options: Any) -> Iterator[LocalService]:
         yield started.result()
     finally:
         if thread.is_alive():
-            # Its loop may be closed already, as after a failed start.
+            # After a failed start, its loop may be closed already.
             with suppress(RuntimeError):
                 stop.result()()
         thread.join()

@@ -1,4 +1,4 @@
-"""Faults on demand, for tests of clients: wrong answers, lost answers, broken connections, delays."""
+"""Faults on demand, for tests of clients: wrong responses, lost responses, broken connections, delays."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
+import msgspec
 from aiohttp import web
-
-from .web import json_answer
 
 __all__ = ["Faults"]
 
@@ -18,9 +17,9 @@ Fault = Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]
 
 
 class Faults:
-    """Each fault hits the next `times` requests whose ``"METHOD /path"`` fits a pattern such as ``"POST */sample"``.
+    """Each fault affects the next `times` requests whose ``"METHOD /path"`` matches a pattern like ``"POST */sample"``.
 
-    Planning one returns the list of the requests that it hits, which grows as they come.
+    Each method plans one fault. It returns the list of the affected requests, which grows as they arrive.
 
     Example:
         >>> from loops_local.faults import Faults
@@ -33,7 +32,7 @@ class Faults:
         self._planned: list[tuple[str, list[Fault]]] = []
 
     def watch(self, route: str, *, times: int = 1) -> list[web.Request]:
-        """Change nothing, for a test that wants to see what it sent."""
+        """Change nothing: for a test that reads the requests it sent."""
 
         async def fault(request: web.Request, handler: Handler) -> web.StreamResponse:
             return await handler(request)
@@ -43,10 +42,11 @@ class Faults:
     def answer(
         self, route: str, status: int, body: Any = None, *, headers: Mapping[str, str] | None = None, times: int = 1
     ) -> list[web.Request]:
-        """Answer with `status` and `body` as JSON; the service does not see the request."""
+        """Respond with `status` and `body` as JSON; the service does not see the request."""
+        encoded = msgspec.json.encode({} if body is None else body)
 
         async def fault(_request: web.Request, _handler: Handler) -> web.StreamResponse:
-            return json_answer({} if body is None else body, status=status, headers=headers)
+            return web.Response(body=encoded, status=status, headers=headers, content_type="application/json")
 
         return self._plan(route, fault, times)
 
@@ -54,21 +54,21 @@ class Faults:
         """Break the connection; the service does not see the request."""
 
         async def fault(request: web.Request, _handler: Handler) -> web.StreamResponse:
-            return _broken(request)
+            return _break_connection(request)
 
         return self._plan(route, fault, times)
 
     def lose_answer(self, route: str, *, times: int = 1) -> list[web.Request]:
-        """Let the service do what it is asked, then break the connection instead of answering."""
+        """Let the service execute the request, then break the connection instead of responding."""
 
         async def fault(request: web.Request, handler: Handler) -> web.StreamResponse:
             await handler(request)
-            return _broken(request)
+            return _break_connection(request)
 
         return self._plan(route, fault, times)
 
     def delay(self, route: str, seconds: float, *, times: int = 1) -> list[web.Request]:
-        """Wait before the request is handled."""
+        """Wait before the request is executed."""
 
         async def fault(request: web.Request, handler: Handler) -> web.StreamResponse:
             await asyncio.sleep(seconds)
@@ -77,28 +77,28 @@ class Faults:
         return self._plan(route, fault, times)
 
     def clear(self) -> None:
-        """Forget the faults that have not happened."""
+        """Remove the faults that have not happened yet."""
         self._planned.clear()
 
     def next_for(self, request: web.Request) -> Fault | None:
-        """Take the fault that is planned for `request`, if any."""
+        """Return the fault that is planned for `request`, if any, and count it as used."""
         for pattern, faults in self._planned:
             if faults and fnmatchcase(f"{request.method} {request.path}", pattern):
                 return faults.pop()
         return None
 
     def _plan(self, route: str, fault: Fault, times: int) -> list[web.Request]:
-        hits: list[web.Request] = []
+        affected: list[web.Request] = []
 
-        async def noted(request: web.Request, handler: Handler) -> web.StreamResponse:
-            hits.append(request)
+        async def recorded(request: web.Request, handler: Handler) -> web.StreamResponse:
+            affected.append(request)
             return await fault(request, handler)
 
-        self._planned.append((route, [noted] * times))
-        return hits
+        self._planned.append((route, [recorded] * times))
+        return affected
 
 
-def _broken(request: web.Request) -> web.Response:
+def _break_connection(request: web.Request) -> web.Response:
     if request.transport is not None:
         request.transport.abort()
     return web.Response()

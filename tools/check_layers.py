@@ -38,6 +38,18 @@ ORDER: dict[str, tuple[str, ...]] = {
         "client",
         "cli",
     ),
+    "loops_local": (
+        "engine",
+        "_errors",
+        "_storage",
+        "_execution",
+        "_resources",
+        "faults",
+        "_http",
+        "_routes",
+        "_service",
+        "__main__",
+    ),
 }
 """Modules and folders of a package from the lowest up; each may import those before it. A folder counts as one."""
 
@@ -54,7 +66,11 @@ LIBRARIES: dict[str, frozenset[str]] = {
     "loops_async._http.retry": frozenset({"backoff"}),
     "loops_async.cli": frozenset({"rich", "typer"}),  # the extra of that name
     "loops_sync": frozenset({"msgspec"}),
-    "loops_local": frozenset({"aiohttp", "anyio", "msgspec", "yarl"}),  # yarl: the URLs of aiohttp
+    "loops_local": frozenset({"msgspec"}),
+    "loops_local.faults": frozenset({"aiohttp"}),
+    "loops_local._http": frozenset({"aiohttp", "yarl"}),  # yarl: the URLs of aiohttp
+    "loops_local._routes": frozenset({"aiohttp", "yarl"}),
+    "loops_local._service": frozenset({"aiohttp", "yarl"}),
     "loops_local.engine.pytorch": frozenset({"gguf", "numpy", "safetensors", "tokenizers", "torch", "transformers"}),
 }
 """Libraries that a module or anything in it may import at any place."""

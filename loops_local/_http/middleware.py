@@ -1,21 +1,44 @@
-"""Measures the requests of data planes."""
+"""What happens around every route handler: planned faults, metrics, and errors as responses."""
 
 from __future__ import annotations
 
+import logging
 import time
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from .meter import Machine
-from .provisioning import Deployment
-from .registry import Registry
+from loops_async.errors import InputError
 
-__all__ = ["measuring"]
+from .._errors import HttpError
+from .._resources.deployment import Deployment
+from .._resources.metrics import ProcessMetrics
+from .._resources.registry import Registry
+from ..faults import Faults
+from . import paths
+from .responses import error_response
+
+__all__ = ["errors_as_responses", "fault_injection", "request_metrics"]
+
+logger = logging.getLogger(__name__)
+
+_OF_TRAINERS = (f"{paths.TRAINERS}/", f"{paths.LOCAL_TRAINER}/")
+_OF_SAMPLERS = (f"{paths.SAMPLERS}/", f"{paths.LOCAL_SAMPLER}/")
 
 
-def measuring(machine: Machine, registry: Registry) -> Middleware:
-    """Return the middleware that counts each request among those of its trainer or sampler."""
+def fault_injection(faults: Faults) -> Middleware:
+    """Return the middleware that makes the planned faults happen."""
+
+    @web.middleware
+    async def inject(request: web.Request, handler: Handler) -> web.StreamResponse:
+        fault = faults.next_for(request)
+        return await (handler(request) if fault is None else fault(request, handler))
+
+    return inject
+
+
+def request_metrics(process: ProcessMetrics, registry: Registry) -> Middleware:
+    """Return the middleware that records each request to a trainer or sampler in the metrics of its deployment."""
 
     @web.middleware
     async def measure(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -23,18 +46,51 @@ def measuring(machine: Machine, registry: Registry) -> Middleware:
         response = await handler(request)
         deployment = _deployment(request, registry)
         if deployment is not None:
-            machine.sample()
-            deployment.meter.record(time.perf_counter() - started, response.status, deployment.users + 1)
+            process.measure()
+            seconds = time.perf_counter() - started
+            deployment.metrics.record(seconds, response.status, concurrent=deployment.in_flight + 1)
         return response
 
     return measure
 
 
 def _deployment(request: web.Request, registry: Registry) -> Deployment | None:
-    if request.path.startswith("/trainers/"):
+    if request.path.startswith(f"{paths.TRAINERS}/"):
         run = registry.find_run(request.match_info.get("run_id", ""))
         return None if run is None else run.deployment
-    if request.path.startswith("/samplers/"):
+    if request.path.startswith(f"{paths.SAMPLERS}/"):
         sampler = registry.find_sampler(request.match_info.get("sampler_id", ""))
         return None if sampler is None else sampler.deployment
     return None
+
+
+@web.middleware
+async def errors_as_responses(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn every error, also one of our own mistakes, into a JSON response."""
+    try:
+        return await handler(request)
+    except HttpError as error:
+        return error_response(error)
+    except InputError as error:
+        return error_response(_invalid_input(request, error))
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
+        message = f"{request.method} {request.path}: {error.reason}"
+        return error_response(HttpError(error.status, error.reason.upper().replace(" ", "_"), message, error=message))
+    except Exception:
+        message = "the service failed; its log has the reason"
+        failure = HttpError(500, "INTERNAL_ERROR", message, error=message)
+        logger.exception("request %s, %s %s, failed", failure.request_id, request.method, request.path)
+        return error_response(failure)
+
+
+def _invalid_input(request: web.Request, error: InputError) -> HttpError:
+    """Refuse an argument that breaks a rule, in the form that callers of each API expect."""
+    message = str(error)
+    if request.path.startswith(_OF_SAMPLERS):
+        # The form of vLLM.
+        return HttpError(400, "BAD_REQUEST", message, error=message, type="BadRequestError")
+    # Published clients repeat a 400 of a trainer for an hour.
+    status = 422 if request.path.startswith(_OF_TRAINERS) else 400
+    return HttpError(status, "VALIDATION_ERROR", message, details={"field": error.path})

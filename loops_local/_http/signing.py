@@ -1,4 +1,4 @@
-"""URLs that carry their own permission, for a while."""
+"""Signed URLs: each gives access to one file, for a limited time and without a key."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class UrlSigner:
         return url.with_query(expires=expires, signature=self._signature(url.path, expires))
 
     def problem(self, url: URL) -> str | None:
-        """Return what is wrong with a signed URL, None when it is good."""
+        """Return why a signed URL is refused, None when it is valid."""
         expires, signature = url.query.get("expires", ""), url.query.get("signature", "")
         if not hmac.compare_digest(signature.encode(), self._signature(url.path, expires).encode()):
             return "the signature does not fit the URL"

@@ -1,6 +1,6 @@
 """Deployments: the states that a trainer or sampler goes through, as a function of the clock.
 
-No task runs for a deployment, so hundreds cost nothing: its state is worked out whenever somebody looks.
+No task runs for a deployment, so hundreds cost nothing: its state is computed when it is needed.
 """
 
 from __future__ import annotations
@@ -15,64 +15,67 @@ from msgspec import Struct
 
 from loops_async.protocol import SCALED_TO_ZERO
 
-from .engine import Engine
-from .journal import Log
-from .meter import Meter
-from .models import ModelHost
-from .records import DeploymentRecord
-from .web import HttpError, deactivated, deploying, terminal
+from .._errors import HttpError, deactivated, deploying, failed_to_deploy
+from .._execution.models import ModelHost
+from .._storage.logs import DeploymentLog
+from .._storage.records import DeploymentRecord
+from ..engine import Engine
+from .metrics import RequestMetrics
 
 __all__ = ["Deployment"]
 
 logger = logging.getLogger(__name__)
 
 
-class _Words(Struct, frozen=True):
-    """What the states are called. Source: control-plane reference 5."""
+class _Statuses(Struct, frozen=True):
+    """The names of the states. Source: control-plane reference 5."""
 
-    rising: tuple[str, ...]
-    waking: tuple[str, ...]
-    ready: str
+    starting: tuple[str, ...]
+    restarting: tuple[str, ...]
+    active: str
     failed: str
-    stopped: str
+    deactivated: str
 
 
-_WORDS = {
-    "trainer": _Words(("CREATED", "DEPLOYING"), ("DEPLOYING",), "RUNNING", "FAILED", "STOPPED"),
-    "sampler": _Words(
+_STATUSES = {
+    "trainer": _Statuses(("CREATED", "DEPLOYING"), ("DEPLOYING",), "RUNNING", "FAILED", "STOPPED"),
+    "sampler": _Statuses(
         ("BUILDING", "DEPLOYING", "LOADING_MODEL"), ("WAKING_UP",), "ACTIVE", "DEPLOY_FAILED", "INACTIVE"
     ),
 }
 
 
 class Deployment:
-    """What a trainer or sampler runs on.
+    """The compute that a trainer or sampler runs on.
 
-    It rises for `rise_seconds` and until its model is loaded, falls asleep when it was not used for its
-    `scale_down_delay_seconds`, and rises again when it is used. After a restart of the service it sleeps.
+    Starting takes `provisioning_seconds`, or longer if the model is not loaded by then. A deployment that is not used
+    for `scale_down_delay_seconds` is scaled to zero, and starts again at the next use. After a restart of the service,
+    all are scaled to zero.
     """
 
-    def __init__(self, record: DeploymentRecord, host: ModelHost, rise_seconds: float, log: Log) -> None:
+    def __init__(
+        self, record: DeploymentRecord, host: ModelHost, provisioning_seconds: float, log: DeploymentLog
+    ) -> None:
         self.record = record
         self.host = host
         self.log = log
-        self.meter = Meter()
-        self._rise_seconds = rise_seconds
-        self._words = _WORDS[record.kind]
-        self._stages = self._words.rising
-        self._loading: asyncio.Future[Engine] | None = None
-        self._started = 0.0
+        self.metrics = RequestMetrics()
+        self._provisioning_seconds = provisioning_seconds
+        self._statuses = _STATUSES[record.kind]
+        self._starting = self._statuses.starting
+        self._loading: asyncio.Task[Engine] | None = None
+        self._started_at = 0.0
         self._last_used = 0.0
-        self._users = 0
+        self._in_flight = 0
 
     def start(self) -> None:
-        """Begin to rise."""
+        """Start provisioning."""
         self.log.write("INFO", f"deploying a {self.record.kind} of {self.host.name}")
         self._loading = self.host.load()
-        self._loading.add_done_callback(self._note_loaded)
-        self._started = self._last_used = time.monotonic()
+        self._loading.add_done_callback(self._log_loaded)
+        self._started_at = self._last_used = time.monotonic()
 
-    def _note_loaded(self, loading: asyncio.Future[Engine]) -> None:
+    def _log_loaded(self, loading: asyncio.Task[Engine]) -> None:
         if loading.cancelled():
             return
         if error := loading.exception():
@@ -84,22 +87,17 @@ class Deployment:
 
     @property
     def status(self) -> str:
-        """The state, in the words of the control plane."""
+        """The state, by its name in the control plane."""
         if self.record.stopped:
-            return self._words.stopped
-        if self._asleep:
+            return self._statuses.deactivated
+        if self._scaled_to_zero:
             return SCALED_TO_ZERO
         if self.failure is not None:
-            return self._words.failed
-        risen = self._risen
-        if risen < 1:
-            return self._stages[int(risen * len(self._stages))]
-        return self._words.ready if self._loaded else self._stages[-1]
-
-    @property
-    def ready(self) -> bool:
-        """Whether it can be used now."""
-        return self.status == self._words.ready
+            return self._statuses.failed
+        progress = self._progress
+        if progress < 1:
+            return self._starting[int(progress * len(self._starting))]
+        return self._statuses.active if self._loaded else self._starting[-1]
 
     @property
     def failure(self) -> str | None:
@@ -110,71 +108,74 @@ class Deployment:
         return None if error is None else str(error) or repr(error)
 
     @property
-    def users(self) -> int:
-        """How many requests and operations are at it."""
-        return self._users
+    def in_flight(self) -> int:
+        """The number of requests and operations that use it now."""
+        return self._in_flight
 
     @property
     def _loaded(self) -> bool:
         return self._loading is not None and self._loading.done()
 
     @property
-    def _risen(self) -> float:
-        """How far it has risen, from 0 to 1 and beyond."""
-        elapsed = time.monotonic() - self._started
-        return elapsed / self._rise_seconds if self._rise_seconds > 0 else 1.0
+    def _progress(self) -> float:
+        """The elapsed part of the provisioning time; 1 or more when it is over."""
+        elapsed = time.monotonic() - self._started_at
+        return elapsed / self._provisioning_seconds if self._provisioning_seconds > 0 else 1.0
 
     @property
-    def _asleep(self) -> bool:
+    def _scaled_to_zero(self) -> bool:
         if self._loading is None:
             return True
         idle = time.monotonic() - self._last_used
-        return not self._users and idle > self.record.scale_down_delay_seconds and self._risen >= 1
+        return not self._in_flight and idle > self.record.scale_down_delay_seconds and self._progress >= 1
 
-    def wake(self) -> None:
-        """Note a use; begin to rise when it sleeps."""
-        if self._asleep and not self.record.stopped:
-            self.log.write("INFO", "waking up")
-            self._stages = self._words.waking
+    def keep_active(self) -> None:
+        """Reset the idle time; start again if it is scaled to zero."""
+        if self._scaled_to_zero and not self.record.stopped:
+            self.log.write("INFO", "scaling up from zero")
+            self._starting = self._statuses.restarting
             self.start()
         self._last_used = time.monotonic()
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Keep it from falling asleep."""
-        self.wake()
-        self._users += 1
+        """Keep it active inside the block."""
+        self.keep_active()
+        self._in_flight += 1
         try:
             yield
         finally:
-            self._users -= 1
+            self._in_flight -= 1
             self._last_used = time.monotonic()
 
-    def problem(self, *, status_while_rising: int = 400) -> HttpError | None:
-        """Return what stands in the way of a request now."""
+    def problem(self, *, status_while_starting: int = 400) -> HttpError | None:
+        """Return the error for a request that needs an active deployment, None if it is active."""
         if self.record.stopped:
             return deactivated(self.record.kind)
         if self.failure is not None:
-            return terminal(self.record.kind, self.failure)
-        return None if self.ready else deploying(self.record.kind, self.status, code=status_while_rising)
+            return failed_to_deploy(self.record.kind, self.failure)
+        status = self.status
+        if status == self._statuses.active:
+            return None
+        return deploying(self.record.kind, status, code=status_while_starting)
 
     def check(self) -> None:
-        """Refuse a request to a deployment that never was up; one that sleeps wakes and takes it."""
-        self.wake()
-        waking = self._stages is self._words.waking and self.failure is None and not self.record.stopped
-        if not waking and (problem := self.problem()) is not None:
+        """Refuse a request before the first start is complete; after scaling to zero, requests wait for the start."""
+        self.keep_active()
+        restarting = self._starting is self._statuses.restarting and self.failure is None and not self.record.stopped
+        if not restarting and (problem := self.problem()) is not None:
             raise problem
 
-    async def risen(self) -> Engine:
-        """Wait until it is up, and return its engine."""
-        self.wake()
+    async def active_engine(self) -> Engine:
+        """Wait until it is active, and return its engine."""
+        self.keep_active()
         loading = self._loading
         if loading is None:
             raise deactivated(self.record.kind)
-        await asyncio.sleep(max(0.0, self._started + self._rise_seconds - time.monotonic()))
+        await asyncio.sleep(max(0.0, self._started_at + self._provisioning_seconds - time.monotonic()))
         return await asyncio.shield(loading)
 
-    def stop(self) -> None:
-        """Switch it off for good."""
+    def deactivate(self) -> None:
+        """Stop it; it never starts again."""
         self.record.stopped = True
         self.log.write("INFO", "deactivated")

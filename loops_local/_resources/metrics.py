@@ -1,4 +1,4 @@
-"""Measurements: the requests of each deployment, and what the machine spends on them."""
+"""Metrics: the requests of each deployment, and the processor and memory that this process uses."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from msgspec import Struct
 
 from loops_async.types import DeploymentMetrics, MetricPoint, NodeMetrics, ResponseTimes, StatusCounts
 
-__all__ = ["Machine", "Meter", "Window"]
+__all__ = ["ProcessMetrics", "RequestMetrics", "Window"]
 
-_REQUESTS_KEPT: Final = 20_000
-_SAMPLES_KEPT: Final = 10_000
-_SAMPLE_SECONDS: Final = 1.0
+_MAX_REQUESTS: Final = 20_000
+_MAX_SAMPLES: Final = 10_000
+_MIN_INTERVAL_SECONDS: Final = 1.0
 _STATM: Final = Path("/proc/self/statm")
 
 
@@ -31,7 +31,7 @@ T = TypeVar("T", bound=_Timed)
 
 
 class Window(Struct, frozen=True):
-    """A stretch of time in seconds since 1970, in steps. Counts are given per `divisor` seconds."""
+    """A period in seconds since 1970, divided into steps. Counts are given per `divisor` seconds."""
 
     start: float
     end: float
@@ -40,12 +40,12 @@ class Window(Struct, frozen=True):
 
     @property
     def times(self) -> list[datetime]:
-        """The beginnings of the steps."""
+        """The start of each step."""
         count = math.ceil((self.end - self.start) / self.step)
         return [datetime.fromtimestamp(self.start + i * self.step, UTC) for i in range(count)]
 
     def split(self, items: Iterable[T]) -> Iterator[tuple[datetime, list[T]]]:
-        """Return each step's beginning and items."""
+        """Return the start and the items of each step."""
         times = self.times
         steps: list[list[T]] = [[] for _ in times]
         for item in items:
@@ -55,7 +55,7 @@ class Window(Struct, frozen=True):
         return zip(times, steps, strict=True)
 
     def rate(self, count: int) -> float:
-        """Return a count of one step per `divisor` seconds."""
+        """Convert the count of one step to a count per `divisor` seconds."""
         return count * self.divisor / self.step
 
 
@@ -65,33 +65,34 @@ class _Request(_Timed, frozen=True):
     concurrent: int
 
 
-class _Sample(_Timed, frozen=True):
+class _Measurement(_Timed, frozen=True):
     cores: float
     memory: int | None
 
 
-class Machine:
-    """What this process spends, sampled when something happens, at most once a second."""
+class ProcessMetrics:
+    """The cores and memory that this process uses, measured when requests end, at most once a second."""
 
     def __init__(self) -> None:
-        self._samples: deque[_Sample] = deque(maxlen=_SAMPLES_KEPT)
+        self._measurements: deque[_Measurement] = deque(maxlen=_MAX_SAMPLES)
         self._last = time.time(), time.process_time()
 
-    def sample(self) -> None:
-        """Note the cores in use since the last sample, and the memory."""
-        now, spent = time.time(), time.process_time()
-        last_time, last_spent = self._last
-        if now - last_time >= _SAMPLE_SECONDS:
-            self._samples.append(_Sample(now, (spent - last_spent) / (now - last_time), _resident_bytes()))
-            self._last = now, spent
+    def measure(self) -> None:
+        """Record the cores used since the last measurement, and the memory."""
+        now, used = time.time(), time.process_time()
+        last_time, last_used = self._last
+        if now - last_time >= _MIN_INTERVAL_SECONDS:
+            cores = (used - last_used) / (now - last_time)
+            self._measurements.append(_Measurement(now, cores, _resident_bytes()))
+            self._last = now, used
 
-    def node(self, window: Window) -> NodeMetrics:
-        """Return the samples of a window: mean cores, largest memory."""
+    def node_metrics(self, window: Window) -> NodeMetrics:
+        """Return the mean number of cores and the largest memory in each step."""
         cores: list[MetricPoint] = []
         memory: list[MetricPoint] = []
-        for at, samples in window.split(self._samples):
-            used = [sample.cores for sample in samples]
-            held = [sample.memory for sample in samples if sample.memory is not None]
+        for at, measured in window.split(self._measurements):
+            used = [measurement.cores for measurement in measured]
+            held = [measurement.memory for measurement in measured if measurement.memory is not None]
             if used:
                 cores.append(MetricPoint(value=sum(used) / len(used), timestamp=at))
             if held:
@@ -99,18 +100,18 @@ class Machine:
         return NodeMetrics(node_id="0", cpu_usage=cores, cpu_memory_usage_bytes=memory)
 
 
-class Meter:
-    """The requests of one deployment; the latest are kept, in memory."""
+class RequestMetrics:
+    """The latest requests of one deployment, in memory."""
 
     def __init__(self) -> None:
-        self._requests: deque[_Request] = deque(maxlen=_REQUESTS_KEPT)
+        self._requests: deque[_Request] = deque(maxlen=_MAX_REQUESTS)
 
-    def record(self, seconds: float, status: int, concurrent: int) -> None:
-        """Note a request that is answered: how long it took, and how many there were at once."""
+    def record(self, seconds: float, status: int, *, concurrent: int) -> None:
+        """Add a request: how long it took, its status, and how many requests ran at the same time."""
         self._requests.append(_Request(time.time(), seconds, status, concurrent))
 
-    def metrics(self, window: Window, machine: Machine) -> DeploymentMetrics:
-        """Return the measurements of a window. There is no GPU."""
+    def deployment_metrics(self, window: Window, process: ProcessMetrics) -> DeploymentMetrics:
+        """Return the metrics of a window; those of GPUs are left out, since there is none."""
         volume: list[MetricPoint] = []
         concurrent: list[MetricPoint] = []
         latencies: list[ResponseTimes] = []
@@ -121,7 +122,7 @@ class Meter:
             concurrent.append(MetricPoint(value=most, timestamp=at))
             latencies.append(_latencies(at, [request.seconds for request in requests]))
             statuses.append(_statuses(at, [request.status for request in requests], window))
-        node = machine.node(window)
+        node = process.node_metrics(window)
         return DeploymentMetrics(
             inference_volume=volume,
             concurrent_requests=concurrent,
@@ -137,7 +138,7 @@ def _latencies(at: datetime, seconds: Sequence[float]) -> ResponseTimes:
     if not seconds:
         return ResponseTimes(timestamp=at)
     ordered = sorted(1000 * value for value in seconds)
-    p50, p95, p99 = (ordered[math.ceil(share * len(ordered)) - 1] for share in (0.5, 0.95, 0.99))
+    p50, p95, p99 = (ordered[math.ceil(fraction * len(ordered)) - 1] for fraction in (0.5, 0.95, 0.99))
     return ResponseTimes(timestamp=at, p50=p50, p95=p95, p99=p99)
 
 
@@ -147,7 +148,7 @@ def _statuses(at: datetime, statuses: Sequence[int], window: Window) -> StatusCo
 
 
 def _resident_bytes() -> int | None:
-    """Return the memory that the process holds, where the system tells it (Linux)."""
+    """Return the memory of this process, None where the system does not report it (outside Linux)."""
     try:
         return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""A run at work: its trainer, and the weights that its sampler serves."""
+"""A run: its trainer, and the weights that its sampler serves."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ from loops_async.types import (
     SaveWeightsResponse,
 )
 
-from .checkpoints import Checkpoints, size_below
-from .engine import Engine, RefusedError
-from .engine.base import Adapter, Trainer
-from .models import ModelHost
-from .provisioning import Deployment
-from .records import CheckpointRecord, CheckpointTargetName, LiveWeights, RunRecord, new_id, now
-from .store import Store
-from .web import deactivated
+from .._errors import deactivated
+from .._execution.models import ModelHost
+from .._storage.checkpoints import Checkpoints, total_size
+from .._storage.records import CheckpointRecord, CheckpointTargetName, PublishedWeights, RunRecord, new_id, now
+from .._storage.store import Store
+from ..engine import Engine, RefusedError
+from ..engine.base import Adapter, Trainer
+from .deployment import Deployment
 
-__all__ = ["LiveRun", "LostWeightsError"]
+__all__ = ["LostWeightsError", "Run"]
 
 T = TypeVar("T")
 
 
 class LostWeightsError(RuntimeError):
-    """The service was killed, and this run's trainer held weights that were not saved."""
+    """The service was killed while this run's trainer held weights that were not on disk."""
 
 
-class LiveRun:
+class Run:
     """A run's trainer and published weights.
 
-    The trainer is made when the first operation needs it and is touched in the training thread only. A clean close
-    of the service puts it aside on disk; after a kill, operations fail until the run begins again or loads a
-    checkpoint, for going on with other weights than the caller believes in would be worse.
+    The trainer is created for the first operation, and used in the training thread only. Closing the service saves a
+    snapshot of it. If the service is killed instead, operations fail until the caller initializes the trainer again or
+    loads a checkpoint: to continue silently from older weights would be worse.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class LiveRun:
         self.deployment = deployment
         self._store = store
         self._checkpoints = checkpoints
-        self._data_dir = data_dir
+        self._snapshot = data_dir / "trainers" / record.id
         self._trainer: Trainer | None = None
         self._published = asyncio.Event()
 
@@ -73,30 +73,30 @@ class LiveRun:
 
     @property
     def step(self) -> int:
-        """Optimizer steps applied."""
+        """The number of optimizer steps."""
         return self.record.step if self._trainer is None else self._trainer.step
 
     @property
-    def live_version(self) -> int | None:
-        """The version that is served; None while that is the base model."""
+    def published_version(self) -> int | None:
+        """The version that the sampler serves; None while it serves the base model."""
         return None if self.record.live is None else self.record.live.version
 
-    async def live_weights(self, engine: Engine) -> tuple[Adapter | None, int]:
-        """Return the weights that are served and their version; None and 0 are the base model."""
+    async def published_weights(self, engine: Engine) -> tuple[Adapter | None, int]:
+        """Return the weights that the sampler serves and their version; None and 0 for the base model."""
         while (live := self.record.live) is not None:
             try:
                 return await self._checkpoints.adapter(self.record.id, live.checkpoint_id, engine), live.version
             except (OSError, RefusedError):
-                # Reading takes a while, in which others may have been published and these removed.
+                # While these were read, others may have been published and these removed.
                 if self.record.live is live:
                     raise
         return None, 0
 
     async def wait_for_version(self, version: int, seconds: float) -> bool:
-        """Wait until at least `version` is served; tell whether it is."""
+        """Wait until the sampler serves `version` or a newer one; return whether it does."""
         try:
             async with asyncio.timeout(seconds):
-                while (self.live_version or 0) < version:
+                while (self.published_version or 0) < version:
                     await self._published.wait()
         except TimeoutError:
             return False
@@ -105,16 +105,16 @@ class LiveRun:
     # Operations. Each returns the result that the wire shows.
 
     async def init_trainer_server(self, body: wire.InitTrainerServerBody) -> InitTrainerServerResponse:
-        """Begin with a fresh adapter, or with the checkpoint that the run was created with."""
+        """Start with a fresh adapter, or with the checkpoint that the run was created from."""
         start = await self._start_directory()
 
-        def begin(engine: Engine) -> Trainer:
+        def create(engine: Engine) -> Trainer:
             trainer = engine.trainer(body.lora_rank, self.record.seed)
             if start is not None:
                 trainer.load(start, optimizer=False)
             return trainer
 
-        trainer = await self._replace_trainer(begin)
+        trainer = await self._replace_trainer(create)
         return InitTrainerServerResponse(step=trainer.step, lora_rank=trainer.rank)
 
     async def forward(self, body: wire.ForwardBody, *, backward: bool) -> ForwardBackwardOutput:
@@ -137,7 +137,7 @@ class LiveRun:
         return SaveWeightsResponse(mode="lora", path=str(saved.uri))
 
     async def save_weights_for_sampler(self, body: wire.SaveWeightsForSamplerBody) -> SaveWeightsForSamplerResponse:
-        """Save the adapter; unless it is only staged, the sampler serves it from now on."""
+        """Save the adapter; with `bump_version` the sampler serves it from then on."""
         copied: list[tuple[Adapter, int]] = []
 
         def save(trainer: Trainer, path: Path) -> None:
@@ -154,7 +154,7 @@ class LiveRun:
 
     async def load_state(self, path: str, *, optimizer: bool) -> LoadWeightsResponse:
         """Continue from a checkpoint."""
-        directory = await self._readable_directory(path)
+        directory = await self._loadable(path)
 
         def load(engine: Engine) -> Trainer:
             trainer = engine.trainer(self.record.lora_rank, self.record.seed)
@@ -164,77 +164,74 @@ class LiveRun:
         trainer = await self._replace_trainer(load)
         return LoadWeightsResponse(step=trainer.step)
 
-    def retire(self) -> None:
-        """End: another run takes its place, or it was switched off. What was not saved is gone."""
+    def deactivate(self) -> None:
+        """End the run, also when another one takes over its deployment. Weights that were not saved are lost."""
         self.record.active = False
         self.record.unsaved = False
         self._trainer = None
 
     def check(self) -> None:
-        """Refuse a request that this run cannot take now."""
+        """Refuse a request that this run cannot execute now."""
         if not self.record.active:
             raise deactivated("run")
         self.deployment.check()
 
-    async def put_aside(self) -> None:
-        """Save the trainer, so that a service started later goes on with it. Gradients not yet applied are lost."""
+    async def save_snapshot(self) -> None:
+        """Save the trainer, so that the next start of the service continues with it; pending gradients are lost."""
         trainer = self._trainer
         if trainer is None or not self.record.unsaved:
             return
-        await self.host.in_training_thread(_save_into, trainer, self._aside)
+        await self.host.run_in_training_thread(_save_into, trainer, self._snapshot)
         self.record.step = trainer.step
         self.record.unsaved = False
         await self._store.put(self.record)
 
-    # How operations reach the trainer.
-
-    @property
-    def _aside(self) -> Path:
-        return self._data_dir / "trainers" / self.record.id
+    # How operations use the trainer.
 
     async def _train(self, work: Callable[[Trainer], T], *, changes: bool = True) -> T:
-        """Do `work` with the trainer in the training thread."""
+        """Run `work` with the trainer in the training thread; `changes` says whether it changes the trainer."""
         engine = await self._engine()
         start = None if self._trainer else await self._start_directory()
         with self.deployment.in_use():
             if self._trainer is None:
-                self._trainer = await self.host.in_training_thread(self._resume, engine, start)
+                self._trainer = await self.host.run_in_training_thread(self._restore, engine, start)
             if changes:
                 await self._mark_unsaved()
-            return await self.host.in_training_thread(work, self._trainer)
+            return await self.host.run_in_training_thread(work, self._trainer)
 
     async def _engine(self) -> Engine:
-        engine = await self.deployment.risen()
+        engine = await self.deployment.active_engine()
         if not self.record.active:
             raise deactivated("run")
         return engine
 
-    async def _replace_trainer(self, make: Callable[[Engine], Trainer]) -> Trainer:
+    async def _replace_trainer(self, create: Callable[[Engine], Trainer]) -> Trainer:
         engine = await self._engine()
         with self.deployment.in_use():
-            self._trainer = await self.host.in_training_thread(make, engine)
+            self._trainer = await self.host.run_in_training_thread(create, engine)
             await self._mark_unsaved()
             return self._trainer
 
-    def _resume(self, engine: Engine, start: Path | None) -> Trainer:
+    def _restore(self, engine: Engine, start: Path | None) -> Trainer:
+        """Create the trainer from its snapshot, else from the checkpoint that the run was created from."""
         if self.record.unsaved:
             raise LostWeightsError(
                 "the service was killed and this run's unsaved weights are lost; load_state a checkpoint, "
                 "or init_trainer_server to begin again"
             )
         trainer = engine.trainer(self.record.lora_rank, self.record.seed)
-        if self._aside.is_dir():
-            trainer.load(self._aside, optimizer=True)
+        if self._snapshot.is_dir():
+            trainer.load(self._snapshot, optimizer=True)
         elif start is not None:
             trainer.load(start, optimizer=False)
         return trainer
 
     async def _mark_unsaved(self) -> None:
-        """Note, before it happens, that the trainer is about to hold what the disk does not."""
+        """Record on disk, before it happens, that the trainer will hold weights that are not on disk."""
         if not self.record.unsaved:
             self.record.unsaved = True
             await self._store.put(self.record)
-            await asyncio.to_thread(shutil.rmtree, self._aside, ignore_errors=True)
+            await asyncio.to_thread(shutil.rmtree, self._snapshot, ignore_errors=True)
 
     async def _save(
         self,
@@ -244,7 +241,7 @@ class LiveRun:
         write: Callable[[Trainer, Path], Any],
     ) -> CheckpointRecord:
         checkpoint_id = new_id()
-        directory = self._checkpoints.draft(self.record.id, checkpoint_id)
+        directory = self._checkpoints.path(self.record.id, checkpoint_id)
 
         def save(trainer: Trainer) -> tuple[int, int, list[str]]:
             directory.mkdir(parents=True)
@@ -253,7 +250,7 @@ class LiveRun:
             except BaseException:
                 shutil.rmtree(directory, ignore_errors=True)
                 raise
-            return trainer.rank, size_below(directory), _targets(directory)
+            return trainer.rank, total_size(directory), _target_modules(directory)
 
         rank, size_bytes, targets = await self._train(save, changes=False)
         record = CheckpointRecord(
@@ -272,18 +269,18 @@ class LiveRun:
         return record
 
     async def _publish(self, saved: CheckpointRecord, adapter: Adapter, version: int) -> None:
-        await self._checkpoints.serve(self.record.id, saved.id, adapter)
-        self.record.live = LiveWeights(version=version, checkpoint_id=saved.id, name=saved.name)
+        await self._checkpoints.publish(self.record.id, saved.id, adapter)
+        self.record.live = PublishedWeights(version=version, checkpoint_id=saved.id, name=saved.name)
         await self._store.put(self.record)
         self.deployment.log.write("INFO", f"the sampler serves version {version} now, {saved.name!r}")
         published, self._published = self._published, asyncio.Event()
         published.set()
 
     async def _start_directory(self) -> Path | None:
-        return None if self.record.path is None else await self._readable_directory(self.record.path)
+        return None if self.record.path is None else await self._loadable(self.record.path)
 
-    async def _readable_directory(self, path: str) -> Path:
-        return await self._checkpoints.readable(path, base_model=self.record.base_model, local=self.record.local)
+    async def _loadable(self, path: str) -> Path:
+        return await self._checkpoints.loadable(path, base_model=self.record.base_model, local=self.record.local)
 
 
 def _save_into(trainer: Trainer, directory: Path) -> None:
@@ -292,6 +289,6 @@ def _save_into(trainer: Trainer, directory: Path) -> None:
     trainer.save(directory)
 
 
-def _targets(directory: Path) -> list[str]:
+def _target_modules(directory: Path) -> list[str]:
     """Return the modules that an adapter changes, from its file in PEFT's format."""
     return sorted(msgspec.json.decode((directory / "adapter_config.json").read_bytes())["target_modules"])

@@ -11,19 +11,22 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from loops_async import types
 
-from .records import TeamRecord, UserConfigRecord
-from .store import Store
-from .web import decode, json_answer, not_found
+from .._errors import not_found
+from .._http.parsing import decode_body
+from .._http.paths import CONTROL_PLANE, TEAMS
+from .._http.responses import json_response
+from .._storage.records import TeamRecord, UserConfigRecord
+from .._storage.store import Store
 
-__all__ = ["Account"]
+__all__ = ["AccountRoutes"]
 
-_CONFIG_PATH = "/v1/loops/user_config"
+_USER_CONFIG = f"{CONTROL_PLANE}/user_config"
 
 _Priority = Annotated[list[str], Meta(min_length=1)]
 
 
 class _PatchUserConfig(Struct, forbid_unknown_fields=True):
-    """A merge patch: what is left out stays, null clears."""
+    """A merge patch: a missing field is kept, null clears it."""
 
     trainer_accelerator_priority: _Priority | None | UnsetType = UNSET
     sampler_accelerator_priority: _Priority | None | UnsetType = UNSET
@@ -32,8 +35,8 @@ class _PatchUserConfig(Struct, forbid_unknown_fields=True):
 _PATCH = msgspec.json.Decoder(_PatchUserConfig)
 
 
-class Account:
-    """The one team and the one user that there are, and the handlers of their routes."""
+class AccountRoutes:
+    """The handlers of these routes, for the service's one team and one user."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -41,7 +44,7 @@ class Account:
         self._config = UserConfigRecord()
 
     async def open(self) -> None:
-        """Read both; they are made at the first start."""
+        """Read the team and the user; the first start creates them."""
         teams, configs = await self._store.load(TeamRecord), await self._store.load(UserConfigRecord)
         self._team = teams[0] if teams else self._team
         self._config = configs[0] if configs else self._config
@@ -50,30 +53,29 @@ class Account:
     def routes(self) -> Sequence[web.RouteDef]:
         """Return the routes."""
         return [
-            web.get("/v1/teams", self.list_teams),
-            web.get(_CONFIG_PATH, self.get_config),
-            web.patch(_CONFIG_PATH, self.patch_config),
+            web.get(TEAMS, self.list_teams),
+            web.get(_USER_CONFIG, self.get_config),
+            web.patch(_USER_CONFIG, self.patch_config),
         ]
 
     def check_team(self, team_id: str) -> None:
-        """Refuse a team that there is not."""
+        """Refuse an unknown team."""
         if team_id != self._team.id:
             raise not_found("team", team_id)
 
     async def list_teams(self, _request: web.Request) -> web.Response:
-        team = self._team
-        shown = types.Team(id=team.id, name=team.name, default=True, created_at=team.created_at)
-        return json_answer({"teams": [shown]})
+        team = types.Team(id=self._team.id, name=self._team.name, default=True, created_at=self._team.created_at)
+        return json_response({"teams": [team]})
 
     async def get_config(self, _request: web.Request) -> web.Response:
         config = types.UserConfig(
             trainer_accelerator_priority=self._config.trainer_accelerator_priority,
             sampler_accelerator_priority=self._config.sampler_accelerator_priority,
         )
-        return json_answer({"user_config": config})
+        return json_response({"user_config": config})
 
     async def patch_config(self, request: web.Request) -> web.Response:
-        patch = decode(await request.read(), _PATCH)
+        patch = await decode_body(request, _PATCH)
         for name in patch.__struct_fields__:
             if (value := getattr(patch, name)) is not UNSET:
                 setattr(self._config, name, value)

@@ -11,17 +11,16 @@ from aiohttp.typedefs import Handler
 
 from loops_async import types
 
-from .account import Account
-from .making import Maker
-from .models import ModelHost
-from .registry import Registry
-from .views import NOBODY, Views
-from .web import check_word, decode, json_answer, query_int
+from .._execution.models import ModelHost
+from .._http.parsing import choice, decode_body, query_int
+from .._http.paths import CONTROL_PLANE, TEAMS
+from .._http.responses import json_response
+from .._resources.lifecycle import Lifecycle
+from .._resources.registry import Registry
+from .account import AccountRoutes
+from .representations import UNKNOWN_USER, Representations
 
-__all__ = ["ROOT", "ControlPlane"]
-
-ROOT = "/v1/loops"
-_TEAM_ROOT = "/v1/teams/{team_id}/loops"
+__all__ = ["ControlPlaneRoutes", "check_scope"]
 
 _SESSION = msgspec.json.Decoder(types.CreateSessionRequest)
 _RUN = msgspec.json.Decoder(types.CreateRunRequest)
@@ -29,18 +28,20 @@ _TRAINER = msgspec.json.Decoder(types.CreateTrainerRequest)
 _SAMPLER = msgspec.json.Decoder(types.CreateSamplerRequest)
 
 
-class ControlPlane:
+class ControlPlaneRoutes:
     """The handlers of these routes."""
 
-    def __init__(self, registry: Registry, maker: Maker, views: Views, account: Account) -> None:
+    def __init__(
+        self, registry: Registry, lifecycle: Lifecycle, representations: Representations, account: AccountRoutes
+    ) -> None:
         self._registry = registry
-        self._maker = maker
-        self._views = views
+        self._lifecycle = lifecycle
+        self._represent = representations
         self._account = account
 
     def routes(self) -> Sequence[web.RouteDef]:
-        """Return the routes; those with a team form stand twice."""
-        of_teams: list[tuple[str, str, Handler]] = [
+        """Return the routes; some exist a second time, below a team."""
+        also_of_teams: list[tuple[str, str, Handler]] = [
             ("POST", "/sessions", self.create_session),
             ("POST", "/runs", self.create_run),
             ("GET", "/runs", self.list_runs),
@@ -48,15 +49,16 @@ class ControlPlane:
             ("POST", "/samplers", self.create_sampler),
             ("GET", "/samplers", self.list_samplers),
         ]
+        team = f"{TEAMS}/{{team_id}}/loops"
         return [
-            *(web.route(method, ROOT + path, handler) for method, path, handler in of_teams),
-            *(web.route(method, _TEAM_ROOT + path, self._in_team(handler)) for method, path, handler in of_teams),
-            web.get(f"{ROOT}/sessions/{{session_id}}", self.get_session),
-            web.get(f"{ROOT}/runs/{{run_id}}", self.get_run),
-            web.post(f"{ROOT}/runs/{{run_id}}/deactivate", self.deactivate_run),
-            web.get(f"{ROOT}/samplers/{{sampler_id}}", self.get_sampler),
-            web.post(f"{ROOT}/samplers/{{sampler_id}}/deactivate", self.deactivate_sampler),
-            web.get(f"{ROOT}/capabilities", self.capabilities),
+            *(web.route(method, CONTROL_PLANE + path, handler) for method, path, handler in also_of_teams),
+            *(web.route(method, team + path, self._in_team(handler)) for method, path, handler in also_of_teams),
+            web.get(f"{CONTROL_PLANE}/sessions/{{session_id}}", self.get_session),
+            web.get(f"{CONTROL_PLANE}/runs/{{run_id}}", self.get_run),
+            web.post(f"{CONTROL_PLANE}/runs/{{run_id}}/deactivate", self.deactivate_run),
+            web.get(f"{CONTROL_PLANE}/samplers/{{sampler_id}}", self.get_sampler),
+            web.post(f"{CONTROL_PLANE}/samplers/{{sampler_id}}/deactivate", self.deactivate_sampler),
+            web.get(f"{CONTROL_PLANE}/capabilities", self.capabilities),
             web.get("/v1/models/{model_id}/deployments/{deployment_id}", self.get_model_deployment),
         ]
 
@@ -68,84 +70,84 @@ class ControlPlane:
         return in_team
 
     async def create_session(self, request: web.Request) -> web.Response:
-        body = await request.read()
-        decode(body or b"{}", _SESSION)
-        session = await self._maker.create_session()
-        return json_answer({"session": types.Session(id=session.id)})
+        await decode_body(request, _SESSION, default=b"{}")
+        session = await self._lifecycle.create_session()
+        return json_response({"session": types.Session(id=session.id)})
 
     async def get_session(self, request: web.Request) -> web.Response:
         session = self._registry.session(request.match_info["session_id"])
-        return json_answer({"session": types.Session(id=session.id)})
+        return json_response({"session": types.Session(id=session.id)})
 
     async def create_run(self, request: web.Request) -> web.Response:
-        run = await self._maker.create_run(decode(await request.read(), _RUN))
-        return json_answer({"run": self._views.run(run)})
+        run = await self._lifecycle.create_run(await decode_body(request, _RUN))
+        return json_response({"run": self._represent.run(run)})
 
     async def create_trainer(self, request: web.Request) -> web.Response:
-        run = await self._maker.create_trainer(decode(await request.read(), _TRAINER))
-        return json_answer({"run": self._views.run(run)})
+        run = await self._lifecycle.create_trainer(await decode_body(request, _TRAINER))
+        return json_response({"run": self._represent.run(run)})
 
     async def list_runs(self, request: web.Request) -> web.Response:
         check_scope(request)
         run_id, base_model = request.query.get("run_id"), request.query.get("base_model")
         runs = [
-            self._views.run(run)
+            self._represent.run(run)
             for run in self._registry.runs()
             if run_id in (None, run.record.id) and base_model in (None, run.record.base_model)
         ]
-        return json_answer({"runs": runs})
+        return json_response({"runs": runs})
 
     async def get_run(self, request: web.Request) -> web.Response:
         run = self._registry.run(request.match_info["run_id"])
-        return json_answer({"run": self._views.run(run)})
+        return json_response({"run": self._represent.run(run)})
 
     async def deactivate_run(self, request: web.Request) -> web.Response:
         run = self._registry.run(request.match_info["run_id"])
-        await self._maker.stop_run(run)
-        return json_answer(types.Deactivated(id=run.record.id, base_model=run.record.base_model, user=NOBODY))
+        await self._lifecycle.deactivate_run(run)
+        record = run.record
+        return json_response(types.Deactivated(id=record.id, base_model=record.base_model, user=UNKNOWN_USER))
 
     async def create_sampler(self, request: web.Request) -> web.Response:
-        sampler = await self._maker.create_sampler(decode(await request.read(), _SAMPLER))
-        return json_answer({"sampler": self._views.sampler(sampler)})
+        sampler = await self._lifecycle.create_sampler(await decode_body(request, _SAMPLER))
+        return json_response({"sampler": self._represent.sampler(sampler)})
 
     async def list_samplers(self, request: web.Request) -> web.Response:
         check_scope(request)
-        samplers = [self._views.sampler(sampler) for sampler in self._registry.samplers()]
-        return json_answer({"samplers": samplers})
+        samplers = [self._represent.sampler(sampler) for sampler in self._registry.samplers()]
+        return json_response({"samplers": samplers})
 
     async def get_sampler(self, request: web.Request) -> web.Response:
         sampler = self._registry.sampler(request.match_info["sampler_id"])
-        return json_answer({"sampler": self._views.sampler(sampler)})
+        return json_response({"sampler": self._represent.sampler(sampler)})
 
     async def deactivate_sampler(self, request: web.Request) -> web.Response:
         sampler = self._registry.sampler(request.match_info["sampler_id"])
-        await self._maker.stop_sampler(sampler)
+        await self._lifecycle.deactivate_sampler(sampler)
         record = sampler.record
-        return json_answer(types.Deactivated(id=record.id, base_model=record.base_model, user=NOBODY))
+        return json_response(types.Deactivated(id=record.id, base_model=record.base_model, user=UNKNOWN_USER))
 
     async def capabilities(self, request: web.Request) -> web.Response:
-        check_word("use_case", request.query.get("use_case", "rl"), get_args(types.UseCase))
-        wanted = request.query.get("model")
-        length = query_int(request, "max_seq_len", 1, least=1)
-        supported = [_show_model(host, length) for host in self._registry.models.hosts if wanted in (None, host.name)]
-        return json_answer(types.ServerCapabilities(supported_models=supported))
+        choice("use_case", request.query.get("use_case", "rl"), get_args(types.UseCase))
+        name = request.query.get("model")
+        length = query_int(request, "max_seq_len", 1, minimum=1)
+        supported = [_supported(host, length) for host in self._registry.models.hosts if name in (None, host.name)]
+        return json_response(types.ServerCapabilities(supported_models=supported))
 
     async def get_model_deployment(self, request: web.Request) -> web.Response:
         model_id, deployment_id = request.match_info["model_id"], request.match_info["deployment_id"]
         deployment = self._registry.model_deployment(model_id, deployment_id)
-        return json_answer({"id": deployment_id, "model_id": model_id, "status": deployment.status})
+        return json_response({"id": deployment_id, "model_id": model_id, "status": deployment.status})
 
 
 def check_scope(request: web.Request) -> None:
-    """Check whose objects are asked for; there is one user, who sees everything."""
+    """Check the scope of a listing; it changes nothing, since the one user sees all objects."""
     if "scope" in request.query:
-        check_word("scope", request.query["scope"], get_args(types.Scope))
+        choice("scope", request.query["scope"], get_args(types.Scope))
 
 
-def _show_model(host: ModelHost, wanted_length: int) -> types.SupportedModel:
-    """Show a model; its length is known once it is loaded."""
+def _supported(host: ModelHost, length: int) -> types.SupportedModel:
+    """Describe a model; its longest sequence is known once it is loaded."""
     longest = host.max_seq_len
-    fits = longest is None or wanted_length <= longest
+    enabled = longest is None or length <= longest
     details = types.EnablementDetails(
         reason="sequence_length_unsupported",
         reason_detail=f"{host.name} takes at most {longest} tokens",
@@ -157,7 +159,7 @@ def _show_model(host: ModelHost, wanted_length: int) -> types.SupportedModel:
         max_seq_len=longest,
         max_enabled_seq_len=longest,
         supports_vision_language=False,
-        enabled=fits,
+        enabled=enabled,
         serverless=False,
-        enablement_details=None if fits else details,
+        enablement_details=None if enabled else details,
     )

@@ -1,4 +1,4 @@
-"""What trainers run on, its logs and measurements. Source: control-plane reference 2, rows 18 to 23."""
+"""Deployments of trainers, their logs and metrics. Source: control-plane reference 2, rows 18 to 23."""
 
 from __future__ import annotations
 
@@ -13,29 +13,38 @@ from aiohttp import web
 from msgspec import Meta, Struct
 
 from loops_async import types
+from loops_async.errors import InputError
 
-from .control_plane import ROOT, check_scope
-from .files import Files
-from .journal import DEFAULT_LIMIT, DEFAULT_WINDOW_SECONDS, MOST_LINES, MOST_WINDOW_SECONDS, Journal
-from .making import Maker
-from .meter import Machine, Window
-from .registry import Registry
-from .views import NOBODY, Views
-from .web import check_word, decode, invalid, json_answer, query_int
+from .._http.parsing import choice, decode_body, query_int
+from .._http.paths import CONTROL_PLANE
+from .._http.responses import json_response
+from .._resources.lifecycle import Lifecycle
+from .._resources.metrics import ProcessMetrics, Window
+from .._resources.registry import Registry
+from .._storage.logs import RETENTION_SECONDS
+from .control_plane import check_scope
+from .files import FileRoutes
+from .representations import UNKNOWN_USER, Representations
 
 __all__ = ["DeploymentRoutes"]
 
-_MILLI: Final = 1_000_000  # nanoseconds
+_NANOSECONDS: Final = 1_000_000
+"""Of one millisecond."""
+
+_WINDOW_MILLIS: Final = 30 * 60 * 1000
+_MAX_WINDOW_MILLIS: Final = 1000 * RETENTION_SECONDS
+_LOG_LINES: Final = 500
+_MAX_LOG_LINES: Final = 1000
 _STEP_SECONDS: Final = 60
-_MOST_STEPS: Final = 10_000
-_ARCHIVE_PAGE: Final = 1000
+_MAX_STEPS: Final = 10_000
+_PAGE_SIZE: Final = 1000
 
 _Millis = Annotated[int, Meta(ge=0)] | None
 _Seconds = Annotated[int, Meta(ge=1)] | None
 
 
 class _MetricsBody(Struct):
-    """`step_seconds` is the width of a point; counts are given per `time_divisor_seconds`, per step when left out."""
+    """`step_seconds` is the width of a point; counts are given per `time_divisor_seconds`, by default per step."""
 
     start_epoch_millis: _Millis = None
     end_epoch_millis: _Millis = None
@@ -47,23 +56,28 @@ _METRICS = msgspec.json.Decoder(_MetricsBody)
 
 
 class DeploymentRoutes:
-    """The handlers of these routes. Logs and measurements are kept of samplers' deployments, too."""
+    """The handlers of these routes. Logs and metrics are also those of samplers' deployments."""
 
     def __init__(
-        self, registry: Registry, maker: Maker, views: Views, journal: Journal, machine: Machine, files: Files
+        self,
+        registry: Registry,
+        lifecycle: Lifecycle,
+        representations: Representations,
+        process: ProcessMetrics,
+        files: FileRoutes,
     ) -> None:
         self._registry = registry
-        self._maker = maker
-        self._views = views
-        self._journal = journal
-        self._machine = machine
+        self._lifecycle = lifecycle
+        self._represent = representations
+        self._process = process
         self._files = files
 
     def routes(self) -> Sequence[web.RouteDef]:
         """Return the routes."""
-        one = f"{ROOT}/deployments/{{deployment_id}}"
+        root = f"{CONTROL_PLANE}/deployments"
+        one = f"{root}/{{deployment_id}}"
         return [
-            web.get(f"{ROOT}/deployments", self.list_deployments),
+            web.get(root, self.list_deployments),
             web.get(one, self.get_deployment),
             web.post(f"{one}/deactivate", self.deactivate),
             web.post(f"{one}/metrics", self.metrics),
@@ -73,71 +87,71 @@ class DeploymentRoutes:
 
     async def list_deployments(self, request: web.Request) -> web.Response:
         check_scope(request)
-        shown = [self._views.deployment(deployment) for deployment in self._registry.trainer_deployments()]
-        return json_answer({"deployments": shown})
+        deployments = [self._represent.deployment(deployment) for deployment in self._registry.trainer_deployments()]
+        return json_response({"deployments": deployments})
 
     async def get_deployment(self, request: web.Request) -> web.Response:
-        deployment = self._registry.trainer_deployment(request.match_info["deployment_id"])
-        return json_answer({"deployment": self._views.deployment(deployment)})
+        deployment = self._registry.latest_run_on(request.match_info["deployment_id"]).deployment
+        return json_response({"deployment": self._represent.deployment(deployment)})
 
     async def deactivate(self, request: web.Request) -> web.Response:
         run = self._registry.latest_run_on(request.match_info["deployment_id"])
-        await self._maker.stop_run(run)
+        await self._lifecycle.deactivate_run(run)
         record = run.deployment.record
-        return json_answer(types.Deactivated(id=record.id, base_model=record.base_model, user=NOBODY))
+        return json_response(types.Deactivated(id=record.id, base_model=record.base_model, user=UNKNOWN_USER))
 
     async def metrics(self, request: web.Request) -> web.Response:
         deployment = self._registry.any_deployment(request.match_info["deployment_id"])
-        body = decode(await request.read() or b"{}", _METRICS)
-        self._machine.sample()
-        metrics = deployment.meter.metrics(_window(body), self._machine)
-        return json_answer({"deployment_id": deployment.record.id, "metrics": metrics})
+        body = await decode_body(request, _METRICS, default=b"{}")
+        self._process.measure()
+        metrics = deployment.metrics.deployment_metrics(_window(body), self._process)
+        return json_response({"deployment_id": deployment.record.id, "metrics": metrics})
 
     async def logs(self, request: web.Request) -> web.Response:
         deployment = self._registry.any_deployment(request.match_info["deployment_id"])
-        end = query_int(request, "end_epoch_millis", _now_millis() + 1, least=0)
-        start = query_int(request, "start_epoch_millis", max(0, end - 1000 * DEFAULT_WINDOW_SECONDS), least=0)
-        if not 0 <= end - start <= 1000 * MOST_WINDOW_SECONDS:
-            raise invalid("start_epoch_millis", "must be at most 7 days before end_epoch_millis, and not after it")
-        limit = query_int(request, "limit", DEFAULT_LIMIT, least=1)
-        if limit > MOST_LINES:
-            raise invalid("limit", f"must be at most {MOST_LINES}; got {limit}")
-        lines = await self._journal.read(
+        end = query_int(request, "end_epoch_millis", _now_millis() + 1, minimum=0)
+        start = query_int(request, "start_epoch_millis", max(0, end - _WINDOW_MILLIS), minimum=0)
+        if not 0 <= end - start <= _MAX_WINDOW_MILLIS:
+            raise InputError("start_epoch_millis", "must be at most 7 days before end_epoch_millis, and not after it")
+        lines = await self._registry.logs.read(
             deployment.record.id,
-            start=start * _MILLI,
-            end=end * _MILLI,
-            direction=check_word("direction", request.query.get("direction", "desc"), get_args(types.SortDirection)),
-            limit=limit,
-            min_level=check_word("min_level", request.query.get("min_level", "DEBUG"), get_args(types.LogLevel)),
+            start=start * _NANOSECONDS,
+            end=end * _NANOSECONDS,
+            direction=choice("direction", request.query.get("direction", "desc"), get_args(types.SortDirection)),
+            limit=query_int(request, "limit", _LOG_LINES, minimum=1, maximum=_MAX_LOG_LINES),
+            min_level=choice("min_level", request.query.get("min_level", "DEBUG"), get_args(types.LogLevel)),
         )
-        return json_answer({"logs": lines})
+        return json_response({"logs": lines})
 
     async def debug_archive(self, request: web.Request) -> web.Response:
-        """List the archive: one file, the log as far back as it is kept."""
+        """List the archive: one file, the whole log."""
         deployment_id = self._registry.any_deployment(request.match_info["deployment_id"]).record.id
-        size = query_int(request, "page_size", _ARCHIVE_PAGE, least=1)
-        if size > _ARCHIVE_PAGE:
-            raise invalid("page_size", f"must be at most {_ARCHIVE_PAGE}; got {size}")
+        size = query_int(request, "page_size", _PAGE_SIZE, minimum=1, maximum=_PAGE_SIZE)
         start = _offset(request.query.get("page_token"))
-        lines = await self._journal.read(deployment_id, start=0, end=time.time_ns() + 1, direction="asc")
-        listed = await self._files.archive(
-            deployment_id, "log.jsonl", msgspec.json.Encoder().encode_lines(lines), request
+        lines = await self._registry.logs.read(deployment_id, start=0, end=time.time_ns() + 1, direction="asc")
+        log = msgspec.json.Encoder().encode_lines(lines)
+        files = await self._files.write_archive(deployment_id, "log.jsonl", log, request)
+        end = start + size
+        return json_response(
+            types.DebugArchiveFilesResponse(
+                presigned_urls=files[start:end], next_page_token=_token(end) if end < len(files) else None
+            )
         )
-        page = listed[start : start + size]
-        more = start + size < len(listed)
-        token = base64.urlsafe_b64encode(str(start + size).encode()).decode() if more else None
-        return json_answer(types.DebugArchiveFilesResponse(presigned_urls=page, next_page_token=token))
 
 
 def _window(body: _MetricsBody) -> Window:
     end = body.end_epoch_millis or _now_millis()
-    start = end - 1000 * DEFAULT_WINDOW_SECONDS if body.start_epoch_millis is None else body.start_epoch_millis
+    start = end - _WINDOW_MILLIS if body.start_epoch_millis is None else body.start_epoch_millis
     step = body.step_seconds or _STEP_SECONDS
     if start >= end:
-        raise invalid("start_epoch_millis", "must be before end_epoch_millis")
-    if (end - start) / 1000 / step > _MOST_STEPS:
-        raise invalid("step_seconds", f"must make at most {_MOST_STEPS} steps of the time asked for")
+        raise InputError("start_epoch_millis", "must be before end_epoch_millis")
+    if (end - start) / 1000 / step > _MAX_STEPS:
+        raise InputError("step_seconds", f"must divide the window into at most {_MAX_STEPS} steps")
     return Window(start / 1000, end / 1000, step, body.time_divisor_seconds or step)
+
+
+def _token(offset: int) -> str:
+    return base64.urlsafe_b64encode(str(offset).encode()).decode()
 
 
 def _offset(token: str | None) -> int:
@@ -146,8 +160,8 @@ def _offset(token: str | None) -> int:
     try:
         return int(base64.urlsafe_b64decode(token.encode()))
     except (binascii.Error, ValueError) as error:
-        raise invalid("page_token", f"is not one of this listing; got {token!r}") from error
+        raise InputError("page_token", f"is not one of this listing; got {token!r}") from error
 
 
 def _now_millis() -> int:
-    return time.time_ns() // _MILLI
+    return time.time_ns() // _NANOSECONDS

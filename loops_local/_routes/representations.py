@@ -1,4 +1,7 @@
-"""How objects look to callers of the control plane, in the newest shape, which holds the seed's."""
+"""The representations of objects in the control plane's responses.
+
+They have the newest published schema, which contains every field of the older one.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +11,25 @@ from yarl import URL
 
 from loops_async import types
 
-from .provisioning import Deployment
-from .records import CheckpointRecord
-from .registry import LiveSampler, Registry
-from .runs import LiveRun
+from .._http.paths import SAMPLERS, TRAINERS
+from .._resources.deployment import Deployment
+from .._resources.registry import Registry, Sampler
+from .._resources.run import Run
+from .._storage.records import CheckpointRecord
 
-__all__ = ["NOBODY", "Views", "show_checkpoint"]
+__all__ = ["UNKNOWN_USER", "Representations", "represent_checkpoint"]
 
-NOBODY = types.User()
-"""The service has one key and knows no names."""
+UNKNOWN_USER = types.User()
+"""The service has one key, and does not know the name of its user."""
 
 _LORA_CONFIG_VERSION = "v1"
 _MACHINE = types.InstanceType(id="local", name="this machine", millicpu_limit=1000 * (os.cpu_count() or 1), gpu_count=0)
 
 
-class Views:
-    """Shows objects with their URLs; `base_url` is known once the service listens.
+class Representations:
+    """Represents objects with their URLs; `base_url` is set once the service listens.
 
-    What is `serverless` has no deployment to look at, and samples through a queue.
+    In the `serverless` form, objects have no deployment, and samplers have the URL of their queue.
     """
 
     def __init__(self, registry: Registry, *, serverless: bool) -> None:
@@ -33,51 +37,51 @@ class Views:
         self._serverless = serverless
         self.base_url = URL()
 
-    def run(self, run: LiveRun) -> types.Run:
-        """Show a run."""
+    def run(self, run: Run) -> types.Run:
+        """Represent a run."""
         record = run.record
-        sampler = self._registry.paired(record.id)
+        sampler = self._registry.find_sampler_of(record.id)
         return types.Run(
             id=record.id,
             session_id=record.session_id,
             base_model=record.base_model,
-            base_url=self._trainer_url(record.id),
+            base_url=self._url(TRAINERS, record.id),
             created_at=record.created_at,
             sampler=None if sampler is None else self.sampler(sampler),
             name=record.name or record.base_model,
             deployment_id=None if self._serverless else record.deployment_id,
             lora_config_version=_LORA_CONFIG_VERSION,
             status=types.Status("ACTIVE" if record.active else "INACTIVE"),
-            user=NOBODY,
+            user=UNKNOWN_USER,
         )
 
-    def sampler(self, sampler: LiveSampler) -> types.Sampler:
-        """Show a sampler."""
+    def sampler(self, sampler: Sampler) -> types.Sampler:
+        """Represent a sampler."""
         record, deployment = sampler.record, sampler.deployment
         return types.Sampler(
             id=record.id,
-            base_url=str(self.base_url / "samplers" / record.id / ("queue" if self._serverless else "sync")),
+            base_url=self._url(SAMPLERS, record.id, "queue" if self._serverless else "sync"),
             base_model=record.base_model,
             created_at=record.created_at,
             model_id=None if self._serverless else deployment.record.model_id,
             deployment_id=None if self._serverless else deployment.record.id,
             status=types.Status(deployment.status),
-            user=NOBODY,
+            user=UNKNOWN_USER,
             instance_type=_MACHINE,
             node_count=1,
         )
 
     def deployment(self, deployment: Deployment) -> types.Deployment:
-        """Show what a trainer runs on, with the run that it serves now."""
+        """Represent a trainer's deployment, with its newest run."""
         latest = self._registry.latest_run_on(deployment.record.id)
-        sampler = self._registry.paired(latest.record.id)
+        sampler = self._registry.find_sampler_of(latest.record.id)
         return types.Deployment(
             id=deployment.record.id,
             base_model=deployment.record.base_model,
-            base_url=self._trainer_url(latest.record.id),
+            base_url=self._url(TRAINERS, latest.record.id),
             status=types.Status(deployment.status),
             sampler=None if sampler is None else self.sampler(sampler),
-            user=NOBODY,
+            user=UNKNOWN_USER,
             active_run_id=latest.record.id if latest.record.active else None,
             latest_run_id=latest.record.id,
             created_at=deployment.record.created_at,
@@ -86,12 +90,12 @@ class Views:
             node_count=1,
         )
 
-    def _trainer_url(self, run_id: str) -> str:
-        return str(self.base_url / "trainers" / run_id)
+    def _url(self, root: str, *segments: str) -> str:
+        return str(self.base_url.joinpath(root.strip("/"), *segments))
 
 
-def show_checkpoint(record: CheckpointRecord) -> types.Checkpoint:
-    """Show a checkpoint."""
+def represent_checkpoint(record: CheckpointRecord) -> types.Checkpoint:
+    """Represent a checkpoint."""
     return types.Checkpoint(
         id=record.id,
         run_id=record.run_id,

@@ -5,62 +5,76 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+import msgspec
 from aiohttp import web
 from msgspec import UNSET, Struct
 
 from loops_async import protocol as wire
+from loops_async.errors import InputError
 from loops_async.protocol import CheckpointUri
 
-from .completions import completions, decode_sample, make_job, refusal
-from .engine import RefusedError
-from .engine.base import Adapter
-from .models import ModelHost
-from .provisioning import Deployment
-from .registry import Registry
-from .runs import LiveRun
-from .web import HttpError, bad_request, deactivated, json_answer, not_found
+from .._errors import HttpError, deactivated, not_found
+from .._execution.models import ModelHost
+from .._http.parsing import decode_body
+from .._http.paths import LOCAL_SAMPLER, SAMPLERS
+from .._http.responses import json_response
+from .._resources.deployment import Deployment
+from .._resources.registry import Registry
+from .._resources.run import Run
+from ..engine import RefusedError
+from ..engine.base import Adapter
+from .completions import completions, refused, sample_job
 
-__all__ = ["LOCAL_SAMPLER", "SAMPLERS", "SamplerRoutes", "Source", "Wanted"]
+__all__ = ["SAMPLER", "SamplerRoutes", "Source", "WeightsRequest", "decode_sample"]
 
-SAMPLERS = "/samplers/{sampler_id}"
-LOCAL_SAMPLER = "/local/sampler"
+SAMPLER = f"{SAMPLERS}/{{sampler_id}}"
+
+_SAMPLE = msgspec.json.Decoder(wire.SampleBody)
 
 
 class Source(Struct, frozen=True):
-    """What a request samples from."""
+    """The model, run or checkpoint that a request samples from."""
 
     host: ModelHost
-    run: LiveRun | None
+    run: Run | None
     checkpoint: CheckpointUri | None = None
     deployment: Deployment | None = None
     max_seq_len: int | None = None
     local: bool = False
 
 
-class Wanted(Struct, frozen=True):
-    """Which weights a request asks for: a checkpoint's, a version and newer, both (then as soon as it is served)."""
+class WeightsRequest(Struct, frozen=True):
+    """The weights that a request asks for: a checkpoint's, or those of a version or newer.
 
-    pinned: str | None = None
-    floor: int | None = None
+    With both, those of the version if it is served already, else the checkpoint's.
+    """
+
+    checkpoint_path: str | None = None
+    min_version: int | None = None
 
     @classmethod
-    def of(cls, request: web.Request) -> Wanted:
+    def of(cls, request: web.Request) -> WeightsRequest:
         """Read the headers."""
         text = request.headers.get(wire.MIN_POLICY_VERSION, "0")
         if not text.isascii() or not text.isdigit() or len(text) > 15:
-            raise bad_request(f"{wire.MIN_POLICY_VERSION}: must be an integer of at least 1; got {text!r}")
+            raise InputError(wire.MIN_POLICY_VERSION, f"must be an integer of at least 1; got {text!r}")
         return cls(request.headers.get(wire.CHECKPOINT_PATH), int(text) or None)
 
 
 class _Weights(Struct, frozen=True):
-    """The weights that answer; `version` is None for those of a checkpoint."""
+    """The weights that answer a request; `version` is None for those of a checkpoint."""
 
     adapter: Adapter | None
     version: int | None
 
 
+async def decode_sample(request: web.Request) -> wire.SampleBody:
+    """Decode the body of a sample request."""
+    return await decode_body(request, _SAMPLE)
+
+
 class SamplerRoutes:
-    """The handlers of the samplers' routes, of the control plane's samplers and of local mode's."""
+    """The handlers of samplers, both those of the control plane and that of local mode."""
 
     def __init__(self, registry: Registry, *, version_wait_seconds: float) -> None:
         self._registry = registry
@@ -68,20 +82,16 @@ class SamplerRoutes:
 
     def routes(self) -> Sequence[web.RouteDef]:
         """Return the routes."""
+        direct = (f"{SAMPLER}/sync", LOCAL_SAMPLER)
+        any_form = (f"{SAMPLER}/{{form:sync|queue}}", LOCAL_SAMPLER)
         return [
-            web.post(f"{SAMPLERS}/wake", self.wake),
+            web.post(f"{SAMPLER}/wake", self.wake),
+            *(web.post(f"{root}/sample", self.sample) for root in direct),
+            *(web.get(f"{root}/trainers_policy_version", self.policy_version) for root in direct),
+            *(web.get(f"{root}/v1/models", self.models) for root in any_form),
             *(
                 route
-                for root in (f"{SAMPLERS}/sync", LOCAL_SAMPLER)
-                for route in (
-                    web.post(f"{root}/sample", self.sample),
-                    web.get(f"{root}/trainers_policy_version", self.policy_version),
-                )
-            ),
-            *(web.get(f"{root}/v1/models", self.models) for root in (f"{SAMPLERS}/{{form:sync|queue}}", LOCAL_SAMPLER)),
-            *(
-                route
-                for root in (f"{SAMPLERS}/{{form:sync|queue}}", LOCAL_SAMPLER, f"{LOCAL_SAMPLER}/{{model}}")
+                for root in (*any_form, f"{LOCAL_SAMPLER}/{{model}}")
                 for route in (
                     web.get(f"{root}/tokenizer", self.list_tokenizer),
                     web.get(f"{root}/tokenizer/{{name}}", self.get_tokenizer),
@@ -90,33 +100,33 @@ class SamplerRoutes:
         ]
 
     async def sample(self, request: web.Request) -> web.Response:
-        body = decode_sample(await request.read())
+        body = await decode_sample(request)
         source = self._source(request, body)
         if source.deployment is None:
             return await self._sample(request, source, body)
         source.deployment.check()
         with source.deployment.in_use():
-            await source.deployment.risen()
+            await source.deployment.active_engine()
             return await self._sample(request, source, body)
 
     async def _sample(self, request: web.Request, source: Source, body: wire.SampleBody) -> web.Response:
-        answer, version = await self.complete(source, body, Wanted.of(request))
+        answer, version = await self.complete(source, body, WeightsRequest.of(request))
         headers = None if version is None else {wire.POLICY_VERSION: str(version)}
-        return json_answer(answer, headers=headers)
+        return json_response(answer, headers=headers)
 
     async def complete(
-        self, source: Source, body: wire.SampleBody, wanted: Wanted
+        self, source: Source, body: wire.SampleBody, wanted: WeightsRequest
     ) -> tuple[wire.Completions, int | None]:
-        """Generate what is asked for; also tell the version that did, None for a checkpoint."""
+        """Generate the completions; return them with the version of their weights, None for a checkpoint's."""
         sampler = await source.host.sampler()
         weights = await self._weights(source, wanted)
-        job = make_job(body, weights.adapter, await _limit(source))
+        job = sample_job(body, weights.adapter, await _max_seq_len(source))
         try:
             outcome = await asyncio.wrap_future(sampler.submit(job))
-        except RefusedError as refused:
+        except RefusedError as error:
             if source.deployment is not None:
-                source.deployment.log.write("WARNING", f"a sample was refused: {refused}")
-            raise refusal(str(refused)) from refused
+                source.deployment.log.write("WARNING", f"a sample was refused: {error}")
+            raise refused(str(error)) from error
         return completions(body, job, outcome), weights.version
 
     async def models(self, request: web.Request) -> web.Response:
@@ -131,22 +141,22 @@ class SamplerRoutes:
             served.append(wire.ServedModel(id=str(uri), parent=source.host.name))
         if source.checkpoint is not None:
             served.append(wire.ServedModel(id=str(source.checkpoint), parent=source.host.name))
-        return json_answer(wire.ServedModels(served))
+        return json_response(wire.ServedModels(served))
 
     async def policy_version(self, request: web.Request) -> web.Response:
         run = self._source(request, None).run
-        return json_answer(wire.PolicyVersion(policy_version=None if run is None else run.live_version))
+        return json_response(wire.PolicyVersion(policy_version=None if run is None else run.published_version))
 
     async def wake(self, request: web.Request) -> web.Response:
         deployment = self._registry.sampler(request.match_info["sampler_id"]).deployment
         if deployment.record.stopped:
             raise deactivated("sampler")
-        deployment.wake()
-        return json_answer({"status": deployment.status}, status=202)
+        deployment.keep_active()
+        return json_response({"status": deployment.status}, status=202)
 
     async def list_tokenizer(self, request: web.Request) -> web.Response:
         directory = await self._source(request, None).host.tokenizer()
-        return json_answer({"files": sorted(path.name for path in directory.iterdir())})
+        return json_response({"files": sorted(path.name for path in directory.iterdir())})
 
     async def get_tokenizer(self, request: web.Request) -> web.StreamResponse:
         directory = await self._source(request, None).host.tokenizer()
@@ -158,17 +168,17 @@ class SamplerRoutes:
     def _source(self, request: web.Request, body: wire.SampleBody | None) -> Source:
         model = None if body is None or body.model is UNSET else body.model
         local = "sampler_id" not in request.match_info
-        source = self._local_source(request, model) if local else self.own_source(request)
+        source = self._local_source(request, model) if local else self.source_of_sampler(request)
         if model not in (None, source.host.name):
             raise not_found("model", str(model))
         return source
 
-    def own_source(self, request: web.Request) -> Source:
-        """Return what the sampler that the path names serves."""
+    def source_of_sampler(self, request: web.Request) -> Source:
+        """Return what the sampler in the request's path serves."""
         sampler = self._registry.sampler(request.match_info["sampler_id"])
-        named = request.headers.get(wire.RUN_ID)
-        if sampler.run is not None and named not in (None, sampler.run.record.id):
-            raise bad_request(f"{wire.RUN_ID}: this sampler serves run {sampler.run.record.id!r}; got {named!r}")
+        run_id = request.headers.get(wire.RUN_ID)
+        if sampler.run is not None and run_id not in (None, sampler.run.record.id):
+            raise InputError(wire.RUN_ID, f"this sampler serves run {sampler.run.record.id!r}; got {run_id!r}")
         return Source(
             sampler.deployment.host,
             sampler.run,
@@ -188,40 +198,35 @@ class SamplerRoutes:
             raise not_found("model", name)
         return Source(models.host(name), None, local=True)
 
-    async def _weights(self, source: Source, wanted: Wanted) -> _Weights:
+    async def _weights(self, source: Source, wanted: WeightsRequest) -> _Weights:
         """Choose the weights. Source: data-plane reference 3.6."""
-        floor, pinned = wanted.floor, wanted.pinned
-        live = source.run.live_version or 0 if source.run is not None else 0
-        if pinned is not None and (floor is None or live < floor):
-            return _Weights(await self._pinned(pinned, source), None)
-        if floor is not None and not await self._reaches(source.run, floor):
-            message = f"the sampler does not serve version {floor} yet; it serves {live}"
+        path, min_version = wanted.checkpoint_path, wanted.min_version
+        served = source.run.published_version or 0 if source.run is not None else 0
+        if path is not None and (min_version is None or served < min_version):
+            return _Weights(await self._checkpoint_adapter(path, source), None)
+        if min_version is not None and not await self._serves(source.run, min_version):
+            message = f"the sampler does not serve version {min_version} yet; it serves {served}"
             raise HttpError(408, "VERSION_NOT_SERVED", message, error=message)
-        engine = await source.host.engine()
         if source.run is not None:
-            return _Weights(*await source.run.live_weights(engine))
+            return _Weights(*await source.run.published_weights(await source.host.engine()))
         if source.checkpoint is not None:
-            return _Weights(await self._pinned(str(source.checkpoint), source), None)
+            return _Weights(await self._checkpoint_adapter(str(source.checkpoint), source), None)
         return _Weights(None, 0)
 
-    async def _reaches(self, run: LiveRun | None, floor: int) -> bool:
-        return run is not None and await run.wait_for_version(floor, self._version_wait_seconds)
+    async def _serves(self, run: Run | None, version: int) -> bool:
+        return run is not None and await run.wait_for_version(version, self._version_wait_seconds)
 
-    async def _pinned(self, path: str, source: Source) -> Adapter:
-        try:
-            record = await self._registry.sampler_checkpoint(path, field=wire.CHECKPOINT_PATH)
-        except HttpError as problem:
-            raise bad_request(str(problem)) from problem
+    async def _checkpoint_adapter(self, path: str, source: Source) -> Adapter:
+        field = wire.CHECKPOINT_PATH
+        record = await self._registry.checkpoints.argument(path, kind="sampler_weights", field=field)
         if source.local and not record.local:
-            raise bad_request(f"{wire.CHECKPOINT_PATH}: local mode has no checkpoint {path!r}")
+            raise InputError(field, f"local mode has no checkpoint {path!r}")
         if record.base_model != source.host.name:
-            raise bad_request(
-                f"{wire.CHECKPOINT_PATH}: {path!r} belongs to {record.base_model!r}, this sampler is of "
-                f"{source.host.name!r}"
-            )
+            problem = f"{path!r} belongs to {record.base_model!r}, this sampler is of {source.host.name!r}"
+            raise InputError(field, problem)
         return await self._registry.checkpoints.adapter(record.run_id, record.id, await source.host.engine())
 
 
-async def _limit(source: Source) -> int:
+async def _max_seq_len(source: Source) -> int:
     engine = await source.host.engine()
     return min(source.max_seq_len or engine.model.max_seq_len, engine.model.max_seq_len)

@@ -1,7 +1,7 @@
 """The trainer's data plane. Source: data-plane reference 1 and 2.
 
-A trainer that is still deploying answers submits with 400 and ``{"error": "... is deploying ..."}``, which clients
-repeat; 503 would tell them that it shuts down.
+A trainer that is still starting answers submissions with 400 and ``{"error": "... is deploying ..."}``, which clients
+repeat; to them, 503 would mean that it shuts down.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 from urllib.parse import quote
 
 import msgspec
@@ -19,38 +19,44 @@ from loops_async import protocol as wire
 from loops_async.errors import InputError
 from loops_async.types import LossFnType
 
-from .making import LOCAL_RUN_ID, Maker
-from .operations import Operations
-from .registry import Registry
-from .runs import LiveRun
-from .web import HttpError, deactivated, decode, invalid, json_answer, not_found, raw_answer
+from .._errors import HttpError, deactivated
+from .._execution.operations import Operations
+from .._http.parsing import decode_body
+from .._http.paths import LOCAL_TRAINER, TRAINERS
+from .._http.responses import json_response, poll_response
+from .._resources.lifecycle import LOCAL_RUN_ID, Lifecycle
+from .._resources.registry import Registry
+from .._resources.run import Run
 
-__all__ = ["LOCAL_TRAINER", "TRAINERS", "TrainerRoutes"]
+__all__ = ["TrainerRoutes"]
 
-TRAINERS = "/trainers/{run_id}"
-LOCAL_TRAINER = "/local/trainer"
-
-T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _MOST_TOP_K = wire.MAX_TOP_K_LOGPROBS
-_LONGEST_KEY = 255
+_MAX_KEY_LENGTH = 255
+
+_INIT = msgspec.json.Decoder(wire.InitTrainerServerBody)
+_FORWARD = msgspec.json.Decoder(wire.ForwardBody)
+_OPTIM = msgspec.json.Decoder(wire.OptimStepBody)
+_SAVE = msgspec.json.Decoder(wire.SaveStateBody)
+_SAVE_FOR_SAMPLER = msgspec.json.Decoder(wire.SaveWeightsForSamplerBody)
+_LOAD = msgspec.json.Decoder(wire.LoadStateBody)
 
 
 class TrainerRoutes:
-    """The handlers of the trainers' routes, of the control plane's runs and of local mode's."""
+    """The handlers of trainers, both those of the control plane's runs and that of local mode."""
 
     def __init__(
-        self, registry: Registry, maker: Maker, operations: Operations, *, hold_seconds: float, serverless: bool
+        self, registry: Registry, lifecycle: Lifecycle, operations: Operations, *, hold_seconds: float, serverless: bool
     ) -> None:
         self._registry = registry
-        self._maker = maker
+        self._lifecycle = lifecycle
         self._operations = operations
         self._hold_seconds = hold_seconds
         self._serverless = serverless
 
     def routes(self) -> Sequence[web.RouteDef]:
         """Return the routes."""
-        submits: dict[str, Handler] = {
+        operations: dict[str, Handler] = {
             "init_trainer_server": self.init_trainer_server,
             "forward": partial(self.forward, backward=False),
             "forward_backward": partial(self.forward, backward=True),
@@ -62,9 +68,9 @@ class TrainerRoutes:
         }
         return [
             route
-            for root in (TRAINERS, LOCAL_TRAINER)
+            for root in (f"{TRAINERS}/{{run_id}}", LOCAL_TRAINER)
             for route in (
-                *(web.post(f"{root}/{name}", handler) for name, handler in submits.items()),
+                *(web.post(f"{root}/{name}", handler) for name, handler in operations.items()),
                 web.get(f"{root}/operations/{{operation_id}}", self.poll),
                 web.get(f"{root}/health", self.health),
                 web.get(f"{root}/policy_version", self.policy_version),
@@ -72,145 +78,126 @@ class TrainerRoutes:
         ]
 
     async def init_trainer_server(self, request: web.Request) -> web.Response:
-        body = await _decoded(request, _INIT)
+        body = await decode_body(request, _INIT)
         if "run_id" not in request.match_info:
             run_id = _run_id(request, body.run_id) or LOCAL_RUN_ID
-            await self._maker.begin_local_run(run_id, body.base_model, body.lora_rank)
-        run = self._ready_run(request, body.run_id)
+            await self._lifecycle.get_or_create_local_run(run_id, body.base_model, body.lora_rank)
+        run = self._available_run(request, body.run_id)
         if body.base_model != run.record.base_model:
-            raise invalid(
-                "base_model", f"this run trains {run.record.base_model!r}; got {body.base_model!r}", status=422
-            )
+            raise InputError("base_model", f"this run trains {run.record.base_model!r}; got {body.base_model!r}")
         return self._submit(request, run, lambda: run.init_trainer_server(body))
 
     async def forward(self, request: web.Request, *, backward: bool) -> web.Response:
-        body = await _decoded(request, _FORWARD)
-        run = self._ready_run(request, body.run_id)
+        body = await decode_body(request, _FORWARD)
+        run = self._available_run(request, body.run_id)
         _check_forward(body, run)
         return self._submit(request, run, lambda: run.forward(body, backward=backward))
 
     async def optim_step(self, request: web.Request) -> web.Response:
-        body = await _decoded(request, _OPTIM)
-        run = self._ready_run(request, body.run_id)
+        body = await decode_body(request, _OPTIM)
+        run = self._available_run(request, body.run_id)
         return self._submit(request, run, lambda: run.optim_step(body.adam_params))
 
     async def save_state(self, request: web.Request) -> web.Response:
-        body = await _decoded(request, _SAVE)
+        body = await decode_body(request, _SAVE)
         _check_save(body.name, body.ttl_seconds)
-        run = self._ready_run(request, body.run_id)
+        run = self._available_run(request, body.run_id)
         return self._submit(request, run, lambda: run.save_state(body))
 
     async def save_weights_for_sampler(self, request: web.Request) -> web.Response:
-        body = await _decoded(request, _SAVE_FOR_SAMPLER)
+        body = await decode_body(request, _SAVE_FOR_SAMPLER)
         _check_save(body.name, body.ttl_seconds)
-        run = self._ready_run(request, body.run_id)
+        run = self._available_run(request, body.run_id)
         return self._submit(request, run, lambda: run.save_weights_for_sampler(body))
 
     async def load_state(self, request: web.Request, *, optimizer: bool) -> web.Response:
-        body = await _decoded(request, _LOAD)
-        run = self._ready_run(request, body.run_id)
+        body = await decode_body(request, _LOAD)
+        run = self._available_run(request, body.run_id)
         return self._submit(request, run, lambda: run.load_state(body.path, optimizer=optimizer))
 
     async def poll(self, request: web.Request) -> web.Response:
         run = self._run(request)
         operation_id = request.match_info["operation_id"]
         with run.deployment.in_use():
-            try:
-                answer = await self._operations.answer(run.record.id, operation_id, hold_seconds=self._hold_seconds)
-            except KeyError:
-                raise not_found("operation", operation_id) from None
-        if answer is None:
-            raise HttpError(408, "PENDING", "the operation is still under way; poll again")
-        return raw_answer(answer)
+            outcome = self._operations.outcome(run.record.id, operation_id, hold_seconds=self._hold_seconds)
+            return await poll_response(outcome, operation_id)
 
     async def health(self, request: web.Request) -> web.Response:
         if "run_id" not in request.match_info:
-            return json_answer({"status": "ok"})
+            return json_response({"status": "ok"})
         run = self._run(request)
-        deployment = run.deployment
-        deployment.wake()
+        run.deployment.keep_active()
         if not run.record.active:
             raise deactivated("run")
-        if (problem := deployment.problem(status_while_rising=503)) is not None:
+        if (problem := run.deployment.problem(status_while_starting=503)) is not None:
             raise problem
-        return json_answer({"status": "ok"})
+        return json_response({"status": "ok"})
 
     async def policy_version(self, request: web.Request) -> web.Response:
         if self._serverless and "run_id" in request.match_info:
-            message = "a serverless trainer does not tell its policy version"
+            message = "a serverless trainer does not report its policy version"
             raise HttpError(501, "NOT_OFFERED", message, error=message)
-        return json_answer(wire.PolicyVersion(policy_version=self._run(request).step))
+        return json_response(wire.PolicyVersion(policy_version=self._run(request).step))
 
-    def _run(self, request: web.Request, body_run_id: str | None = None) -> LiveRun:
-        named = _run_id(request, body_run_id)
+    def _run(self, request: web.Request, body_run_id: str | None = None) -> Run:
+        run_id = _run_id(request, body_run_id)
         if "run_id" not in request.match_info:
-            return self._registry.local_run(named or LOCAL_RUN_ID)
+            return self._registry.local_run(run_id or LOCAL_RUN_ID)
         run = self._registry.run(request.match_info["run_id"])
-        if named not in (None, run.record.id):
-            raise invalid(wire.RUN_ID, f"this is the trainer of run {run.record.id!r}; got {named!r}", status=422)
+        if run_id not in (None, run.record.id):
+            raise InputError(wire.RUN_ID, f"this is the trainer of run {run.record.id!r}; got {run_id!r}")
         return run
 
-    def _ready_run(self, request: web.Request, body_run_id: str | None) -> LiveRun:
+    def _available_run(self, request: web.Request, body_run_id: str | None) -> Run:
         run = self._run(request, body_run_id)
         run.check()
         return run
 
-    def _submit(self, request: web.Request, run: LiveRun, work: Callable[[], Awaitable[Any]]) -> web.Response:
+    def _submit(self, request: web.Request, run: Run, work: Callable[[], Awaitable[Any]]) -> web.Response:
         if self._serverless and wire.IDEMPOTENCY_KEY not in request.headers and not run.record.local:
-            raise invalid(wire.IDEMPOTENCY_KEY, "a serverless trainer needs one", status=422)
+            raise InputError(wire.IDEMPOTENCY_KEY, "a serverless trainer needs one")
         operation_id = request.headers.get(wire.IDEMPOTENCY_KEY) or uuid.uuid4().hex
-        if len(operation_id) > _LONGEST_KEY or not operation_id.isprintable():
-            raise invalid(wire.IDEMPOTENCY_KEY, f"must be at most {_LONGEST_KEY} printable characters", status=422)
+        if len(operation_id) > _MAX_KEY_LENGTH or not operation_id.isprintable():
+            raise InputError(wire.IDEMPOTENCY_KEY, f"must be at most {_MAX_KEY_LENGTH} printable characters")
         name = request.path.rsplit("/", 1)[-1]
         self._operations.submit(
-            run.record.id, operation_id, name, prepare=run.deployment.risen, work=work, log=run.deployment.log
+            run.record.id,
+            operation_id,
+            name,
+            prepare=run.deployment.active_engine,
+            work=work,
+            log=run.deployment.log,
         )
         location = f"/operations/{quote(operation_id, safe='')}"
-        return json_answer(wire.Accepted(operation_id=operation_id), status=202, headers={"Location": location})
-
-
-_INIT = msgspec.json.Decoder(wire.InitTrainerServerBody)
-_FORWARD = msgspec.json.Decoder(wire.ForwardBody)
-_OPTIM = msgspec.json.Decoder(wire.OptimStepBody)
-_SAVE = msgspec.json.Decoder(wire.SaveStateBody)
-_SAVE_FOR_SAMPLER = msgspec.json.Decoder(wire.SaveWeightsForSamplerBody)
-_LOAD = msgspec.json.Decoder(wire.LoadStateBody)
-
-
-async def _decoded(request: web.Request, decoder: msgspec.json.Decoder[T]) -> T:
-    # 422, since published clients repeat a 400 for an hour.
-    return decode(await request.read(), decoder, status=422)
+        return json_response(wire.Accepted(operation_id=operation_id), status=202, headers={"Location": location})
 
 
 def _run_id(request: web.Request, body_run_id: str | None) -> str | None:
     header = request.headers.get(wire.RUN_ID)
     if header is not None and body_run_id not in (None, header):
-        raise invalid("run_id", f"the header {wire.RUN_ID} says {header!r}, the body {body_run_id!r}", status=422)
+        raise InputError("run_id", f"the header {wire.RUN_ID} says {header!r}, the body {body_run_id!r}")
     return header or body_run_id
 
 
-def _check_forward(body: wire.ForwardBody, run: LiveRun) -> None:
+def _check_forward(body: wire.ForwardBody, run: Run) -> None:
     losses = get_args(LossFnType)
     if body.loss_fn not in losses:
-        raise invalid("loss_fn", f"must be one of {', '.join(losses)}; got {body.loss_fn!r}", status=422)
+        raise InputError("loss_fn", f"must be one of {', '.join(losses)}; got {body.loss_fn!r}")
     if not 0 <= body.top_k_logprobs <= _MOST_TOP_K:
-        raise invalid("top_k_logprobs", f"must be 0 to {_MOST_TOP_K}; got {body.top_k_logprobs}", status=422)
+        raise InputError("top_k_logprobs", f"must be 0 to {_MOST_TOP_K}; got {body.top_k_logprobs}")
     if not body.data:
-        raise invalid("data", "must have at least one datum", status=422)
+        raise InputError("data", "must have at least one datum")
     limits = [limit for limit in (run.record.max_seq_len, run.host.max_seq_len) if limit is not None]
     for index, datum in enumerate(body.data):
         length = datum.model_input.length
         if not length:
-            raise invalid(f"data[{index}].model_input", "must have at least one token", status=422)
+            raise InputError(f"data[{index}].model_input", "must have at least one token")
         if limits and length > min(limits):
-            rule = f"must have at most {min(limits)} tokens, the longest sequence of this run; got {length}"
-            raise invalid(f"data[{index}].model_input", rule, status=422)
+            problem = f"must have at most {min(limits)} tokens, the longest sequence of this run; got {length}"
+            raise InputError(f"data[{index}].model_input", problem)
 
 
 def _check_save(name: str, ttl_seconds: Any) -> None:
-    try:
-        wire.check_checkpoint_name(name)
-    except InputError as error:
-        raise HttpError(422, "VALIDATION_ERROR", str(error), details={"field": "name"}) from error
+    wire.check_checkpoint_name(name)
     if isinstance(ttl_seconds, int) and ttl_seconds < 1:
-        raise invalid("ttl_seconds", f"must be at least 1; got {ttl_seconds}", status=422)
+        raise InputError("ttl_seconds", f"must be at least 1; got {ttl_seconds}")

@@ -1,4 +1,4 @@
-"""What the store keeps of each object; everything else is made from it when the service starts."""
+"""The stored form of each object; at its start the service builds everything else from these."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from loops_async.types import AvailabilityModel
 __all__ = [
     "CheckpointRecord",
     "DeploymentRecord",
-    "LiveWeights",
+    "PublishedWeights",
     "Record",
     "RunRecord",
     "SamplerRecord",
@@ -30,17 +30,17 @@ _ALPHABET = "abcdefghijkmnopqrstuvwxyz0123456789"
 
 
 def new_id() -> str:
-    """Return an id of 10 characters: short to read, and 50 bits, so that no two meet."""
+    """Return an id of 10 characters: short to read, and with 50 bits practically unique."""
     return "".join(secrets.choice(_ALPHABET) for _ in range(10))
 
 
 def now() -> datetime:
-    """Return the time with its zone."""
+    """Return the current time in UTC."""
     return datetime.now(UTC)
 
 
 class Record(Struct, kw_only=True):
-    """What every object has. `created_at` orders listings."""
+    """The fields of every object; the class name is its kind in the store. `created_at` orders listings."""
 
     id: str = msgspec.field(default_factory=new_id)
     created_at: datetime = msgspec.field(default_factory=now)
@@ -57,14 +57,14 @@ class TeamRecord(Record, kw_only=True):
 
 
 class UserConfigRecord(Record, kw_only=True):
-    """Which GPUs the user prefers: kept, though there is none to choose."""
+    """Which GPUs the user prefers; stored, although this service has none to choose from."""
 
     trainer_accelerator_priority: list[str] | None = None
     sampler_accelerator_priority: list[str] | None = None
 
 
 class DeploymentRecord(Record, kw_only=True):
-    """What a trainer or a sampler runs on; that of local mode is up as soon as its model is loaded."""
+    """The compute that a trainer or sampler runs on; in local mode it is ready as soon as its model is loaded."""
 
     kind: Literal["trainer", "sampler"]
     base_model: str
@@ -75,8 +75,8 @@ class DeploymentRecord(Record, kw_only=True):
     stopped: bool = False
 
 
-class LiveWeights(Struct, frozen=True, kw_only=True):
-    """The weights that a run's sampler serves: `version` counts optimizer steps."""
+class PublishedWeights(Struct, frozen=True, kw_only=True):
+    """The weights that a run's sampler serves; `version` is the number of optimizer steps behind them."""
 
     version: int
     checkpoint_id: str
@@ -84,7 +84,7 @@ class LiveWeights(Struct, frozen=True, kw_only=True):
 
 
 class RunRecord(Record, kw_only=True):
-    """A run. `unsaved` tells that its trainer holds something that a kill would lose."""
+    """A run. `unsaved` is true while its trainer holds weights that are not on disk; `live` are the published ones."""
 
     session_id: str
     base_model: str
@@ -99,11 +99,11 @@ class RunRecord(Record, kw_only=True):
     active: bool = True
     unsaved: bool = False
     step: int = 0
-    live: LiveWeights | None = None
+    live: PublishedWeights | None = None
 
 
 class SamplerRecord(Record, kw_only=True):
-    """A sampler: of a run, of a checkpoint (`model_path`), or of the base model."""
+    """A sampler of a run, of a checkpoint (`model_path`), or of the base model."""
 
     session_id: str
     base_model: str
@@ -118,7 +118,7 @@ CheckpointTargetName: TypeAlias = Literal["trainer", "sampler"]
 
 
 class CheckpointRecord(Record, kw_only=True):
-    """A checkpoint: a directory of files. `targets` are the modules that the adapter changes."""
+    """A checkpoint, which is a directory of files; `targets` are the modules that its adapter changes."""
 
     run_id: str
     name: str
@@ -137,5 +137,5 @@ class CheckpointRecord(Record, kw_only=True):
 
     @property
     def expired(self) -> bool:
-        """Whether its `ttl_seconds` are over."""
+        """Whether its lifetime has ended."""
         return self.expires_at is not None and self.expires_at <= now()

@@ -1,7 +1,7 @@
-"""The store: one SQLite file that survives a kill at any moment.
+"""The store: one SQLite file that stays consistent even when the process is killed.
 
-Objects are kept as JSON documents, one row each, and are read once at start; the service works on them in memory and
-writes each change through. Only answers of finished operations, which may be large, stay in the file.
+Objects are JSON documents, one row each. The service reads them once at its start, works on them in memory and writes
+every change. Only the outcomes of finished operations, which may be large, are read from the file when needed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ T = TypeVar("T")
 R = TypeVar("R", bound=Record)
 
 # EXCLUSIVE makes the file itself the lock of the data directory: a second service fails at once, and the system
-# releases it when the process dies. NORMAL in WAL mode loses nothing when the process is killed.
+# releases the lock when the process ends. NORMAL in WAL mode loses nothing when the process is killed.
 _SCHEMA = """
 PRAGMA locking_mode = EXCLUSIVE;
 PRAGMA journal_mode = WAL;
@@ -60,7 +60,7 @@ class StoreLockedError(OSError):
 
 
 class LogRow(NamedTuple):
-    """A line of a deployment's log; `timestamp` in nanoseconds since 1970."""
+    """A line of a deployment's log; `timestamp` is in nanoseconds since 1970."""
 
     deployment_id: str
     timestamp: int
@@ -70,7 +70,7 @@ class LogRow(NamedTuple):
 
 
 class Store:
-    """Reads and writes in one thread of its own, so that the event loop never waits for the disk."""
+    """Reads and writes in its own thread, so that the event loop never waits for the disk."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -78,16 +78,16 @@ class Store:
         self._db: sqlite3.Connection | None = None
 
     async def open(self) -> None:
-        """Open the file, making it when it is missing; raises `StoreLockedError`."""
+        """Open the file, creating it if it is missing; raises `StoreLockedError`."""
         await self._run(Store._open)
 
     async def close(self) -> None:
-        """Write what is under way, close the file and end the thread."""
+        """Finish the pending writes, close the file and end the thread."""
         await self._run(Store._close)
         self._thread.shutdown()
 
     async def secret(self, name: str) -> bytes:
-        """Return a secret of this data directory, made up when it is first asked for."""
+        """Return a random secret of this data directory, created at the first call."""
         return await self._run(Store._secret, name)
 
     async def load(self, kind: type[R]) -> list[R]:
@@ -95,54 +95,54 @@ class Store:
         return await self._run(Store._load, kind)
 
     def put(self, *records: Record) -> asyncio.Future[None]:
-        """Write objects, all or none. They are on their way before this returns, whether it is awaited or not."""
+        """Write objects, all or none. The write is queued when this returns, also if the result is not awaited."""
         rows = [(type(record).__name__, record.id, msgspec.json.encode(record)) for record in records]
         return self._run(Store._write, "INSERT OR REPLACE INTO objects VALUES (?, ?, ?)", rows)
 
     def delete(self, *records: Record) -> asyncio.Future[None]:
-        """Forget objects."""
+        """Delete objects."""
         rows = [(type(record).__name__, record.id) for record in records]
         return self._run(Store._write, "DELETE FROM objects WHERE kind = ? AND id = ?", rows)
 
-    def finish(self, run_id: str, operation_id: str, answer: bytes) -> asyncio.Future[None]:
-        """Keep the answer of a finished operation."""
-        rows = [(run_id, operation_id, time.time(), answer)]
+    def put_outcome(self, run_id: str, operation_id: str, outcome: bytes) -> asyncio.Future[None]:
+        """Write the outcome of a finished operation."""
+        rows = [(run_id, operation_id, time.time(), outcome)]
         return self._run(Store._write, "INSERT OR REPLACE INTO operations VALUES (?, ?, ?, ?)", rows)
 
-    async def answer(self, run_id: str, operation_id: str) -> bytes | None:
-        """Return the answer of a finished operation, None when it is unknown or forgotten."""
-        return await self._run(Store._answer, run_id, operation_id)
+    async def outcome(self, run_id: str, operation_id: str) -> bytes | None:
+        """Return the outcome of a finished operation, None when it is unknown or was deleted."""
+        return await self._run(Store._outcome, run_id, operation_id)
 
-    async def finished(self) -> dict[tuple[str, str], float]:
+    async def finished_operations(self) -> dict[tuple[str, str], float]:
         """Return the run, id and time of every finished operation."""
-        return await self._run(Store._finished)
+        return await self._run(Store._finished_operations)
 
-    def forget_finished(self, before: float) -> asyncio.Future[None]:
-        """Forget the answers of operations that finished before a time."""
+    def delete_outcomes(self, before: float) -> asyncio.Future[None]:
+        """Delete the outcomes of operations that finished before a time."""
         return self._run(Store._write, "DELETE FROM operations WHERE finished < ?", [(before,)])
 
     def append_log(self, row: LogRow) -> asyncio.Future[None]:
-        """Keep a line of a log."""
+        """Add a line to a log."""
         return self._run(Store._write, "INSERT INTO logs VALUES (?, ?, ?, ?, ?)", [row])
 
-    def forget_logs(self, before: int) -> asyncio.Future[None]:
-        """Forget the lines before a time in nanoseconds since 1970."""
+    def delete_logs(self, before: int) -> asyncio.Future[None]:
+        """Delete the lines before a time in nanoseconds since 1970."""
         return self._run(Store._write, "DELETE FROM logs WHERE timestamp < ?", [(before,)])
 
     async def logs(
         self, deployment_id: str, *, start: int, end: int, newest_first: bool, limit: int, min_severity: int
     ) -> list[LogRow]:
-        """Return lines of a log from `start` up to, not with, `end`; a negative `limit` is none."""
+        """Return the lines of a log from `start` to before `end`; a negative `limit` means no limit."""
         query = _NEWEST_LOGS if newest_first else _OLDEST_LOGS
         return await self._run(Store._logs, query, deployment_id, start, end, min_severity, limit)
 
-    # What follows runs in the store's thread.
+    # The methods below, except `_run`, run in the store's thread.
 
     def _run(self, work: Callable[Concatenate[Store, P], T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
         return asyncio.wrap_future(self._thread.submit(work, self, *args, **kwargs))
 
     def _open(self) -> None:
-        self._path.touch(mode=0o600)  # it holds what URLs are signed with
+        self._path.touch(mode=0o600)  # it holds the secret that signs URLs
         self._db = sqlite3.connect(self._path, timeout=0, isolation_level=None, cached_statements=32)
         try:
             self._db.executescript(_SCHEMA)
@@ -182,13 +182,13 @@ class Store:
             raise
         db.execute("COMMIT")
 
-    def _answer(self, run_id: str, operation_id: str) -> bytes | None:
+    def _outcome(self, run_id: str, operation_id: str) -> bytes | None:
         found = self._open_db.execute(
             "SELECT answer FROM operations WHERE run_id = ? AND id = ?", (run_id, operation_id)
         ).fetchone()
         return None if found is None else bytes(found[0])
 
-    def _finished(self) -> dict[tuple[str, str], float]:
+    def _finished_operations(self) -> dict[tuple[str, str], float]:
         rows = self._open_db.execute("SELECT run_id, id, finished FROM operations")
         return {(run_id, operation_id): finished for run_id, operation_id, finished in rows}
 

@@ -117,7 +117,7 @@ async def test_checkpoints_expire(api: Api, monkeypatch: pytest.MonkeyPatch) -> 
     await api.operate(run, "save_state", {"name": "long"})
     short, _ = await api.checkpoints(run["id"])
     assert directory_of(api, short).is_dir()
-    from loops_local import records
+    from loops_local._storage import records
 
     later = records.now().replace(year=records.now().year + 1)
     monkeypatch.setattr(records, "now", lambda: later)

@@ -107,13 +107,13 @@ async def test_a_model_that_does_not_load_fails_the_deployment_with_the_reason(s
 
 
 async def test_what_is_not_used_sleeps_and_wakes_when_it_is(serve: Any, monkeypatch: Any) -> None:
-    from loops_local import provisioning
+    from loops_local._resources import deployment
 
     api = await serve()
     run = await api.run(scale_down_delay_seconds=60)
     ahead = 0.0
-    monotonic = provisioning.time.monotonic
-    monkeypatch.setattr(provisioning.time, "monotonic", lambda: monotonic() + ahead)
+    monotonic = deployment.time.monotonic
+    monkeypatch.setattr(deployment.time, "monotonic", lambda: monotonic() + ahead)
     ahead = 61.0
     assert await api.trainer_status(run) == "SCALED_TO_ZERO"
     assert await api.sampler_status(run["sampler"]) == "SCALED_TO_ZERO"
@@ -129,14 +129,14 @@ async def test_what_is_not_used_sleeps_and_wakes_when_it_is(serve: Any, monkeypa
 
 
 async def test_a_health_check_keeps_a_trainer_awake_and_its_weights_survive_sleep(serve: Any, monkeypatch: Any) -> None:
-    from loops_local import provisioning
+    from loops_local._resources import deployment
 
     api = await serve()
     run = await api.run(scale_down_delay_seconds=60)
     await api.train(run)
     ahead = 0.0
-    monotonic = provisioning.time.monotonic
-    monkeypatch.setattr(provisioning.time, "monotonic", lambda: monotonic() + ahead)
+    monotonic = deployment.time.monotonic
+    monkeypatch.setattr(deployment.time, "monotonic", lambda: monotonic() + ahead)
     for ahead in (50.0, 100.0):  # noqa: B007 - read by the clock above
         assert await api.is_healthy(run["base_url"])
     ahead = 159.0

@@ -109,7 +109,7 @@ async def test_a_delay_and_forgetting_faults(api: Api) -> None:
 
 
 async def test_a_mistake_of_ours_is_a_500_that_can_be_read(api: Api, caplog: Any, monkeypatch: Any) -> None:
-    from loops_local.registry import Registry
+    from loops_local._resources.registry import Registry
 
     monkeypatch.setattr(Registry, "runs", lambda _self: 1 / 0)
     error = await api.get("/v1/loops/runs", status=500)

@@ -32,8 +32,8 @@ def problems_of(root: Path, path: str, source: str) -> list[str]:
         ("loops_async/client.py", "import requests"),
         ("loops_async/surprise.py", ""),
         ("loops_sync/client.py", "import loops_local"),
-        ("loops_local/store.py", "from loops_async._http.transport import Transport"),
-        ("loops_local/store.py", "import torch"),
+        ("loops_local/_storage/store.py", "from loops_async._http.transport import Transport"),
+        ("loops_local/_storage/store.py", "import torch"),
     ],
 )
 def test_refused(tmp_path: Path, path: str, source: str) -> None:
@@ -50,7 +50,7 @@ def test_refused(tmp_path: Path, path: str, source: str) -> None:
         ("loops_async/client.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import numpy"),
         ("loops_async/_http/transport.py", "from aiohttp import ClientSession"),
         ("loops_sync/client.py", "from loops_async.client import ServiceClient"),
-        ("loops_local/store.py", "from aiohttp import web\nfrom loops_async.types.inputs import Datum"),
+        ("loops_local/_http/app.py", "from aiohttp import web\nfrom loops_async.types.inputs import Datum"),
         ("loops_local/engine/pytorch/lora.py", "import torch\nfrom ..base import Engine"),
     ],
 )

@@ -1,0 +1,56 @@
+"""Reading requests: JSON bodies and query parameters. Every mistake is an `InputError` that names the field."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TypeVar
+
+import msgspec
+from aiohttp import web
+
+from loops_async.errors import InputError
+
+__all__ = ["choice", "decode_body", "input_error", "query_int"]
+
+T = TypeVar("T")
+S = TypeVar("S", bound=str)
+
+_FIELD = re.compile(r"`\$\.?([^`]*)`$|required field `([^`]*)`")
+
+
+async def decode_body(request: web.Request, decoder: msgspec.json.Decoder[T], *, default: bytes = b"") -> T:
+    """Decode the JSON body of a request; `default` takes the place of an empty one."""
+    try:
+        return decoder.decode(await request.read() or default)
+    except msgspec.ValidationError as error:
+        raise input_error(error) from error
+    except msgspec.DecodeError as error:
+        raise InputError("body", f"is not JSON: {error}") from error
+
+
+def input_error(error: msgspec.ValidationError) -> InputError:
+    """Convert msgspec's error, whose text ends with the place of the mistake."""
+    found = _FIELD.search(str(error))
+    field = (found[1] or found[2] if found else None) or "body"
+    return InputError(field, str(error).split(" - at ")[0])
+
+
+def query_int(request: web.Request, name: str, default: int, *, minimum: int, maximum: int | None = None) -> int:
+    """Return an integer of the query string, `default` when it is missing."""
+    text = request.query.get(name)
+    if text is None:
+        return default
+    if not text.isascii() or not text.isdigit() or len(text) > 15 or int(text) < minimum:
+        raise InputError(name, f"must be an integer of at least {minimum}; got {text!r}")
+    if maximum is not None and int(text) > maximum:
+        raise InputError(name, f"must be at most {maximum}; got {text}")
+    return int(text)
+
+
+def choice(field: str, value: str, choices: Sequence[S]) -> S:
+    """Return `value`, which must be one of `choices`."""
+    for known in choices:
+        if value == known:
+            return known
+    raise InputError(field, f"must be one of {', '.join(choices)}; got {value!r}")
