@@ -52,9 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     serve.add_argument("--port", type=_port, default=DEFAULT_PORT, help="0 takes any (default: %(default)s)")
-    serve.add_argument(
-        "--data-dir", type=Path, help="directory of the service's state (default: below the user's data directory)"
-    )
+    serve.add_argument("--data-dir", type=Path, help="where state is kept (default: the user's data directory)")
     serve.add_argument("--engine", choices=KINDS, default="torch", help="default: %(default)s")
     serve.add_argument(
         "--model",
@@ -63,9 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         f"(default: {', '.join(DEFAULT_MODELS)}; echo takes any name)",
     )
     serve.add_argument(
-        "--serverless",
-        action="store_true",
-        help="offer runs and samplers in their serverless form, which queues samples",
+        "--serverless", action="store_true", help="offer serverless runs and samplers, whose samples are queued"
     )
     serve.add_argument(
         "--provisioning-seconds",

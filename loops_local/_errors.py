@@ -1,6 +1,6 @@
 """Error responses that the service gives on purpose, as exceptions.
 
-An argument that breaks a rule is a `loops_async.errors.InputError`; `_http.middleware` makes its response.
+An argument that breaks a rule is a `loops_async.errors.InputError`; `_http.app` makes its response.
 """
 
 from __future__ import annotations

@@ -50,6 +50,7 @@ __all__ = ["DEFAULT_MODELS", "LocalService", "serve_in_thread"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 DEFAULT_MODELS = ("HuggingFaceTB/SmolLM2-135M-Instruct", "tiny")
 """The models that the torch engine offers by default; the first is the default of local mode."""
@@ -57,7 +58,6 @@ DEFAULT_MODELS = ("HuggingFaceTB/SmolLM2-135M-Instruct", "tiny")
 _ECHO_MODEL = "echo"
 _REACHABLE_AS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - a table of names, not a bind
 _CLOSE_SECONDS = 2.0
-_NOT_RUNNING = "the service is not running; enter it first"
 
 
 class LocalService:
@@ -148,9 +148,7 @@ class LocalService:
     @property
     def base_url(self) -> str:
         """The URL of the control plane."""
-        if self._url is None:
-            raise RuntimeError(_NOT_RUNNING)
-        return str(self._url).rstrip("/")
+        return str(_while_running(self._url)).rstrip("/")
 
     @property
     def trainer_url(self) -> str:
@@ -165,16 +163,12 @@ class LocalService:
     @property
     def api_key(self) -> str:
         """The key that callers need."""
-        if self._api_key is None:
-            raise RuntimeError(_NOT_RUNNING)
-        return self._api_key
+        return _while_running(self._api_key)
 
     @property
     def data_dir(self) -> Path:
         """The directory of the service's state."""
-        if self._data_dir is None:
-            raise RuntimeError(_NOT_RUNNING)
-        return self._data_dir
+        return _while_running(self._data_dir)
 
     async def load(self) -> None:
         """Load the default model now, instead of with the first run that uses it.
@@ -183,9 +177,7 @@ class LocalService:
             RefusedError: it cannot be loaded.
             ImportError: the engine's packages are missing.
         """
-        if self._models is None:
-            raise RuntimeError(_NOT_RUNNING)
-        await self._models.host(self._default_model).engine()
+        await _while_running(self._models).host(self._default_model).engine()
 
     async def __aenter__(self) -> Self:
         try:
@@ -217,9 +209,24 @@ class LocalService:
         queue = SampleQueue(retention_seconds=self._result_retention_seconds)
         representations = Representations(registry, serverless=self._serverless)
         process = ProcessMetrics()
+        account = AccountRoutes(store)
+        await account.open()
+        signer = UrlSigner(await store.secret("file_urls"), valid_seconds=self._file_url_seconds)
+        files = FileRoutes(registry.checkpoints, signer, data_dir / "archives")
+        lifecycle = Lifecycle(registry, store)
+        hold_seconds = self._poll_hold_seconds
+        samplers = SamplerRoutes(registry, version_wait_seconds=self._version_wait_seconds)
         routes = [
-            *await self._control_plane_routes(registry, store, representations, process),
-            *self._data_plane_routes(registry, Lifecycle(registry, store), operations, queue),
+            *ControlPlaneRoutes(registry, lifecycle, representations, account).routes(),
+            *CheckpointRoutes(registry, lifecycle, files).routes(),
+            *DeploymentRoutes(registry, lifecycle, representations, process, files).routes(),
+            *account.routes(),
+            *files.routes(),
+            *TrainerRoutes(
+                registry, lifecycle, operations, hold_seconds=hold_seconds, serverless=self._serverless
+            ).routes(),
+            *samplers.routes(),
+            *SampleQueueRoutes(registry, samplers, queue, hold_seconds=hold_seconds).routes(),
         ]
         app = build_app(routes, registry=registry, api_key=self.api_key, faults=self.faults, process=process)
         representations.base_url = self._url = await self._listen(app)
@@ -248,33 +255,6 @@ class LocalService:
             close(registry.close)
         return registry
 
-    async def _control_plane_routes(
-        self, registry: Registry, store: Store, representations: Representations, process: ProcessMetrics
-    ) -> list[web.RouteDef]:
-        account = AccountRoutes(store)
-        await account.open()
-        lifecycle = Lifecycle(registry, store)
-        signer = UrlSigner(await store.secret("file_urls"), valid_seconds=self._file_url_seconds)
-        files = FileRoutes(registry.checkpoints, signer, self.data_dir / "archives")
-        return [
-            *ControlPlaneRoutes(registry, lifecycle, representations, account).routes(),
-            *CheckpointRoutes(registry, lifecycle, files).routes(),
-            *DeploymentRoutes(registry, lifecycle, representations, process, files).routes(),
-            *account.routes(),
-            *files.routes(),
-        ]
-
-    def _data_plane_routes(
-        self, registry: Registry, lifecycle: Lifecycle, operations: Operations, queue: SampleQueue
-    ) -> list[web.RouteDef]:
-        hold_seconds = self._poll_hold_seconds
-        trainers = TrainerRoutes(
-            registry, lifecycle, operations, hold_seconds=hold_seconds, serverless=self._serverless
-        )
-        samplers = SamplerRoutes(registry, version_wait_seconds=self._version_wait_seconds)
-        queues = SampleQueueRoutes(registry, samplers, queue, hold_seconds=hold_seconds)
-        return [*trainers.routes(), *samplers.routes(), *queues.routes()]
-
     async def _listen(self, app: web.Application) -> URL:
         # A handler is cancelled when its caller disconnects, so that an abandoned sample leaves the batch.
         runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=_CLOSE_SECONDS)
@@ -294,6 +274,12 @@ class LocalService:
         if isinstance(self._engine, str):
             return load_engine(self._engine, model, cache_dir=self._cache_dir)
         return self._engine(model)
+
+
+def _while_running(value: T | None) -> T:
+    if value is None:
+        raise RuntimeError("the service is not running; enter it first")
+    return value
 
 
 def _models_on_offer(
@@ -333,7 +319,8 @@ def _with_arguments_of(make: Callable[P, Any]) -> Callable[[Callable[..., R]], C
     """Give a function the arguments of `make`, with their types and defaults, for editors, checkers and `help`."""
 
     def decorate(function: Callable[..., R]) -> Callable[P, R]:
-        vars(function)["__signature__"] = inspect.signature(make)  # read by `inspect.signature`
+        signature = inspect.signature(make).replace(return_annotation=inspect.Signature.empty)
+        vars(function)["__signature__"] = signature
         return cast("Callable[P, R]", function)
 
     return decorate

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from loops_async.errors import InputError
 
-__all__ = ["choice", "decode_body", "input_error", "query_int"]
+__all__ = ["choice", "decode_body", "input_error", "integer", "query_int"]
 
 T = TypeVar("T")
 S = TypeVar("S", bound=str)
@@ -38,13 +38,16 @@ def input_error(error: msgspec.ValidationError) -> InputError:
 
 def query_int(request: web.Request, name: str, default: int, *, minimum: int, maximum: int | None = None) -> int:
     """Return an integer of the query string, `default` when it is missing."""
-    text = request.query.get(name)
-    if text is None:
-        return default
+    number = integer(name, request.query.get(name, str(default)), minimum=minimum)
+    if maximum is not None and number > maximum:
+        raise InputError(name, f"must be at most {maximum}; got {number}")
+    return number
+
+
+def integer(field: str, text: str, *, minimum: int) -> int:
+    """Return the number in `text`, which must be decimal digits."""
     if not text.isascii() or not text.isdigit() or len(text) > 15 or int(text) < minimum:
-        raise InputError(name, f"must be an integer of at least {minimum}; got {text!r}")
-    if maximum is not None and int(text) > maximum:
-        raise InputError(name, f"must be at most {maximum}; got {text}")
+        raise InputError(field, f"must be an integer of at least {minimum}; got {text!r}")
     return int(text)
 
 

@@ -4,18 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = [
-    "ARCHIVES",
-    "CONTROL_PLANE",
-    "FILES",
-    "LOCAL",
-    "LOCAL_SAMPLER",
-    "LOCAL_TRAINER",
-    "SAMPLERS",
-    "TEAMS",
-    "TRAINERS",
-]
-
 CONTROL_PLANE: Final = "/v1/loops"
 TEAMS: Final = "/v1/teams"
 TRAINERS: Final = "/trainers"

@@ -97,7 +97,7 @@ class Deployment:
         progress = self._progress
         if progress < 1:
             return self._starting[int(progress * len(self._starting))]
-        return self._statuses.active if self._loaded else self._starting[-1]
+        return self._statuses.active if self._loading and self._loading.done() else self._starting[-1]
 
     @property
     def failure(self) -> str | None:
@@ -111,10 +111,6 @@ class Deployment:
     def in_flight(self) -> int:
         """The number of requests and operations that use it now."""
         return self._in_flight
-
-    @property
-    def _loaded(self) -> bool:
-        return self._loading is not None and self._loading.done()
 
     @property
     def _progress(self) -> float:

@@ -123,12 +123,7 @@ class Lifecycle:
             id=run_id,
             session_id=LOCAL_RUN_ID,
             base_model=base_model,
-            name=None,
             lora_rank=lora_rank,
-            max_seq_len=None,
-            seed=None,
-            replicas=1,
-            path=None,
             deployment_id=deployment.id,
             local=True,
         )

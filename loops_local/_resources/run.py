@@ -14,7 +14,6 @@ from msgspec import UNSET
 
 from loops_async import protocol as wire
 from loops_async.types import (
-    AdamParams,
     ForwardBackwardOutput,
     InitTrainerServerResponse,
     LoadWeightsResponse,
@@ -127,9 +126,9 @@ class Run:
             changes=backward,
         )
 
-    async def optim_step(self, params: AdamParams) -> OptimStepResponse:
+    async def optim_step(self, body: wire.OptimStepBody) -> OptimStepResponse:
         """Apply the gradients."""
-        return OptimStepResponse(metrics=await self._train(lambda trainer: trainer.optim_step(params)))
+        return OptimStepResponse(metrics=await self._train(lambda trainer: trainer.optim_step(body.adam_params)))
 
     async def save_state(self, body: wire.SaveStateBody) -> SaveWeightsResponse:
         """Save weights, optimizer and step."""
@@ -152,9 +151,9 @@ class Run:
             await self._publish(saved, adapter, version)
         return SaveWeightsForSamplerResponse(version=version, path=str(saved.uri))
 
-    async def load_state(self, path: str, *, optimizer: bool) -> LoadWeightsResponse:
+    async def load_state(self, body: wire.LoadStateBody, *, optimizer: bool) -> LoadWeightsResponse:
         """Continue from a checkpoint."""
-        directory = await self._loadable(path)
+        directory = await self._loadable(body.path)
 
         def load(engine: Engine) -> Trainer:
             trainer = engine.trainer(self.record.lora_rank, self.record.seed)

@@ -18,7 +18,7 @@ from .._http.responses import json_response
 from .._resources.lifecycle import Lifecycle
 from .._resources.registry import Registry
 from .account import AccountRoutes
-from .representations import UNKNOWN_USER, Representations
+from .representations import Representations, represent_deactivated
 
 __all__ = ["ControlPlaneRoutes", "check_scope"]
 
@@ -103,8 +103,7 @@ class ControlPlaneRoutes:
     async def deactivate_run(self, request: web.Request) -> web.Response:
         run = self._registry.run(request.match_info["run_id"])
         await self._lifecycle.deactivate_run(run)
-        record = run.record
-        return json_response(types.Deactivated(id=record.id, base_model=record.base_model, user=UNKNOWN_USER))
+        return json_response(represent_deactivated(run.record))
 
     async def create_sampler(self, request: web.Request) -> web.Response:
         sampler = await self._lifecycle.create_sampler(await decode_body(request, _SAMPLER))
@@ -122,8 +121,7 @@ class ControlPlaneRoutes:
     async def deactivate_sampler(self, request: web.Request) -> web.Response:
         sampler = self._registry.sampler(request.match_info["sampler_id"])
         await self._lifecycle.deactivate_sampler(sampler)
-        record = sampler.record
-        return json_response(types.Deactivated(id=record.id, base_model=record.base_model, user=UNKNOWN_USER))
+        return json_response(represent_deactivated(sampler.record))
 
     async def capabilities(self, request: web.Request) -> web.Response:
         choice("use_case", request.query.get("use_case", "rl"), get_args(types.UseCase))

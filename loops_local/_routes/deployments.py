@@ -24,7 +24,7 @@ from .._resources.registry import Registry
 from .._storage.logs import RETENTION_SECONDS
 from .control_plane import check_scope
 from .files import FileRoutes
-from .representations import UNKNOWN_USER, Representations
+from .representations import Representations, represent_deactivated
 
 __all__ = ["DeploymentRoutes"]
 
@@ -97,8 +97,7 @@ class DeploymentRoutes:
     async def deactivate(self, request: web.Request) -> web.Response:
         run = self._registry.latest_run_on(request.match_info["deployment_id"])
         await self._lifecycle.deactivate_run(run)
-        record = run.deployment.record
-        return json_response(types.Deactivated(id=record.id, base_model=record.base_model, user=UNKNOWN_USER))
+        return json_response(represent_deactivated(run.deployment.record))
 
     async def metrics(self, request: web.Request) -> web.Response:
         deployment = self._registry.any_deployment(request.match_info["deployment_id"])

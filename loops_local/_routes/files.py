@@ -79,7 +79,8 @@ class FileRoutes:
         """Send a file of a debug archive."""
         self._check_signature(request)
         directory = self._archives / request.match_info["deployment_id"]
-        return _file_response(request.match_info["name"], directory, await asyncio.to_thread(list_files, directory))
+        files = await asyncio.to_thread(list_files, directory)
+        return _file_response(request.match_info["name"], directory, files)
 
     def _check_signature(self, request: web.Request) -> None:
         if (problem := self._signer.problem(request.url)) is not None:

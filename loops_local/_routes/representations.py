@@ -15,11 +15,11 @@ from .._http.paths import SAMPLERS, TRAINERS
 from .._resources.deployment import Deployment
 from .._resources.registry import Registry, Sampler
 from .._resources.run import Run
-from .._storage.records import CheckpointRecord
+from .._storage.records import CheckpointRecord, DeploymentRecord, RunRecord, SamplerRecord
 
-__all__ = ["UNKNOWN_USER", "Representations", "represent_checkpoint"]
+__all__ = ["Representations", "represent_checkpoint", "represent_deactivated"]
 
-UNKNOWN_USER = types.User()
+_USER = types.User()
 """The service has one key, and does not know the name of its user."""
 
 _LORA_CONFIG_VERSION = "v1"
@@ -52,7 +52,7 @@ class Representations:
             deployment_id=None if self._serverless else record.deployment_id,
             lora_config_version=_LORA_CONFIG_VERSION,
             status=types.Status("ACTIVE" if record.active else "INACTIVE"),
-            user=UNKNOWN_USER,
+            user=_USER,
         )
 
     def sampler(self, sampler: Sampler) -> types.Sampler:
@@ -66,7 +66,7 @@ class Representations:
             model_id=None if self._serverless else deployment.record.model_id,
             deployment_id=None if self._serverless else deployment.record.id,
             status=types.Status(deployment.status),
-            user=UNKNOWN_USER,
+            user=_USER,
             instance_type=_MACHINE,
             node_count=1,
         )
@@ -81,7 +81,7 @@ class Representations:
             base_url=self._url(TRAINERS, latest.record.id),
             status=types.Status(deployment.status),
             sampler=None if sampler is None else self.sampler(sampler),
-            user=UNKNOWN_USER,
+            user=_USER,
             active_run_id=latest.record.id if latest.record.active else None,
             latest_run_id=latest.record.id,
             created_at=deployment.record.created_at,
@@ -108,3 +108,8 @@ def represent_checkpoint(record: CheckpointRecord) -> types.Checkpoint:
         target=record.target,
         lora_config=types.LoraConfig(config_version=_LORA_CONFIG_VERSION, targets=record.targets),
     )
+
+
+def represent_deactivated(record: RunRecord | SamplerRecord | DeploymentRecord) -> types.Deactivated:
+    """Represent an object that was deactivated by this request."""
+    return types.Deactivated(id=record.id, base_model=record.base_model, user=_USER)

@@ -15,7 +15,7 @@ from loops_async.protocol import CheckpointUri
 
 from .._errors import HttpError, deactivated, not_found
 from .._execution.models import ModelHost
-from .._http.parsing import decode_body
+from .._http.parsing import decode_body, integer
 from .._http.paths import LOCAL_SAMPLER, SAMPLERS
 from .._http.responses import json_response
 from .._resources.deployment import Deployment
@@ -55,10 +55,9 @@ class WeightsRequest(Struct, frozen=True):
     @classmethod
     def of(cls, request: web.Request) -> WeightsRequest:
         """Read the headers."""
-        text = request.headers.get(wire.MIN_POLICY_VERSION, "0")
-        if not text.isascii() or not text.isdigit() or len(text) > 15:
-            raise InputError(wire.MIN_POLICY_VERSION, f"must be an integer of at least 1; got {text!r}")
-        return cls(request.headers.get(wire.CHECKPOINT_PATH), int(text) or None)
+        version = request.headers.get(wire.MIN_POLICY_VERSION, "0")
+        min_version = integer(wire.MIN_POLICY_VERSION, version, minimum=0)
+        return cls(request.headers.get(wire.CHECKPOINT_PATH), min_version or None)
 
 
 class _Weights(Struct, frozen=True):

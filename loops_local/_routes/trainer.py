@@ -9,7 +9,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, get_args
+from typing import Any, TypeAlias, TypeVar, get_args
 from urllib.parse import quote
 
 import msgspec
@@ -30,16 +30,14 @@ from .._resources.run import Run
 
 __all__ = ["TrainerRoutes"]
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-_MOST_TOP_K = wire.MAX_TOP_K_LOGPROBS
+Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_Save: TypeAlias = wire.SaveStateBody | wire.SaveWeightsForSamplerBody
+B = TypeVar("B", bound=wire.ForwardBody | wire.OptimStepBody | wire.LoadStateBody | _Save)
+
+_MAX_TOP_K = wire.MAX_TOP_K_LOGPROBS
 _MAX_KEY_LENGTH = 255
 
 _INIT = msgspec.json.Decoder(wire.InitTrainerServerBody)
-_FORWARD = msgspec.json.Decoder(wire.ForwardBody)
-_OPTIM = msgspec.json.Decoder(wire.OptimStepBody)
-_SAVE = msgspec.json.Decoder(wire.SaveStateBody)
-_SAVE_FOR_SAMPLER = msgspec.json.Decoder(wire.SaveWeightsForSamplerBody)
-_LOAD = msgspec.json.Decoder(wire.LoadStateBody)
 
 
 class TrainerRoutes:
@@ -56,15 +54,17 @@ class TrainerRoutes:
 
     def routes(self) -> Sequence[web.RouteDef]:
         """Return the routes."""
-        operations: dict[str, Handler] = {
+        operations = {
             "init_trainer_server": self.init_trainer_server,
-            "forward": partial(self.forward, backward=False),
-            "forward_backward": partial(self.forward, backward=True),
-            "optim_step": self.optim_step,
-            "save_state": self.save_state,
-            "save_weights_for_sampler": self.save_weights_for_sampler,
-            "load_state": partial(self.load_state, optimizer=False),
-            "load_state_with_optimizer": partial(self.load_state, optimizer=True),
+            "forward": self._operation(wire.ForwardBody, partial(Run.forward, backward=False), _check_forward),
+            "forward_backward": self._operation(wire.ForwardBody, partial(Run.forward, backward=True), _check_forward),
+            "optim_step": self._operation(wire.OptimStepBody, Run.optim_step),
+            "save_state": self._operation(wire.SaveStateBody, Run.save_state, _check_save),
+            "save_weights_for_sampler": self._operation(
+                wire.SaveWeightsForSamplerBody, Run.save_weights_for_sampler, _check_save
+            ),
+            "load_state": self._operation(wire.LoadStateBody, partial(Run.load_state, optimizer=False)),
+            "load_state_with_optimizer": self._operation(wire.LoadStateBody, partial(Run.load_state, optimizer=True)),
         }
         return [
             route
@@ -82,38 +82,29 @@ class TrainerRoutes:
         if "run_id" not in request.match_info:
             run_id = _run_id(request, body.run_id) or LOCAL_RUN_ID
             await self._lifecycle.get_or_create_local_run(run_id, body.base_model, body.lora_rank)
-        run = self._available_run(request, body.run_id)
+        run = self._run(request, body.run_id)
+        run.check()
         if body.base_model != run.record.base_model:
             raise InputError("base_model", f"this run trains {run.record.base_model!r}; got {body.base_model!r}")
-        return self._submit(request, run, lambda: run.init_trainer_server(body))
+        return self._submit(request, run, partial(run.init_trainer_server, body))
 
-    async def forward(self, request: web.Request, *, backward: bool) -> web.Response:
-        body = await decode_body(request, _FORWARD)
-        run = self._available_run(request, body.run_id)
-        _check_forward(body, run)
-        return self._submit(request, run, lambda: run.forward(body, backward=backward))
+    def _operation(
+        self,
+        kind: type[B],
+        work: Callable[[Run, B], Awaitable[Any]],
+        check: Callable[[B, Run], None] = lambda body, run: None,
+    ) -> Handler:
+        """Return the handler that submits an operation with a body of this kind."""
+        decoder = msgspec.json.Decoder(kind)
 
-    async def optim_step(self, request: web.Request) -> web.Response:
-        body = await decode_body(request, _OPTIM)
-        run = self._available_run(request, body.run_id)
-        return self._submit(request, run, lambda: run.optim_step(body.adam_params))
+        async def submit(request: web.Request) -> web.Response:
+            body = await decode_body(request, decoder)
+            run = self._run(request, body.run_id)
+            check(body, run)
+            run.check()
+            return self._submit(request, run, partial(work, run, body))
 
-    async def save_state(self, request: web.Request) -> web.Response:
-        body = await decode_body(request, _SAVE)
-        _check_save(body.name, body.ttl_seconds)
-        run = self._available_run(request, body.run_id)
-        return self._submit(request, run, lambda: run.save_state(body))
-
-    async def save_weights_for_sampler(self, request: web.Request) -> web.Response:
-        body = await decode_body(request, _SAVE_FOR_SAMPLER)
-        _check_save(body.name, body.ttl_seconds)
-        run = self._available_run(request, body.run_id)
-        return self._submit(request, run, lambda: run.save_weights_for_sampler(body))
-
-    async def load_state(self, request: web.Request, *, optimizer: bool) -> web.Response:
-        body = await decode_body(request, _LOAD)
-        run = self._available_run(request, body.run_id)
-        return self._submit(request, run, lambda: run.load_state(body.path, optimizer=optimizer))
+        return submit
 
     async def poll(self, request: web.Request) -> web.Response:
         run = self._run(request)
@@ -148,11 +139,6 @@ class TrainerRoutes:
             raise InputError(wire.RUN_ID, f"this is the trainer of run {run.record.id!r}; got {run_id!r}")
         return run
 
-    def _available_run(self, request: web.Request, body_run_id: str | None) -> Run:
-        run = self._run(request, body_run_id)
-        run.check()
-        return run
-
     def _submit(self, request: web.Request, run: Run, work: Callable[[], Awaitable[Any]]) -> web.Response:
         if self._serverless and wire.IDEMPOTENCY_KEY not in request.headers and not run.record.local:
             raise InputError(wire.IDEMPOTENCY_KEY, "a serverless trainer needs one")
@@ -183,8 +169,8 @@ def _check_forward(body: wire.ForwardBody, run: Run) -> None:
     losses = get_args(LossFnType)
     if body.loss_fn not in losses:
         raise InputError("loss_fn", f"must be one of {', '.join(losses)}; got {body.loss_fn!r}")
-    if not 0 <= body.top_k_logprobs <= _MOST_TOP_K:
-        raise InputError("top_k_logprobs", f"must be 0 to {_MOST_TOP_K}; got {body.top_k_logprobs}")
+    if not 0 <= body.top_k_logprobs <= _MAX_TOP_K:
+        raise InputError("top_k_logprobs", f"must be 0 to {_MAX_TOP_K}; got {body.top_k_logprobs}")
     if not body.data:
         raise InputError("data", "must have at least one datum")
     limits = [limit for limit in (run.record.max_seq_len, run.host.max_seq_len) if limit is not None]
@@ -197,7 +183,7 @@ def _check_forward(body: wire.ForwardBody, run: Run) -> None:
             raise InputError(f"data[{index}].model_input", problem)
 
 
-def _check_save(name: str, ttl_seconds: Any) -> None:
-    wire.check_checkpoint_name(name)
-    if isinstance(ttl_seconds, int) and ttl_seconds < 1:
-        raise InputError("ttl_seconds", f"must be at least 1; got {ttl_seconds}")
+def _check_save(body: _Save, _run: Run) -> None:
+    wire.check_checkpoint_name(body.name)
+    if isinstance(body.ttl_seconds, int) and body.ttl_seconds < 1:
+        raise InputError("ttl_seconds", f"must be at least 1; got {body.ttl_seconds}")

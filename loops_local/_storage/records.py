@@ -88,12 +88,12 @@ class RunRecord(Record, kw_only=True):
 
     session_id: str
     base_model: str
-    name: str | None
+    name: str | None = None
     lora_rank: int
-    max_seq_len: int | None
-    seed: int | None
-    replicas: int
-    path: str | None
+    max_seq_len: int | None = None
+    seed: int | None = None
+    replicas: int = 1
+    path: str | None = None
     deployment_id: str
     local: bool = False
     active: bool = True

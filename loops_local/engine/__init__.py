@@ -1,4 +1,4 @@
-"""Engines: what trains adapters and samples behind the service."""
+"""Engines: they train adapters and generate samples for the service."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def load_engine(kind: str, model: str, *, cache_dir: Path) -> Engine:
         kind: ``"torch"``, real training and sampling, or ``"echo"``, neither.
         model: for torch a name that `loops_local.engine.pytorch` knows, a Hugging Face directory or hub id; any
             for echo.
-        cache_dir: where converted models are kept between runs.
+        cache_dir: the directory of converted models.
 
     Raises:
         RefusedError: the model cannot be loaded, or there is no such kind.

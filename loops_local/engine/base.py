@@ -1,7 +1,7 @@
-"""What an engine is: base weights that never change, and any number of adapters as plain values.
+"""The interface of an engine: base weights that never change, and any number of adapters as plain values.
 
 The service knows engines only through these protocols. An engine has no network, no ids and no queues; the service
-calls a `Trainer` from its one training thread, and a `Sampler` does its own batching in a thread of its own.
+calls a `Trainer` from its one training thread, and a `Sampler` batches requests in its own thread.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ __all__ = ["Adapter", "Completion", "Engine", "ModelInfo", "RefusedError", "Samp
 
 
 class RefusedError(ValueError):
-    """The engine cannot do what was asked; the text says what and why (HTTP 422 or a failed operation)."""
+    """The engine cannot do this; the text says what and why (HTTP 422 or a failed operation)."""
 
 
 class ModelInfo(Struct, frozen=True, kw_only=True):
-    """What there is to know of a base model."""
+    """The facts about a base model."""
 
     name: str
     arch: str
@@ -32,7 +32,7 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
 
 
 class Adapter(Protocol):
-    """The LoRA weights of one version: immutable, so it is served while its successor is being trained."""
+    """The LoRA weights of one version: immutable, so they can be served while the next version is trained."""
 
     @property
     def rank(self) -> int: ...
@@ -46,7 +46,7 @@ class Trainer(Protocol):
 
     @property
     def step(self) -> int:
-        """Optimizer steps applied since the adapter was fresh, or since the state that was loaded with optimizer."""
+        """The number of optimizer steps since the adapter was new, continued by `load` with `optimizer`."""
 
     @property
     def rank(self) -> int: ...
@@ -60,10 +60,10 @@ class Trainer(Protocol):
         backward: bool,
         top_k: int = 0,
     ) -> ForwardBackwardOutput:
-        """Compute the loss and logprobs; with `backward`, add gradients to those already there."""
+        """Compute the loss and logprobs; with `backward`, add to the gradients."""
 
     def optim_step(self, params: AdamParams) -> dict[str, float]:
-        """Normalise, clip and apply the gradients with Adam, forget them, and return metrics."""
+        """Normalise, clip and apply the gradients with Adam, reset them, and return metrics."""
 
     def adapter(self) -> Adapter:
         """Return an immutable copy of the weights."""
@@ -72,7 +72,7 @@ class Trainer(Protocol):
         """Write the adapter in PEFT's format, the optimizer's state and the step, all bit-exact."""
 
     def load(self, directory: Path, *, optimizer: bool) -> None:
-        """Read weights; with `optimizer` also moments and step, else a fresh optimizer and step 0.
+        """Read weights; with `optimizer` also moments and step, otherwise start with a new optimizer at step 0.
 
         A directory that holds only an adapter can be loaded without `optimizer`.
         """
@@ -86,11 +86,11 @@ class SampleJob(Struct, frozen=True, kw_only=True):
     params: SamplingParams = SamplingParams()
     adapter: Adapter | None = None
     prompt_logprobs: int | None = None
-    """None: not asked; 0: the prompt's own tokens; K: also the K best at each position."""
+    """None: no logprobs of the prompt; 0: those of its tokens; K: also those of the K best tokens at each position."""
 
 
 class Completion(Struct, frozen=True, kw_only=True):
-    """One completion; `logprobs` are those of the distribution sampled at temperature 1, unfiltered, in nats."""
+    """One completion; `logprobs` are in nats, at temperature 1 and before top_k and top_p."""
 
     tokens: list[int]
     logprobs: list[float]
@@ -101,7 +101,7 @@ class Completion(Struct, frozen=True, kw_only=True):
 class SampleOutcome(Struct, frozen=True, kw_only=True):
     """All completions of a job. `prompt_logprobs[i]` maps token id to logprob at prompt position i; entry 0 is None.
 
-    Each map has the prompt's own token first, then the best K in order.
+    Each map has the prompt's token first, then the best K in order.
     """
 
     completions: list[Completion]
@@ -109,13 +109,13 @@ class SampleOutcome(Struct, frozen=True, kw_only=True):
 
 
 class Sampler(Protocol):
-    """Completes prompts, batching whatever is under way at the same time, whichever adapters it uses."""
+    """Completes prompts, and batches all requests that run at the same time, also those with different adapters."""
 
     def submit(self, job: SampleJob) -> Future[SampleOutcome]:
-        """Check `job` (raises `RefusedError`) and queue it. Cancelling the future gives its place to others."""
+        """Check `job` (raises `RefusedError`) and queue it. Cancelling the future removes it from the batch."""
 
     def close(self) -> None:
-        """Stop the thread; futures under way are cancelled."""
+        """Stop the thread and cancel the pending futures."""
 
 
 class Engine(Protocol):
@@ -125,7 +125,7 @@ class Engine(Protocol):
     def model(self) -> ModelInfo: ...
 
     def trainer(self, rank: int, seed: int | None = None) -> Trainer:
-        """Make a trainer with a fresh adapter; the same `seed` gives the same adapter."""
+        """Return a trainer with a new adapter, which changes nothing yet; the same `seed` gives the same adapter."""
 
     def sampler(self) -> Sampler:
         """Start a sampler."""
@@ -134,8 +134,11 @@ class Engine(Protocol):
         """Read an adapter that `Adapter.save` or `Trainer.save` wrote."""
 
     def write_tokenizer(self, directory: Path) -> None:
-        """Write the model's tokenizer as a `tokenizer.json` and its companions."""
+        """Write the model's tokenizer as `tokenizer.json` and the files that belong to it."""
 
 
 EngineFactory = Callable[[str], Engine]
-"""From a model's name (a hub id, a directory, or one of our own) to an engine; raises `RefusedError` if it cannot."""
+"""Loads an engine by the model's name: a hub id, a directory, or a name that the engine defines.
+
+Raises `RefusedError` if the model cannot be loaded.
+"""

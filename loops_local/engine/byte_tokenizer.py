@@ -1,6 +1,6 @@
-"""A tokenizer of bytes: id b is byte b, lossless on any UTF-8, and nothing to download.
+"""A byte tokenizer: id b is byte b. It is lossless on any UTF-8 and needs no download.
 
-It is written as plain JSON in the format of the `tokenizers` library, so making it needs no package at all.
+It is written as plain JSON in the format of the `tokenizers` library, without using that library.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _tokenizer() -> dict[str, Any]:
 
 
 def _vocabulary() -> dict[str, int]:
-    """Name each byte by one printable character, as GPT-2 does: itself where it is printable, else from U+0100 on."""
+    """Map each byte to one printable character, as GPT-2 does: to itself if printable, else to one from U+0100 on."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     hidden = [byte for byte in range(256) if byte not in printable]
     symbols = {byte: chr(byte) for byte in printable} | {byte: chr(0x100 + i) for i, byte in enumerate(hidden)}

@@ -1,4 +1,4 @@
-"""The `echo` engine: the protocol of an engine without a model, for protocol tests and benchmarks.
+"""The `echo` engine: an engine without a model, for tests of the protocol and benchmarks.
 
 It learns nothing. A completion repeats the prompt, starting one token later for each further sample; logprobs are a
 fixed function of the token, the one before it and the adapter's step, the same in training and in sampling, so
@@ -36,7 +36,7 @@ def logprob(previous: int, token: int, step: int) -> float:
 
 
 class EchoAdapter(Struct, frozen=True):
-    """Stands for LoRA weights: only the rank, and the step at which they were copied."""
+    """Takes the place of LoRA weights: the rank, and the step at which it was copied."""
 
     rank: int
     step: int
@@ -110,7 +110,7 @@ class EchoTrainer:
 
 
 class EchoSampler:
-    """Answers at once, in the calling thread."""
+    """Generates at once, in the calling thread."""
 
     def submit(self, job: SampleJob) -> Future[SampleOutcome]:
         """Return the finished samples of `job`."""
@@ -131,17 +131,17 @@ class EchoSampler:
 
 
 class EchoEngine:
-    """The engine; `name` may be any."""
+    """The engine; it accepts any `name`."""
 
     def __init__(self, name: str) -> None:
         self.model = ModelInfo(name=name, arch="echo", max_seq_len=32768, vocab_size=byte_tokenizer.VOCAB_SIZE)
 
     def trainer(self, rank: int, seed: int | None = None) -> EchoTrainer:
-        """Make a trainer; there is nothing random for `seed` to fix."""
+        """Return a trainer; nothing is random, so `seed` has no effect."""
         return EchoTrainer(rank)
 
     def sampler(self) -> EchoSampler:
-        """Make a sampler."""
+        """Return a sampler."""
         return EchoSampler()
 
     def load_adapter(self, directory: Path) -> EchoAdapter:
@@ -222,7 +222,7 @@ def _echo(prompt: list[int], index: int, limit: int) -> list[int]:
 
 
 def _until_stop(tokens: list[int], stop: str | list[str | int] | None) -> tuple[list[int], str, str | None]:
-    """Cut behind the first stop token or string; as in vLLM, it is part of the tokens but not of the text."""
+    """Cut after the first stop token or string; as in vLLM, it is part of the tokens but not of the text."""
     stops = [stop] if isinstance(stop, str) else stop or []
     stop_ids = {word for word in stops if isinstance(word, int)}
     words = [word for word in stops if isinstance(word, str)]

@@ -83,7 +83,7 @@ def test_a_sliding_window_bounds_the_length(kind: str, tmp_path: Path) -> None:
     ("kind", "changes", "why"),
     [
         ("GPT2LMHeadModel", {"n_embd": 32, "n_layer": 1, "n_head": 2}, "no linear layers that LoRA could train"),
-        ("GraniteForCausalLM", {"logits_scaling": 8.0}, "makes its logits in a way that it does not know"),
+        ("GraniteForCausalLM", {"logits_scaling": 8.0}, "computes its logits in a way that the engine does not know"),
         ("Gemma2ForCausalLM", {}, "does not support an attention implementation"),
     ],
 )
@@ -100,7 +100,7 @@ def test_warnings_that_are_errors_are_not_failures(model_directory: Path, monkey
         warnings.warn("ask otherwise", FutureWarning, stacklevel=2)
 
     monkeypatch.setattr("transformers.LlamaModel.forward", forward)
-    with pytest.raises(RefusedError, match="was not tried to the end: FutureWarning was raised: ask otherwise"):
+    with pytest.raises(RefusedError, match="could not be checked: FutureWarning was raised: ask otherwise"):
         load(str(model_directory), cache_dir=model_directory)
 
 

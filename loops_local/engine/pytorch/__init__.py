@@ -1,4 +1,4 @@
-"""The engine that really trains and samples: torch on the CPU, with models of Hugging Face's transformers."""
+"""The engine for real training and sampling: torch on the CPU, with models of Hugging Face's transformers."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from ..base import Engine
 
 __all__ = ["load"]
 
-# Torch's threads wait for each other by spinning, and take a core from the one they wait for as soon as anything
-# else runs: a training step took 12 s instead of 3.5 s beside one other process on two cores. Sleeping costs a tenth
-# when nothing else runs. It is read when torch is first imported, which is below.
+# By default, torch's threads spin while they wait for each other, and as soon as another process runs they take the
+# core from the thread that they wait for: a training step took 12 s instead of 3.5 s beside one other process on two
+# cores. Sleeping threads cost a tenth when nothing else runs. Torch reads this variable when it is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
@@ -21,11 +21,11 @@ def load(model: str, *, cache_dir: Path) -> Engine:
     Args:
         model: ``tiny`` (built in milliseconds, for tests), ``HuggingFaceTB/SmolLM2-135M-Instruct`` or ``smollm2`` (a
             pretrained model from the package index, converted once into `cache_dir`), a directory, or a hub id.
-        cache_dir: where converted models are kept.
+        cache_dir: the directory of converted models.
 
     Raises:
         ImportError: torch or transformers is not installed.
-        RefusedError: the model cannot be had, or its architecture cannot be served exactly.
+        RefusedError: the model cannot be loaded, or this engine does not compute its architecture exactly.
     """
     try:
         from .engine import TorchEngine

@@ -29,7 +29,7 @@ _WEIGHTS = "adapter_model.safetensors"
 
 
 class _Config(Struct, kw_only=True):
-    """`adapter_config.json`, as far as it matters; those set off change what the weights mean, and must be off."""
+    """The fields of `adapter_config.json` that matter. The last five change what the weights mean and must be off."""
 
     base_model_name_or_path: str
     r: Annotated[int, Meta(ge=1)]
@@ -55,7 +55,7 @@ class _Config(Struct, kw_only=True):
 
 @dataclass(frozen=True, eq=False)
 class LoraAdapter:
-    """Immutable LoRA weights: `flat` is never written to again. `model` is the base model's name."""
+    """Immutable LoRA weights: `flat` is never changed. `model` is the base model's name."""
 
     flat: Tensor
     rank: int
@@ -95,7 +95,7 @@ class LoraAdapter:
 
 
 def named(flat: Tensor, shapes: Shapes, rank: int) -> dict[str, np.ndarray[Any, Any]]:
-    """Name the parts of a flat vector as PEFT names them."""
+    """Return the parts of a flat vector by their names in PEFT."""
     return {
         f"base_model.model.{name}.lora_{letter}.weight": part.detach().numpy()
         for name, pair in pairs(flat, shapes, rank).items()
@@ -104,7 +104,7 @@ def named(flat: Tensor, shapes: Shapes, rank: int) -> dict[str, np.ndarray[Any, 
 
 
 def unnamed(tensors: Mapping[str, np.ndarray[Any, Any]], shapes: Shapes, rank: int) -> Tensor:
-    """Put parts named as PEFT names them into one flat vector; none may be missing or left over."""
+    """Return one flat vector of the parts with their names in PEFT; there must be neither fewer nor more parts."""
     flat = torch.empty(size(shapes, rank))
     views = named(flat, shapes, rank)
     if odd := sorted(views.keys() ^ tensors.keys()):

@@ -1,6 +1,6 @@
-"""``python -m loops_local.engine.pytorch.convert FILE.gguf DIRECTORY``: a GGUF model as float32 safetensors.
+"""``python -m loops_local.engine.pytorch.convert FILE.gguf DIRECTORY``: convert a GGUF model to float32 safetensors.
 
-A process of its own, because reading GGUF takes 1 GB that is not needed afterwards, and prints progress bars.
+It runs in its own process, because reading GGUF takes 1 GB that is not needed afterwards, and prints progress bars.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def convert(gguf: Path, directory: Path) -> None:
         gguf.parent,
         gguf_file=gguf.name,
         dtype=torch.float32,
-        # Else the linear layers may stay packed, and could not be trained through.
+        # Otherwise the linear layers may stay quantized, and gradients could not pass through them.
         quantization_config=GgufConfig(dequantize=True),
     )
     network.save_pretrained(directory)

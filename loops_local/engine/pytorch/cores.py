@@ -1,4 +1,4 @@
-"""How the engine's threads share the machine: each gets its part of the cores while several work, all when alone."""
+"""How the engine's threads share the cores: a thread has all of them while it works alone, else an equal part."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _working = 0
 _all_cores = torch.get_num_threads()
 
 
-class _Mine(threading.local):
+class _Current(threading.local):
     cores = 0
 
 
-_mine = _Mine()
+_current = _Current()
 
 
 @contextmanager
 def working() -> Iterator[None]:
-    """Count this thread among those that work, and take its part of the cores."""
+    """Count this thread as working inside the block, and set the number of cores that it uses."""
     global _working
     with _lock:
         _working += 1
@@ -37,8 +37,8 @@ def working() -> Iterator[None]:
 
 
 def adjust() -> None:
-    """Take the part that is due now; long work calls this now and then, as others begin and end."""
+    """Set the number of cores again; long work calls this regularly, because other threads start and stop."""
     cores = max(1, _all_cores // max(1, _working))
-    if cores != _mine.cores:
-        _mine.cores = cores
+    if cores != _current.cores:
+        _current.cores = cores
         torch.set_num_threads(cores)

@@ -1,4 +1,4 @@
-"""The engine itself: one base model, from which come trainers, samplers and adapters."""
+"""The torch engine: trainers, samplers and adapters of one base model."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class TorchEngine:
         return self._base.info
 
     def trainer(self, rank: int, seed: int | None = None) -> Trainer:
-        """Make a trainer with a fresh adapter; the same `seed` gives the same adapter."""
+        """Return a trainer with a new adapter; the same `seed` gives the same adapter."""
         return LoraTrainer(self._base, rank, seed)
 
     def sampler(self) -> Sampler:
-        """Start a sampler, with a thread of its own."""
+        """Start a sampler, which has its own thread."""
         return TorchSampler(self._base)
 
     def load_adapter(self, directory: Path) -> Adapter:
@@ -36,5 +36,5 @@ class TorchEngine:
         return LoraAdapter.read(directory, model=self._base.info.name, shapes=self._base.shapes)
 
     def write_tokenizer(self, directory: Path) -> None:
-        """Write the model's tokenizer as a `tokenizer.json` and its companions."""
+        """Write the model's tokenizer as `tokenizer.json` and the files that belong to it."""
         self._base.tokenizer.save_pretrained(directory)

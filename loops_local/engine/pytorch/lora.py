@@ -1,8 +1,8 @@
-"""LoRA on a shared base: linear layers that add whatever low-rank term the current thread has set.
+"""LoRA on a shared base: linear layers that add the low-rank term of the current thread.
 
-No adapter lives in the module tree. An adapter is one flat vector, seen as a pair (A, B) for each linear layer, so
-a step of the optimizer, a copy and a file are each one operation, and any number of threads can use one base
-with different adapters at the same time.
+The module tree holds no adapter. An adapter is one flat vector, viewed as a pair (A, B) for each linear layer. So an
+optimizer step, a copy and a file are each one operation, and any number of threads can use one base model with
+different adapters at the same time.
 
 Source: Hu et al., LoRA, https://arxiv.org/abs/2106.09685, section 4.1: h = W x + (alpha / r) B A x.
 """
@@ -23,7 +23,7 @@ from torch.nn.functional import linear
 __all__ = ["ALPHA", "Active", "Pair", "Shapes", "fresh", "inject", "pairs", "using"]
 
 ALPHA = 32
-"""Fixed, whatever the rank, so that a good learning rate hardly depends on the rank.
+"""The same for every rank, so that a good learning rate hardly depends on the rank.
 
 Source: https://thinkingmachines.ai/blog/lora/, section "LoRA hyperparameters".
 """
@@ -37,7 +37,7 @@ Pair: TypeAlias = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Active:
-    """What is added to each linear layer. `gate` scales it: one number, or (rows, 1, rank) to choose for each row."""
+    """The term added to each linear layer. `gate` scales it: one number, or a tensor (rows, 1, rank) for each row."""
 
     weights: Mapping[str, Pair]
     gate: float | Tensor
@@ -56,7 +56,7 @@ _current = _Current()
 
 @contextmanager
 def using(active: Active | None) -> Iterator[None]:
-    """Add `active` to the linear layers of this thread; a backward pass with recomputation belongs inside."""
+    """Add `active` to the linear layers in this thread; a backward pass with recomputation belongs inside the block."""
     before, _current.active = _current.active, active
     try:
         yield
@@ -83,7 +83,7 @@ def inject(network: nn.Module, *, skip: nn.Module) -> Shapes:
     shapes: dict[str, tuple[int, int]] = {}
     for name, module in network.named_modules():
         if type(module) is nn.Linear and module is not skip:
-            # Changing the class keeps the parameter names and whatever else refers to the module.
+            # Changing the class keeps the parameter names and all references to the module.
             module.__class__ = LoraLinear
             module.lora_name = name
             shapes[name] = (module.out_features, module.in_features)
@@ -91,7 +91,7 @@ def inject(network: nn.Module, *, skip: nn.Module) -> Shapes:
 
 
 def size(shapes: Shapes, rank: int) -> int:
-    """Count the numbers of an adapter."""
+    """Return the number of parameters of an adapter."""
     return rank * sum(outputs + inputs for outputs, inputs in shapes.values())
 
 
@@ -107,7 +107,7 @@ def pairs(flat: Tensor, shapes: Shapes, rank: int) -> dict[str, Pair]:
 
 
 def fresh(shapes: Shapes, rank: int, seed: int | None) -> Tensor:
-    """Make an adapter that changes nothing yet: A uniform in ±1/√inputs (Kaiming's with a = √5), B zero."""
+    """Return a new adapter, which changes nothing yet: A uniform in ±1/√inputs (Kaiming's with a = √5), B zero."""
     generator = torch.Generator()
     if seed is None:
         generator.seed()

@@ -1,4 +1,4 @@
-"""From a model's name to a base: frozen weights, its tokenizer, and what the engine must know of it."""
+"""Loads base models: the frozen weights, the tokenizer, and the facts that the engine needs."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from transformers.utils import logging as transformers_logging
 from .. import byte_tokenizer
 from ..base import ModelInfo, RefusedError
 from . import pretrained, recompute
+from .kv_cache import KvCache, contents
 from .lora import Active, Shapes, fresh, inject, pairs, using
-from .slots import Slots, contents
 
 __all__ = ["Base", "load_base"]
 
@@ -31,8 +31,8 @@ TINY = "tiny"
 class Base:
     """A frozen causal language model, shared by every trainer and sampler of an engine.
 
-    `end_tokens` end a completion; `cache_name` is the argument in which the network takes attention's keys and values,
-    and `cache_bytes` the memory that they take for one position.
+    `end_tokens` end a completion; `cache_name` is the network's argument for the KV cache, and `cache_bytes` the memory
+    that the cache takes for one position.
     """
 
     info: ModelInfo
@@ -46,7 +46,7 @@ class Base:
     def hidden(self, tokens: Tensor, cache: Cache | None = None, **placement: Tensor) -> Tensor:
         """Run the layers below the output head: (rows, length) token ids to (rows, length, width).
 
-        With a `cache`, the tokens follow those that it holds, and are added to it; `placement` is where they stand.
+        With a `cache`, the tokens follow those in the cache, and are added to it; `placement` says at which positions.
         """
         cached = {self.cache_name: cache, "use_cache": cache is not None}
         output: Tensor = self.network.base_model(input_ids=tokens, **cached, **placement).last_hidden_state
@@ -60,7 +60,7 @@ class Base:
 
 
 def load_base(model: str, *, cache_dir: Path) -> Base:
-    """Load the base model called `model`; `RefusedError` says why it cannot be had."""
+    """Load the base model called `model`; raises `RefusedError` if it cannot be loaded."""
     if model == TINY:
         return _base(TINY, *_tiny())
     if model in (pretrained.NAME, pretrained.ALIAS):
@@ -80,7 +80,7 @@ def _tiny() -> tuple[Any, Any]:
         num_key_value_heads=2,
         max_position_embeddings=2048,
         tie_word_embeddings=True,
-        # With the usual 0.02 the random features are so weak that LoRA on a frozen base learns next to nothing.
+        # With the usual 0.02, the random features are so weak that LoRA on a frozen base learns almost nothing.
         initializer_range=0.2,
         pad_token_id=byte_tokenizer.PAD_TOKEN,
         bos_token_id=None,
@@ -95,7 +95,7 @@ def _tiny() -> tuple[Any, Any]:
 
 
 def _from_transformers(model: str) -> tuple[Any, Any]:
-    """Load from a directory or the hub; code that comes with a model is never run."""
+    """Load from a directory or the hub; the code in a model's files is never run."""
     try:
         with _quiet():
             network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="sdpa")
@@ -124,7 +124,7 @@ def _base(name: str, network: Any, tokenizer: Any) -> Base:
 
 
 def _max_length(config: Any) -> int:
-    """Take the longest sequence that is computed exactly: the sampler's cache has no sliding windows."""
+    """Return the longest sequence that is computed exactly: the sampler's cache has no sliding windows."""
     longest: int = config.max_position_embeddings
     window: int = getattr(config, "sliding_window", None) or longest
     kinds = getattr(config, "layer_types", None)
@@ -138,36 +138,36 @@ def _end_tokens(network: Any, tokenizer: Any) -> frozenset[int]:
 
 
 def _cache_name(network: Any) -> str:
-    """Return what the network calls its cache: transformers renamed it in 5.24, and drops the old name in 5.40."""
+    """Return the name of the cache argument: transformers renamed it in 5.24, and removes the old name in 5.40."""
     return "cache" if "cache" in inspect.signature(network.base_model.forward).parameters else "past_key_values"
 
 
 @torch.no_grad()
 def _probe(base: Base) -> int:
-    """Run the model as a sampler does, with an adapter by row and a cache, and return the bytes of one cached position.
+    """Run the model as the sampler does, with an adapter for each row and a cache; return the bytes of one position.
 
-    An architecture whose logits come out otherwise than the model's own is refused.
+    An architecture is refused if these logits are not equal to the model's own.
     """
     if not base.shapes:
         raise _unfit(base, "has no linear layers that LoRA could train")
     tokens = torch.arange(8).view(2, 4) % base.info.vocab_size
     changing_nothing = Active(pairs(fresh(base.shapes, 1, 0), base.shapes, 1), torch.ones(2, 1, 1))
-    cache, slots = DynamicCache(), Slots()
+    cache, kv_cache = DynamicCache(), KvCache()
     try:
         with using(changing_nothing):
             prompt = base.hidden(tokens[:, :3], cache)
             for row in range(2):
-                slots.add(cache, row, 3)
-            following = base.hidden(tokens[:, 3:], **slots.next())
+                kv_cache.add(cache, row, 3)
+            following = base.hidden(tokens[:, 3:], **kv_cache.next())
         ours = base.logits(torch.cat([prompt, following], 1))
         own = base.network(tokens).logits
     except Warning as warning:
-        # Says nothing about the model: this process turns warnings into errors.
-        raise _unfit(base, f"was not tried to the end: {type(warning).__name__} was raised: {warning}") from warning
+        # This says nothing about the model: the process turns warnings into errors.
+        raise _unfit(base, f"could not be checked: {type(warning).__name__} was raised: {warning}") from warning
     except Exception as error:
         raise _unfit(base, f"does not run on it: {error}") from error
     if not torch.allclose(ours, own, atol=1e-3, rtol=1e-3):
-        raise _unfit(base, "makes its logits in a way that it does not know")
+        raise _unfit(base, "computes its logits in a way that the engine does not know")
     return sum(part[0, :, 0].nbytes for layer in contents(cache) for part in layer)
 
 
@@ -178,7 +178,7 @@ def _unfit(base: Base, why: str) -> RefusedError:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep transformers' progress bars off the terminal of whoever runs the service."""
+    """Hide the progress bars of transformers inside the block."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:

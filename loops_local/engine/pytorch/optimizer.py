@@ -11,7 +11,7 @@ __all__ = ["Adam"]
 
 
 class Adam:
-    """Adam's moments. `step` counts the updates that they have seen."""
+    """Adam's moments. `step` is the number of updates."""
 
     def __init__(self, size: int) -> None:
         self.mean = torch.zeros(size)
@@ -19,7 +19,7 @@ class Adam:
         self.step = 0
 
     def update(self, weights: Tensor, gradient: Tensor, params: AdamParams) -> Tensor:
-        """Return the weights after one step, with decoupled weight decay; those given stay as they are.
+        """Return the weights after one step, with decoupled weight decay; the argument is not changed.
 
         Source: Loshchilov and Hutter, arXiv 1711.05101, algorithm 2, with the schedule folded into the learning rate.
         """

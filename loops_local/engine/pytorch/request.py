@@ -1,4 +1,4 @@
-"""A sampling request under way, from the checked job to the answered future."""
+"""A sampling request, from the checked job to the result of its future."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from .models import Base
 __all__ = ["Request", "Row"]
 
 DEFAULT_MAX_TOKENS = 512
-"""Most tokens of a completion where `max_tokens` is not given; fewer where the model's context ends before."""
+"""The limit of a completion's tokens if `max_tokens` is not given; lower near the end of the model's context."""
 
 
 @dataclass(eq=False, kw_only=True)
 class Request:
-    """`completions` by sample index; the future is answered when all `num_samples` are there."""
+    """`completions` are by sample index; the future gets its result when all `num_samples` are finished."""
 
     prompt: list[int]
     num_samples: int
@@ -42,7 +42,7 @@ class Request:
 
     @classmethod
     def of(cls, job: SampleJob, base: Base) -> Request:
-        """Check `job` and fill in what it leaves open."""
+        """Check `job` and apply the defaults."""
         params = _valid(job.params)
         prompt = check_tokens(job.prompt, base.info, "prompt")
         if job.num_samples < 1:
@@ -58,7 +58,7 @@ class Request:
             prompt=prompt,
             num_samples=job.num_samples,
             params=params,
-            max_tokens=_room(params.max_tokens, len(prompt), base),
+            max_tokens=_token_limit(params.max_tokens, len(prompt), base),
             stop_strings=[stop for stop in stops if isinstance(stop, str)],
             stop_tokens=base.end_tokens.union(stop for stop in stops if isinstance(stop, int)),
             adapter=_own(job.adapter, base),
@@ -67,39 +67,39 @@ class Request:
 
     @property
     def longest(self) -> int:
-        """Positions that each of its sequences may come to have."""
+        """The largest number of positions of each of its sequences."""
         return len(self.prompt) + self.max_tokens
 
     def start(self, count: int) -> list[Row]:
-        """Begin the next `count` samples."""
+        """Start the next `count` samples."""
         indices = range(self.started, self.started + count)
         self.started += count
-        return [Row(self, index, self._randomness(index)) for index in indices]
+        return [Row(self, index, self._random(index)) for index in indices]
 
     def finish(self, index: int, completion: Completion) -> None:
-        """Take a completion; the last one answers the future, unless it was cancelled."""
+        """Add a completion; the last one sets the future's result, unless it was cancelled."""
         self.completions[index] = completion
-        if len(self.completions) == self.num_samples and self._answerable():
+        if len(self.completions) == self.num_samples and self._claim_future():
             in_order = [self.completions[i] for i in range(self.num_samples)]
             self.future.set_result(SampleOutcome(completions=in_order, prompt_logprobs=self.prompt_logprobs))
 
     def fail(self, error: Exception) -> None:
-        """Answer with an error, unless it was answered or cancelled before."""
-        if self._answerable():
+        """Set the future's error, unless it is done or was cancelled."""
+        if self._claim_future():
             self.future.set_exception(error)
 
-    def _answerable(self) -> bool:
+    def _claim_future(self) -> bool:
         return not self.future.done() and self.future.set_running_or_notify_cancel()
 
-    def _randomness(self, index: int) -> random.Random:
-        # Each sample's own, so that its tokens do not depend on what else is under way; text seeds are hashed.
+    def _random(self, index: int) -> random.Random:
+        # One for each sample, so that its tokens do not depend on other samples; seeds that are text are hashed.
         seed = None if self.params.seed is None else f"{self.params.seed}/{index}"
         return random.Random(seed)  # noqa: S311 - samples of a model, not secrets
 
 
 @dataclass(eq=False)
 class Row:
-    """One completion under way."""
+    """One completion that is being generated."""
 
     request: Request
     index: int
@@ -108,7 +108,7 @@ class Row:
     logprobs: list[float] = field(default_factory=list)
 
     def accept(self, token: int, logprob: float, tokenizer: Any) -> bool:
-        """Append a token; returns whether the completion has ended."""
+        """Append a token; return whether the completion has ended."""
         self.tokens.append(token)
         self.logprobs.append(logprob)
         end = self._end(tokenizer)
@@ -147,7 +147,7 @@ def _valid(params: SamplingParams) -> SamplingParams:
     return valid
 
 
-def _room(max_tokens: int | None, prompt: int, base: Base) -> int:
+def _token_limit(max_tokens: int | None, prompt: int, base: Base) -> int:
     room = base.info.max_seq_len - prompt
     if room < (max_tokens or 1):
         asked = "" if max_tokens is None else f", and max_tokens is {max_tokens}"

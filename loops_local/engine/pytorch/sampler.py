@@ -1,8 +1,8 @@
-"""Completing prompts: one thread that, step by step, takes in what has arrived and makes one token for all under way.
+"""Continuous batching: one thread that, in each step, admits new requests and generates one token for all rows.
 
-Conventions are those of vLLM's completions: the token that ended a completion (an end token of the model, or one of
-the stop tokens) is among its tokens and not in its text; the text ends before a stop string, whose tokens are all
-among the tokens; special tokens leave no text.
+The conventions are those of vLLM's completions: the token that ends a completion (an end token of the model, or one of
+the stop tokens) is one of its tokens but not part of its text; the text ends before a stop string, but the tokens
+include it; special tokens have no text.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from transformers import DynamicCache
 
 from ..base import SampleJob, SampleOutcome
 from . import cores
+from .adapter_batch import AdapterBatch
+from .kv_cache import KvCache
 from .lora import using
-from .mixing import Mixer
 from .models import Base
 from .picking import pick
 from .request import Request, Row
-from .slots import Slots
 
 __all__ = ["TorchSampler"]
 
 MAX_ROWS = 64
-"""Completions under way at once."""
+"""The largest number of completions generated at once."""
 
 MAX_CACHE_BYTES = 2 * 1024**3
-"""Memory for the keys and values of all under way; one completion alone may exceed it."""
+"""The memory of the KV cache; a single completion may exceed it."""
 
 GROUP_ROWS = 16
-"""Most samples of one request that wait for each other, to share one pass over their prompt."""
+"""The largest number of samples of one request that start together, to share the prefill of their prompt."""
 
 PREFILL_TOKENS = 2048
-"""Prompt positions, padding included, taken in between two tokens of the others; a longer prompt goes alone."""
+"""The prompt positions, with padding, of one prefill between two decoding steps; a longer prompt is prefilled alone."""
 
 HEAD_POSITIONS = 512
-"""Prompt positions whose logits are in memory at once."""
+"""The number of prompt positions whose logits are in memory at once."""
 
 _Inbox: TypeAlias = "queue.SimpleQueue[Request | None]"
 
@@ -52,7 +52,7 @@ _log = logging.getLogger(__name__)
 
 
 class TorchSampler:
-    """Samples with any adapters of one base, many requests at a time."""
+    """Generates samples with any adapters of one base model, many requests at a time."""
 
     def __init__(self, base: Base) -> None:
         self._base = base
@@ -63,7 +63,7 @@ class TorchSampler:
         self._thread.start()
 
     def submit(self, job: SampleJob) -> Future[SampleOutcome]:
-        """Check `job` (raises `RefusedError`) and queue it. Cancelling the future gives its place to others."""
+        """Check `job` (raises `RefusedError`) and queue it. Cancelling the future removes it from the batch."""
         request = Request.of(job, self._base)
         with self._lock:
             if self._closed:
@@ -72,7 +72,7 @@ class TorchSampler:
         return request.future
 
     def close(self) -> None:
-        """Stop the thread; futures under way are cancelled."""
+        """Stop the thread and cancel the pending futures."""
         with self._lock:
             if not self._closed:
                 self._closed = True
@@ -81,7 +81,7 @@ class TorchSampler:
 
 
 class _Loop:
-    """The thread's own state. Row i of `_rows` is in slot i."""
+    """The state of the thread. Row i of `_rows` is in slot i of the KV cache."""
 
     def __init__(self, base: Base, inbox: _Inbox) -> None:
         self._base = base
@@ -100,7 +100,7 @@ class _Loop:
             request.future.cancel()
 
     def _receive(self, *, wait: bool) -> bool:
-        """Take in all that has arrived, with `wait` at least one; returns False once the sampler is closed."""
+        """Receive the new requests, with `wait` at least one; return False once the sampler is closed."""
         while not self._closing:
             try:
                 request = self._inbox.get(block=wait)
@@ -114,35 +114,35 @@ class _Loop:
         return not self._closing
 
     def _step(self) -> None:
-        self._drop_answered()
+        self._remove_done()
         if groups := self._admit():
-            with _answering({group[0].request for group in groups}):
+            with _failing_together({group[0].request for group in groups}):
                 self._prefill(groups)
         if self._rows:
-            with _answering({row.request for row in self._rows}):
+            with _failing_together({row.request for row in self._rows}):
                 self._decode()
         if not self._rows:
             self._clear()
 
     def _clear(self) -> None:
-        """Let go of memory that only sequences under way need."""
+        """Release the memory that only running sequences need."""
         self._rows: list[Row] = []
-        self._slots = Slots()
-        self._prefilling, self._decoding = Mixer(), Mixer()
+        self._kv_cache = KvCache()
+        self._prefilling, self._decoding = AdapterBatch(), AdapterBatch()
 
-    def _drop_answered(self) -> None:
-        """Give up what was cancelled, or failed in part."""
+    def _remove_done(self) -> None:
+        """Remove requests that were cancelled or have failed."""
         self._waiting = deque(request for request in self._waiting if not request.future.done())
         self._release([slot for slot, row in enumerate(self._rows) if row.request.future.done()])
 
     def _release(self, slots: Sequence[int]) -> None:
         for slot in reversed(slots):
-            self._slots.remove(slot)
+            self._kv_cache.remove(slot)
             self._rows[slot] = self._rows[-1]
             self._rows.pop()
 
     def _admit(self) -> list[list[Row]]:
-        """Start samples in order of arrival, as long as they fit; each group shares a prompt."""
+        """Start samples in order of arrival, as many as fit; each group shares a prompt."""
         groups: list[list[Row]] = []
         rows = len(self._rows)
         longest = max((row.request.longest for row in self._rows), default=0)
@@ -162,15 +162,15 @@ class _Loop:
         return groups
 
     def _prefill(self, groups: list[list[Row]]) -> None:
-        """Read the prompts, and make each row's first token."""
+        """Process the prompts, and generate each row's first token."""
         requests = [group[0].request for group in groups]
         lengths = [len(request.prompt) for request in requests]
-        # Padding needs no mask: it is to the right, where causal attention does not look.
+        # Padding on the right needs no mask, since causal attention uses no position to the right.
         tokens = torch.zeros(len(groups), max(lengths), dtype=torch.int64)
         for row, request in zip(tokens, requests, strict=True):
             row[: len(request.prompt)] = torch.tensor(request.prompt)
         cache = DynamicCache()
-        with using(self._prefilling.mix([request.adapter for request in requests])):
+        with using(self._prefilling.combine([request.adapter for request in requests])):
             hidden = self._base.hidden(tokens, cache)
         for states, request in zip(hidden, requests, strict=True):
             if request.wanted_prompt_logprobs is not None and request.prompt_logprobs is None:
@@ -179,21 +179,21 @@ class _Loop:
         row_of = [i for i, group in enumerate(groups) for _ in group]
         starting = [row for group in groups for row in group]
         ended = self._extend(starting, last[row_of])
-        for row, i, over in zip(starting, row_of, ended, strict=True):
-            if not over:
-                self._slots.add(cache, i, lengths[i])
+        for row, i, has_ended in zip(starting, row_of, ended, strict=True):
+            if not has_ended:
+                self._kv_cache.add(cache, i, lengths[i])
                 self._rows.append(row)
 
     def _decode(self) -> None:
-        """Make one more token for every row."""
+        """Generate one more token for every row."""
         tokens = torch.tensor([row.tokens[-1:] for row in self._rows])
-        with using(self._decoding.mix([row.request.adapter for row in self._rows])):
-            hidden = self._base.hidden(tokens, **self._slots.next())
+        with using(self._decoding.combine([row.request.adapter for row in self._rows])):
+            hidden = self._base.hidden(tokens, **self._kv_cache.next())
         ended = self._extend(self._rows, self._logprobs(hidden[:, -1]))
-        self._release([slot for slot, over in enumerate(ended) if over])
+        self._release([slot for slot, has_ended in enumerate(ended) if has_ended])
 
     def _extend(self, rows: Sequence[Row], logprobs: Tensor) -> list[bool]:
-        """Add a token to each row by its own rules; returns which rows that ended."""
+        """Add a token to each row by its own sampling parameters; return which rows have ended."""
         tokens = pick(logprobs, [row.request.params for row in rows], [row.random.random() for row in rows])
         own = logprobs[torch.arange(len(rows)), tokens].tolist()
         return [
@@ -205,7 +205,7 @@ class _Loop:
         return self._base.logits(states).log_softmax(-1)
 
     def _prompt_logprobs(self, states: Tensor, prompt: list[int], top_k: int) -> list[dict[int, float] | None]:
-        """Score each prompt token from the position before it; the first has none."""
+        """Return the logprobs of each prompt token, from the position before it; the first token has none."""
         found: list[dict[int, float] | None] = [None]
         for part, targets in zip(
             states[: len(prompt) - 1].split(HEAD_POSITIONS), torch.tensor(prompt[1:]).split(HEAD_POSITIONS), strict=True
@@ -220,8 +220,8 @@ class _Loop:
 
 
 @contextmanager
-def _answering(requests: Collection[Request]) -> Iterator[None]:
-    """Answer these requests with an error that is raised inside; the thread lives on."""
+def _failing_together(requests: Collection[Request]) -> Iterator[None]:
+    """Let these requests fail with an error that is raised inside the block; the thread continues."""
     try:
         yield
     except Exception as error:

@@ -1,4 +1,4 @@
-"""One run's adapter in training."""
+"""Trains one run's adapter."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class _State(msgspec.Struct, kw_only=True):
 
 
 class LoraTrainer:
-    """An adapter, its gradients and its optimizer. The losses' sums are normalised when the optimizer steps."""
+    """An adapter, its gradients and its optimizer. Gradients are sums; an optimizer step normalises them."""
 
     _adapter: LoraAdapter
     _optimizer: Adam
@@ -69,7 +69,7 @@ class LoraTrainer:
     def forward(
         self, data: Sequence[Datum], loss_fn: str, config: Mapping[str, Any], *, backward: bool, top_k: int = 0
     ) -> ForwardBackwardOutput:
-        """Compute the loss and logprobs; with `backward`, add gradients to those already there.
+        """Compute the loss and logprobs; with `backward`, add to the gradients.
 
         Each output has ``logprobs`` with the shape of the datum's targets: NaN where the target is ignored, 0.0 where
         an advantage is zero, else the logprob of the target. With `top_k` it also has ``topk_token_ids`` (int64) and
@@ -96,7 +96,7 @@ class LoraTrainer:
         return _output(given, result, skip)
 
     def optim_step(self, params: AdamParams) -> dict[str, float]:
-        """Normalise by the number of tokens, clip, apply Adam, forget the gradients, and return metrics.
+        """Normalise by the number of tokens, clip, apply Adam, reset the gradients, and return metrics.
 
         ``grad_norm`` is the L2 norm after normalisation and before clipping.
         """
@@ -104,7 +104,7 @@ class LoraTrainer:
         gradient = self._gradient if self._skip else self._gradient / max(1, self._tokens)
         norm = float(torch.linalg.vector_norm(gradient))
         tokens = self._tokens
-        self._forget()
+        self._reset_gradient()
         if not math.isfinite(norm):
             raise RefusedError("the gradient is not finite; it was dropped and the weights are as before")
         if 0 < params.grad_clip_norm < norm:
@@ -116,7 +116,7 @@ class LoraTrainer:
         return {"step": float(self.step), "learning_rate": rate, "lr": rate, "grad_norm": norm, "tokens": float(tokens)}
 
     def adapter(self) -> LoraAdapter:
-        """Return the weights of this step; they are immutable, since a step of the optimizer makes new ones."""
+        """Return the weights of this step; they are immutable, since an optimizer step creates new ones."""
         return self._adapter
 
     def save(self, directory: Path) -> None:
@@ -131,7 +131,7 @@ class LoraTrainer:
         (directory / _STATE).write_bytes(msgspec.json.encode(_State(step=self.step)))
 
     def load(self, directory: Path, *, optimizer: bool) -> None:
-        """Read weights, and take their rank; with `optimizer` also moments and step, else begin these anew.
+        """Read weights and their rank; with `optimizer` also moments and step, otherwise start with a new optimizer.
 
         A load that is refused leaves the trainer as it was.
         """
@@ -142,9 +142,9 @@ class LoraTrainer:
     def _start(self, adapter: LoraAdapter, optimizer: Adam) -> None:
         self._adapter = adapter
         self._optimizer = optimizer
-        self._forget()
+        self._reset_gradient()
 
-    def _forget(self) -> None:
+    def _reset_gradient(self) -> None:
         self._gradient = torch.zeros_like(self._adapter.flat)
         self._tokens = 0
         self._skip = None

@@ -1,6 +1,6 @@
-"""The keys and values of all sequences under way: one tensor for each layer, one slot for each sequence.
+"""The KV cache of a batch: one tensor of keys and one of values for each layer, with one slot for each sequence.
 
-Slots 0 to R - 1 are in use, without gaps, so that a decoding step works on a plain slice.
+Slots 0 to R - 1 are in use, without gaps, so that a decoding step works on a slice.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
-__all__ = ["Slots", "contents"]
+__all__ = ["KvCache", "contents"]
 
 _LENGTH_STEP = 128
 
@@ -22,8 +22,8 @@ def contents(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
     return [(layer.keys, layer.values) for layer in layers]
 
 
-class Slots:
-    """Storage that grows with the number and the length of the sequences."""
+class KvCache:
+    """A cache that grows with the number and the length of the sequences."""
 
     def __init__(self) -> None:
         self._layers: list[_Layer] = []
@@ -33,7 +33,7 @@ class Slots:
         return len(self._lengths)
 
     def add(self, prefilled: DynamicCache, row: int, length: int) -> None:
-        """Take the next slot for a row of a prefill, whose first `length` positions are its prompt."""
+        """Copy a row of a prefill, whose first `length` positions are its prompt, into the next slot."""
         filled = contents(prefilled)
         if not self._layers:
             self._layers = [_Layer(keys, values) for keys, values in filled]
@@ -45,7 +45,7 @@ class Slots:
         self._lengths.append(length)
 
     def remove(self, slot: int) -> None:
-        """Free a slot; the last one takes its place."""
+        """Free a slot; the sequence of the last slot moves into it."""
         last = len(self) - 1
         length = self._lengths[last]
         if slot != last:
@@ -58,7 +58,7 @@ class Slots:
             self._layers = []
 
     def next(self) -> dict[str, Any]:
-        """Make one more position in every slot; returns the arguments of `Base.hidden` that fill it."""
+        """Add one position to every slot; return the arguments with which `Base.hidden` fills it."""
         positions = torch.tensor(self._lengths)
         self._lengths = [length + 1 for length in self._lengths]
         longest = max(self._lengths)
@@ -74,13 +74,13 @@ class Slots:
 
 
 class _Layer(CacheLayerMixin):
-    """Keys and values (slots, heads, length, width) of one layer, each row being written at its own position."""
+    """Keys and values (slots, heads, length, width) of one layer; each row is written at its own position."""
 
     is_sliding = False
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         CacheLayerMixin.__init__(self)
-        # `keys` and `values` of the parent may be None, and here never are.
+        # The parent's `keys` and `values` may be None; these are always tensors.
         self.k = keys.new_empty(0, keys.shape[1], 0, keys.shape[3])
         self.v = values.new_empty(0, values.shape[1], 0, values.shape[3])
         self.is_initialized = True
@@ -88,17 +88,17 @@ class _Layer(CacheLayerMixin):
         self.length = 0
 
     def reserve(self, rows: int, length: int, *, used: int) -> None:
-        """Make room; the first `used` slots keep what they hold."""
-        slots, _, room, _ = self.k.shape
-        if rows <= slots and length <= room:
+        """Grow to this size; the content of the first `used` slots is kept."""
+        slots, _, capacity, _ = self.k.shape
+        if rows <= slots and length <= capacity:
             return
         slots = slots if rows <= slots else 1 << (rows - 1).bit_length()
-        room = room if length <= room else -(-length // _LENGTH_STEP) * _LENGTH_STEP
-        self.k = _grown(self.k, slots, room, used)
-        self.v = _grown(self.v, slots, room, used)
+        capacity = capacity if length <= capacity else -(-length // _LENGTH_STEP) * _LENGTH_STEP
+        self.k = _grown(self.k, slots, capacity, used)
+        self.v = _grown(self.v, slots, capacity, used)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Write one position of every row, and return all that attention may look at."""
+        """Write one position of every row, and return all positions that attention may use."""
         rows = torch.arange(len(self.positions))
         self.k[rows, :, self.positions] = key_states[:, :, 0]
         self.v[rows, :, self.positions] = value_states[:, :, 0]
@@ -115,12 +115,12 @@ class _Layer(CacheLayerMixin):
         return self.length, 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        raise AssertionError("a layer of slots is made whole")
+        raise AssertionError("the layer is initialized by its constructor")
 
 
 def _grown(old: Tensor, slots: int, length: int, used: int) -> Tensor:
     new = old.new_empty(slots, old.shape[1], length, old.shape[3])
-    # Unused room takes part in products with zero weights, where an old NaN would spread.
+    # Unused positions are multiplied by weights of zero, where an old NaN would spread.
     new.zero_()
     new[:used, :, : old.shape[2]] = old[:used]
     return new
