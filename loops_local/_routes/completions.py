@@ -20,7 +20,6 @@ __all__ = ["completions", "refused", "sample_job"]
 T = TypeVar("T")
 
 _MAX_SAMPLES = 4096
-_MAX_PROMPT_LOGPROBS = wire.MAX_TOP_K_LOGPROBS
 
 
 def sample_job(body: wire.SampleBody, adapter: Adapter | None, max_seq_len: int) -> SampleJob:
@@ -33,8 +32,8 @@ def sample_job(body: wire.SampleBody, adapter: Adapter | None, max_seq_len: int)
         raise refused("include_routed_experts: this model has no routed experts")
     if not 1 <= body.n <= _MAX_SAMPLES:
         raise InputError("n", f"must be 1 to {_MAX_SAMPLES}; got {body.n}")
-    if prompt_logprobs is not None and not 0 <= prompt_logprobs <= _MAX_PROMPT_LOGPROBS:
-        raise InputError("prompt_logprobs", f"must be 0 to {_MAX_PROMPT_LOGPROBS}; got {prompt_logprobs}")
+    if prompt_logprobs is not None and not 0 <= prompt_logprobs <= wire.MAX_TOP_K_LOGPROBS:
+        raise InputError("prompt_logprobs", f"must be 0 to {wire.MAX_TOP_K_LOGPROBS}; got {prompt_logprobs}")
     if not prompt.length:
         raise InputError("prompt", "must have at least one token")
     params = _sampling_params(body)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, TypeAlias, TypeVar, get_args
+from typing import Any, TypeAlias, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -17,7 +17,6 @@ from aiohttp import web
 
 from loops_async import protocol as wire
 from loops_async.errors import InputError
-from loops_async.types import LossFnType
 
 from .._errors import HttpError, deactivated
 from .._execution.operations import Operations
@@ -34,7 +33,6 @@ Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _Save: TypeAlias = wire.SaveStateBody | wire.SaveWeightsForSamplerBody
 B = TypeVar("B", bound=wire.ForwardBody | wire.OptimStepBody | wire.LoadStateBody | _Save)
 
-_MAX_TOP_K = wire.MAX_TOP_K_LOGPROBS
 _MAX_KEY_LENGTH = 255
 
 _INIT = msgspec.json.Decoder(wire.InitTrainerServerBody)
@@ -166,11 +164,9 @@ def _run_id(request: web.Request, body_run_id: str | None) -> str | None:
 
 
 def _check_forward(body: wire.ForwardBody, run: Run) -> None:
-    losses = get_args(LossFnType)
-    if body.loss_fn not in losses:
-        raise InputError("loss_fn", f"must be one of {', '.join(losses)}; got {body.loss_fn!r}")
-    if not 0 <= body.top_k_logprobs <= _MAX_TOP_K:
-        raise InputError("top_k_logprobs", f"must be 0 to {_MAX_TOP_K}; got {body.top_k_logprobs}")
+    wire.loss_rule(body.loss_fn)
+    if not 0 <= body.top_k_logprobs <= wire.MAX_TOP_K_LOGPROBS:
+        raise InputError("top_k_logprobs", f"must be 0 to {wire.MAX_TOP_K_LOGPROBS}; got {body.top_k_logprobs}")
     if not body.data:
         raise InputError("data", "must have at least one datum")
     limits = [limit for limit in (run.record.max_seq_len, run.host.max_seq_len) if limit is not None]
