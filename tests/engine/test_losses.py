@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from loops_async.protocol import LOSSES
 from loops_async.types import AdamParams, Datum
-from loops_local.engine.base import Trainer
+from loops_local.engine.base import Engine, Trainer
 
 from .tools import dot, gradient, logprobs, randomize, set_weights, tokens
 
@@ -180,7 +180,7 @@ def test_without_weights_each_target_of_a_pair_counts(trainer: Trainer, tmp_path
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_every_loss_is_normalised_unless_that_is_skipped(trainer: Trainer, name: str) -> None:
+def test_every_loss_is_normalised_unless_that_is_skipped(engine: Engine, name: str) -> None:
     inputs = {
         "target_tokens": [6, 7, 8],
         "logprobs": [-5.0, -6.0, -5.0],
@@ -191,7 +191,7 @@ def test_every_loss_is_normalised_unless_that_is_skipped(trainer: Trainer, name:
     data = [Datum(model_input=[first, 6, 7], loss_fn_inputs=needed) for first in (1, 2)]
     norms = []
     for skip in (False, True):
-        trainer.reset(4)
+        trainer = engine.trainer(4, seed=0)
         output = trainer.forward(data, name, {"skip_token_normalization": skip}, backward=True)
         assert output.metrics.get("skip_token_normalization", 0.0) == skip
         norms.append(trainer.optim_step(AdamParams())["grad_norm"])
