@@ -6,7 +6,7 @@
     ├── ConfigError                 also ValueError: arguments or environment variables are wrong
     ├── InputError                  also ValueError: `.path`, rejected before anything was sent
     ├── UnsupportedError            also NotImplementedError: the service does not support this
-    ├── ClosedError                 also RuntimeError: the client is closed, or of another event loop
+    ├── ClosedError                 also RuntimeError: the client is closed, or belongs elsewhere
     ├── NotReadyError               also TimeoutError and RuntimeError: a trainer or sampler was not ready in time
     ├── ProvisioningError           also RuntimeError: a deployment ended in a terminal state
     │   └── SamplerTerminatedError  `.deployment_id`, `.status`

@@ -12,7 +12,6 @@ from msgspec.structs import replace
 
 from ._arguments import check_at_least, check_data, check_kind
 from ._checkpoints.download import download
-from ._facade import blocking_property
 from ._http.endpoint import Endpoint
 from ._http.retry import READ, retry
 from ._operations.batch import Batch
@@ -358,7 +357,6 @@ class TrainingClient:
         """Return if the trainer answers that it is healthy, else raise its answer."""
         await self._runtime.transport.ask(health_request(self._endpoint))
 
-    @blocking_property
     async def policy_version(self) -> int:
         """The number of optimizer steps that the trainer has applied; every use makes one request.
 

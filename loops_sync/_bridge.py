@@ -22,16 +22,20 @@ import threading
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, aclosing
+from functools import partial
+from queue import Empty, SimpleQueue
+from time import monotonic
 from types import TracebackType
 from typing import Any, Final, Generic, ParamSpec, TypeVar, cast
 
 from loops_async.errors import ClosedError
 
-__all__ = ["Bridge", "Held", "Items", "current", "in_worker_thread", "stepped_in_worker_threads"]
+__all__ = ["Bridge", "Held", "Items", "Relay", "current", "stepped_in_worker_threads"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 M = TypeVar("M")
+E = TypeVar("E")
 
 CLEANUP_SECONDS: Final = 5.0
 """How long Ctrl-C waits for the interrupted coroutine to clean up behind itself."""
@@ -67,11 +71,7 @@ class Bridge:
                 forked child there is no such thread, and at the interpreter's end it is gone.
         """
         outcome: Outcome[T] = Outcome()
-
-        def start() -> None:
-            outcome.task = asyncio.create_task(outcome.carry(function, *args, **kwargs))
-
-        return self.wait(outcome, start, outcome.cancel)
+        return self.wait(outcome, partial(outcome.start, function, *args, **kwargs), outcome.cancel)
 
     def call(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a plain function on the loop: what it touches belongs to that thread."""
@@ -80,6 +80,10 @@ class Bridge:
             return function(*args, **kwargs)
 
         return self.run(called)
+
+    def relay(self, callback: Callable[[E], object] | None) -> Relay[E]:
+        """Prepare a call that reports to `callback`."""
+        return Relay(self, callback)
 
     def iterate(self, function: Callable[P, AsyncIterator[T]], /, *args: P.args, **kwargs: P.kwargs) -> Items[T]:
         """Make an async iterator into a plain one."""
@@ -150,8 +154,8 @@ class Bridge:
             )
         if self._thread is threading.current_thread():
             raise ClosedError(
-                "a blocking call on the event loop's own thread would wait for itself: what runs there (callbacks, "
-                "finalisers) cannot use loops_sync; use loops_async in an event loop of your own"
+                "a blocking call on the event loop's own thread would wait for itself: what runs there, for "
+                "example a finaliser, cannot use loops_sync; use loops_async in an event loop of your own"
             )
         if self._is_stopping:
             raise ClosedError(EXITING)
@@ -200,6 +204,10 @@ class Outcome(Generic[T]):
         self._pending = threading.Lock()
         self._pending.acquire()
 
+    def start(self, function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Begin to carry it; to be called on the loop."""
+        self.task = asyncio.create_task(self.carry(function, *args, **kwargs))
+
     async def carry(self, function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> bool:
         """Take what the function comes to; whether that is a value."""
         try:
@@ -207,12 +215,12 @@ class Outcome(Generic[T]):
         except BaseException as error:
             self.fail(error)
             return False
-        self._pending.release()
+        self._arrive()
         return True
 
     def fail(self, error: BaseException) -> None:
         self._error = error
-        self._pending.release()
+        self._arrive()
 
     def cancel(self) -> None:
         if self.task is not None:
@@ -233,6 +241,76 @@ class Outcome(Generic[T]):
             raise error.with_traceback(traceback.tb_next if traceback else None)  # without the frame of `carry`
         finally:
             del error, traceback  # they hold this frame, which holds them
+
+    def _arrive(self) -> None:
+        self._pending.release()
+
+
+class Relay(Generic[E]):
+    """A call whose callback is called by the thread that waits for it, which has nothing else to do.
+
+    There a callback may block, which holds up nobody else's calls, and may call the client back. It finds what belongs
+    to that thread (context and thread-local variables), and Ctrl-C reaches it; in a worker thread it would not. The
+    core goes on meanwhile, so what the callback raises cancels the call, which cleans up before that is raised.
+    """
+
+    def __init__(self, bridge: Bridge, callback: Callable[[E], object] | None) -> None:
+        self._bridge = bridge
+        self._callback = callback
+        self._arrivals: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+
+    @property
+    def post(self) -> Callable[[E], object] | None:
+        """What the core is to call in place of the callback."""
+        callback = self._callback
+        return None if callback is None else lambda event: self._arrivals.put(partial(callback, event))
+
+    def run(self, function: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do what `Bridge.run` does, and call the callback with every event, in order, before that returns."""
+        outcome: RelayedOutcome[T] = RelayedOutcome(self._bridge, self._arrivals)
+        return self._bridge.wait(outcome, partial(outcome.start, function, *args, **kwargs), outcome.cancel)
+
+
+class RelayedOutcome(Outcome[T]):
+    """What a call comes to, and the calls of its callback before that, which `wait` makes."""
+
+    __slots__ = ("_arrivals", "_bridge", "_raised")
+
+    def __init__(self, bridge: Bridge, arrivals: SimpleQueue[Callable[[], object] | None]) -> None:
+        super().__init__()
+        self._bridge = bridge
+        self._arrivals = arrivals
+        self._raised: Exception | None = None
+
+    def wait(self, timeout: float) -> bool:
+        deadline = monotonic() + timeout
+        while (left := deadline - monotonic()) > 0:
+            try:
+                call = self._arrivals.get(timeout=left)
+            except Empty:
+                break
+            if call is None:
+                return True
+            try:
+                call()
+            except Exception as error:
+                # Later events still come: they tell what becomes of what was begun. The first error counts.
+                if self._raised is None:
+                    self._raised = error
+                    self._bridge.post(self.cancel)
+        return False
+
+    def get(self) -> T:
+        if self._raised is not None:
+            if self._error is None:
+                self._raised.add_note("its call had succeeded by then: what that made is still there")
+            for note in getattr(self._error, "__notes__", ()):  # what the core says that it left behind
+                self._raised.add_note(note)
+            self._error, self._raised = self._raised, None
+        return super().get()
+
+    def _arrive(self) -> None:
+        self._arrivals.put(None)
 
 
 class Steps(Generic[T, M]):
@@ -354,15 +432,6 @@ def _when_let_go(owner: object, bridge: Bridge, steps: Steps[Any, Any]) -> weakr
     let_go = weakref.finalize(owner, bridge.post, steps.cancel)
     let_go.atexit = False
     return let_go
-
-
-def in_worker_thread(callback: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]:
-    """Make a plain callback into an awaitable one; it may block, and may use loops_sync."""
-
-    async def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        return await asyncio.to_thread(callback, *args, **kwargs)
-
-    return call
 
 
 async def stepped_in_worker_threads(items: Iterable[T]) -> AsyncIterator[T]:

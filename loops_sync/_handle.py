@@ -1,12 +1,13 @@
 """What the generated classes have in common: the object of `loops_async` behind each of them."""
-# ruff: noqa: SLF001 - the attributes of handles are private to their users, not to each other
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from functools import cached_property
 from types import TracebackType
 from typing import Any, Generic, NoReturn, ParamSpec, Self, TypeVar
+from weakref import WeakValueDictionary
 
 from ._bridge import Bridge, Held, current
 
@@ -14,28 +15,48 @@ __all__ = ["Closing", "Handle", "Opened", "unwrap"]
 
 P = ParamSpec("P")
 C = TypeVar("C")
+H = TypeVar("H", bound="Handle[Any]")
 
 
 class Handle(Generic[C]):
     """The blocking form of one object of `loops_async`.
 
-    It keeps the handle that made it: letting go of a service client closes it, so whatever came from one holds on.
+    It keeps the handle that it comes from: letting go of a service client closes it, so whatever comes
+    from one holds on to it.
     """
 
     _impl: C
     _bridge: Bridge
-    _maker: Handle[Any] | None
+    _parent: Handle[Any] | None
 
-    def __init__(self, impl: C, maker: Handle[Any] | None = None) -> None:
-        self._impl = impl
-        self._maker = maker
-        self._bridge = current() if maker is None else maker._bridge
+    def __init__(self) -> None:
+        # No docstring: constructors that do make something would seem to have it.
+        raise TypeError(f"{type(self).__name__} is not made directly; help({type(self).__name__}) says what makes one")
+
+    @classmethod
+    def _of(cls, impl: C, parent: Handle[Any] | None = None) -> Self:
+        """Wrap a core object."""
+        handle = cls.__new__(cls)
+        handle._impl = impl
+        handle._parent = parent
+        handle._bridge = current() if parent is None else parent._bridge
+        return handle
+
+    def _part(self, kind: type[H], impl: Any) -> H:
+        """Wrap a core object that belongs to this one: in the same handle, for as long as anyone keeps that."""
+        part: H = self._parts.setdefault(impl, kind._of(impl, self))
+        return part
+
+    @cached_property
+    def _parts(self) -> WeakValueDictionary[Any, Any]:
+        # Weak: a part keeps its parent, and in a cycle both would outlive the last reference to them.
+        return WeakValueDictionary()
 
     def __repr__(self) -> str:
         return repr(self._impl)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._impl,)
+        return type(self)._of, (self._impl,)
 
 
 class Closing(Handle[C]):
@@ -61,8 +82,10 @@ class Opened(Closing[C]):
     _held: Held[C]
 
     def _open(self, make: Callable[P, AbstractAsyncContextManager[C]], /, *args: P.args, **kwargs: P.kwargs) -> None:
-        held = current().hold(make, *args, **kwargs)
-        super().__init__(held.__enter__())
+        self._bridge = current()
+        self._parent = None
+        held = self._bridge.hold(make, *args, **kwargs)
+        self._impl = held.__enter__()
         self._held = held
 
     @classmethod

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from os import PathLike
 from typing import Self
 
-from loops_async import client as _core
-from loops_async.types import (
+import loops_async as _core
+from loops_async import (
     AuthScheme,
     AvailabilityModel,
     Checkpoint,
@@ -37,9 +37,11 @@ __all__ = ["ServiceClient"]
 class ServiceClient(Opened[_core.ServiceClient]):
     """A session on a Loops service.
 
-    Entering it (or `open`) creates the session; leaving it (or `close`) ends every background task and connection.
-    It belongs to the event loop in which it was opened, and calls every `on_progress` there: a callback must return
-    quickly, and what it raises ends the call.
+    Making one creates the session, and raises AuthenticationError when the key is wrong, ConnectError when there is
+    nothing at `base_url`, and ProtocolError when what is there is not Loops. `close`, leaving its ``with`` block or
+    letting go of it ends every background task and connection. Any number of threads may use it at once. Ctrl-C
+    cancels the call that waits. Each `on_progress` is called in the thread that made the call: it may block and use
+    the client, and what it raises ends the call.
 
     Args:
         training_project_id: the project of the session; None is the organization's default one.
@@ -110,7 +112,7 @@ class ServiceClient(Opened[_core.ServiceClient]):
     @property
     def control_plane(self) -> ControlPlane:
         """The REST API, one method for each route."""
-        return ControlPlane(self._impl.control_plane, self)
+        return self._part(ControlPlane, self._impl.control_plane)
 
     def create_lora_training_client(
         self,
@@ -157,8 +159,9 @@ class ServiceClient(Opened[_core.ServiceClient]):
             ProvisioningError: the deployment failed.
             NotReadyError: it was not ready in `ready_timeout`.
         """
-        return TrainingClient(
-            self._bridge.run(
+        relay = self._bridge.relay(on_progress)
+        return TrainingClient._of(
+            relay.run(
                 self._impl.create_lora_training_client,
                 base_model=base_model,
                 rank=rank,
@@ -173,7 +176,7 @@ class ServiceClient(Opened[_core.ServiceClient]):
                 name=name,
                 sampler_num_replicas=sampler_num_replicas,
                 keep_on_failure=keep_on_failure,
-                on_progress=on_progress,
+                on_progress=relay.post,
             ),
             self,
         )
@@ -192,15 +195,16 @@ class ServiceClient(Opened[_core.ServiceClient]):
 
         `path` is ``bt://loops:<run_id>/weights/<name>``; the rest is as in `create_lora_training_client`.
         """
-        return TrainingClient(
-            self._bridge.run(
+        relay = self._bridge.relay(on_progress)
+        return TrainingClient._of(
+            relay.run(
                 self._impl.create_training_client_from_state,
                 path=path,
                 timeout=timeout,
                 ready_timeout=ready_timeout,
                 wandb_config=wandb_config,
                 keep_on_failure=keep_on_failure,
-                on_progress=on_progress,
+                on_progress=relay.post,
             ),
             self,
         )
@@ -219,15 +223,16 @@ class ServiceClient(Opened[_core.ServiceClient]):
 
         Arguments are those of `create_training_client_from_state`.
         """
-        return TrainingClient(
-            self._bridge.run(
+        relay = self._bridge.relay(on_progress)
+        return TrainingClient._of(
+            relay.run(
                 self._impl.create_training_client_from_state_with_optimizer,
                 path=path,
                 timeout=timeout,
                 ready_timeout=ready_timeout,
                 wandb_config=wandb_config,
                 keep_on_failure=keep_on_failure,
-                on_progress=on_progress,
+                on_progress=relay.post,
             ),
             self,
         )
@@ -244,12 +249,13 @@ class ServiceClient(Opened[_core.ServiceClient]):
 
         `attach_training_client` goes on from there. Arguments and errors are those of `create_lora_training_client`.
         """
-        return self._bridge.run(
+        relay = self._bridge.relay(on_progress)
+        return relay.run(
             self._impl.provision_run,
             request=request,
             ready_timeout=ready_timeout,
             keep_on_failure=keep_on_failure,
-            on_progress=on_progress,
+            on_progress=relay.post,
         )
 
     def wait_for_run(
@@ -263,9 +269,8 @@ class ServiceClient(Opened[_core.ServiceClient]):
 
         Whatever happens, the run stays as it is. Errors are those of `create_lora_training_client`.
         """
-        return self._bridge.run(
-            self._impl.wait_for_run, run_id=run_id, ready_timeout=ready_timeout, on_progress=on_progress
-        )
+        relay = self._bridge.relay(on_progress)
+        return relay.run(self._impl.wait_for_run, run_id=run_id, ready_timeout=ready_timeout, on_progress=relay.post)
 
     def attach_training_client(
         self,
@@ -285,7 +290,7 @@ class ServiceClient(Opened[_core.ServiceClient]):
             ProvisioningError: its deployment has ended.
             NotReadyError: its trainer was not ready in `ready_timeout`.
         """
-        return TrainingClient(
+        return TrainingClient._of(
             self._bridge.run(
                 self._impl.attach_training_client,
                 run_id=run_id,
@@ -328,8 +333,9 @@ class ServiceClient(Opened[_core.ServiceClient]):
             SamplerTerminatedError: the deployment failed.
             NotReadyError: it was not ready in `ready_timeout`.
         """
-        return SamplingClient(
-            self._bridge.run(
+        relay = self._bridge.relay(on_progress)
+        return SamplingClient._of(
+            relay.run(
                 self._impl.create_sampling_client,
                 base_model=base_model,
                 timeout=timeout,
@@ -338,7 +344,7 @@ class ServiceClient(Opened[_core.ServiceClient]):
                 max_seq_len=max_seq_len,
                 num_replicas=num_replicas,
                 keep_on_failure=keep_on_failure,
-                on_progress=on_progress,
+                on_progress=relay.post,
             ),
             self,
         )
@@ -359,8 +365,9 @@ class ServiceClient(Opened[_core.ServiceClient]):
         `model_path` is ``bt://loops:<run_id>/sampler_weights/<name>``; the other arguments and errors are those of
         `create_sampling_client`.
         """
-        return SamplingClient(
-            self._bridge.run(
+        relay = self._bridge.relay(on_progress)
+        return SamplingClient._of(
+            relay.run(
                 self._impl.create_sampling_client_from_checkpoint,
                 model_path=model_path,
                 timeout=timeout,
@@ -368,7 +375,7 @@ class ServiceClient(Opened[_core.ServiceClient]):
                 max_seq_len=max_seq_len,
                 num_replicas=num_replicas,
                 keep_on_failure=keep_on_failure,
-                on_progress=on_progress,
+                on_progress=relay.post,
             ),
             self,
         )
@@ -385,12 +392,13 @@ class ServiceClient(Opened[_core.ServiceClient]):
 
         Arguments and errors are those of `create_sampling_client`.
         """
-        return self._bridge.run(
+        relay = self._bridge.relay(on_progress)
+        return relay.run(
             self._impl.provision_sampler,
             request=request,
             ready_timeout=ready_timeout,
             keep_on_failure=keep_on_failure,
-            on_progress=on_progress,
+            on_progress=relay.post,
         )
 
     def get_server_capabilities(self) -> ServerCapabilities:
@@ -456,6 +464,7 @@ class ServiceClient(Opened[_core.ServiceClient]):
             UnsupportedError: the checkpoint is kept where there are no file URLs.
             OSError: the disk is full, or may not be written.
         """
-        return self._bridge.run(
-            self._impl.download_checkpoint, checkpoint_id=checkpoint_id, dest_dir=dest_dir, on_progress=on_progress
+        relay = self._bridge.relay(on_progress)
+        return relay.run(
+            self._impl.download_checkpoint, checkpoint_id=checkpoint_id, dest_dir=dest_dir, on_progress=relay.post
         )

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from msgspec import UNSET, UnsetType
 
-from loops_async import control_plane as _core
-from loops_async.types import (
+import loops_async as _core
+from loops_async import (
     Checkpoint,
     CheckpointFilesResponse,
     CheckpointSource,

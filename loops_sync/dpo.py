@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from loops_async import dpo as _core
-from loops_async.types import Datum
+import loops_async as _core
+from loops_async import Datum
 from loops_sync._bridge import current
 from loops_sync._handle import unwrap
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from loops_async import sampling as _core
-from loops_async.types import ModelInput, SampledPrompt, SamplerDeployment, SampleResponse, SamplingParams
+import loops_async as _core
+from loops_async import ModelInput, SampledPrompt, SamplerDeployment, SampleResponse, SamplingParams
 from loops_sync._bridge import Items, current, stepped_in_worker_threads
 from loops_sync._handle import Handle
 
@@ -110,7 +110,7 @@ class SamplingClient(Handle[_core.SamplingClient]):
         At most `limit` prompts have been read and not yet given out, so a slow consumer slows the sampling down.
         Leaving the loop early cancels what is under way.
 
-        An iterable that is not asynchronous is read on the event loop: each of its steps must be quick.
+        Worker threads read the prompts one by one: reading may block and use the client.
 
         Args:
             prompts: read as places become free, so there may be no end of them.

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
-from loops_async import training as _core
-from loops_async.types import (
+import loops_async as _core
+from loops_async import (
     AdamParams,
     Checkpoint,
     CheckpointDownload,
@@ -16,7 +16,6 @@ from loops_async.types import (
     CustomLossFn,
     Datum,
     DownloadProgress,
-    ForwardBackwardOutput,
     GetInfoResponse,
     InitTrainerServerResponse,
     LoadWeightsResponse,
@@ -26,14 +25,12 @@ from loops_async.types import (
     SaveWeightsForSamplerResponse,
     SaveWeightsResponse,
 )
-from loops_sync._future import OperationFuture
 from loops_sync._handle import Closing
 
+from ._future import ForwardBackwardFuture, OperationFuture
 from .sampling import SamplingClient
 
-__all__ = ["ForwardBackwardFuture", "TrainingClient"]
-
-ForwardBackwardFuture: TypeAlias = OperationFuture[ForwardBackwardOutput]
+__all__ = ["TrainingClient"]
 
 
 class TrainingClient(Closing[_core.TrainingClient]):
@@ -78,7 +75,7 @@ class TrainingClient(Closing[_core.TrainingClient]):
 
         Arguments and errors are those of `forward_backward`.
         """
-        return OperationFuture(
+        return ForwardBackwardFuture._of(
             self._bridge.run(
                 self._impl.forward,
                 data=data,
@@ -116,7 +113,7 @@ class TrainingClient(Closing[_core.TrainingClient]):
             ApiError: the trainer refused the request.
             ServerShutdownError: the trainer is going away.
         """
-        return OperationFuture(
+        return ForwardBackwardFuture._of(
             self._bridge.run(
                 self._impl.forward_backward,
                 data=data,
@@ -164,7 +161,7 @@ class TrainingClient(Closing[_core.TrainingClient]):
 
                 step = trainer.forward_backward_custom(pair, push_apart)
         """
-        return OperationFuture(
+        return ForwardBackwardFuture._of(
             self._bridge.run(
                 self._impl.forward_backward_custom, data=data, loss_fn=loss_fn, loss_type_input=loss_type_input
             ),
@@ -173,11 +170,15 @@ class TrainingClient(Closing[_core.TrainingClient]):
 
     def optim_step(self, adam_params: AdamParams) -> OperationFuture[OptimStepResponse]:
         """Apply Adam to the accumulated gradients and forget them; the policy version grows by one."""
-        return OperationFuture(self._bridge.run(self._impl.optim_step, adam_params=adam_params), self)
+        return OperationFuture[OptimStepResponse]._of(
+            self._bridge.run(self._impl.optim_step, adam_params=adam_params), self
+        )
 
     def init_trainer_server(self, lora_rank: int) -> OperationFuture[InitTrainerServerResponse]:
         """Begin again with a fresh adapter of this rank; what was trained and not saved is gone."""
-        return OperationFuture(self._bridge.run(self._impl.init_trainer_server, lora_rank=lora_rank), self)
+        return OperationFuture[InitTrainerServerResponse]._of(
+            self._bridge.run(self._impl.init_trainer_server, lora_rank=lora_rank), self
+        )
 
     def save_state(self, name: str, ttl_seconds: int | None = None) -> OperationFuture[SaveWeightsResponse]:
         """Save weights, optimizer and step under ``weights/<name>``, to resume from.
@@ -186,7 +187,9 @@ class TrainingClient(Closing[_core.TrainingClient]):
             name: one path segment; a checkpoint of the same name is replaced.
             ttl_seconds: delete it after this time; None keeps it.
         """
-        return OperationFuture(self._bridge.run(self._impl.save_state, name=name, ttl_seconds=ttl_seconds), self)
+        return OperationFuture[SaveWeightsResponse]._of(
+            self._bridge.run(self._impl.save_state, name=name, ttl_seconds=ttl_seconds), self
+        )
 
     def save_weights_for_sampler(
         self, name: str, *, ttl_seconds: int | None = None, publish: bool = True
@@ -198,7 +201,7 @@ class TrainingClient(Closing[_core.TrainingClient]):
             ttl_seconds: delete it after this time; only for an adapter that is not published.
             publish: False only saves: the sampler goes on with what it serves.
         """
-        return OperationFuture(
+        return OperationFuture[SaveWeightsForSamplerResponse]._of(
             self._bridge.run(self._impl.save_weights_for_sampler, name=name, ttl_seconds=ttl_seconds, publish=publish),
             self,
         )
@@ -213,7 +216,7 @@ class TrainingClient(Closing[_core.TrainingClient]):
         Raises:
             NotReadyError: the sampler did not come up, or did not load the weights within 600 s.
         """
-        return SamplingClient(self._bridge.run(self._impl.save_weights_and_get_sampling_client, name=name), self)
+        return SamplingClient._of(self._bridge.run(self._impl.save_weights_and_get_sampling_client, name=name), self)
 
     def load_state(self, path: str) -> OperationFuture[LoadWeightsResponse]:
         """Load weights, with a fresh optimizer and step 0.
@@ -222,11 +225,13 @@ class TrainingClient(Closing[_core.TrainingClient]):
             path: ``bt://loops:<run_id>/weights/<name>``, or a path that the trainer can read (``s3://``,
                 ``file://`` or a directory).
         """
-        return OperationFuture(self._bridge.run(self._impl.load_state, path=path), self)
+        return OperationFuture[LoadWeightsResponse]._of(self._bridge.run(self._impl.load_state, path=path), self)
 
     def load_state_with_optimizer(self, path: str) -> OperationFuture[LoadWeightsResponse]:
         """Load weights, the optimizer's moments and the step; `path` as in `load_state`."""
-        return OperationFuture(self._bridge.run(self._impl.load_state_with_optimizer, path=path), self)
+        return OperationFuture[LoadWeightsResponse]._of(
+            self._bridge.run(self._impl.load_state_with_optimizer, path=path), self
+        )
 
     def create_sampling_client(self, model_path: str, *, min_policy_version: int | None = None) -> SamplingClient:
         """Return a client that samples exactly one checkpoint on the paired sampler.
@@ -240,7 +245,7 @@ class TrainingClient(Closing[_core.TrainingClient]):
             InputError: `model_path` is not such a URI.
             BadRequestError: the service has no such checkpoint, or may not load it here.
         """
-        return SamplingClient(
+        return SamplingClient._of(
             self._bridge.run(
                 self._impl.create_sampling_client, model_path=model_path, min_policy_version=min_policy_version
             ),
@@ -270,8 +275,9 @@ class TrainingClient(Closing[_core.TrainingClient]):
         on_progress: Callable[[DownloadProgress], object] | None = None,
     ) -> CheckpointDownload:
         """Download all files of a checkpoint; see `ServiceClient.download_checkpoint`."""
-        return self._bridge.run(
-            self._impl.download_checkpoint, checkpoint_id=checkpoint_id, dest_dir=dest_dir, on_progress=on_progress
+        relay = self._bridge.relay(on_progress)
+        return relay.run(
+            self._impl.download_checkpoint, checkpoint_id=checkpoint_id, dest_dir=dest_dir, on_progress=relay.post
         )
 
     def health(self) -> None:

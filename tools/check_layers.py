@@ -23,7 +23,6 @@ ORDER: dict[str, tuple[str, ...]] = {
         "protocol",
         "drift",
         "_version",
-        "_facade",
         "_arguments",
         "_http",
         "control_plane",

@@ -1,4 +1,4 @@
-"""The sample package and its generated twin, as top-level packages."""
+"""The workshop, as a top-level module: scripts import it, too."""
 
 from __future__ import annotations
 
@@ -10,15 +10,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import sample_sync
+from workshop import BlockingWorkshop
 
 
 @pytest.fixture
-def service() -> Iterator[sample_sync.Service]:
-    with sample_sync.Service() as service:
-        yield service
-
-
-@pytest.fixture
-def worker(service: sample_sync.Service) -> sample_sync.Worker:
-    return service.hire("anna")
+def shop() -> Iterator[BlockingWorkshop]:
+    with BlockingWorkshop() as shop:
+        yield shop

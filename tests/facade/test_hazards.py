@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 
 BEGIN = """
 import asyncio, os, signal, sys, threading, time
-import sample_sync
+from workshop import BlockingWorkshop
 """
 
 
@@ -49,81 +49,78 @@ def printed(script: str) -> list[str]:
 class TestInterrupts:
     def test_a_call_is_cancelled_and_cleans_up_first(self) -> None:
         assert printed("""
-            with sample_sync.Service() as service:
-                worker = service.hire("anna")
+            with BlockingWorkshop() as shop:
                 try:
-                    worker.nap_interrupted(cleanup_seconds=0.2)
+                    shop.nap_interrupted(cleanup_seconds=0.2)
                 except KeyboardInterrupt:
                     print("interrupted")
-                print(worker.add(1))
-        """) == ["service: open", "nap: cleaned up", "interrupted", "3", "service: closed"]
+                print(shop.add(1))
+        """) == ["workshop: open", "nap: cleaned up", "interrupted", "3", "workshop: closed"]
 
     def test_the_wait_for_the_cleanup_is_bounded(self) -> None:
         assert printed("""
             from loops_sync import _bridge
             _bridge.CLEANUP_SECONDS = 0.1
-            with sample_sync.Service() as service:
-                worker = service.hire("anna")
+            with BlockingWorkshop() as shop:
                 try:
-                    worker.nap_interrupted(cleanup_seconds=1)
+                    shop.nap_interrupted(cleanup_seconds=1)
                 except KeyboardInterrupt:
                     print("interrupted")
-        """)[:2] == ["service: open", "interrupted"]
+        """)[:2] == ["workshop: open", "interrupted"]
 
     def test_uncaught_it_ends_the_program_as_usual(self) -> None:
         done = run("""
-            with sample_sync.Service() as service:
-                service.hire("anna").nap_interrupted()
+            with BlockingWorkshop() as shop:
+                shop.nap_interrupted()
         """)
-        assert done.lines == ["service: open", "nap: cleaned up", "service: closed"]
+        assert done.lines == ["workshop: open", "nap: cleaned up", "workshop: closed"]
         assert done.errors.splitlines()[-1] == "KeyboardInterrupt"
         assert done.code == -2
         assert done.seconds < 10
 
     def test_while_entering_a_context(self) -> None:
         assert printed("""
-            with sample_sync.Service() as service:
+            with BlockingWorkshop() as shop:
                 try:
-                    with service.hire("anna").borrow("saw", is_interrupted=True):
+                    with shop.borrow(is_interrupted=True):
                         print("NEVER")
                 except KeyboardInterrupt:
                     print("interrupted")
-        """) == ["service: open", "borrow: given back in one task", "interrupted", "service: closed"]
+        """) == ["workshop: open", "borrow: given back in one task", "interrupted", "workshop: closed"]
 
     def test_while_a_constructor_opens(self) -> None:
         assert printed("""
             try:
-                sample_sync.Service(is_interrupted=True)
+                BlockingWorkshop(is_interrupted=True)
             except KeyboardInterrupt:
                 print("interrupted")
-        """) == ["service: not opened", "interrupted"]
+        """) == ["workshop: not opened", "interrupted"]
 
     def test_between_the_items_of_an_iterator(self) -> None:
         assert printed("""
-            with sample_sync.Service() as service:
-                worker = service.hire("anna")
-                steps = worker.steps(3)
+            with BlockingWorkshop() as shop:
+                steps = shop.steps(3)
                 try:
                     for number in steps:
-                        worker.nap_interrupted()
+                        shop.nap_interrupted()
                 except KeyboardInterrupt:
                     print("interrupted")
                 steps.close()
-                print(worker.add(1))
+                print(shop.add(1))
         """) == [
-            "service: open",
+            "workshop: open",
             "nap: cleaned up",
             "interrupted",
             "steps: cleaned up in one task",
             "3",
-            "service: closed",
+            "workshop: closed",
         ]
 
     def test_an_operation_goes_on_when_its_waiter_is_interrupted(self) -> None:
         assert printed("""
-            with sample_sync.Service() as service:
+            with BlockingWorkshop() as shop:
                 release = threading.Event()
-                job = service.hire("anna").start("dig", until=release.is_set)
+                job = shop.start("dig", until=release.is_set)
                 main = threading.main_thread().ident
                 try:
                     threading.Timer(0.2, lambda: signal.pthread_kill(main, signal.SIGINT)).start()
@@ -131,30 +128,29 @@ class TestInterrupts:
                 except KeyboardInterrupt:
                     print("interrupted")
                 release.set()
-                print(job.result().text)
-        """) == ["service: open", "interrupted", "dig", "service: closed"]
+                print(job.result())
+        """) == ["workshop: open", "interrupted", "dig", "workshop: closed"]
 
 
 class TestFork:
     def test_old_objects_say_so_and_new_ones_work(self) -> None:
         assert printed("""
-            with sample_sync.Service("parent's") as service:
-                worker = service.hire("anna")
-                steps = worker.steps(3)
+            with BlockingWorkshop("parent's") as shop:
+                steps = shop.steps(3)
                 next(steps)
                 child = os.fork()
                 if child == 0:
-                    for use in (lambda: worker.add(1), lambda: next(steps), steps.close):
+                    for use in (lambda: shop.add(1), lambda: next(steps), steps.close):
                         try:
                             use()
                         except Exception as error:
                             print(type(error).__name__, "forked child" in str(error))
                     del steps
-                    with sample_sync.Service("child's") as fresh:
-                        print(fresh.hire("bert").process_id() == os.getpid())
+                    with BlockingWorkshop("child's") as fresh:
+                        print(fresh.process_id() == os.getpid())
                     os._exit(0)
                 os.waitpid(child, 0)
-                print(worker.add(1), next(steps))
+                print(shop.add(1), next(steps))
                 steps.close()
         """) == [
             "parent's: open",
@@ -169,23 +165,21 @@ class TestFork:
             "parent's: closed",
         ]
 
-    def test_a_child_that_exits_leaves_the_parents_service_alone(self) -> None:
+    def test_a_child_that_exits_leaves_the_parents_shop_alone(self) -> None:
         assert printed("""
-            with sample_sync.Service() as service:
-                worker = service.hire("anna")
-                with worker, worker.borrow("saw"):
+            with BlockingWorkshop() as shop:
+                with shop.borrow():
                     child = os.fork()
                     if child == 0:
                         sys.exit()
                 print("child exited with", os.waitpid(child, 0)[1])
-                print(worker.add(1))
+                print(shop.add(1))
         """) == [
-            "service: open",
+            "workshop: open",
             "borrow: given back in one task",
-            "anna: closed",
             "child exited with 0",
             "3",
-            "service: closed",
+            "workshop: closed",
         ]
 
     def test_while_another_thread_starts_the_loop(self) -> None:
@@ -195,7 +189,7 @@ class TestFork:
             with _bridge.current()._starting:
                 child = os.fork()
                 if child == 0:
-                    with sample_sync.Service("child's"):
+                    with BlockingWorkshop("child's"):
                         os._exit(0)
             print("child exited with", os.waitpid(child, 0)[1])
         """) == ["child's: open", "child exited with 0"]
@@ -205,50 +199,49 @@ class TestFork:
             import multiprocessing, pickle
 
             def use(tool):
-                with sample_sync.Service("child's") as service:
-                    return tool.use(), service.hire("bert").add(1)
+                with BlockingWorkshop("child's") as shop:
+                    return tool.use(), shop.add(1)
 
-            with sample_sync.Service() as service:
-                tool = service.hire("anna").make_tool("saw")
+            with BlockingWorkshop() as shop:
+                tool = shop.make_tool("saw")
                 with multiprocessing.get_context("fork").Pool(1) as pool:
                     print(pool.apply(use, [tool]))
                 print(tool.use())
-        """) == ["service: open", "child's: open", "child's: closed", "('saw', 3)", "saw", "service: closed"]
+        """) == ["workshop: open", "child's: open", "child's: closed", "('saw', 3)", "saw", "workshop: closed"]
 
 
 class TestExit:
     def test_without_close(self) -> None:
         done = run("""
-            service = sample_sync.Service()
-            worker = service.hire("anna")
-            steps = worker.steps(3)
+            shop = BlockingWorkshop()
+            steps = shop.steps(3)
             next(steps)
-            tool = worker.borrow("saw")
+            tool = shop.borrow()
             tool.__enter__()
             print("end of the script")
         """)
-        assert done.lines[:2] == ["service: open", "end of the script"]
+        assert done.lines[:2] == ["workshop: open", "end of the script"]
         assert sorted(done.lines[2:]) == [
             "borrow: given back in one task",
-            "service: closed",
             "steps: cleaned up in one task",
+            "workshop: closed",
         ]
         assert (done.code, done.errors) == (0, "")
         assert done.seconds < 10
 
     def test_with_an_operation_under_way(self) -> None:
         done = run("""
-            service = sample_sync.Service()
-            job = service.hire("anna").start("dig", until=bool)
+            shop = BlockingWorkshop()
+            job = shop.start("dig", until=bool)
             sys.exit(3)
         """)
-        assert (done.lines, done.errors, done.code) == (["service: open", "service: closed"], "", 3)
+        assert (done.lines, done.errors, done.code) == (["workshop: open", "workshop: closed"], "", 3)
         assert done.seconds < 10
 
     def test_with_a_daemon_thread_in_a_call(self) -> None:
         done = run("""
             from loops_sync._bridge import current
-            service = sample_sync.Service()
+            shop = BlockingWorkshop()
             started = threading.Event()
 
             async def nap():
@@ -262,13 +255,13 @@ class TestExit:
             started.wait()
         """)
         assert (done.errors, done.code) == ("", 0)
-        assert sorted(done.lines) == ["nap: cleaned up", "service: closed", "service: open"]
+        assert sorted(done.lines) == ["nap: cleaned up", "workshop: closed", "workshop: open"]
 
     def test_with_a_cleanup_that_never_ends(self) -> None:
         done = run("""
             from loops_sync import _bridge
             _bridge.EXIT_SECONDS = 0.2
-            service = sample_sync.Service()
+            shop = BlockingWorkshop()
             started = threading.Event()
 
             async def stubborn():
@@ -283,7 +276,7 @@ class TestExit:
             started.wait()
         """)
         assert done.code == 0
-        assert done.lines == ["service: open", "service: closed"]
+        assert done.lines == ["workshop: open", "workshop: closed"]
         assert done.seconds < 10
 
     def test_with_worker_threads_that_are_idle(self) -> None:
@@ -301,30 +294,29 @@ class TestExit:
         assert (done.lines, done.errors, done.code) == (["in a worker in another"], "", 0)
         assert done.seconds < 10
 
-    def test_with_a_callback_that_blocks_the_loop(self) -> None:
+    def test_with_a_function_that_blocks_the_loop(self) -> None:
         done = run("""
             from loops_sync import _bridge
             _bridge.EXIT_SECONDS = 0.2
-            service = sample_sync.Service()
-            worker = service.hire("anna")
+            shop = BlockingWorkshop()
             started = threading.Event()
-            block = lambda _: started.set() or time.sleep(3600)
-            threading.Thread(target=worker.tell, args=[block], daemon=True).start()
+            block = lambda: started.set() or time.sleep(3600)
+            threading.Thread(target=_bridge.current().call, args=[block], daemon=True).start()
             started.wait()
         """)
-        assert (done.lines, done.errors, done.code) == (["service: open"], "", 0)
+        assert (done.lines, done.errors, done.code) == (["workshop: open"], "", 0)
         assert done.seconds < 10
 
     def test_calls_at_exit_work_until_the_loop_is_gone(self) -> None:
         assert printed("""
             import atexit
-            service = sample_sync.Service()
+            shop = BlockingWorkshop()
 
             @atexit.register
             def leave():
-                print(service.hire("anna").add(1))
-                service.close()
-        """) == ["service: open", "3", "service: closed"]
+                print(shop.add(1))
+                shop.close()
+        """) == ["workshop: open", "3", "workshop: closed"]
 
     def test_calls_after_the_loop_is_gone_say_so(self) -> None:
         assert printed("""
@@ -333,17 +325,17 @@ class TestExit:
             @atexit.register  # before the import that registers the end of the loop, so it runs after it
             def leave():
                 try:
-                    service.hire("anna")
+                    shop.add(1)
                 except Exception as error:
                     print(type(error).__name__, error)
 
-            for name in [name for name in sys.modules if name.startswith(("loops_sync", "sample_sync"))]:
+            for name in [name for name in sys.modules if name.startswith(("loops_sync", "workshop"))]:
                 del sys.modules[name]
-            import sample_sync
-            service = sample_sync.Service()
+            from workshop import BlockingWorkshop
+            shop = BlockingWorkshop()
         """) == [
-            "service: open",
-            "service: closed",
+            "workshop: open",
+            "workshop: closed",
             "ClosedError the interpreter is exiting, and the event loop of loops_sync is gone",
         ]
 
@@ -351,12 +343,16 @@ class TestExit:
 class TestThreads:
     def test_one_loop_however_many_begin_at_once(self) -> None:
         assert printed("""
+            from loops_sync._bridge import current
             together = threading.Barrier(64)
             results = []
 
+            async def greet():
+                return "hello"
+
             def use():
                 together.wait()
-                results.append(sample_sync.greet("a"))
+                results.append(current().run(greet))
 
             threads = [threading.Thread(target=use) for _ in range(64)]
             for thread in threads:
@@ -372,8 +368,8 @@ class TestThreads:
     def test_from_within_a_running_loop(self) -> None:
         assert printed("""
             async def main():
-                with sample_sync.Service() as service:
-                    print(service.hire("anna").add(1))
+                with BlockingWorkshop() as shop:
+                    print(shop.add(1))
 
             asyncio.run(main())
-        """) == ["service: open", "3", "service: closed"]
+        """) == ["workshop: open", "3", "workshop: closed"]

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 
 import msgspec
@@ -18,7 +19,7 @@ import pytest
 
 import loops_async
 import loops_sync
-from loops_local import LocalService
+from loops_local import LocalService, serve_in_thread
 
 DATA = [
     loops_sync.Datum(model_input=[1, 2, 3], loss_fn_inputs={"target_tokens": [2, 3, 4], "weights": [0.0, 1.0, 1.0]})
@@ -198,3 +199,103 @@ def test_from_a_coroutine_of_the_core_beside_it(service: loops_sync.ServiceClien
 
     with pytest.raises(loops_async.ClosedError, match="use loops_async"):
         current().run(confused)
+
+
+# --- callbacks -------------------------------------------------------------------------------------------------------
+
+
+def test_a_callback_may_use_the_client(service: loops_sync.ServiceClient) -> None:
+    listed: list[tuple[str, list[loops_sync.Checkpoint]]] = []
+
+    def look(event: loops_sync.ProvisioningEvent) -> None:
+        assert service.get_server_capabilities().supported_models
+        listed.append((event.stage, service.list_checkpoints(event.id)))
+
+    service.create_lora_training_client("echo", rank=8, on_progress=look)
+    assert [listed[0], listed[-1]] == [("created", []), ("ready", [])]
+
+
+def test_a_callback_that_sleeps_holds_up_nobody(
+    service: loops_sync.ServiceClient, trainer: loops_sync.TrainingClient
+) -> None:
+    release, blocked = threading.Event(), threading.Event()
+
+    def sleep(_: loops_sync.ProvisioningEvent) -> None:
+        blocked.set()
+        release.wait(60)
+
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(service.wait_for_run, trainer.run_id, on_progress=sleep)
+        assert blocked.wait(60)
+        assert trainer.forward(DATA).result(timeout=30).loss is not None
+        assert not waiting.done()
+        release.set()
+        assert waiting.result().id == trainer.run_id
+
+
+def test_a_callback_that_fails_fails_the_call_and_switches_the_run_off() -> None:
+    events: list[loops_sync.ProvisioningEvent] = []
+
+    def fail(event: loops_sync.ProvisioningEvent) -> None:
+        events.append(event)
+        raise ZeroDivisionError
+
+    with (
+        serve_in_thread(engine="echo", provisioning_seconds=0.5) as slow,
+        loops_sync.ServiceClient(base_url=slow.base_url, api_key=slow.api_key) as service,
+    ):
+        with pytest.raises(ZeroDivisionError):
+            service.create_lora_training_client("echo", rank=8, on_progress=fail)
+        [run] = service.control_plane.list_runs(run_id=events[0].id)
+    assert [events[0].stage, events[-2].stage, events[-1].stage] == ["created", "failed", "deactivated"]
+    assert run.status.name == "INACTIVE"
+
+
+def test_every_step_of_a_download_is_told_in_order(
+    service: loops_sync.ServiceClient, trainer: loops_sync.TrainingClient, tmp_path: Path
+) -> None:
+    trainer.save_weights_for_sampler("weights").result()
+    [checkpoint] = service.list_checkpoints(trainer.run_id)
+    told: list[tuple[loops_sync.DownloadProgress, str]] = []
+    done = service.download_checkpoint(
+        checkpoint.id,
+        dest_dir=tmp_path / "files",
+        on_progress=lambda progress: told.append((progress, threading.current_thread().name)),
+    )
+    assert {name for _, name in told} == {threading.current_thread().name}
+    assert [progress.bytes_done for progress, _ in told] == sorted(progress.bytes_done for progress, _ in told)
+    assert (told[-1][0].files_done, told[-1][0].bytes_done) == (done.file_count, done.bytes_written)
+
+
+def test_prompts_may_use_the_client(trainer: loops_sync.TrainingClient) -> None:
+    sampler = trainer.save_weights_and_get_sampling_client("weights")
+
+    def prompts() -> Iterator[list[int]]:
+        for _ in range(3):
+            yield list(sampler.sample(PROMPT, sampling_params=SHORT).sequences[0].tokens)
+
+    assert len(list(sampler.sample_many(prompts(), sampling_params=SHORT))) == 3
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_control_plane_is_one_object(service: loops_sync.ServiceClient, echo_service: LocalService) -> None:
+    assert service.control_plane is service.control_plane
+    assert repr(service.control_plane) == f"<ControlPlane at {echo_service.base_url}/v1/loops>"
+
+
+@pytest.mark.parametrize("name", ["errors", "types", "drift"])
+def test_modules_of_values_are_imported_as_from_the_core(name: str) -> None:
+    module, core = import_module(f"loops_sync.{name}"), import_module(f"loops_async.{name}")
+    assert getattr(loops_sync, name) is module
+    assert sorted(module.__all__) == sorted(core.__all__)
+    assert all(getattr(module, each) is getattr(core, each) for each in module.__all__)
+
+
+@pytest.mark.parametrize("name", ["TrainingClient", "SamplingClient", "ControlPlane", "OperationFuture"])
+def test_what_others_make_has_no_constructor(name: str) -> None:
+    kind = getattr(loops_sync, name)
+    assert not inspect.signature(kind).parameters
+    with pytest.raises(TypeError, match=f"{name} is not made directly"):
+        kind()

@@ -1,3 +1,0 @@
-"""Stands for a private module with something public."""
-
-__version__ = "1.2.3"

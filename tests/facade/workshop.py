@@ -1,0 +1,179 @@
+"""A core object with everything that a bridge can meet, and its blocking form, written by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager
+from typing import Any
+
+import loops_async
+from loops_async._tasks import TaskOwner
+from loops_sync import OperationFuture
+from loops_sync._handle import Handle, Opened
+
+
+def interrupt() -> None:
+    """Send Ctrl-C to the main thread, whichever thread calls."""
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+
+class Tool:
+    """A light value, as a sampling client is one."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    async def use(self) -> str:
+        return self._name
+
+    def __repr__(self) -> str:
+        return f"<Tool {self._name}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Tool, (self._name,)
+
+
+class Workshop:
+    def __init__(self, name: str = "workshop", *, is_interrupted: bool = False) -> None:
+        self._name = name
+        self._is_interrupted = is_interrupted
+        self._tasks = TaskOwner()
+        self.tool = Tool("own")
+
+    async def __aenter__(self) -> Workshop:
+        try:
+            if self._is_interrupted:
+                interrupt()
+                await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            print(f"{self._name}: not opened")
+            raise
+        print(f"{self._name}: open")
+        return self
+
+    async def __aexit__(self, *details: object) -> None:
+        await self._tasks.close()
+        print(f"{self._name}: closed")
+
+    async def add(self, number: int) -> int:
+        return number + 2
+
+    async def process_id(self) -> int:
+        return os.getpid()
+
+    async def fail(self, error: BaseException) -> None:
+        raise error
+
+    async def fail_behind(self, error: BaseException) -> None:
+        await asyncio.wait([self._tasks.start(self.fail(error), name="failing")])
+
+    async def nap_interrupted(self, cleanup_seconds: float = 0.0) -> None:
+        try:
+            interrupt()
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(cleanup_seconds)
+            print("nap: cleaned up")
+
+    async def start(self, text: str, until: Callable[[], bool] = lambda: True) -> loops_async.OperationFuture[str]:
+        async def work() -> str:
+            while not until():  # noqa: ASYNC110 - it is for a thread to say
+                await asyncio.sleep(0.01)
+            return text
+
+        return loops_async.OperationFuture(work, tasks=self._tasks, operation="work", operation_id=text, run_id=None)
+
+    async def steps(self, count: int, *, fail_at: int | None = None) -> AsyncIterator[int]:
+        """Count, in a cancel scope as rollouts do it."""
+        task = asyncio.current_task()
+        try:
+            async with asyncio.timeout(60):
+                for number in range(count):
+                    if number == fail_at:
+                        raise ValueError(f"step {number}")
+                    await asyncio.sleep(0)
+                    yield number
+        finally:
+            print("steps: cleaned up", "in one task" if task is asyncio.current_task() else "IN ANOTHER TASK")
+
+    @asynccontextmanager
+    async def borrow(self, *, forgives: bool = False, is_interrupted: bool = False) -> AsyncGenerator[str]:
+        task = asyncio.current_task()
+        try:
+            async with asyncio.timeout(60):
+                if is_interrupted:
+                    interrupt()
+                    await asyncio.sleep(60)
+                yield "saw"
+        except ValueError:
+            if not forgives:
+                raise
+        finally:
+            print("borrow: given back", "in one task" if task is asyncio.current_task() else "IN ANOTHER TASK")
+
+    async def count(self, to: int, on_progress: Callable[[int], object] | None = None, *, pause: float = 0.0) -> int:
+        """Report each number; like provisioning, report the end also when that is a failure."""
+        try:
+            for number in range(to):
+                if on_progress:
+                    on_progress(number)
+                await asyncio.sleep(pause)
+        except BaseException as failure:
+            failure.add_note("something was left behind")
+            if on_progress:
+                on_progress(-1)
+            raise
+        return to
+
+
+class BlockingTool(Handle[Tool]):
+    def use(self) -> str:
+        return self._bridge.run(self._impl.use)
+
+
+class BlockingWorkshop(Opened[Workshop]):
+    def __init__(self, name: str = "workshop", *, is_interrupted: bool = False) -> None:
+        self._open(Workshop, name, is_interrupted=is_interrupted)
+
+    @classmethod
+    def elsewhere(cls, name: str) -> BlockingWorkshop:
+        return cls._opened(Workshop, name)
+
+    @property
+    def tool(self) -> BlockingTool:
+        return self._part(BlockingTool, self._impl.tool)
+
+    def make_tool(self, name: str) -> BlockingTool:
+        return BlockingTool._of(self._bridge.call(Tool, name), self)
+
+    def add(self, number: int) -> int:
+        return self._bridge.run(self._impl.add, number)
+
+    def process_id(self) -> int:
+        return self._bridge.run(self._impl.process_id)
+
+    def fail(self, error: BaseException) -> None:
+        self._bridge.run(self._impl.fail, error)
+
+    def fail_behind(self, error: BaseException) -> None:
+        self._bridge.run(self._impl.fail_behind, error)
+
+    def nap_interrupted(self, cleanup_seconds: float = 0.0) -> None:
+        self._bridge.run(self._impl.nap_interrupted, cleanup_seconds)
+
+    def start(self, text: str, until: Callable[[], bool] = lambda: True) -> OperationFuture[str]:
+        return OperationFuture[str]._of(self._bridge.run(self._impl.start, text, until), self)
+
+    def steps(self, count: int, *, fail_at: int | None = None) -> Iterator[int]:
+        return self._bridge.iterate(self._impl.steps, count, fail_at=fail_at)
+
+    def borrow(self, *, forgives: bool = False, is_interrupted: bool = False) -> AbstractContextManager[str]:
+        return self._bridge.hold(self._impl.borrow, forgives=forgives, is_interrupted=is_interrupted)
+
+    def count(self, to: int, on_progress: Callable[[int], object] | None = None, *, pause: float = 0.0) -> int:
+        relay = self._bridge.relay(on_progress)
+        return relay.run(self._impl.count, to, on_progress=relay.post, pause=pause)
