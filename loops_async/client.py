@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from os import PathLike
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from msgspec import Struct
@@ -87,7 +87,7 @@ class ServiceClient:
         auth_scheme: AuthScheme = "Bearer",
         reuse_from_run_id: str | None = None,
         team: str | None = None,
-        availability_model: AvailabilityModel | None = None,
+        availability_model: AvailabilityModel | Literal["dedicated", "spot"] | None = None,
     ) -> None:
         settings = resolve_settings(
             api_key=api_key,

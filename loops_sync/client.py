@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from os import PathLike
-from typing import Self
+from typing import Literal, Self
 
 import loops_async as _core
 from loops_async import (
@@ -77,7 +77,7 @@ class ServiceClient(Opened[_core.ServiceClient]):
         auth_scheme: AuthScheme = "Bearer",
         reuse_from_run_id: str | None = None,
         team: str | None = None,
-        availability_model: AvailabilityModel | None = None,
+        availability_model: AvailabilityModel | Literal["dedicated", "spot"] | None = None,
     ) -> None:
         self._open(
             _core.ServiceClient,

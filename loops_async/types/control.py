@@ -64,7 +64,7 @@ __all__ = [
 # --- enumerations ----------------------------------------------------------------------------------------------------
 
 
-# The published contract names this one as an enumeration; all others are `Literal` types.
+# The published contract names these two as enumerations; all others are `Literal` types. Plain strings fit everywhere.
 class CheckpointTarget(StrEnum):
     """The values of `Checkpoint.target`: ``trainer`` to resume training from, ``sampler`` to serve and deploy."""
 
@@ -72,11 +72,15 @@ class CheckpointTarget(StrEnum):
     TRAINER = "trainer"
 
 
+class AvailabilityModel(StrEnum):
+    """``dedicated`` machines, or cheaper ``spot`` machines that may be preempted."""
+
+    DEDICATED = "dedicated"
+    SPOT = "spot"
+
+
 AuthScheme: TypeAlias = Literal["Bearer", "Api-Key"]
 """How the API key stands in the ``Authorization`` header; the service accepts both."""
-
-AvailabilityModel: TypeAlias = Literal["dedicated", "spot"]
-"""Dedicated machines, or cheaper spot machines that may be preempted."""
 
 Scope: TypeAlias = Literal["org"]
 """Whose objects a listing shows: those of the whole organization. Without a scope, only your own."""

@@ -186,7 +186,7 @@ class Lifecycle:
             kind=kind,
             base_model=base_model,
             scale_down_delay_seconds=scale_down_delay_seconds,
-            availability_model=availability_model or "dedicated",
+            availability_model=availability_model or AvailabilityModel.DEDICATED,
         )
         deployment = self._registry.add_deployment(record)
         deployment.start()

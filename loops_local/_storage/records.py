@@ -70,7 +70,7 @@ class DeploymentRecord(Record, kw_only=True):
     base_model: str
     model_id: str = msgspec.field(default_factory=new_id)
     scale_down_delay_seconds: int
-    availability_model: AvailabilityModel = "dedicated"
+    availability_model: AvailabilityModel = AvailabilityModel.DEDICATED
     local: bool = False
     stopped: bool = False
 
