@@ -44,7 +44,7 @@ async def test_a_large_call_is_not_overtaken_while_it_is_encoded(
     assert engine.done == [("forward_backward", 1), ("optim_step", 9.0)]
 
 
-async def test_a_waiter_that_is_cancelled_harms_nobody(trainer: TrainingClient, engine: WatchedEngine) -> None:
+async def test_a_waiter_that_is_cancelled_harms_no_other(trainer: TrainingClient, engine: WatchedEngine) -> None:
     engine.training.clear()
     future = await trainer.forward([example()])
     waiters = [asyncio.ensure_future(future.result()) for _ in range(6)]
@@ -59,7 +59,7 @@ async def test_a_waiter_that_is_cancelled_harms_nobody(trainer: TrainingClient, 
     assert await future == outputs[0]
 
 
-async def test_a_call_that_waits_for_its_turn_can_be_withdrawn(
+async def test_a_call_that_waits_for_its_turn_can_be_cancelled(
     trainer: TrainingClient, engine: WatchedEngine, local: LocalService
 ) -> None:
     local.faults.delay(f"POST */{trainer.run_id}/forward_backward", 0.1)

@@ -196,9 +196,7 @@ async def test_a_run_is_deactivated_when_its_client_is_closed_meanwhile(colour: 
     assert await status_of(endless, name) == "INACTIVE"
 
 
-async def test_whoever_waits_for_a_version_hears_of_it(
-    service: ServiceClient, local: LocalService, engine: WatchedEngine
-) -> None:
+async def test_a_wait_for_a_version_ends(service: ServiceClient, local: LocalService, engine: WatchedEngine) -> None:
     trainer = await service.create_lora_training_client(engine.name)
     await train(trainer)
     lag = local.faults.answer("GET *trainers_policy_version", 200, {"policy_version": 0}, times=10_000)
@@ -209,7 +207,7 @@ async def test_whoever_waits_for_a_version_hears_of_it(
         await asyncio.wait_for(waiting, 5.0)
 
 
-async def test_whoever_waits_hears_of_it(service: ServiceClient, engine: WatchedEngine) -> None:
+async def test_waiters_are_told(service: ServiceClient, engine: WatchedEngine) -> None:
     trainer = await service.create_lora_training_client(engine.name)
     sampler = await service.create_sampling_client(engine.name)
     engine.training.clear()

@@ -46,7 +46,9 @@ async def test_many_are_under_way_and_awaited_in_any_order(trainer: TrainingClie
     assert engine.done == [("forward", number) for number in range(40)]
 
 
-async def test_what_nobody_waits_for_is_done_all_the_same(trainer: TrainingClient, engine: WatchedEngine) -> None:
+async def test_an_operation_that_is_not_awaited_is_done_all_the_same(
+    trainer: TrainingClient, engine: WatchedEngine
+) -> None:
     await trainer.forward_backward([example()])
     await trainer.optim_step(AdamParams())
     await eventually(lambda: len(engine.done) == 2)

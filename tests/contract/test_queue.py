@@ -45,16 +45,16 @@ async def sampler(service: ServiceClient, engine: WatchedEngine) -> SamplingClie
 async def test_a_sample_is_submitted_and_waited_for(
     local: LocalService, sampler: SamplingClient, engine: WatchedEngine
 ) -> None:
-    handed_in = local.faults.watch("POST */queue/sample")
+    submitted = local.faults.watch("POST */queue/sample")
     polls = local.faults.watch("GET */queue/operations/*")
     answer = await sampler.sample([5, 6, 7], 2, FEW, include_prompt_logprobs=True)
     assert [one.tokens for one in answer.sequences] == [[5, 6, 7], [6, 7, 5]]
     assert answer.prompt_logprobs == pytest.approx([None, logprob(5, 6, 0), logprob(6, 7, 0)])
     assert answer.policy_version is None
-    body = body_of(handed_in[0])
+    body = body_of(submitted[0])
     assert body["model"] == engine.name
     assert "lora" not in body
-    for request in (*handed_in, *polls):
+    for request in (*submitted, *polls):
         assert "X-Sampler-Id" in request.headers
         assert "X-Run-Id" not in request.headers
         assert "X-Min-Policy-Version" not in request.headers
@@ -79,13 +79,13 @@ async def test_published_weights_are_pinned_under_names_of_their_own(
         uri = CheckpointUri.parse(str(client.checkpoint_path))
         assert uri.run_id == trainer.run_id
         assert uri.name.startswith("policy-")
-        handed_in = local.faults.watch("POST */queue/sample")
+        submitted = local.faults.watch("POST */queue/sample")
         answer = await client.sample([5, 6], sampling_params=FEW)
         assert answer.sequences[0].logprobs == pytest.approx(
             [logprob(6, 5, step), logprob(5, 6, step), logprob(6, 5, step)]
         )
-        assert body_of(handed_in[0])["lora"] == client.checkpoint_path
-        assert handed_in[0].headers["X-Run-Id"] == trainer.run_id
+        assert body_of(submitted[0])["lora"] == client.checkpoint_path
+        assert submitted[0].headers["X-Run-Id"] == trainer.run_id
         assert await client.discover_adapter_name() == client.checkpoint_path
 
 
@@ -112,8 +112,8 @@ async def test_versions_are_not_offered(trainer: TrainingClient) -> None:
 
 
 async def test_many_at_once(sampler: SamplingClient) -> None:
-    answers = await asyncio.gather(*(sampler.sample([n, 300], sampling_params=FEW) for n in range(200)))
-    assert [answer.sequences[0].tokens[0] for answer in answers] == list(range(200))
+    answers = await asyncio.gather(*(sampler.sample([n, 300], sampling_params=FEW) for n in range(100)))
+    assert [answer.sequences[0].tokens[0] for answer in answers] == list(range(100))
 
 
 async def test_a_long_wait_polls_again_and_again(local: LocalService, sampler: SamplingClient) -> None:
@@ -123,14 +123,16 @@ async def test_a_long_wait_polls_again_and_again(local: LocalService, sampler: S
 
 
 @pytest.mark.parametrize("status", [502, 504, 408])
-async def test_handing_in_again_is_harmless(local: LocalService, sampler: SamplingClient, status: int) -> None:
+async def test_submitting_again_is_harmless(local: LocalService, sampler: SamplingClient, status: int) -> None:
     refused = local.faults.answer("POST */queue/sample", status)
-    handed_in = local.faults.watch("POST */queue/sample")
+    submitted = local.faults.watch("POST */queue/sample")
     assert (await sampler.sample([5])).sequences
-    assert handed_in[0].headers["Idempotency-Key"] == refused[0].headers["Idempotency-Key"]
+    assert submitted[0].headers["Idempotency-Key"] == refused[0].headers["Idempotency-Key"]
 
 
-async def test_a_lost_acceptance_is_asked_for_again(local: LocalService, sampler: SamplingClient) -> None:
+async def test_a_sample_whose_acceptance_was_lost_is_submitted_again(
+    local: LocalService, sampler: SamplingClient
+) -> None:
     lost = local.faults.lose_answer("POST */queue/sample")
     assert (await sampler.sample([5])).sequences
     assert len(lost) == 1
@@ -173,7 +175,7 @@ async def test_a_sample_that_takes_too_long_is_cancelled(
     plan = local.faults.drop if is_lost else local.faults.watch
     cancels = plan("POST */queue/operations/*/cancel")
     sampler = await service.create_sampling_client(engine.name, timeout=0.05)
-    with pytest.raises(SampleTimeoutError, match="it was cancelled") as late:
+    with pytest.raises(SampleTimeoutError, match=r"no completion within 0\.05 s.*it was cancelled") as late:
         await sampler.sample([5])
     assert late.value.timeout == 0.05
     assert len(cancels) == 1

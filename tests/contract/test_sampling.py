@@ -138,7 +138,7 @@ async def test_a_client_of_one_checkpoint(sampler: SamplingClient, trainer: Trai
         await trainer.create_sampling_client(f"bt://loops:{trainer.run_id}/sampler_weights/missing")
 
 
-async def test_a_sample_that_takes_too_long_is_not_asked_for_again(
+async def test_a_sample_that_takes_too_long_is_not_repeated(
     service: ServiceClient, engine: WatchedEngine, local: LocalService
 ) -> None:
     sampler = await service.create_sampling_client(engine.name, 0.1)

@@ -88,7 +88,7 @@ async def test_every_step_is_logged_with_the_pass_before_it_in_another_thread(
     assert threading.get_ident() not in wandb.threads
 
 
-async def test_passes_that_one_step_puts_together_are_averaged_by_datums(service: ServiceClient, wandb: Wandb) -> None:
+async def test_the_passes_of_one_step_are_averaged_by_datums(service: ServiceClient, wandb: Wandb) -> None:
     trainer = await trained(service, steps=0)
     first = await (await trainer.forward_backward(DATA))
     second = await (
@@ -133,7 +133,7 @@ async def test_training_goes_on_when_logging_fails(
     ]
 
 
-async def test_a_failed_operation_is_not_logged_and_still_told(
+async def test_a_failed_operation_is_not_logged_to_wandb_but_reported(
     local: LocalService, service: ServiceClient, wandb: Wandb, caplog: pytest.LogCaptureFixture
 ) -> None:
     trainer = await trained(service, steps=0)

@@ -328,8 +328,12 @@ async def test_team_forms_do_the_same_for_the_team_that_there_is(api: Api) -> No
 
 @pytest.mark.parametrize("what", ["runs", "samplers", "deployments"])
 async def test_scope_is_own_or_org(api: Api, what: str) -> None:
-    await api.get(f"/v1/loops/{what}", params={"scope": "org"})
-    await api.get(f"/v1/loops/{what}", params={"scope": "world"}, status=400)
+    await api.run()
+    own = await api.get(f"/v1/loops/{what}")
+    assert len(own[what]) == 1
+    assert await api.get(f"/v1/loops/{what}", params={"scope": "org"}) == own
+    error = await api.get(f"/v1/loops/{what}", params={"scope": "world"}, status=400)
+    assert error["details"] == {"field": "scope"}
 
 
 async def test_the_account_survives_a_restart(serve: Any, tmp_path: Any) -> None:

@@ -132,7 +132,7 @@ class ScriptedService:
         return [seen for seen in self.seen if (seen.method, seen.path) == (method, path)]
 
     def submitted(self) -> list[Seen]:
-        """Return every operation that was handed in at the trainer, in order."""
+        """Return every operation that was submitted to the trainer, in order."""
         return [seen for seen in self.seen if seen.method == "POST" and seen.path.startswith("/trainer/")]
 
     async def until_seen(self, method: str, path: str, times: int = 1) -> None:

@@ -168,7 +168,7 @@ def test_a_run_gets_a_histogram_and_a_table(monkeypatch: pytest.MonkeyPatch) -> 
     assert (kind, columns[:3], rows[0][:3]) == ("table", ["rank", "datum", "position"], [1, 1, 3])
 
 
-def test_one_of_both_sources_is_needed() -> None:
+def test_one_of_the_two_sources_is_needed() -> None:
     with pytest.raises(InputError, match="training_logprobs"):
         loops_log_kl_sample_train(None, 0, DATA)
 

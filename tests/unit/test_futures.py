@@ -73,13 +73,13 @@ async def test_one_answer_for_many_waiters(service: Service, future: OperationFu
     assert service.asked == 1
 
 
-async def test_nobody_has_to_wait_for_the_outcome_to_come(service: Service, future: OperationFuture[int]) -> None:
+async def test_the_outcome_comes_without_a_waiter(service: Service, future: OperationFuture[int]) -> None:
     service.answer.set_result(7)
     await turns_of_the_loop()
     assert future.done()
 
 
-async def test_one_waiters_time_out_harms_nobody(service: Service, future: OperationFuture[int]) -> None:
+async def test_the_time_out_of_one_waiter_harms_no_other(service: Service, future: OperationFuture[int]) -> None:
     patient = asyncio.create_task(future.result())
     for timeout in (0.001, 0):
         with pytest.raises(OperationTimeoutError, match="can be waited for again") as late:
@@ -94,7 +94,7 @@ async def test_one_waiters_time_out_harms_nobody(service: Service, future: Opera
     assert service.asked == 1
 
 
-async def test_one_waiters_cancellation_harms_nobody(service: Service, future: OperationFuture[int]) -> None:
+async def test_the_cancellation_of_one_waiter_harms_no_other(service: Service, future: OperationFuture[int]) -> None:
     leaving, staying = (asyncio.create_task(future.result()) for _ in range(2))
     await turns_of_the_loop()
     leaving.cancel()
@@ -161,7 +161,7 @@ async def test_what_is_known_survives_closing(owner: TaskOwner, service: Service
     assert await future == 7
 
 
-async def test_a_failure_that_nobody_waits_for_is_logged_once(
+async def test_a_failure_without_a_waiter_is_logged_once(
     owner: TaskOwner, service: Service, future: OperationFuture[int], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, "loops_async"):

@@ -61,7 +61,7 @@ async def _keep_the_order(works: list[int], cancellations: list[tuple[int, int]]
     assert all(outcome is None or isinstance(outcome, asyncio.CancelledError) for outcome in outcomes)
 
 
-async def test_a_turn_that_ends_early_lets_nobody_overtake() -> None:
+async def test_a_turn_that_ends_early_lets_no_other_overtake() -> None:
     turns = Turns()
     first, second, third = turns.take(), turns.take(), turns.take()
     second.end()

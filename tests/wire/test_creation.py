@@ -88,7 +88,7 @@ async def test_the_run_of_a_lost_answer_is_found(
     assert factory.posts == 1
 
 
-async def test_a_run_that_does_not_show_is_not_asked_for_again(
+async def test_a_run_that_does_not_show_up_is_not_created_again(
     service: ScriptedService, coloured_client: ServiceClient
 ) -> None:
     factory = Factory(service, ["never"])
@@ -172,7 +172,7 @@ async def test_a_run_that_a_cancelled_call_may_have_made_is_not_taken(
         await client.provision_run(request(16))
 
 
-async def test_a_session_of_somebody_else_may_get_runs_from_them(
+async def test_runs_in_the_session_of_another_client_are_not_taken(
     service: ScriptedService, client: ServiceClient
 ) -> None:
     factory = Factory(service, ["lost"])
@@ -211,7 +211,7 @@ async def test_a_rate_limit_is_outwaited(service: ScriptedService, client: Servi
     assert clock.pauses[0] < 2 < 15 <= clock.pauses[-1] <= 30
 
 
-async def test_a_failure_that_the_service_owns_up_to_is_not_repeated(
+async def test_a_creation_that_the_service_failed_is_not_repeated(
     service: ScriptedService, client: ServiceClient
 ) -> None:
     service.always("POST", RUNS, Say(500, {"message": "out of GPUs"}))
@@ -220,7 +220,7 @@ async def test_a_failure_that_the_service_owns_up_to_is_not_repeated(
     assert len(service.seen_at("POST", RUNS)) == 1
 
 
-async def test_a_lost_sampler_is_not_asked_for_again(service: ScriptedService, coloured_client: ServiceClient) -> None:
+async def test_a_lost_sampler_is_not_created_again(service: ScriptedService, coloured_client: ServiceClient) -> None:
     service.always("POST", SAMPLERS, hang_up)
     with pytest.raises(LostAnswerError, match="List the samplers, the newest first"):
         await coloured_client.control_plane.create_sampler(CreateSamplerRequest(session_id="s1", base_model="m"))
@@ -233,7 +233,7 @@ async def test_pairing_a_sampler_is_harmless_to_repeat(service: ScriptedService,
     assert sampler.id == "p"
 
 
-async def test_a_lost_deploy_is_not_asked_for_again(service: ScriptedService, coloured_client: ServiceClient) -> None:
+async def test_a_lost_deployment_is_not_created_again(service: ScriptedService, coloured_client: ServiceClient) -> None:
     service.always("POST", DEPLOY, hang_up)
     body = DeployCheckpointsRequest(checkpoint_ids=["c"], model_name="mine", instance_type_id="i", hf_secret_name="h")
     with pytest.raises(LostAnswerError, match="Look for 'mine'"):

@@ -85,7 +85,7 @@ async def test_a_trainer_that_refuses_the_key_is_not_waited_for(
 
 
 @pytest.mark.parametrize("state", ["FAILED", "STOPPED", "PREEMPTED"])
-async def test_a_terminal_state_is_said_at_once_and_the_run_is_given_back(
+async def test_a_terminal_state_is_reported_at_once_and_the_run_is_deactivated(
     client: ServiceClient, dedicated: ScriptedService, state: str, quick: Clock
 ) -> None:
     dedicated.always("GET", HEALTH, Say(502, ""))
@@ -107,14 +107,14 @@ async def test_a_failure_between_state_and_health_is_a_failure_of_the_deployment
 
 
 @pytest.mark.parametrize("odd", [Say(404, {"error": "x"}), Say(200, "<html>"), deployment("PONDERING"), hang_up])
-async def test_a_state_that_is_not_known_keeps_nobody_waiting(
+async def test_an_unknown_state_does_not_delay_a_healthy_trainer(
     client: ServiceClient, dedicated: ScriptedService, quick: Clock, odd: Any
 ) -> None:
     dedicated.always("GET", DEPLOYMENT, odd)
     assert (await client.create_lora_training_client(MODEL)).run_id == "r1"
 
 
-async def test_a_cancelled_provisioning_gives_the_run_back(client: ServiceClient, dedicated: ScriptedService) -> None:
+async def test_a_cancelled_provisioning_deactivates_the_run(client: ServiceClient, dedicated: ScriptedService) -> None:
     held = Hold(Say())
     dedicated.always("GET", HEALTH, held)
     task = asyncio.create_task(client.create_lora_training_client(MODEL))
@@ -239,7 +239,7 @@ async def test_a_bad_moment_of_the_control_plane_is_waited_out(
 
 
 @pytest.mark.parametrize("refusal", [400, 401, 403, 404, 405, 422])
-async def test_a_control_plane_that_does_not_tell_keeps_nobody_out(
+async def test_a_control_plane_without_states_does_not_block_sampling(
     client: ServiceClient, service: ScriptedService, refusal: int
 ) -> None:
     service.always("GET", STATUS, Say(refusal, {"error": "no such route"}))
@@ -257,7 +257,7 @@ async def test_a_sampler_without_a_deployment_has_no_gate(
     assert not [seen for seen in service.seen if seen.path.startswith("/v1/models/")]
 
 
-async def test_everybody_shares_one_gate(
+async def test_all_callers_share_one_gate(
     client: ServiceClient, service: ScriptedService, sampler: SamplingClient
 ) -> None:
     service.answer("GET", STATUS, status("ACTIVE"))
@@ -265,7 +265,9 @@ async def test_everybody_shares_one_gate(
     assert not service.seen_at("GET", STATUS), "it was open already"
 
 
-async def test_who_gives_up_does_not_shut_the_gate_for_others(client: ServiceClient, service: ScriptedService) -> None:
+async def test_a_caller_that_gives_up_does_not_shut_the_gate_for_others(
+    client: ServiceClient, service: ScriptedService
+) -> None:
     held = Hold(status("ACTIVE"))
     service.answer("GET", STATUS, held)
     patient = asyncio.create_task(client.create_sampling_client(MODEL))

@@ -83,7 +83,7 @@ async def test_a_checkpoint_of_which_too_little_is_known(
     assert not service.seen_at("POST", "/v1/loops/runs")
 
 
-async def test_a_checkpoint_that_nobody_knows(client: ServiceClient, service: ScriptedService) -> None:
+async def test_an_unknown_checkpoint(client: ServiceClient, service: ScriptedService) -> None:
     service.always("GET", "/v1/loops/checkpoints", Say(body={"checkpoints": []}))
     with pytest.raises(InputError, match=r"knows no checkpoint bt://loops:r0/weights/x.*list_checkpoints"):
         await client.create_training_client_from_state(STATE)

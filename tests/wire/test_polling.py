@@ -126,7 +126,7 @@ async def test_a_failure_that_names_a_signed_url(step: Submit) -> None:
 
 @pytest.mark.parametrize("status", [404, 410])
 @pytest.mark.parametrize("body", [{"detail": "unknown operation"}, "<html>Not Found</html>", ""], ids=repr)
-async def test_an_operation_that_is_not_known_any_more(step: Submit, status: int, body: Any) -> None:
+async def test_an_operation_that_the_service_forgot(step: Submit, status: int, body: Any) -> None:
     future = await step(Say(status, body))
     with pytest.raises(UnknownRequestError, match=r"about an hour.*Submit it again") as unknown:
         await future

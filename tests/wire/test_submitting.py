@@ -229,7 +229,7 @@ async def test_a_refused_operation_gives_its_number_back(service: ScriptedServic
     assert numbers(service) == [("forward_backward", 2), ("optim_step", 2)]
 
 
-async def test_a_call_cancelled_before_its_turn_is_withdrawn_without_trace(
+async def test_a_call_cancelled_before_its_turn_is_never_sent(
     service: ScriptedService, trainer: TrainingClient
 ) -> None:
     slow = Hold(Say(202, {"operation_id": "slow"}))
@@ -249,7 +249,7 @@ async def test_a_call_cancelled_before_its_turn_is_withdrawn_without_trace(
     assert numbers(service) == [("forward_backward", 2), ("optim_step", 3)]
 
 
-async def test_a_call_cancelled_before_it_began_is_withdrawn_too(
+async def test_a_call_cancelled_before_it_began_is_never_sent(
     service: ScriptedService, trainer: TrainingClient
 ) -> None:
     withdrawn = asyncio.create_task(trainer.save_state("withdrawn"))
@@ -278,7 +278,7 @@ async def test_a_call_cancelled_in_flight_goes_its_way_and_the_next_one_waits_fo
     assert numbers(service) == [("forward_backward", 2), ("optim_step", 3)]
 
 
-async def test_an_abandoned_call_that_fails_is_logged_and_stops_nobody(
+async def test_an_abandoned_call_that_fails_is_logged_and_stops_no_other(
     service: ScriptedService, trainer: TrainingClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     slow = Hold(Say(422, {"detail": "too long"}))
