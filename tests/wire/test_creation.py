@@ -18,7 +18,7 @@ from loops_async import (
     ServerError,
     ServiceClient,
 )
-from loops_async._session import lost_runs
+from loops_async._session import lost_runs, provisioning
 from tests.support.clock import Clock
 from tests.support.scripted import Say, ScriptedService, hang_up
 
@@ -149,8 +149,9 @@ async def test_lost_runs_that_cannot_be_told_apart_are_named(service: ScriptedSe
 
 
 async def test_a_run_that_a_cancelled_call_may_have_made_is_not_taken(
-    service: ScriptedService, client: ServiceClient
+    service: ScriptedService, client: ServiceClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(provisioning, "DEACTIVATE_SECONDS", 0.05)
     factory = Factory(service, ["told", "lost"])
     arrived = asyncio.Event()
 
