@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,6 +14,9 @@ from tests.support.clock import Clock
 from tests.support.colours import Async, Blocking, Colour
 
 MOST_CALLS_AT_ONCE = 128
+
+# Where the shell runs the tests in the background it has SIGINT ignored, which the programs that they start would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
