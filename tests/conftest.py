@@ -15,7 +15,7 @@ from tests.support.colours import Async, Blocking, Colour
 
 MOST_CALLS_AT_ONCE = 128
 
-# Where the shell runs the tests in the background it has SIGINT ignored, which the programs that they start would inherit.
+# A shell that runs the tests in the background has SIGINT ignored, which the programs that they start would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
