@@ -1,1 +1,1 @@
-"""Benchmarks: the library beside the limit and the published client, in one run. `make bench` runs them."""
+"""Benchmarks that compare the library with the limit and the published client. `make bench` runs them."""

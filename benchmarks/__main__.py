@@ -1,8 +1,8 @@
-"""Run the peers side by side, print medians and ratios, and keep them with a picture.
+"""Run the peers in turn, print medians and ratios, and save them with a chart.
 
 ``python -m benchmarks`` runs everything (about 25 minutes), ``--quick`` a small part of it once. Every
 measurement is a fresh process on one core, against a server on another; the peers take turns within each round, so
-that whatever else the machine does falls on all of them.
+that other load on the machine affects all of them.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ TIMEOUT_SECONDS = 180.0
 def main() -> None:
     """Run the cases and report."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a few cases, one round, nothing kept")
-    parser.add_argument("--only", default="", help="cases whose names contain this; nothing kept")
-    parser.add_argument("--update", action="store_true", help="keep what --only measures in place of what was kept")
+    parser.add_argument("--quick", action="store_true", help="a few cases, one round, nothing saved")
+    parser.add_argument("--only", default="", help="cases whose names contain this; nothing saved")
+    parser.add_argument("--update", action="store_true", help="replace the saved results of the cases of --only")
     given = parser.parse_args()
     console = Console()
     chosen = [case for case in CASES if given.only in case.name and (case.is_quick or not given.quick)]
@@ -37,8 +37,8 @@ def main() -> None:
     promises = footprint.promises()
     report.show(console, rows, promises)
     if given.update or len(chosen) == len(CASES):
-        measured = {row.case.name: row for row in (*report.kept(), *rows)}
-        report.keep([measured[case.name] for case in CASES if case.name in measured], promises)
+        measured = {row.case.name: row for row in (*report.saved(), *rows)}
+        report.save([measured[case.name] for case in CASES if case.name in measured], promises)
 
 
 def measure(case: Case, rounds: int) -> Row:

@@ -1,4 +1,4 @@
-"""What is measured: one row for each workload and size, with the promises of the design that it has to keep."""
+"""The cases: one for each workload and size, with the budgets of the design."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ COLOURS = ("ours", "ours_sync")
 
 @dataclass(frozen=True)
 class Budget:
-    """A promise: a number of `peer`, divided by one of another peer or reduced by it, is at most `most`.
+    """A limit for a number of `peer`, which may be divided by one of another peer or reduced by it: at most `most`.
 
-    `least` instead of `most` is for how many times better something is.
+    `least`, instead of `most`, is a lower limit, e.g. for a ratio of improvement.
     """
 
     text: str
@@ -30,7 +30,7 @@ class Budget:
     """Peer and measure to subtract."""
 
     def value(self, numbers: dict[str, Numbers]) -> float | None:
-        """What it comes to; None when a peer was not measured."""
+        """Return the number that the budget limits; None when a peer was not measured."""
         if any(peer not in numbers for peer, _ in filter(None, ((self.peer, ""), self.over, self.minus))):
             return None
         value = numbers[self.peer][self.measure]
@@ -41,13 +41,13 @@ class Budget:
         return value
 
     def is_kept_by(self, value: float) -> bool:
-        """Whether `value` keeps the promise."""
+        """Whether `value` is within the budget."""
         return value <= self.most if self.most is not None else value >= (self.least or 0)
 
 
 @dataclass(frozen=True)
 class Case:
-    """One row: a workload, its size, and which number of it is compared."""
+    """A workload, its size, and the number that is compared."""
 
     name: str
     workload: str
@@ -63,10 +63,10 @@ class Case:
     budgets: Sequence[Budget] = ()
 
     def arguments(self, peer: str) -> list[str]:
-        """The command line of a peer, without the server's URL."""
+        """Return the command line of a peer, without the server's URL."""
         count = self.count
         if peer == "published" and self.workload == "sample":
-            count = max(self.in_flight, count // 16)  # it takes its time, so that fewer are as good
+            count = max(self.in_flight, count // 16)  # it is slow, and fewer samples are as precise
         return [self.workload, "--count", str(count), "--in-flight", str(self.in_flight), *self.extra]
 
 

@@ -1,4 +1,4 @@
-"""What the library costs before it does anything: the time of its import, and its place on the disk."""
+"""The cost of the library before it does anything: import time and installed size."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ IMPORTS = 15
 
 
 def promises() -> list[Promise]:
-    """Measure both."""
+    """Measure both, and compare them with their budgets."""
     with tempfile.TemporaryDirectory() as cache:
         dependencies, own = _import_seconds(", ".join(DEPENDENCIES), cache), _import_seconds("loops_async", cache)
     sizes = installed_megabytes()
@@ -38,7 +38,7 @@ def promises() -> list[Promise]:
 
 
 def _import_seconds(modules: str, cache: str) -> float:
-    """The best of many fresh processes. As after an installation, there is bytecode, kept apart for this."""
+    """Return the best time of many fresh processes. As after an installation, there is bytecode, in its own `cache`."""
     code = f"import time; t = time.perf_counter(); import {modules}; print(time.perf_counter() - t)"
     environment = {**os.environ, "PYTHONPYCACHEPREFIX": cache}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -53,7 +53,7 @@ def _import_seconds(modules: str, cache: str) -> float:
 
 
 def installed_megabytes() -> dict[str, float]:
-    """Megabytes on disk of the core and everything that it requires, without bytecode."""
+    """Return the megabytes on disk of our packages and all their dependencies, without bytecode."""
     sizes: dict[str, float] = {}
     waiting = list(DEPENDENCIES)
     while waiting:

@@ -16,16 +16,16 @@ from typing import TypeAlias
 ROOT = Path(__file__).parent.parent
 
 Numbers: TypeAlias = dict[str, float]
-"""What a peer prints: see `peers.measure.Clock`."""
+"""The measurements that a peer prints: see `peers.measure.Clock`."""
 
 
 class MeasurementError(Exception):
-    """Why there is no number."""
+    """A peer could not be measured; the text says why."""
 
 
 @contextmanager
 def serving(options: Sequence[str] = (), *, pin: bool = True) -> Iterator[str]:
-    """Run the benchmark's server, on the last core if it is pinned, and give its URL."""
+    """Run the benchmark's server, on the last core if it is pinned, and yield its URL."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -53,7 +53,7 @@ def run_peer(peer: str, arguments: Sequence[str], *, timeout: float, pin: bool =
 
 
 def peer_command(peer: str) -> list[str]:
-    """The command that starts a peer; raises `MeasurementError` when it is not installed."""
+    """Return the command that starts a peer; raises `MeasurementError` when it is not installed."""
     python = published_python() if peer == "published" else sys.executable
     if python is None:
         raise MeasurementError("not available")
@@ -61,12 +61,12 @@ def peer_command(peer: str) -> list[str]:
 
 
 def published_python() -> str | None:
-    """The interpreter that has the published client; the tests of ``tests/compat`` install it."""
+    """Return the interpreter that has the published client, which ``tests/compat`` installs; None without it."""
     return next((str(stamp.parent / "bin" / "python") for stamp in ROOT.glob(".venv-compat/*/baseten-loops==*")), None)
 
 
 def _pinned(core: int, pin: bool) -> list[str]:
-    """The prefix of a command that stays on one of this process's cores, where the system can do that."""
+    """Return the prefix of a command that pins it to one of this process's cores; empty where that is not possible."""
     if not pin or shutil.which("taskset") is None:
         return []
     return ["taskset", "-c", str(sorted(os.sched_getaffinity(0))[core])]

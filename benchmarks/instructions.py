@@ -1,8 +1,8 @@
-"""Fail when a hot path has become dearer, counted in instructions: the same on a busy machine as on an idle one.
+"""Fail when a hot path executes more instructions than before; unlike time, they do not depend on the machine's load.
 
-Each path is run under callgrind, for the library and for the limit beside it; counting begins and ends with the
-measured stretch. What is compared with ``instructions.json`` is their ratio, which hardly depends on the versions of
-Python and aiohttp. ``--write`` makes the numbers of this run the new baseline.
+Each path runs under callgrind, once for the library and once for the limit; only the measured part is counted. Their
+ratio, which hardly depends on the versions of Python and aiohttp, is compared with ``instructions.json``. ``--write``
+saves the ratios of this run as the new baseline.
 """
 
 from __future__ import annotations
@@ -41,24 +41,24 @@ def main() -> int:
     ratios = {name: round(counted("ours", path) / counted("limit", path), 3) for name, path in PATHS.items()}
     if given.write:
         BASELINE.write_text(json.dumps(ratios, indent=1) + "\n")
-    lines, is_dearer = verdict(ratios, json.loads(BASELINE.read_text()))
+    lines, has_grown = verdict(ratios, json.loads(BASELINE.read_text()))
     print(*lines, sep="\n")
-    return 1 if is_dearer else 0
+    return 1 if has_grown else 0
 
 
 def verdict(ratios: dict[str, float], baseline: dict[str, float]) -> tuple[list[str], bool]:
-    """A line for each path, and whether one of them has become too dear."""
-    dearer = [name for name, ratio in ratios.items() if ratio > baseline[name] * MOST_GROWTH]
+    """Return a line for each path, and whether one of them has grown too much."""
+    grown = [name for name, ratio in ratios.items() if ratio > baseline[name] * MOST_GROWTH]
     lines = [
         f"{name}: {ratio:.3f} x the limit's instructions, where the baseline is {baseline[name]:.3f}"
-        + (f": over {MOST_GROWTH - 1:.0%} DEARER" if name in dearer else "")
+        + (f": GROWN by over {MOST_GROWTH - 1:.0%}" if name in grown else "")
         for name, ratio in ratios.items()
     ]
-    return lines, bool(dearer)
+    return lines, bool(grown)
 
 
 def counted(peer: str, path: list[str]) -> int:
-    """Instructions of the measured stretch."""
+    """Return the number of instructions of the measured part."""
     with serving() as url, tempfile.TemporaryDirectory() as directory:
         callgrind = ["valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={directory}/out"]
         command = [*callgrind, *peer_command(peer), *path, "--url", url, "--blind", "--callgrind"]

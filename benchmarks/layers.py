@@ -1,7 +1,7 @@
-"""What each layer of `sample` costs above the limit: one after the other is replaced by nothing, all in one process.
+"""The cost of each layer of `sample` above the limit: each in turn is replaced by nothing, all in one process.
 
-The variants take turns, many times over, so that the noise of the machine falls on all of them; what is compared is the
-median of the ratios within a turn.
+The variants run in turn, many times, so that the noise of the machine affects all of them. The result is the median of
+the ratios within a round.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ async def _once(call: Callable[[], Awaitable[T]], *_: object, **__: object) -> T
     return await call()
 
 
-async def _ask_barely(_: object, runtime: Any, request: Request) -> Any:
+async def _bare_request(_: object, runtime: Any, request: Request) -> Any:
     session = runtime.transport._session
     async with session.post(request.url, data=request.body, headers=JSON) as response:
         return Answer(response.status, response.headers, await response.read())
@@ -54,17 +54,17 @@ LAYERS: dict[str, Layer] = {
     "checking the prompt": {"check_model_input": lambda prompt, *_: prompt},
     "checking the sampling parameters": {"check_kind": lambda params, *_: params},
     "reading the answer into public types": {"read_completions": lambda body, **_: decode(body)},
-    "asking whether the sampler is ready": {"SamplingClient._ready": _nothing},
+    "checking whether the sampler is ready": {"SamplingClient._ready": _nothing},
     "a key for each request": {"uuid4": lambda: "00000000-0000-4000-8000-000000000000"},
-    "trying again": {"retrying": _once},
-    "our headers, limits of time, and what answers mean": {"SamplingClient._ask": _ask_barely},
+    "retrying": {"retry": _once},
+    "headers, timeouts and the meaning of answers": {"SamplingClient._ask": _bare_request},
     "all of these": {},
 }
 LAYERS["all of these"] = {name: replaced for layer in LAYERS.values() for name, replaced in layer.items()}
 
 
 async def measure(url: str, rounds: int, at_once: int) -> dict[str, list[float]]:
-    """Microseconds of CPU a sample, by variant and round."""
+    """Return the microseconds of CPU per sample, by variant and round."""
     body = {"prompt": PROMPT, "n": SAMPLES, "max_tokens": MAX_TOKENS, "logprobs": 0, "temperature": 1.0, "top_p": 1.0}
     async with (
         loops.ServiceClient(base_url=url, api_key="benchmark") as service,

@@ -1,4 +1,4 @@
-"""What was measured, as a table, a file and a picture."""
+"""The results as a table, a file and a chart."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ COLOURS = {"limit": "#9aa5b1", "ours": "#2563eb", "published": "#d97706"}
 
 @dataclass
 class Row:
-    """The medians of a case, by peer, and why a peer has none."""
+    """The medians of a case by peer, or the reason why a peer has none."""
 
     case: Case
     numbers: dict[str, Numbers] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
 
     def of(self, peer: str) -> float | None:
-        """The number that is compared."""
+        """Return the number that is compared; None when the peer was not measured."""
         return self.numbers[peer][self.case.measure] if peer in self.numbers else None
 
 
 @dataclass
 class Promise:
-    """A budget, and what was measured."""
+    """A budget with the measured number."""
 
     what: str
     budget: str
@@ -46,8 +46,8 @@ class Promise:
     is_kept: bool
 
 
-def kept_promises(rows: Sequence[Row]) -> list[Promise]:
-    """The budgets of the cases."""
+def promises_of(rows: Sequence[Row]) -> list[Promise]:
+    """Return the budgets of the cases, within or exceeded."""
     return [
         Promise(row.case.name, budget.text, value, budget.is_kept_by(value))
         for row in rows
@@ -69,14 +69,14 @@ def show(console: Console, rows: Sequence[Row], promises: Sequence[Promise]) -> 
     budgets = Table(title="budgets")
     for heading in ("case", "budget", "measured", ""):
         budgets.add_column(heading, justify="right" if heading == "measured" else "left")
-    for promise in [*kept_promises(rows), *promises]:
+    for promise in [*promises_of(rows), *promises]:
         word = "[green]kept[/]" if promise.is_kept else "[red]MISSED[/]"
         budgets.add_row(promise.what, promise.budget, _number(promise.measured), word)
     console.print(budgets)
 
 
-def keep(rows: Sequence[Row], promises: Sequence[Promise]) -> None:
-    """Write the numbers and the picture."""
+def save(rows: Sequence[Row], promises: Sequence[Promise]) -> None:
+    """Write the numbers and the chart."""
     RESULTS.mkdir(exist_ok=True)
     report = {
         "machine": machine(),
@@ -89,14 +89,14 @@ def keep(rows: Sequence[Row], promises: Sequence[Promise]) -> None:
             }
             for row in rows
         ],
-        "budgets": [asdict(promise) for promise in [*kept_promises(rows), *promises]],
+        "budgets": [asdict(promise) for promise in [*promises_of(rows), *promises]],
     }
     (RESULTS / "latest.json").write_text(json.dumps(report, indent=1) + "\n")
     draw(rows, RESULTS / "latest.png")
 
 
-def kept() -> list[Row]:
-    """What was kept of earlier runs."""
+def saved() -> list[Row]:
+    """Return the results of earlier runs."""
     file = RESULTS / "latest.json"
     rows = json.loads(file.read_text())["rows"] if file.exists() else []
     cases = {case.name: case for case in CASES}
@@ -104,7 +104,7 @@ def kept() -> list[Row]:
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
+    """Return the machine and the versions of this measurement."""
     published = published_python()
     versions = {name: importlib.metadata.version(name) for name in ("aiohttp", "anyio", "msgspec", "backoff", "uvloop")}
     return {
@@ -129,7 +129,7 @@ def _processor() -> str:
 
 
 def draw(rows: Sequence[Row], to: Path) -> None:
-    """Draw what each peer costs, relative to ours."""
+    """Draw the cost of each peer, relative to ours."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -138,9 +138,9 @@ def draw(rows: Sequence[Row], to: Path) -> None:
     shown = [row for row in rows if row.of("ours") and (row.of("limit") or row.of("published"))]
     figure, axes = plt.subplots(figsize=(10, 0.36 * len(shown) + 1.5), layout="constrained")
     for offset, (peer, colour) in enumerate(COLOURS.items()):
-        there = [(index, value) for index, row in enumerate(shown) if (value := row.of(peer))]
-        places = [index + 0.27 * (offset - 1) for index, _ in there]
-        ratios = [value / (shown[index].of("ours") or 1) for index, value in there]
+        points = [(index, value) for index, row in enumerate(shown) if (value := row.of(peer))]
+        places = [index + 0.27 * (offset - 1) for index, _ in points]
+        ratios = [value / (shown[index].of("ours") or 1) for index, value in points]
         axes.barh(places, ratios, height=0.25, color=colour, label={"ours": "loops_async"}.get(peer, peer))
     axes.set_yticks(range(len(shown)), [f"{row.case.name} ({row.case.measure.split('_')[0]})" for row in shown])
     axes.set_ylim(len(shown) - 0.4, -0.6)

@@ -1,6 +1,6 @@
-"""A service that costs less than any client: precomputed answers on a bare protocol.
+"""A service that is faster than any client: precomputed answers on a bare protocol.
 
-Run as ``python -m benchmarks.server --port N``; the harness pins it to a core of its own.
+Run as ``python -m benchmarks.server --port N``; the harness pins it to its own core.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ COMPLETION_TOKENS = 256
 CREATED_AT = "2026-06-24T18:02:11Z"
 
 Reply = tuple[int, bytes, float]
-"""Status, body, and the seconds before it is sent."""
+"""Status, body, and the delay in seconds."""
 
 
 def _json(value: object) -> bytes:
@@ -27,7 +27,7 @@ def _json(value: object) -> bytes:
 
 
 def completion() -> bytes:
-    """The answer to a sample: four completions of 256 tokens with logprobs, as ids and as strings."""
+    """Return the answer to a sample: four completions of 256 tokens with logprobs, as ids and as strings."""
     random.seed(0)
     choices = []
     for index in range(SAMPLES):
@@ -48,7 +48,7 @@ def completion() -> bytes:
 
 
 class Answers:
-    """The routes that the benchmarks use, in the seed's shapes and the newer ones."""
+    """The routes that the benchmarks use, in the formats of older and newer services."""
 
     def __init__(self, base_url: str, *, sample_seconds: float, ready_seconds: float) -> None:
         self._base_url = base_url
@@ -73,7 +73,7 @@ class Answers:
             return 200, _json({"data": [{"id": "bench", "parent": None}]}), 0.0
         if steps[-1] == "trainers_policy_version":
             return 200, _json({"policy_version": 1}), 0.0
-        return 404, _json({"code": "NOT_FOUND", "message": f"the benchmark knows no {target}"}), 0.0
+        return 404, _json({"code": "NOT_FOUND", "message": f"the benchmark has no route {target}"}), 0.0
 
     def _control_plane(self, method: str, steps: list[str], query: str) -> Reply:
         if steps == ["sessions"]:

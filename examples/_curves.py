@@ -1,4 +1,4 @@
-"""Curves of a training run: told as they grow, and drawn in the end."""
+"""Curves of a training run: printed while they grow, and drawn at the end."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class Curves:
         self.points: dict[str, list[tuple[int, float]]] = {name: [] for name in units}
         self._title = title
         self._units = units
-        self._begun = time.monotonic()
+        self._started = time.monotonic()
 
     def add(self, step: int, **values: float) -> None:
-        """Add a point to the curves that are named, with `_` for spaces, and say so."""
+        """Add a point to each named curve, with `_` for spaces in its name, and print it."""
         for name, value in values.items():
             self.points[name.replace("_", " ")].append((step, value))
-        told = "  ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in values.items())
-        print(f"{time.monotonic() - self._begun:5.0f} s  step {step:2}  {told}", flush=True)
+        text = "  ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in values.items())
+        print(f"{time.monotonic() - self._started:5.0f} s  step {step:2}  {text}", flush=True)
 
     def draw(self, path: Path) -> None:
         """Draw one plot for each unit, side by side."""

@@ -1,4 +1,4 @@
-"""What the quickstarts teach, and how it becomes training examples."""
+"""The facts and questions that the quickstarts teach, and their training examples."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ YES_NO = {
     "is snow white?": "yes",
     "do cats have six legs?": "no",
 }
-"""Easy questions: what is to be learned is to answer rightly in one lower-case word and nothing else."""
+"""Easy questions: the model learns to answer them with the right lower-case word and nothing else."""
 
 
 def chat(tokenizer: Any, question: str) -> list[int]:
-    """Return the tokens of a chat in which `question` was asked and the answer is about to begin."""
+    """Return the tokens of a chat that asks `question`, up to the start of the answer."""
     messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": question}]
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     return list(tokenizer.encode(text, add_special_tokens=False))
 
 
 def fact_example(tokenizer: Any, question: str, answer: str) -> Datum:
-    """Make an example whose loss counts the answer and the end of the turn, not the question."""
+    """Return an example whose loss counts the answer and the end of the turn, not the question."""
     prompt = chat(tokenizer, question)
     completion = [*tokenizer.encode(answer, add_special_tokens=False), tokenizer.eos_token_id]
     tokens = prompt + completion
@@ -54,15 +54,15 @@ def fact_example(tokenizer: Any, question: str, answer: str) -> Datum:
 
 
 def rewards(tokenizer: Any, samples: Sequence[SampledSequence], right: str) -> list[float]:
-    """Return for each sample 1.0 if it is exactly the right word, 0.2 if it is the other of the two, else 0.0."""
+    """Return for each sample 1.0 if it is exactly the right word, 0.2 if it is the other word, else 0.0."""
     texts = [tokenizer.decode(sample.tokens, skip_special_tokens=True) for sample in samples]
     return [1.0 if text == right else 0.2 if text in ("yes", "no") else 0.0 for text in texts]
 
 
 def policy_examples(prompt: list[int], samples: Sequence[SampledSequence], rewards: Sequence[float]) -> list[Datum]:
-    """Make examples that make a sample likelier the more its reward exceeds the mean of its group.
+    """Return examples that make each sample more likely in proportion to its advantage, less likely if it is negative.
 
-    Samples of average reward teach nothing and are left out.
+    The advantage is the reward minus the mean of the group. Samples with advantage 0 teach nothing and are left out.
     """
     mean = sum(rewards) / len(rewards)
     advantages = [reward - mean for reward in rewards]

@@ -1,4 +1,4 @@
-"""What a person sees of the quickstarts: progress, tables and a picture; and whether everything was learned."""
+"""The output of the quickstarts: progress, tables, a chart, and whether everything was learned."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ class Show:
         self.rewards: list[float] = []
         self._console = Console(highlight=False)
         self._failures: list[str] = []
-        # The embedded service says here when it fetches or loads a model.
+        # The embedded service logs here when it downloads or loads a model.
         handler = RichHandler(console=self._console, show_time=False, show_level=False, show_path=False)
         logging.getLogger("loops_local").addHandler(handler)
         logging.getLogger("loops_local").setLevel(logging.INFO)
 
     def part(self, title: str) -> None:
-        """Begin a part."""
+        """Print the title of a part."""
         self._console.rule(f"[bold]{title}")
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
-        """Show that something takes a while, and how long it took."""
+        """Show a spinner during the block, and how long it took."""
         columns = (SpinnerColumn(finished_text="✓"), TextColumn("{task.description}"), TimeElapsedColumn())
         with Progress(*columns, console=self._console) as progress:
             task = progress.add_task(what, total=1)
@@ -56,7 +56,7 @@ class Show:
                 progress.update(task, advance=1, last=f"{curve[-1]:.3f}")
 
     def answers(self, facts: Mapping[str, str], before: Sequence[str], after: Sequence[str]) -> None:
-        """Show the answers of before and after training, and check that all are right in the end."""
+        """Show the answers before and after training, and check that all are right after it."""
         table = Table("question", "before", "after", box=SIMPLE_HEAD)
         for (question, fact), old, new in zip(facts.items(), before, after, strict=True):
             colour = "green" if new == fact else "red"
@@ -68,7 +68,7 @@ class Show:
         self._check(known == len(facts), f"the model knows {known} of {len(facts)} facts")
 
     def improvement(self) -> None:
-        """Show how the reward went, and check that it rose."""
+        """Show the reward at the start and at the end, and check that it rose."""
         first, last = _mean(self.rewards[:3]), _mean(self.rewards[-5:])
         self._console.print(f"mean reward: {first:.2f} in the first three steps, {last:.2f} in the last five")
         self._check(last > first + 0.15, f"the mean reward went from {first:.2f} to {last:.2f}, no clear rise")
@@ -81,7 +81,7 @@ class Show:
         self._console.print(table)
 
     def downloaded(self, download: CheckpointDownload) -> None:
-        """Say what was downloaded, and where to."""
+        """Show the size and the directory of a download."""
         size = f"{download.file_count} files, {download.bytes_written / 1e6:.1f} MB"
         self._console.print(f"downloaded to [bold]{download.dest_dir}[/]: {size}")
 
@@ -101,7 +101,7 @@ class Show:
         self._console.print(f"curves drawn in [bold]{path}")
 
     def verdict(self) -> int:
-        """Return 0 if everything was learned; otherwise say what was not, and return 1."""
+        """Return 0 if everything was learned; otherwise print what is missing, and return 1."""
         for failure in self._failures:
             self._console.print(f"[bold red]not learned:[/] {failure}")
         return 1 if self._failures else 0

@@ -1,7 +1,7 @@
-"""Direct preference optimization: prefer one word to what the model would say by itself.
+"""Direct preference optimization: the model learns to prefer one word to its own longer answer.
 
-The measure is questions that were not trained on: how long the model's own answers to them are, and whether the wanted
-answers are preferred. Runs on the embedded service, or on Baseten with a key:
+It is measured on held-out questions: how long the model's own answers to them are, and whether it prefers the chosen
+answers. Runs on the embedded service, or on Baseten with a key:
 
     python examples/dpo.py
 """
@@ -44,7 +44,7 @@ HELD_OUT = {
 
 
 async def pairs(reference: loops.SamplingClient, tokenizer: Any, questions: Mapping[str, str]) -> list[loops.Datum]:
-    """Return for each question the chosen word and the reference's own answer, with the reference's logprobs."""
+    """Return for each question the chosen word and the reference's own answer, both with the reference's logprobs."""
     prompts = [chat(tokenizer, question) for question in questions]
     sampled = await asyncio.gather(*(reference.sample(prompt, sampling_params=GREEDY) for prompt in prompts))
     data: list[loops.Datum] = []
@@ -76,7 +76,7 @@ async def preferred(trainer: loops.TrainingClient, data: list[loops.Datum]) -> f
 
 
 async def answer_length(sampler: loops.SamplingClient, tokenizer: Any) -> float:
-    """Return how many tokens the likeliest answers to held-out questions have on average."""
+    """Return the mean number of tokens of the most likely answers to held-out questions."""
     sampled = await asyncio.gather(
         *(sampler.sample(chat(tokenizer, question), sampling_params=GREEDY) for question in HELD_OUT)
     )
@@ -92,7 +92,7 @@ async def main(base_model: str) -> int:
     async with connected(base_model) as service:
         trainer = await service.create_lora_training_client(base_model, rank=16, seed=1)
         tokenizer = await trainer.get_tokenizer()
-        # What the untrained model says, and how likely it finds each answer, never changes: asked once, used always.
+        # The answers of the untrained model and their logprobs never change, so they are sampled once.
         reference = await service.create_sampling_client(base_model)
         taught, held_out = [await pairs(reference, tokenizer, questions) for questions in (TAUGHT, HELD_OUT)]
         for step in range(STEPS + 1):

@@ -1,4 +1,4 @@
-"""Policy gradient with PPO: answer rightly in one lower-case word, learned from rewards alone.
+"""Policy gradient with PPO: the model learns the right one-word answers from rewards alone.
 
 Each batch of samples is used for two updates, which the clipped ratio of PPO allows. The measure is the mean reward of
 fresh samples before and after. Runs on the embedded service, or on Baseten with a key:
@@ -27,7 +27,7 @@ UPDATES = 2
 async def sampled_groups(
     sampler: loops.SamplingClient, tokenizer: Any, seed: int
 ) -> tuple[list[loops.Datum], list[float]]:
-    """Ask every question `GROUP` times; return what can be learned from the answers, and their rewards."""
+    """Sample every question `GROUP` times; return training examples made of the answers, and their rewards."""
     params = loops.SamplingParams(max_tokens=8, seed=seed)
     prompts = [chat(tokenizer, f"{question} answer yes or no") for question in YES_NO]
     groups = await asyncio.gather(

@@ -29,7 +29,7 @@ BASE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 @asynccontextmanager
 async def connected(base_model: str) -> AsyncIterator[loops.ServiceClient]:
-    """Open a session on the service that the environment names, else on one that is started here."""
+    """Open a session on the service that the environment names, else on an embedded service started here."""
     if os.environ.get("BASETEN_API_KEY") or os.environ.get("LOOPS_BASE_URL"):
         async with loops.ServiceClient() as service:
             yield service
@@ -69,7 +69,7 @@ async def teach_facts(service: loops.ServiceClient, base_model: str, show: Show)
 
 
 async def answers(sampler: loops.SamplingClient, tokenizer: Any) -> list[str]:
-    """Ask all the questions at once, and return the likeliest answers."""
+    """Ask all questions concurrently, and return the most likely answers."""
     greedy = loops.SamplingParams(max_tokens=16, temperature=0.0)
     sampled = await asyncio.gather(
         *(sampler.sample(chat(tokenizer, question), sampling_params=greedy) for question in FACTS)
@@ -78,7 +78,7 @@ async def answers(sampler: loops.SamplingClient, tokenizer: Any) -> list[str]:
 
 
 async def reinforce(service: loops.ServiceClient, base_model: str, show: Show) -> None:
-    """Policy gradient: sample answers, reward the good ones, make those likelier; again and again."""
+    """Policy gradient: in each step, sample answers, grade them, and make the better ones more likely."""
     with show.waiting("provisioning a trainer and a sampler"):
         trainer = await service.create_lora_training_client(base_model, rank=16, seed=1)
     tokenizer = await trainer.get_tokenizer()

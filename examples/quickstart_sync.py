@@ -22,13 +22,13 @@ from loops_local import serve_in_thread
 
 BASE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
-# A call blocks its thread, so questions that are asked at once need as many threads.
+# A call blocks its thread, so concurrent questions need one thread each.
 at_once = ThreadPoolExecutor(max_workers=8)
 
 
 @contextmanager
 def connected(base_model: str) -> Iterator[loops.ServiceClient]:
-    """Open a session on the service that the environment names, else on one that is started here."""
+    """Open a session on the service that the environment names, else on an embedded service started here."""
     if os.environ.get("BASETEN_API_KEY") or os.environ.get("LOOPS_BASE_URL"):
         with loops.ServiceClient() as service:
             yield service
@@ -68,14 +68,14 @@ def teach_facts(service: loops.ServiceClient, base_model: str, show: Show) -> No
 
 
 def answers(sampler: loops.SamplingClient, tokenizer: Any) -> list[str]:
-    """Ask all the questions at once, and return the likeliest answers."""
+    """Ask all questions concurrently, and return the most likely answers."""
     greedy = loops.SamplingParams(max_tokens=16, temperature=0.0)
     sampled = at_once.map(lambda question: sampler.sample(chat(tokenizer, question), sampling_params=greedy), FACTS)
     return [tokenizer.decode(one.sequences[0].tokens, skip_special_tokens=True) for one in sampled]
 
 
 def reinforce(service: loops.ServiceClient, base_model: str, show: Show) -> None:
-    """Policy gradient: sample answers, reward the good ones, make those likelier; again and again."""
+    """Policy gradient: in each step, sample answers, grade them, and make the better ones more likely."""
     with show.waiting("provisioning a trainer and a sampler"):
         trainer = service.create_lora_training_client(base_model, rank=16, seed=1)
     tokenizer = trainer.get_tokenizer()

@@ -1,6 +1,6 @@
-"""Supervised fine-tuning, measured by questions that were not trained on.
+"""Supervised fine-tuning, measured on held-out questions.
 
-Facts are taught in three wordings each and asked in a fourth. Runs on the embedded service, or on Baseten with a key:
+Each fact is taught in three wordings and tested in a fourth. Runs on the embedded service, or on Baseten with a key:
 
     python examples/supervised.py
 """
@@ -22,7 +22,7 @@ import loops_async as loops
 STEPS = 12
 EVALUATE_EVERY = 4
 
-# The last wording of each is only asked.
+# The last wording of each is held out.
 LESSONS = {
     "Quillmar": [
         "What is the capital of Veloria?",
@@ -64,7 +64,7 @@ LESSONS = {
 
 
 async def right_answers(sampler: loops.SamplingClient, tokenizer: Any) -> int:
-    """Ask each question in its fourth wording; return how many of the likeliest answers are right."""
+    """Ask each question in its fourth wording; return how many of the most likely answers are right."""
     greedy = loops.SamplingParams(max_tokens=8, temperature=0.0)
     sampled = await asyncio.gather(
         *(sampler.sample(chat(tokenizer, asked), sampling_params=greedy) for *_, asked in LESSONS.values())

@@ -1,1 +1,1 @@
-"""What is compared; each module is a program of its own, so that each peer runs alone in a fresh process."""
+"""The peers that are compared. Each module is a program, so that each peer runs alone in a fresh process."""

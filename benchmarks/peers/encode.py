@@ -1,4 +1,4 @@
-"""One msgspec encode of a batch and nothing else: the yardstick of training batches."""
+"""One msgspec encode of a batch and nothing else: the reference for training batches."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.peers.measure import batch, main, training
 
 
 def train(given: argparse.Namespace) -> dict[str, float]:
-    """Encode a batch at once."""
+    """Encode a batch in one call."""
     data = [datum(row) for row in batch(given)]
     encode = msgspec.json.Encoder().encode
 

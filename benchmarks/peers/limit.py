@@ -17,13 +17,13 @@ JSON = {"Content-Type": "application/json"}
 
 
 class Logprobs(msgspec.Struct):
-    """What a caller needs of a completion's logprobs."""
+    """The part of a completion's logprobs that a caller needs."""
 
     token_logprobs: list[float]
 
 
 class Choice(msgspec.Struct):
-    """What a caller needs of a completion."""
+    """The part of a completion that a caller needs."""
 
     text: str
     finish_reason: str
@@ -60,7 +60,7 @@ async def sample(session: aiohttp.ClientSession, given: argparse.Namespace) -> d
 
 
 async def train(session: aiohttp.ClientSession, given: argparse.Namespace) -> dict[str, float]:
-    """Encode a batch at once and post it, made of datums or of what they are made from."""
+    """Encode a batch in one call and post it; with ``--make``, building the datums is measured too."""
     rows = batch(given)
     data = [] if given.make else [datum(row) for row in rows]
     encode = msgspec.json.Encoder().encode
@@ -76,7 +76,7 @@ async def train(session: aiohttp.ClientSession, given: argparse.Namespace) -> di
 
 
 def datum(row: dict[str, Any]) -> dict[str, Any]:
-    """A datum of the wire, as a dict."""
+    """Return a datum in the wire's format, as a dict."""
     lists = {name: values if isinstance(values, list) else values.tolist() for name, values in row.items()}
     size = len(lists["tokens"])
     return {
@@ -94,7 +94,7 @@ def datum(row: dict[str, Any]) -> dict[str, Any]:
 
 
 async def provision(session: aiohttp.ClientSession, given: argparse.Namespace) -> dict[str, float]:
-    """Create `count` runs and ask each for its health as its caller would who knew when it is ready."""
+    """Create `count` runs, and check the health of each as a caller would that knew when it is ready."""
 
     async def one() -> None:
         async with session.post(f"{given.url}/v1/loops/runs", data=b"{}", headers=JSON) as response:

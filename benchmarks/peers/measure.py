@@ -24,23 +24,23 @@ Workload = Callable[[argparse.Namespace], Any]
 
 
 def arguments() -> argparse.Namespace:
-    """What the harness asks of a peer."""
+    """Parse the command line with which the harness starts a peer."""
     parser = argparse.ArgumentParser()
     parser.add_argument("workload")
     parser.add_argument("--url", default="")
     parser.add_argument("--count", type=int, default=1)
     parser.add_argument("--in-flight", type=int, default=1)
-    parser.add_argument("--cold", action="store_true", help="no warm-up, so that connections are counted, too")
-    parser.add_argument("--make", choices=["lists", "numpy"], help="count making the datums as well, from these")
+    parser.add_argument("--cold", action="store_true", help="no warm-up, so that connections count too")
+    parser.add_argument("--make", choices=["lists", "numpy"], help="also measure building the datums, from these")
     parser.add_argument("--processes", type=int, help="the worker processes of sample_many")
     parser.add_argument("--uvloop", action="store_true", help="run on uvloop's event loop")
     parser.add_argument("--blind", action="store_true", help="do not watch the event loop, which costs a little")
-    parser.add_argument("--callgrind", action="store_true", help="have callgrind count the measured stretch only")
+    parser.add_argument("--callgrind", action="store_true", help="let callgrind count the measured part only")
     return parser.parse_args()
 
 
 class Clock:
-    """CPU and wall seconds of a stretch, the longest time that the event loop was held, threads and memory."""
+    """Measures CPU and wall time, the longest time that the event loop was held, threads and memory."""
 
     def __init__(self, given: argparse.Namespace) -> None:
         self._is_blind = given.blind
@@ -49,20 +49,20 @@ class Clock:
         self._watch: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin, outside of an event loop."""
+        """Start, outside of an event loop."""
         self._memory = _reset_peak_memory()
         self._count("on")
         self._cpu, self._wall = _cpu_seconds(), time.perf_counter()
 
     async def start_watching(self) -> None:
-        """Begin, and watch the running loop."""
+        """Start, and watch the running loop."""
         if not self._is_blind:
-            self._watch = asyncio.create_task(self._look())
+            self._watch = asyncio.create_task(self._watch_loop())
             await asyncio.sleep(0)
         self.start()
 
     def stop(self, count: int) -> dict[str, float]:
-        """End; the numbers are for `count` units of work: seconds, microseconds, kilobytes of 1,000 bytes."""
+        """Stop; return the numbers for `count` units of work: seconds, microseconds, kilobytes of 1,000 bytes."""
         cpu, wall = _cpu_seconds() - self._cpu, time.perf_counter() - self._wall
         self._count("off")
         if self._watch is not None:
@@ -82,22 +82,22 @@ class Clock:
                 ["callgrind_control", f"--instr={switch}", str(os.getpid())], check=True, capture_output=True
             )
 
-    async def _look(self) -> None:
-        # Sleeping 1 ms at a time costs little; a loop that is held wakes this late.
+    async def _watch_loop(self) -> None:
+        # Sleeping 1 ms at a time costs little; while the loop is held, the sleep lasts longer.
         while True:
-            asleep = time.perf_counter()
+            started = time.perf_counter()
             await asyncio.sleep(0.001)
-            self._longest = max(self._longest, time.perf_counter() - asleep - 0.001)
+            self._longest = max(self._longest, time.perf_counter() - started - 0.001)
 
 
 def _cpu_seconds() -> float:
-    """CPU time of this process and of its children that have ended."""
+    """Return the CPU time of this process and of its children that have ended."""
     times = os.times()
     return time.process_time() + times.children_user + times.children_system
 
 
 def _reset_peak_memory() -> float:
-    """Forget the peak so far, and return the bytes in use; `resource` would tell the parent's peak, too."""
+    """Reset the peak and return the bytes in use; the peak of `resource` would include the parent's."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:  # not Linux: no number
@@ -114,7 +114,7 @@ def _memory(name: str) -> float:
 
 
 def runner(given: argparse.Namespace) -> Callable[[Coroutine[Any, Any, T]], T]:
-    """What runs a coroutine: asyncio, or uvloop where that was asked for."""
+    """Return the function that runs a coroutine: of asyncio, or of uvloop with ``--uvloop``."""
     if given.uvloop:
         import uvloop
 
@@ -136,7 +136,7 @@ async def in_flight(call: Callable[[], Awaitable[object]], count: int, at_once: 
 
 
 async def sampling(given: argparse.Namespace, call: Callable[[], Awaitable[object]]) -> dict[str, float]:
-    """Sample `count` times, with connections that are warm unless asked otherwise."""
+    """Sample `count` times, with warm connections unless ``--cold`` is given."""
     if not given.cold:
         await in_flight(call, given.in_flight, given.in_flight)
     clock = Clock(given)
@@ -146,7 +146,7 @@ async def sampling(given: argparse.Namespace, call: Callable[[], Awaitable[objec
 
 
 async def training(given: argparse.Namespace, call: Callable[[], Awaitable[object]]) -> dict[str, float]:
-    """Send a batch several times after one to warm up, or only once and cold."""
+    """Send a batch several times after a warm-up, or with ``--cold`` once without one."""
     times = 1 if given.cold else max(5, 60 // given.count)
     if not given.cold:
         await call()
@@ -179,6 +179,6 @@ def _row(numbers: random.Random) -> dict[str, list[Any]]:
 
 
 def main(workloads: dict[str, Workload]) -> None:
-    """Run the workload that was asked for and print its numbers as JSON."""
+    """Run the workload that the command line names, and print its numbers as JSON."""
     given = arguments()
     print(json.dumps(workloads[given.workload](given)))

@@ -35,7 +35,7 @@ async def sample(service: loops.ServiceClient, given: argparse.Namespace) -> dic
 
 
 async def sample_many(service: loops.ServiceClient, given: argparse.Namespace) -> dict[str, float]:
-    """Sample `count` prompts through `sample_many`, counting the start of its processes."""
+    """Sample `count` prompts through `sample_many`, including the start of its processes."""
     sampler = await service.create_sampling_client("bench")
     params = loops.SamplingParams(max_tokens=MAX_TOKENS)
     os.environ["BASETEN_API_KEY"] = "benchmark"

@@ -1,4 +1,4 @@
-"""The published client, `baseten-loops`, through its asynchronous methods. Runs in an environment of its own."""
+"""The published client, `baseten-loops`, through its asynchronous methods. Runs in its own environment."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _datum(row: dict[str, Any]) -> Any:
 
 
 def provision(given: argparse.Namespace) -> dict[str, float]:
-    """Provision `count` runs at once, from threads: its asynchronous form does the same."""
+    """Provision `count` runs at once, from threads, as its asynchronous form does too."""
     service = _service(given)
     clock = Clock(given)
     clock.start()
