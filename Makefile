@@ -11,7 +11,7 @@ demo: .venv/installed-demo
 test: check
 	$(RUN) pytest --cov
 
-# What `fix` can mend, `check` finds: every line here has its mirror image there.
+# `fix` corrects what `check` reports about format, lint and generated code.
 check: .venv/installed-dev
 	$(RUN) ruff format --check
 	$(RUN) ruff check
@@ -20,7 +20,7 @@ check: .venv/installed-dev
 	$(RUN) mypy
 	$(RUN) pyright --pythonpath .venv/bin/python
 
-# Side by side with the limit and, once `make test` has installed it, the published client.
+# Compares with the limit and, once `make test` has installed it, the published client.
 bench: .venv/installed-dev
 	$(RUN) benchmarks
 
@@ -32,11 +32,11 @@ fix: .venv/installed-dev sync
 sync: .venv/installed-dev
 	.venv/bin/python tools/gen_sync.py
 
-# Writes locks/ anew: the newest versions that pyproject.toml admits.
+# Writes locks/ again, with the newest versions that pyproject.toml allows.
 lock:
 	tools/lock.sh
 
-# Builds the wheel and the sdist into dist/, checks them, and uses each as somebody who installed it.
+# Builds the wheel and the sdist into dist/, checks them, and uses each in a clean environment.
 dist: .venv/installed-dev
 	tools/dist.sh
 

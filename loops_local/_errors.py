@@ -1,4 +1,4 @@
-"""Error responses that the service gives on purpose, as exceptions.
+"""Error responses that the service sends on purpose, as exceptions.
 
 An argument that breaks a rule is a `loops_async.errors.InputError`; `_http.app` makes its response.
 """

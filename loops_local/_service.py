@@ -316,7 +316,7 @@ def _stored_key(path: Path) -> str:
 
 
 def _with_arguments_of(make: Callable[P, Any]) -> Callable[[Callable[..., R]], Callable[P, R]]:
-    """Give a function the arguments of `make`, with their types and defaults, for editors, checkers and `help`."""
+    """Declare that a function has the arguments of `make`, for editors, type checkers and `help`."""
 
     def decorate(function: Callable[..., R]) -> Callable[P, R]:
         signature = inspect.signature(make).replace(return_annotation=inspect.Signature.empty)

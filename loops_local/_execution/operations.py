@@ -38,10 +38,10 @@ class _Operation(Struct, eq=False):
         return await self.work()
 
     def abandon(self) -> None:
-        """Tell everybody who waits that the service shuts down."""
+        """Report the shutdown of the service to all waiting polls."""
         if not self.outcome.done():
             self.outcome.set_exception(shutting_down())
-            self.outcome.exception()  # marks it as retrieved, for the case that nobody polls
+            self.outcome.exception()  # marks it as retrieved, since there may be no poll
 
 
 class _Queue(Struct, eq=False):

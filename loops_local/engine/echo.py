@@ -68,7 +68,7 @@ class EchoTrainer:
         backward: bool,
         top_k: int = 0,
     ) -> ForwardBackwardOutput:
-        """Score targets by `logprob`; the loss is minus their weighted mean, whatever `loss_fn` is."""
+        """Score targets by `logprob`; the loss is minus their weighted mean, for every `loss_fn`."""
         if loss_fn not in LOSSES:
             raise RefusedError(f"loss_fn must be one of {', '.join(LOSSES)}; got {loss_fn!r}")
         if top_k:

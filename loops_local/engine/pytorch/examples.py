@@ -31,7 +31,7 @@ class Example:
     """One datum of N positions with K targets each (K = 1 where the wire's targets have the shape (N,)).
 
     `scored` and `weighted` of shape (N, K) say which targets get a logprob, and which count in the loss;
-    `inputs` are the loss's own, of shape (N, K). `unscored` of shape (N, K) is what the others report.
+    `inputs` are the loss's own, of shape (N, K). `unscored` of shape (N, K) has the logprobs to report for the others.
     """
 
     tokens: Ints
