@@ -1,4 +1,4 @@
-"""Checksums that file stores state in the headers of their answers."""
+"""Checksums that file stores send in the headers of their answers."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ _ALGORITHMS: Final = {"sha-512": "sha512", "sha-256": "sha256", "md5": "md5"}
 """The names in lists of checksums, the strongest first."""
 
 _LISTS: Final = ("Repr-Digest", "Digest", "x-goog-hash")
-"""Headers that list checksums of the whole file: RFC 9530, RFC 3230, Google Cloud Storage."""
+"""Headers that list checksums of the complete file: RFC 9530, RFC 3230, Google Cloud Storage."""
 
 _SINGLE: Final = {"x-amz-checksum-sha256": "sha256", "x-ms-blob-content-md5": "md5"}
-"""Headers that are one checksum of the whole file: S3, Azure."""
+"""Headers that hold one checksum of the complete file: S3, Azure."""
 
 
 class Checksum(Struct, frozen=True):
-    """What a file's bytes must hash to."""
+    """The expected hash of a file."""
 
     algorithm: str
     digest: bytes
 
-    def fits(self, path: Path) -> bool:
+    def matches(self, path: Path) -> bool:
         """Whether the file at `path` has this checksum."""
         with path.open("rb") as file:
-            # These tell whether bytes arrived whole, not who sent them.
+            # Such checksums detect corrupted data, not forgery.
             found = hashlib.file_digest(file, lambda: hashlib.new(self.algorithm, usedforsecurity=False))
         return found.digest() == self.digest
 
 
 def stated_checksum(headers: Mapping[str, str]) -> Checksum | None:
-    """Return the strongest checksum of the whole file that an answer states, also one to a request for a part."""
+    """Return the strongest checksum of the complete file in the headers of an answer, which may be a partial one."""
     listed = {name.lower(): text for header in _LISTS for name, text in _WORD.findall(headers.get(header, ""))}
     stated = [(algorithm, listed[name]) for name, algorithm in _ALGORITHMS.items() if name in listed]
     stated += [(algorithm, headers[header]) for header, algorithm in _SINGLE.items() if header in headers]
@@ -46,7 +46,7 @@ def stated_checksum(headers: Mapping[str, str]) -> Checksum | None:
         try:
             digest = b64decode(text, validate=True)
         except binascii.Error:
-            continue  # such as S3's checksum of checksums, "<base64>-<parts>"
+            continue  # e.g. S3's checksum of checksums, "<base64>-<parts>"
         if len(digest) == hashlib.new(algorithm, usedforsecurity=False).digest_size:
             return Checksum(algorithm, digest)
     return None

@@ -1,4 +1,4 @@
-"""Checkpoint files: listing them page by page, and downloading them whole or not at all."""
+"""Checkpoint files: listing them page by page, and downloading them all or not at all."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ..errors import ApiError, ConnectError, InputError, LoopsError, ProtocolErr
 from ..protocol import segment
 from ..types import CheckpointDownload, CheckpointFile, DownloadProgress
 from .checksums import stated_checksum
-from .paths import places_of, refuse_links
+from .paths import local_paths, reject_symlinks
 
 __all__ = ["checkpoint_files", "download"]
 
@@ -31,14 +31,14 @@ FILES_AT_ONCE: Final = 8
 BLOCK_BYTES: Final = 1 << 20
 PAGE_SIZE: Final = 1000
 IDLE_SECONDS: Final = 60.0
-"""A file may take as long as it likes, but not be silent for so long."""
+"""The longest time without new data; the total time of a file is not limited."""
 
 FILE_RETRIES: Final = (RetryPolicy(tries=5),)
-SAME_SECONDS: Final = 0.001
-"""Disks round times."""
+MTIME_TOLERANCE_SECONDS: Final = 0.001
+"""File systems round times."""
 
-EXPIRED: Final = (400, 401, 403, 410)
-"""What file stores answer when a signed URL has expired."""
+EXPIRED_STATUSES: Final = (400, 401, 403, 410)
+"""The statuses with which file stores answer an expired signed URL."""
 
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-")
 
@@ -49,8 +49,8 @@ async def checkpoint_files(
     """Yield every file of a checkpoint, fetching pages as they are needed.
 
     Raises:
-        UnsupportedError: the checkpoint is kept where there are no file URLs.
-        ProtocolError: the pages do not make one listing.
+        UnsupportedError: the checkpoint is stored where there are no file URLs.
+        ProtocolError: the pages are not one consistent listing.
     """
     token, count, total = 0, 0, 0
     while True:
@@ -73,19 +73,19 @@ async def checkpoint_files(
             )
         token = page.next_page_token
     if count < total:
-        raise ProtocolError(f"checkpoint {checkpoint_id}: its pages list {count} files of {total}; ask again")
+        raise ProtocolError(f"checkpoint {checkpoint_id}: its pages list {count} files of {total}; call again")
 
 
 async def _without_urls(runtime: Runtime, checkpoint_id: str, error: ApiError) -> UnsupportedError:
-    """Make the error that says where the files are and what it takes to get them."""
+    """Return the error that says where the files are stored and how to read them."""
     try:
         source = await runtime.control_plane.get_checkpoint_source(checkpoint_id)
-    except LoopsError:  # an older service, which cannot say
+    except LoopsError:  # an older service, which does not report it
         return UnsupportedError(str(error))
     if source.kind == "volume":
         return UnsupportedError(
             f"checkpoint {checkpoint_id} is on volume {source.volume_ref}, in directory {source.path!r}, and has no "
-            "file URLs. To read it, mount that volume in a deployment of your workspace; it cannot be downloaded here."
+            "file URLs. It cannot be downloaded; to read it, mount that volume in a deployment of your workspace."
         )
     return UnsupportedError(f"{error}. The checkpoint's source is of kind {source.kind!r}, which has no file URLs.")
 
@@ -96,25 +96,25 @@ async def download(
     dest_dir: str | PathLike[str],
     on_progress: Callable[[DownloadProgress], object] | None = None,
 ) -> CheckpointDownload:
-    """Download all files of a checkpoint into `dest_dir`, whole or not at all.
+    """Download all files of a checkpoint into `dest_dir`, all or none.
 
-    Files gather in ``.<checkpoint_id>.part`` and get their places when all of them are whole; a later call goes on
-    where one was stopped, and leaves alone what is there with the size and time of the listing. Nothing is written
-    when any name is unsafe. Sizes are compared with the listing, and checksums where the file store states one. The
-    API key is not sent to the file URLs; a URL that expired is asked for again.
+    Files are fetched into ``.<checkpoint_id>.part`` and moved to their final paths when all are complete. A later call
+    resumes an interrupted download, and skips files that have the size and time of the listing. Nothing is written if
+    a name is unsafe. Sizes are compared with the listing, and checksums if the file store sends one. The API key is
+    not sent to the file URLs; expired URLs are renewed.
 
     Raises:
         ProtocolError: the listing names a file outside `dest_dir` or the same file twice, or a file has another
-            size or checksum than was said.
-        UnsupportedError: the checkpoint is kept where there are no file URLs.
+            size or checksum than stated.
+        UnsupportedError: the checkpoint is stored where there are no file URLs.
         InputError: `dest_dir` is a file.
-        OSError: the disk is full, or may not be written.
+        OSError: the disk is full or not writable.
     """
     root = Path(dest_dir)
     if await anyio.Path(root).is_file():
         raise InputError("dest_dir", f"must be a directory; {root} is a file")
     files = [file async for file in checkpoint_files(runtime, checkpoint_id)]
-    # The adapters of two steps have the same names and sizes: what is left of one must not pass for the other.
+    # Adapters of different steps have the same file names and sizes, so partial files of one must not pass for another.
     staging = Staging(root, f".{segment(checkpoint_id)}.part")
     listing = await to_thread.run_sync(staging.arrange, files)
     progress = Progress(listing, on_progress)
@@ -136,7 +136,7 @@ async def download(
 
 
 class Item(Struct, frozen=True):
-    """A file of the listing with its paths: the final one, while it is fetched, and once it is complete."""
+    """A file of the listing and its paths: the final one, and those while it is fetched and once it is complete."""
 
     file: CheckpointFile
     target: Path
@@ -149,7 +149,7 @@ class Item(Struct, frozen=True):
 
 
 class Staging:
-    """The directory where files wait for the others: ``half/`` while they are fetched, ``whole/`` once checked."""
+    """The directory for files until all are complete: ``half/`` for partial files, ``whole/`` for checked ones."""
 
     def __init__(self, root: Path, name: str) -> None:
         self._root = root
@@ -157,16 +157,16 @@ class Staging:
         self._directory = root / name
 
     def arrange(self, files: list[CheckpointFile]) -> list[Item]:
-        """Return where each file goes, or refuse the whole listing."""
+        """Return the paths of each file, or reject the whole listing."""
         items = [
-            Item(file, self._root / place, self._directory / "half" / place, self._directory / "whole" / place)
-            for file, place in zip(files, places_of(files, reserved=self._name), strict=True)
+            Item(file, self._root / path, self._directory / "half" / path, self._directory / "whole" / path)
+            for file, path in zip(files, local_paths(files, reserved=self._name), strict=True)
         ]
-        refuse_links(self._root, [path for item in items for path in (item.target, item.partial, item.complete)])
+        reject_symlinks(self._root, [path for item in items for path in (item.target, item.partial, item.complete)])
         return items
 
     def move_into_place(self, items: list[Item]) -> None:
-        """Give every file that was fetched its name, now that all are whole."""
+        """Move every fetched file to its final path; call this when all files are complete."""
         for item in items:
             if item.complete.exists():
                 item.target.parent.mkdir(parents=True, exist_ok=True)
@@ -175,7 +175,7 @@ class Staging:
 
 
 class Progress:
-    """What has been fetched, reported to the caller."""
+    """Counts fetched bytes and files, and reports them to the caller."""
 
     def __init__(self, items: list[Item], on_progress: Callable[[DownloadProgress], object] | None) -> None:
         self.bytes_fetched = 0
@@ -186,13 +186,13 @@ class Progress:
         self._files_total = len(items)
 
     def set_size(self, item: Item, size: int) -> None:
-        """Note how many bytes of a file are there."""
+        """Record the number of bytes of a file that are on disk."""
         self._bytes_done += size - self._bytes.get(item.target, 0)
         self._bytes[item.target] = size
         self._report()
 
     def finish(self, item: Item) -> None:
-        """Note that a file is whole."""
+        """Record that a file is complete."""
         self._files_done += 1
         self.set_size(item, item.file.size_bytes)
 
@@ -224,7 +224,7 @@ class FileUrls:
         return self._urls[_key(file)]
 
     async def renew(self, file: CheckpointFile, expired: str) -> None:
-        """Ask for new URLs, unless another file's expiry has led to that already."""
+        """Fetch new URLs, unless `expired` was already replaced for another file."""
         if self._urls.get(_key(file)) == expired:
             await self._renewals.get("new URLs", self._renew)
 
@@ -242,7 +242,7 @@ def _key(file: CheckpointFile) -> tuple[str, int]:
 
 
 async def _fetch_all(runtime: Runtime, waiting: Iterator[Item], urls: FileUrls, progress: Progress) -> None:
-    """Fetch the next file that nobody fetches, until there is none."""
+    """Fetch files of the shared iterator until it is exhausted."""
     for item in waiting:
         if not await to_thread.run_sync(_is_done, item):
             await _fetch(runtime, item, urls, progress)
@@ -255,7 +255,7 @@ def _is_done(item: Item) -> bool:
     written, size = item.file.last_modified, item.file.size_bytes
     if written is None or not item.target.is_file() or item.target.stat().st_size != size:
         return False
-    return abs(item.target.stat().st_mtime - written.timestamp()) < SAME_SECONDS
+    return abs(item.target.stat().st_mtime - written.timestamp()) < MTIME_TOLERANCE_SECONDS
 
 
 async def _fetch(runtime: Runtime, item: Item, urls: FileUrls, progress: Progress) -> None:
@@ -264,23 +264,23 @@ async def _fetch(runtime: Runtime, item: Item, urls: FileUrls, progress: Progres
     async def attempt() -> None:
         url = urls.of(item.file)
         try:
-            await _append(runtime, item, url, progress)
+            await _fetch_remaining(runtime, item, url, progress)
         except ApiError as error:
-            if error.status not in EXPIRED:
+            if error.status not in EXPIRED_STATUSES:
                 raise
             await urls.renew(item.file, url)
-            await _append(runtime, item, urls.of(item.file), progress)
+            await _fetch_remaining(runtime, item, urls.of(item.file), progress)
 
     try:
-        await retry(attempt, FILE_RETRIES, what=f"{item.name} is not whole yet")
+        await retry(attempt, FILE_RETRIES, what=f"{item.name} is not complete yet")
     except ProtocolError:
-        await _discard(item)
+        await _discard_partial(item)
         raise
-    await to_thread.run_sync(_keep, item)
+    await to_thread.run_sync(_mark_complete, item)
 
 
-def _keep(item: Item) -> None:
-    """Make a file that was checked survive a failure of the machine, and say by its place that it was checked."""
+def _mark_complete(item: Item) -> None:
+    """Flush a checked file to disk, so that it survives a crash, and move it to the complete files."""
     with item.partial.open("rb") as file:
         os.fsync(file.fileno())
     if item.file.last_modified is not None:
@@ -290,29 +290,29 @@ def _keep(item: Item) -> None:
     item.partial.replace(item.complete)
 
 
-async def _append(runtime: Runtime, item: Item, url: str, progress: Progress) -> None:
-    """Fetch what the half file does not have yet, and check the whole of it."""
+async def _fetch_remaining(runtime: Runtime, item: Item, url: str, progress: Progress) -> None:
+    """Fetch the rest of a partial file, then check its size and checksum."""
     size = item.file.size_bytes
-    have = await to_thread.run_sync(_size, item.partial)
-    # With every byte there but not yet checked, the last one is asked for again: the checksum comes with it.
-    have = max(0, size - 1) if have == size else have if have < size else 0
+    offset = await to_thread.run_sync(_size, item.partial)
+    # If all bytes are there but unchecked, the last one is fetched again, since the answer carries the checksum.
+    offset = max(0, size - 1) if offset == size else offset if offset < size else 0
     request = Request(
         method="GET",
         url=url,
         what=f"download {item.name}",
-        # A compressed answer would have another length, and parts of it other offsets.
-        headers={"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {}),
+        # A compressed answer would have another length and other offsets.
+        headers={"Accept-Encoding": "identity"} | ({"Range": f"bytes={offset}-"} if offset else {}),
         timeout=None,
         idle_timeout=IDLE_SECONDS,
     )
     async with runtime.transport.stream(request) as response:
-        start = have if response.status == 206 else 0
-        if start and not _begins_at(response.headers.get("Content-Range", ""), start):
+        start = offset if response.status == 206 else 0
+        if start and not _starts_at(response.headers.get("Content-Range", ""), start):
             raise ProtocolError(
-                f"{item.name}: asked for bytes from {start}, got {response.headers.get('Content-Range')}"
+                f"{item.name}: requested bytes from {start}, got {response.headers.get('Content-Range')}"
             )
         checksum = stated_checksum(response.headers)
-        async with _opened(item.partial, "r+b" if start else "wb") as out:
+        async with _open_file(item.partial, "r+b" if start else "wb") as out:
             await out.truncate(start)
             await out.seek(start)
             written = start
@@ -326,15 +326,17 @@ async def _append(runtime: Runtime, item: Item, url: str, progress: Progress) ->
                 progress.set_size(item, written)
     if written != size:
         kind = ConnectError if written < size else ProtocolError
-        await _discard(item)
+        await _discard_partial(item)
         raise kind(f"{item.name} has {written:,} bytes; the listing says {size:,}")
-    if checksum is not None and not await to_thread.run_sync(checksum.fits, item.partial):
-        raise ProtocolError(f"{item.name} does not have the {checksum.algorithm} that its store states; fetch it again")
+    if checksum is not None and not await to_thread.run_sync(checksum.matches, item.partial):
+        raise ProtocolError(
+            f"{item.name} does not have the {checksum.algorithm} that its store states; download it again"
+        )
 
 
 @asynccontextmanager
-async def _opened(path: Path, mode: Literal["r+b", "wb"]) -> AsyncGenerator[anyio.AsyncFile[bytes]]:
-    """Open a file, and close it also when cancelled, which anyio before 4.14 does not manage."""
+async def _open_file(path: Path, mode: Literal["r+b", "wb"]) -> AsyncGenerator[anyio.AsyncFile[bytes]]:
+    """Open a file, and close it even when cancelled, which anyio before 4.14 does not do."""
     file = await anyio.open_file(path, mode)
     try:
         yield file
@@ -343,12 +345,12 @@ async def _opened(path: Path, mode: Literal["r+b", "wb"]) -> AsyncGenerator[anyi
             await file.aclose()
 
 
-async def _discard(item: Item) -> None:
-    """Remove a half file whose bytes are of unknown origin: they must not be built upon."""
+async def _discard_partial(item: Item) -> None:
+    """Remove a partial file that may hold wrong bytes, so that no later call resumes from it."""
     await anyio.Path(item.partial).unlink(missing_ok=True)
 
 
-def _begins_at(content_range: str, start: int) -> bool:
+def _starts_at(content_range: str, start: int) -> bool:
     found = _CONTENT_RANGE.match(content_range)
     return found is not None and int(found[1]) == start
 

@@ -1,1 +1,1 @@
-"""What all clients of one service share, and how runs and samplers are provisioned."""
+"""State shared by all clients of one service, and provisioning of runs and samplers."""

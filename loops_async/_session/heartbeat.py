@@ -1,4 +1,4 @@
-"""One schedule of pings for all trainers of a client, so that they stay up while only samplers work."""
+"""One schedule of pings for all trainers of a client, which keeps them running while only samplers work."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ class Heartbeat:
         self._period = period
         self._failures: dict[str, int] = {}
         self._pings: dict[str, Callable[[], Awaitable[None]]] = {}
-        self._wanted: Counter[str] = Counter()
+        self._registrations: Counter[str] = Counter()
         self._task: asyncio.Task[None] | None = None
 
     def add(self, name: str, ping: Callable[[], Awaitable[None]]) -> None:
-        """Ping this trainer from now on, until it was removed as often as it was added."""
-        self._wanted[name] += 1
+        """Start to ping this trainer, until it was removed as often as it was added."""
+        self._registrations[name] += 1
         self._pings[name] = ping
         self._failures[name] = 0
         if self._task is None:
             self._task = self._tasks.start(self._beat(), name="heartbeat")
 
     def remove(self, name: str) -> None:
-        """Ping this trainer no more, unless others want it."""
-        self._wanted[name] -= 1
-        if self._wanted[name] <= 0:
+        """Stop pinging this trainer, unless another client still needs it."""
+        self._registrations[name] -= 1
+        if self._registrations[name] <= 0:
             self._forget(name)
 
     def _forget(self, name: str) -> None:
-        del self._wanted[name]
+        del self._registrations[name]
         self._pings.pop(name, None)
         self._failures.pop(name, None)
 
@@ -58,7 +58,7 @@ class Heartbeat:
             await ping()
         except LoopsError as error:
             if isinstance(error, ApiError) and error.status < 500:
-                return  # it answers, and that is what keeps it up
+                return  # any answer shows that the request reached it, which keeps it running
             self._count_failure(name, error)
         else:
             if name in self._failures:
@@ -66,10 +66,10 @@ class Heartbeat:
 
     def _count_failure(self, name: str, error: LoopsError) -> None:
         if name not in self._failures:
-            return  # removed while the ping was under way
+            return  # removed during the ping
         self._failures[name] += 1
         if self._failures[name] == WARN_AFTER:
             log.warning("%s has not answered %d pings in a row: %s", name, WARN_AFTER, error)
         elif self._failures[name] == GIVE_UP_AFTER:
-            log.warning("%s has not answered %d pings in a row; it is pinged no more: %s", name, GIVE_UP_AFTER, error)
+            log.warning("%s has not answered %d pings in a row; pings are stopped: %s", name, GIVE_UP_AFTER, error)
             self._forget(name)

@@ -1,4 +1,4 @@
-"""A trainer and a sampler that run already, without a control plane."""
+"""A trainer and a sampler that are already running, without a control plane."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from .served_models import base_model_of, fetch_served_models
 
 
 class LocalUrls(Struct, frozen=True):
-    """Where the trainer and the sampler are."""
+    """The URLs of the trainer and the sampler."""
 
     trainer: str
     sampler: str
 
 
 class LocalProvisioner:
-    """Describes a trainer and a sampler that run already as a control plane would."""
+    """Provides a trainer and a sampler that are already running as if a control plane had created them."""
 
     def __init__(self, runtime: Runtime, urls: LocalUrls) -> None:
         self._runtime = runtime
@@ -36,7 +36,7 @@ class LocalProvisioner:
         yield await self._ready(f"local-{uuid4().hex[:8]}", request.base_model, options)
 
     async def existing_run(self, run_id: str, options: ProvisioningOptions) -> Run:
-        # Only the sampler can say which model a local run trains.
+        # Only the sampler reports which model a local run trains.
         service_url = self._runtime.settings.base_url
         sampler = Endpoint.of_sampler(self._sampler(""), service_url=service_url, run_id=run_id)
         models = await fetch_served_models(sampler, self._runtime.transport)

@@ -1,7 +1,7 @@
-"""Finding the run of a creation whose answer was lost, so that it is neither created twice nor left running.
+"""Finding a run whose creation was never answered, so that it is neither created twice nor left running.
 
-The service has no key that makes a repeated creation harmless. But a session belongs to the client that opened it, so
-a run of its session that no answer named is one whose answer was lost.
+The service has no idempotency key for creations. But a session belongs to the client that opened it, so a run of that
+session that appears in no answer is one whose answer was lost.
 """
 
 from __future__ import annotations
@@ -16,34 +16,34 @@ from ..errors import LoopsError, LostAnswerError
 from ..types import CreateRunRequest, Run
 
 SEARCH_SECONDS: Final = 10.0
-"""How long a run is looked for: the service may still be creating it."""
+"""The time limit of the search: the service may still be creating the run."""
 
 
 async def find_lost_run(
     request: CreateRunRequest, lost: LostAnswerError, ledger: RunLedger, list_runs: Callable[[], Awaitable[list[Run]]]
 ) -> Run:
-    """Return the run that `request` created though its answer was lost.
+    """Return the run that `request` created, whose answer was lost.
 
     Raises:
-        LostAnswerError: no run was found, or those that were could be another request's: they are its `candidates`.
+        LostAnswerError: no run was found, or the runs found may belong to another request: they are its `candidates`.
     """
     candidates: list[Run] = []
 
-    async def look() -> Run | None:
+    async def search() -> Run | None:
         nonlocal candidates
         listed = sorted(await list_runs(), key=lambda run: run.created_at)
         candidates = [run for run in listed if run.id not in ledger.known and may_be(request, run)]
         if not candidates or any(may_be(other, run) for other in ledger.in_flight for run in candidates):
-            return None  # not created yet, or an answer under way will name them
-        # Runs of equal requests are as good as each other; those of different requests cannot be told apart.
+            return None  # not created yet, or the answer to a pending request will name them
+        # Runs of equal requests are interchangeable; those of different requests cannot be distinguished.
         if any(other != request and may_be(other, run) for other in ledger.unanswered for run in candidates):
             return None
-        ledger.resolve(request, candidates[0].id)  # at once, so that no other search takes the same run
+        ledger.resolve(request, candidates[0].id)  # before any await, so that no other search takes the same run
         return candidates[0]
 
     found: Run | None = None
-    with suppress(LoopsError):  # what cannot be listed is not found
-        found = await until(look, seconds=SEARCH_SECONDS, longest_pause=2.0)
+    with suppress(LoopsError):  # if runs cannot be listed, none is found
+        found = await until(search, seconds=SEARCH_SECONDS, longest_pause=2.0)
     if found is not None:
         return found
     if not candidates:
@@ -52,7 +52,7 @@ async def find_lost_run(
 
 
 def may_be(request: NewRun, run: Run) -> bool:
-    """Whether a run can be the one that a request created."""
+    """Whether `request` may have created `run`."""
     is_named = isinstance(request.name, str)
     return (
         run.session_id == request.session_id

@@ -1,4 +1,4 @@
-"""Creating runs and samplers and waiting until they are ready. One that fails or is cancelled is deactivated again."""
+"""Creating runs and samplers, waiting until they are ready, and deactivating them on failure or cancellation."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ Stage: TypeAlias = Literal["created", "waiting", "ready", "failed", "deactivated
 log = logging.getLogger("loops_async")
 
 DEACTIVATE_SECONDS: Final = 10.0
-"""How long a failure or a cancellation is held up, at most, to deactivate what was created."""
+"""The longest delay of a failure or a cancellation while the new run or sampler is deactivated."""
 
 NO_SUCH_ROUTE: Final = (404, 405, 501)
 
 
 class ProvisioningOptions(Struct, frozen=True, kw_only=True):
-    """How one run or sampler is provisioned."""
+    """Options for provisioning one run or sampler."""
 
     ready_timeout: float = 3600.0
-    """Seconds that it may take to become ready."""
+    """Time limit for becoming ready, in seconds."""
     keep_on_failure: bool = False
     on_progress: Callable[[ProvisioningEvent], object] | None = None
 
@@ -47,7 +47,7 @@ class ProvisioningOptions(Struct, frozen=True, kw_only=True):
 
 
 class ProgressReporter:
-    """Reports each change of state of what is being provisioned, once."""
+    """Reports each change of state of a run or sampler that is being provisioned, once."""
 
     def __init__(self, kind: Literal["run", "sampler"], options: ProvisioningOptions) -> None:
         self.kind: Literal["run", "sampler"] = kind
@@ -56,7 +56,7 @@ class ProgressReporter:
         self._last: tuple[Stage, str | None] | None = None
 
     def report(self, created: Run | Sampler, stage: Stage, status: str | None = None) -> None:
-        """Report a stage, with the deployment's status if that is known."""
+        """Report a stage, with the status of the deployment if it is known."""
         if self._on_progress is None or self._last == (stage, status):
             return
         self._last = stage, status
@@ -69,23 +69,23 @@ class ProgressReporter:
 
 
 class Provisioner(Protocol):
-    """Where a service client gets its runs and samplers from."""
+    """Provides a service client with runs and samplers."""
 
     def run(self, request: CreateRunRequest, options: ProvisioningOptions) -> AbstractAsyncContextManager[Run]:
-        """Give a new run whose trainer is ready; deactivate it if that fails, or if the block does."""
+        """Yield a new run whose trainer is ready; deactivate it if the wait or the block fails."""
         ...
 
     async def existing_run(self, run_id: str, options: ProvisioningOptions) -> Run:
-        """Return a run when its trainer is ready. Whatever happens, the run stays as it is."""
+        """Return a run when its trainer is ready; never deactivate it."""
         ...
 
     async def sampler(self, request: CreateSamplerRequest, options: ProvisioningOptions) -> Sampler:
-        """Return a new sampler when it is ready; deactivate it if that fails."""
+        """Return a new sampler when it is ready; deactivate it if the wait fails."""
         ...
 
 
 class ServiceProvisioner:
-    """Provisions on a service, for the session and the team of one client."""
+    """Provisions runs and samplers on a service, for the session and the team of one client."""
 
     def __init__(self, runtime: Runtime, session_id: str, team_id: str | None) -> None:
         self._runtime = runtime
@@ -119,7 +119,7 @@ class ServiceProvisioner:
         try:
             return await self._control_plane.create_run(request, team_id=self._team_id)
         except LostAnswerError as lost:
-            if request.session_id != self._session_id:  # others may create runs there
+            if request.session_id != self._session_id:  # other clients may create runs in that session
                 raise
             return await find_lost_run(
                 request, lost, self._runtime.ledger, lambda: self._control_plane.list_runs(team_id=self._team_id)
@@ -133,7 +133,7 @@ class ServiceProvisioner:
         options: ProvisioningOptions,
         progress: ProgressReporter,
     ) -> AsyncGenerator[T]:
-        """Give what `creation` returns; deactivate it if the block fails or is cancelled."""
+        """Yield the result of `creation`; deactivate it if the block fails or is cancelled."""
         task = asyncio.create_task(creation, name=f"loops_async: create a {progress.kind}")
         try:
             created = await asyncio.shield(task)
@@ -174,7 +174,7 @@ async def deactivate_run(control_plane: ControlPlane, run: Run) -> None:
 
 
 async def deactivate_sampler(control_plane: ControlPlane, sampler: Sampler) -> None:
-    """Deactivate a sampler where the service can."""
+    """Deactivate a sampler, if the service supports that."""
     try:
         await control_plane.deactivate_sampler(sampler.id)
     except (ApiError, ProtocolError) as error:
@@ -184,17 +184,17 @@ async def deactivate_sampler(control_plane: ControlPlane, sampler: Sampler) -> N
 
 
 def _is_missing(error: ApiError | ProtocolError) -> bool:
-    """Whether a service may mean that it does not have the route."""
+    """Whether the error may mean that the service does not have the route."""
     return isinstance(error, ProtocolError) or error.status in NO_SUCH_ROUTE
 
 
 async def _settle(creation: asyncio.Task[Any], kind: str) -> None:
-    """Wait for a creation that nobody waits for any longer: what it creates costs money all the same."""
+    """Wait for a creation whose caller was cancelled, since it may still create something that costs money."""
     await asyncio.wait([creation], timeout=DEACTIVATE_SECONDS)
     if not creation.done():
         creation.cancel()
         await asyncio.wait([creation])
-        log.warning("a cancelled creation was not answered in time: a %s that nobody uses may exist", kind)
+        log.warning("a cancelled creation was not answered in time: an unused %s may exist", kind)
 
 
 async def _clean_up(
@@ -205,7 +205,7 @@ async def _clean_up(
     failure: BaseException,
 ) -> None:
     name = f"{progress.kind} {created.id}"
-    # A callback that fails must not stop the clean-up.
+    # A callback that fails must not stop the cleanup.
     with suppress(Exception):
         progress.report(created, "failed")
     if options.keep_on_failure:

@@ -35,14 +35,14 @@ HEALTH_SECONDS: Final = 30.0
 LONGEST_LOG_EXCERPT: Final = 500
 
 OnStatus: TypeAlias = Callable[[str | None], object]
-"""Gets each state of a deployment; None when it is not known."""
+"""Is called with each state of a deployment; None if it is unknown."""
 
 
 def _ignore(_: str | None) -> None: ...
 
 
 def health_request(trainer: Endpoint) -> Request:
-    """Make the request whose 200 means that a trainer is ready."""
+    """Return the health check of a trainer, whose answer is 200 once the trainer is ready."""
     return trainer.request(
         "GET",
         f"/health?base_model={quote(trainer.base_model, safe='')}",
@@ -54,15 +54,15 @@ def health_request(trainer: Endpoint) -> Request:
 async def wait_for_trainer(
     trainer: Endpoint, transport: Transport, control_plane: ControlPlane, *, on_status: OnStatus = _ignore
 ) -> None:
-    """Wait until a trainer answers that it is healthy, for up to its `ready_timeout`.
+    """Wait until a trainer reports that it is healthy, for up to its `ready_timeout`.
 
     Raises:
         ProvisioningError: its deployment failed, was stopped or was preempted.
-        NotReadyError: it is not ready in time.
-        ApiError: waiting would not help: the key is refused, or a gateway says that there is no such trainer.
+        NotReadyError: it was not ready in time.
+        ApiError: waiting would not help: the key was rejected, or a gateway reports that the trainer does not exist.
     """
     request = health_request(trainer)
-    # A local trainer must be running already: that it is not is said at once.
+    # A local trainer must already be running: if it is not, raise immediately.
     is_local = isinstance(trainer.deployment, LocalDeployment)
     last = "nothing yet"
 
@@ -78,28 +78,28 @@ async def wait_for_trainer(
             return None
         if answer.is_success:
             return True
-        refusal = transport.error(request, answer)
+        failure = transport.error(request, answer)
         if is_final(answer):
-            # It may have failed since its state was asked for, which says more than this refusal.
+            # It may have failed since its state was read, and that error says more than this one.
             await _trainer_status(trainer, control_plane, transport)
-            raise refusal
-        if isinstance(refusal, AuthenticationError | PermissionDeniedError):
-            raise refusal
-        if is_local and isinstance(refusal, ProtocolError):
-            raise refusal
-        last = str(refusal)
+            raise failure
+        if isinstance(failure, AuthenticationError | PermissionDeniedError):
+            raise failure
+        if is_local and isinstance(failure, ProtocolError):
+            raise failure
+        last = str(failure)
         return None
 
     if await until(probe, seconds=trainer.ready_timeout) is None:
         raise NotReadyError(
             f"the trainer of run {trainer.run_id} ({trainer.base_model}) was not ready after "
-            f"{trainer.ready_timeout:g} s; its last answer was: {last}. Give it longer with a larger ready_timeout, or "
-            "look at its deployment."
+            f"{trainer.ready_timeout:g} s; its last answer was: {last}. Wait longer with a larger ready_timeout, or "
+            "check its deployment."
         )
 
 
 async def _trainer_status(trainer: Endpoint, control_plane: ControlPlane, transport: Transport) -> str | None:
-    """Return the state of a trainer's deployment, None when it is not known; raise if it cannot become ready."""
+    """Return the state of a trainer's deployment, None if it is unknown; raise if it cannot become ready."""
     match trainer.deployment:
         case BasetenDeployment(deployment_id=str() as deployment_id):
             pass
@@ -108,12 +108,12 @@ async def _trainer_status(trainer: Endpoint, control_plane: ControlPlane, transp
     try:
         status = (await control_plane.get_deployment(deployment_id)).status.name
     except (ApiError, TransportError) as error:
-        log.debug("the state of deployment %s is not known: %s", deployment_id, error)
+        log.debug("the state of deployment %s is unknown: %s", deployment_id, error)
         return None
     if status in protocol.TRAINER_TERMINAL:
         raise ProvisioningError(
-            f"the trainer of run {trainer.run_id} will not come up: deployment {deployment_id} is {status}"
-            f"{await _last_error(deployment_id, control_plane, transport)}. Look at the deployment's logs "
+            f"the trainer of run {trainer.run_id} cannot become ready: deployment {deployment_id} is {status}"
+            f"{await _last_error(deployment_id, control_plane, transport)}. Check the deployment's logs "
             f"(`loops deployments logs {deployment_id}`), then create a new run.",
             deployment_id=deployment_id,
             status=status,
@@ -122,17 +122,17 @@ async def _trainer_status(trainer: Endpoint, control_plane: ControlPlane, transp
 
 
 async def _last_error(deployment_id: str, control_plane: ControlPlane, transport: Transport) -> str:
-    """Return what a deployment logged as its last error, in parentheses, if the service tells."""
+    """Return the last error in a deployment's log, in parentheses; empty if there is none or logs are unavailable."""
     try:
         lines = await control_plane.get_deployment_logs(deployment_id, direction="desc", limit=1, min_level="ERROR")
     except LoopsError as error:
-        log.debug("the logs of deployment %s are not known: %s", deployment_id, error)
+        log.debug("the logs of deployment %s are unavailable: %s", deployment_id, error)
         return ""
     return f" ({transport.clean(lines[0].message)[:LONGEST_LOG_EXCERPT].strip()})" if lines else ""
 
 
 class SamplerGate:
-    """Lets samples through once a sampler's deployment is ACTIVE; shared by all clients of the deployment."""
+    """Holds samples until the sampler's deployment is ACTIVE; shared by all clients of the deployment."""
 
     def __init__(
         self,
@@ -155,15 +155,15 @@ class SamplerGate:
         self.is_open = False
 
     async def wait(self, ready_timeout: float | None, on_status: OnStatus = _ignore) -> None:
-        """Return when samples may be sent; a sampler that was scaled to zero is woken once.
+        """Wait until samples may be sent; wake a sampler that was scaled to zero, once.
 
         Raises:
             SamplerTerminatedError: the deployment cannot become ready.
-            NotReadyError: it is not ready after `ready_timeout` seconds.
+            NotReadyError: it was not ready after `ready_timeout` seconds.
         """
         if self.is_open:
             return
-        # One task asks for all callers; a caller that stops waiting does not stop it.
+        # One task polls for all callers; a caller that stops waiting does not stop it.
         opening = self._opening.start(self._deployment_id, self._open)
         self._listeners.append(on_status)
         try:
@@ -181,7 +181,7 @@ class SamplerGate:
             raise error.with_traceback(None)
 
     async def recheck(self) -> None:
-        """Ask again whether the deployment is up, after an answer that suggests otherwise, and set `is_open`."""
+        """Check the deployment again, after an answer that suggests that it is not ACTIVE, and set `is_open`."""
         self.is_open = await self._is_active() is True
         if not self.is_open:
             self._opening.discard(self._deployment_id)
@@ -194,17 +194,17 @@ class SamplerGate:
         try:
             status = await self._control_plane.get_model_deployment_status(self._model_id, self._deployment_id)
         except ApiError as error:
-            # A service that does not tell the state must not keep samples out; requests are repeated anyway.
+            # If the service does not report the state, samples must not wait for it; they are retried anyway.
             return None if error.status >= 500 else True
         except TransportError as error:
-            log.debug("the state of sampler %s is not known: %s", self._deployment_id, error)
+            log.debug("the state of sampler %s is unknown: %s", self._deployment_id, error)
             return None
         for notify in self._listeners:
             notify(status)
         if status in protocol.SAMPLER_TERMINAL:
             raise SamplerTerminatedError(
-                f"the sampler will not come up: deployment {self._deployment_id} of model {self._model_id} is "
-                f"{status}. Look at its logs, then make a new sampler.",
+                f"the sampler cannot become ready: deployment {self._deployment_id} of model {self._model_id} is "
+                f"{status}. Check its logs, then create a new sampler.",
                 deployment_id=self._deployment_id,
                 status=status,
             )

@@ -1,4 +1,4 @@
-"""What all clients of one service share: the pool, the background tasks, the heartbeat and the control plane."""
+"""The state that all clients of one service share: connections, background tasks, heartbeat and control plane."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .readiness import SamplerGate
 
 
 class Runtime:
-    """Made when a service client opens, gone when it closes; lives in one event loop."""
+    """The shared state of one open service client; belongs to one event loop."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings: Settings = settings
@@ -35,11 +35,11 @@ class Runtime:
         self._turns: dict[str, Turns] = {}
 
     def turns(self, run_id: str) -> Turns:
-        """Return the order of a run's operations, which all of its clients share."""
+        """Return the turns of a run's operations, which all of its clients share."""
         return self._turns.setdefault(run_id, Turns())
 
     def gate(self, sampler: Endpoint) -> SamplerGate | None:
-        """Return the gate that all clients of a deployment share; None for a sampler that is always up."""
+        """Return the gate that all clients of a deployment share; None for a sampler that is always ready."""
         match sampler.deployment:
             case BasetenDeployment(base_url=url, model_id=str() as model_id, deployment_id=str() as deployment_id):
                 pass
@@ -58,7 +58,7 @@ class Runtime:
         return gate
 
     async def close(self) -> None:
-        """End every task, then every connection, even while the caller is being cancelled."""
+        """End all tasks, then close all connections, even if the caller is cancelled meanwhile."""
         await run_to_completion(self._close())
 
     async def _close(self) -> None:
@@ -66,33 +66,35 @@ class Runtime:
         await self.transport.close()
 
 
-_Held: TypeAlias = tuple[Runtime, AsyncIterator[Runtime]]
-"""A runtime, and the generator that holds it open."""
+_OpenRuntime: TypeAlias = tuple[Runtime, AsyncIterator[Runtime]]
+"""A runtime, and the generator that keeps it open."""
 
-_detached: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, str | None], _Held]] = WeakKeyDictionary()
-"""By loop, and by service and authorization: a key that is set later counts."""
+_detached: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, str | None], _OpenRuntime]] = (
+    WeakKeyDictionary()
+)
+"""By event loop, then by service and authorization, so that a changed API key takes effect."""
 
 
 async def detached_runtime(endpoint: Endpoint) -> Runtime:
     """Return this event loop's runtime for a value that was unpickled and has no service client.
 
-    It belongs to the loop: an asynchronous generator holds it open, and the loop ends such generators when it
-    shuts down (`asyncio.run` and `anyio.run` do), which closes the connections.
+    An asynchronous generator keeps it open. The loop ends such generators when it shuts down (`asyncio.run` and
+    `anyio.run` do that), which closes the connections.
     """
     settings = endpoint.settings()
     runtimes = _detached.setdefault(asyncio.get_running_loop(), {})
     key = settings.base_url, settings.authorization.get("Authorization")
     if key not in runtimes:
-        holder = _hold(settings)
+        holder = _keep_open(settings)
         runtimes[key] = (await anext(holder), holder)
     return runtimes[key][0]
 
 
-async def _hold(settings: Settings) -> AsyncIterator[Runtime]:
+async def _keep_open(settings: Settings) -> AsyncIterator[Runtime]:
     runtime = Runtime(settings)
     try:
         yield runtime
     finally:
         await runtime.close()
-        # The loop is ending. Its runtimes refer to it, so they would keep it.
+        # The loop is ending. Its runtimes refer to it and would keep it in memory.
         _detached.pop(asyncio.get_running_loop(), None)

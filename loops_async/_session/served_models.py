@@ -1,4 +1,4 @@
-"""Which models a sampler serves."""
+"""The models that a sampler serves."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ LIST_SECONDS = 60.0
 async def fetch_served_models(sampler: Endpoint, transport: Transport) -> ServedModels:
     """List the models of a sampler; a serverless one may not have the route."""
     request = sampler.request("GET", "/v1/models", "list served models", timeout=LIST_SECONDS)
-    return await retry(
-        lambda: transport.fetch(request, ServedModels), READ, what="the sampler's models are not known yet"
-    )
+    return await retry(lambda: transport.fetch(request, ServedModels), READ, what="could not list the sampler's models")
 
 
 def base_model_of(models: ServedModels, sampler: Endpoint) -> str:

@@ -90,7 +90,7 @@ async def test_a_terminal_state_is_reported_at_once_and_the_run_is_deactivated(
 ) -> None:
     dedicated.always("GET", HEALTH, Say(502, ""))
     dedicated.answer("GET", DEPLOYMENT, deployment("DEPLOYING"), deployment(state))
-    with pytest.raises(ProvisioningError, match=rf"run r1 will not come up.*t1 is {state}") as failed:
+    with pytest.raises(ProvisioningError, match=rf"run r1 cannot become ready.*t1 is {state}") as failed:
         await client.create_lora_training_client(MODEL)
     assert (failed.value.deployment_id, failed.value.status) == ("t1", state)
     assert not failed.value.retryable
@@ -164,7 +164,7 @@ async def test_a_gateway_that_knows_better_is_believed(
 
 async def test_a_run_without_an_address(client: ServiceClient, service: ScriptedService) -> None:
     service.answer("POST", "/v1/loops/runs", Say(body={"run": service.run(base_url=None)}))
-    with pytest.raises(ProtocolError, match="run r1 was made without the URL of its trainer"):
+    with pytest.raises(ProtocolError, match="run r1 was created without the URL of its trainer"):
         await client.create_lora_training_client(MODEL)
 
 

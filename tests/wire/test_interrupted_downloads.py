@@ -277,7 +277,7 @@ async def test_another_part_than_the_one_requested_is_refused(
 ) -> None:
     store.holds({"a": CONTENT}, headers={"Content-Range": "bytes 5-9/10"})
     leave_half(tmp_path, CONTENT[:100])
-    with pytest.raises(ProtocolError, match=r"asked for bytes from 100, got bytes 5-9/10"):
+    with pytest.raises(ProtocolError, match=r"requested bytes from 100, got bytes 5-9/10"):
         await client.download_checkpoint("c1", dest_dir=tmp_path)
     assert found_in(tmp_path) == {}
 
