@@ -1,4 +1,4 @@
-"""Checks of arguments, made before anything is sent."""
+"""Validation of arguments, before anything is sent."""
 
 from __future__ import annotations
 
@@ -21,63 +21,63 @@ S = TypeVar("S", bound=Struct)
 
 
 def check(value: S, *, path: str = "") -> S:
-    """Return `value` if each of its fields keeps the rule that its type states."""
-    raw = _builtins(value, path)
+    """Return `value` if each of its fields satisfies the constraints of its type."""
+    raw = _plain_fields(value, path)
     try:
         msgspec.convert(raw, type(value))
     except msgspec.ValidationError as problem:
-        raise _named(path, type(value), raw, str(problem)) from None
+        raise _input_error(path, type(value), raw, str(problem)) from None
     for name, number in raw.items():
         if isinstance(number, float) and not math.isfinite(number):
             raise InputError(_join(path, name), f"must be a finite number; got {number}")
     return value
 
 
-def _builtins(value: Struct, path: str) -> dict[str, Any]:
-    """Return the fields that were given, as JSON has them."""
+def _plain_fields(value: Struct, path: str) -> dict[str, Any]:
+    """Return the fields that are set, as JSON types."""
     try:
         raw: dict[str, Any] = msgspec.to_builtins(value, enc_hook=plain_scalar)
     except TypeError:
-        raise _strange(value, path) from None
+        raise _unserializable(value, path) from None
     return raw
 
 
-def _strange(value: Struct, path: str) -> InputError:
-    """Make the error that names the field for which JSON has no word."""
+def _unserializable(value: Struct, path: str) -> InputError:
+    """Return the error that names the field that is not JSON serializable."""
     for name in value.__struct_fields__:
         given = getattr(value, name)
         try:
             msgspec.to_builtins(None if given is UNSET else given, enc_hook=plain_scalar)
-        except TypeError as strange:
-            return InputError(_join(path, name), f"{strange}; got {given!r}")
-    raise AssertionError("what cannot be encoded has a field that cannot")
+        except TypeError as error:
+            return InputError(_join(path, name), f"{error}; got {given!r}")
+    raise AssertionError("every field is JSON serializable, but the struct is not")
 
 
-def _named(path: str, kind: type[Struct], raw: dict[str, Any], problem: str) -> InputError:
-    """Make msgspec's ``Expected `int` >= 1 - at `$.lora_rank` `` name the field and the value."""
+def _input_error(path: str, kind: type[Struct], raw: dict[str, Any], problem: str) -> InputError:
+    """Convert msgspec's ``Expected `int` >= 1 - at `$.lora_rank` `` to an error that names the field and the value."""
     rule, _, where = problem.partition(" - at `$")
     field = where.strip(".`")
     value: Any = raw
     for step in _STEP.findall(field):
         value = value[int(step)] if step.isdigit() else value[step]
     if rule.startswith("Invalid enum value"):
-        rule = f"must be one of {', '.join(_words(kind, field))}"
+        rule = f"must be one of {', '.join(_allowed_values(kind, field))}"
     return InputError(_join(path, field), f"{rule[:1].lower()}{rule[1:]}; got {value!r}")
 
 
 _STEP = re.compile(r"[^.\[\]]+")
 
 
-def _words(kind: type[Struct], field: str) -> list[str]:
-    """Return the words that a field may have."""
+def _allowed_values(kind: type[Struct], field: str) -> list[str]:
+    """Return the values that an enumeration or `Literal` field may have."""
     info = cast("msgspec.inspect.StructType", msgspec.inspect.type_info(kind))
     declared = next(each.type for each in info.fields if each.encode_name == field)
     members = declared.types if isinstance(declared, msgspec.inspect.UnionType) else (declared,)
     return [
-        str(word)
+        str(allowed)
         for member in members
         if isinstance(member, msgspec.inspect.LiteralType | msgspec.inspect.EnumType)
-        for word in (member.values if isinstance(member, msgspec.inspect.LiteralType) else member.cls)
+        for allowed in (member.values if isinstance(member, msgspec.inspect.LiteralType) else member.cls)
     ]
 
 
@@ -93,20 +93,20 @@ def check_kind(value: Any, kind: type[S], path: str) -> S:
 
 
 def check_request(value: Any, kind: type[S]) -> S:
-    """Return the body of a request if it is a valid `kind`; its fields are named without it, as arguments are."""
+    """Return the body of a request if it is a valid `kind`; errors name its fields without a prefix, like arguments."""
     if not isinstance(value, kind):
         raise InputError("request", f"expected {kind.__name__}, got {type(value).__name__}")
     return check(value)
 
 
 def check_positive(value: Any, path: str) -> None:
-    """Refuse a number of seconds that is not positive."""
+    """Reject a number of seconds that is not positive and finite."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise InputError(path, f"must be a number of seconds greater than 0; got {value!r}")
 
 
 def check_at_least(value: Any, smallest: int, path: str) -> None:
-    """Refuse anything but a whole number of at least `smallest`."""
+    """Reject anything but a whole number of at least `smallest`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
         raise InputError(path, f"must be a whole number of at least {smallest}; got {value!r}")
 
@@ -155,7 +155,7 @@ def _check_tensor(tensor: Any, path: str, positions: int, name: str) -> None:
 
 
 def _checked_config(loss_fn: str, config: Any) -> dict[str, Any] | None:
-    """Return what was given; the defaults of the rest are the service's."""
+    """Return the configuration as a dict, without defaults, which the service adds."""
     if config is None:
         return None
     if not _is_mapping(config):

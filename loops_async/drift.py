@@ -110,7 +110,7 @@ def loops_log_kl_sample_train(
     """
     if training_logprobs is None:
         if forward_backward_output is None:
-            raise InputError("training_logprobs", "give forward_backward_output or training_logprobs")
+            raise InputError("training_logprobs", "pass forward_backward_output or training_logprobs")
         training_logprobs = _logprobs_of(forward_backward_output)
     compared = _compared(data, training_logprobs)
     metrics: dict[str, Any] = {prefix + name: value for name, value in _metrics(compared).items()}
@@ -163,7 +163,7 @@ def top_divergent_tokens(
     columns = np.stack([*compared, compared.diff, _ratios(compared.diff)])[:, worst]
     rows: list[dict[str, Any]] = []
     for rank, (datum, position, sample, train, diff, ratio) in enumerate(columns.T.tolist(), start=1):
-        token, context = _shown(data[int(datum)], int(position), tokenizer, context_before, context_after)
+        token, context = _token_and_context(data[int(datum)], int(position), tokenizer, context_before, context_after)
         values = (rank, int(datum), int(position) + 1, token, sample, train, diff, ratio, context)
         rows.append(dict(zip(COLUMNS, values, strict=True)))
     return rows
@@ -202,7 +202,7 @@ def _compared(data: Sequence[Datum], training_logprobs: Sequence[ArrayLike]) -> 
             raise InputError(
                 f"training_logprobs[{index}]", f"has {len(train)} entries, the sampler's logprobs {len(sample)}"
             )
-        at = np.flatnonzero(_counting(datum, index, len(sample)) & np.isfinite(sample) & np.isfinite(train))
+        at = np.flatnonzero(_counted(datum, index, len(sample)) & np.isfinite(sample) & np.isfinite(train))
         parts.append(np.stack([np.full(len(at), index, float), at.astype(float), sample[at], train[at]]))
     compared = _Compared(*np.concatenate(parts, axis=1))
     if len(compared.train) and not compared.train.any():
@@ -214,7 +214,7 @@ def _compared(data: Sequence[Datum], training_logprobs: Sequence[ArrayLike]) -> 
     return compared
 
 
-def _counting(datum: Datum, index: int, count: int) -> NDArray[np.bool_]:
+def _counted(datum: Datum, index: int, count: int) -> NDArray[np.bool_]:
     import numpy as np
 
     mask, advantages = _input(datum, "mask", index), _input(datum, "advantages", index)
@@ -277,14 +277,14 @@ def _ratios(diff: Floats) -> Floats:
 
 
 def _logprobs_of(output: ForwardBackwardOutput) -> list[TensorData]:
-    for index, one in enumerate(output.loss_fn_outputs):
-        if "logprobs" not in one:
+    for index, tensors in enumerate(output.loss_fn_outputs):
+        if "logprobs" not in tensors:
             raise InputError(f"forward_backward_output.loss_fn_outputs[{index}]", "has no logprobs")
-    return [one["logprobs"] for one in output.loss_fn_outputs]
+    return [tensors["logprobs"] for tensors in output.loss_fn_outputs]
 
 
-def _shown(datum: Datum, position: int, tokenizer: Any, before: int, after: int) -> tuple[str, str]:
-    """Return the token that `position` predicts, and the same token in its context, as text."""
+def _token_and_context(datum: Datum, position: int, tokenizer: Any, before: int, after: int) -> tuple[str, str]:
+    """Return the token that `position` predicts, alone and in its context, as text."""
     tokens = datum.model_input.to_positions()
     target = datum.loss_fn_inputs.get("target_tokens")
     own = target.data[position] if target is not None else tokens[position + 1] if position + 1 < len(tokens) else None

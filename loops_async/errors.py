@@ -6,7 +6,7 @@
     ├── ConfigError                 also ValueError: arguments or environment variables are wrong
     ├── InputError                  also ValueError: `.path`, rejected before anything was sent
     ├── UnsupportedError            also NotImplementedError: the service does not support this
-    ├── ClosedError                 also RuntimeError: the client is closed, or belongs elsewhere
+    ├── ClosedError                 also RuntimeError: the client is closed, or was opened elsewhere
     ├── NotReadyError               also TimeoutError and RuntimeError: a trainer or sampler was not ready in time
     ├── ProvisioningError           also RuntimeError: a deployment ended in a terminal state
     │   └── SamplerTerminatedError  `.deployment_id`, `.status`
@@ -30,7 +30,7 @@
         ├── UnknownRequestError     the service does not know the operation, or no longer does
         └── OperationTimeoutError   also TimeoutError: one wait ended, the operation continues
 
-A message names the request, the answer, the ids to quote to support and what to do next.
+A message names the request, the answer, the ids to quote to support, and the next step.
 No message contains an API key or the query of a signed URL.
 """
 
@@ -109,7 +109,7 @@ class UnsupportedError(LoopsError, NotImplementedError):
 
 
 class ClosedError(LoopsError, RuntimeError):
-    """The client is closed, not yet open, or belongs elsewhere, for example to another process."""
+    """The client is closed, not yet open, or was opened elsewhere, e.g. in another process."""
 
 
 class NotReadyError(LoopsError, TimeoutError, RuntimeError):
@@ -138,7 +138,7 @@ class TransportError(LoopsError):
 
 
 class ConnectError(TransportError, ConnectionError):
-    """The connection could not be made, or broke.
+    """The connection could not be established, or broke.
 
     `was_sent` is False when the service certainly did not receive the request.
     """

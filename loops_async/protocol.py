@@ -1,7 +1,7 @@
-"""The wire: names of headers, limits, bodies of the data plane, rules of the losses, checkpoint URIs.
+"""The wire protocol: header names, limits, bodies of the data plane, rules of the losses, checkpoint URIs.
 
-Client and embedded service share this module, so that each fact of the wire stands once. The facts are from the
-public API reference and from what published clients send and accept.
+Client and embedded service share this module, so that each fact of the protocol is defined once. Sources are the public
+API reference and the requests and answers of published clients.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from .types.tensors import plain_scalar
 
 _encoder = msgspec.json.Encoder(enc_hook=plain_scalar)
 encode: Final = _encoder.encode
-"""Makes the JSON of every body that is sent."""
+"""Encodes any request body as JSON."""
 encode_into: Final = _encoder.encode_into
-"""The same, at a place in a buffer; -1 is its end."""
+"""Encodes into a buffer at an offset; -1 appends."""
 
 # --- headers ---------------------------------------------------------------------------------------------------------
 
@@ -42,20 +42,20 @@ POLICY_VERSION: Final = "x-trainers-policy-version"
 # --- numbers ---------------------------------------------------------------------------------------------------------
 
 POLL_HOLD_SECONDS: Final = 30.0
-"""How long the service holds a poll of an operation before it answers 408."""
+"""The seconds for which the service holds a poll of an operation before it answers 408."""
 
 MAX_REQUEST_BYTES: Final = 24 * 1024 * 1024
-"""Largest body of one training request."""
+"""The largest body of one training request."""
 
 MAX_TOP_K_LOGPROBS: Final = 20
-"""Most candidates that are listed for one position, of an example or of a prompt."""
+"""The most candidate tokens for one position of an example or of a prompt."""
 
 SCHEMA_VERSION: Final = 1
 
 LOCAL_ID: Final = "local"
-"""Id of the session and of the sampler of a client without a control plane."""
+"""The id of the session and of the sampler of a client without a control plane."""
 
-# --- words -----------------------------------------------------------------------------------------------------------
+# --- statuses --------------------------------------------------------------------------------------------------------
 
 SAMPLER_READY: Final = "ACTIVE"
 SCALED_TO_ZERO: Final = "SCALED_TO_ZERO"
@@ -68,7 +68,7 @@ TRAINER_TERMINAL: Final = frozenset({"FAILED", "STOPPED", "PREEMPTED"})
 
 
 class InitTrainerServerBody(Struct, kw_only=True):
-    """``POST /init_trainer_server``: start from a fresh adapter of this rank."""
+    """``POST /init_trainer_server``: start from a new adapter of this rank."""
 
     lora_rank: int
     base_model: str
@@ -109,7 +109,7 @@ class SaveStateBody(Struct, kw_only=True):
 
 
 class SaveWeightsForSamplerBody(Struct, kw_only=True):
-    """``POST /save_weights_for_sampler``: `bump_version` true publishes to the paired sampler, false only stages."""
+    """``POST /save_weights_for_sampler``: True `bump_version` publishes to the paired sampler, False only stages."""
 
     name: str
     ttl_seconds: int | None | UnsetType = UNSET
@@ -129,7 +129,7 @@ class LoadStateBody(Struct, kw_only=True):
 
 
 class Accepted(Struct, kw_only=True):
-    """Body of the 202 that accepts an operation."""
+    """Body of the 202 answer that accepts an operation."""
 
     operation_id: str
     schema_version: int = SCHEMA_VERSION
@@ -147,18 +147,18 @@ TARGET_TOKENS: Final = "target_tokens"
 SKIP_NORMALIZATION: Final = "skip_token_normalization"
 
 IGNORED_TARGET: Final = -100
-"""The target of a position that is not scored."""
+"""The target token of a position that is not scored."""
 
 
 class Setting(Struct, frozen=True):
-    """A setting of a loss: true or false if its default is, else a finite number from `at_least` to `at_most`."""
+    """A setting of a loss: a bool if its default is one, else a finite number from `at_least` to `at_most`."""
 
     default: float | bool
     at_least: float = 0.0
     at_most: float = sys.float_info.max
 
     def checked(self, value: Any, path: str) -> float | bool:
-        """Return a value that was given for it, if it may have that."""
+        """Return `value` if the setting allows it; errors name the argument `path`."""
         if isinstance(self.default, bool):
             if not isinstance(value, bool):
                 raise InputError(path, f"must be true or false; got {value!r}")
@@ -174,24 +174,24 @@ class Setting(Struct, frozen=True):
 
 
 class LossRule(Struct, frozen=True, kw_only=True):
-    """What a loss reads of each datum's ``loss_fn_inputs``, and its settings, which are its ``loss_fn_config``."""
+    """The ``loss_fn_inputs`` that a loss reads from each datum, and the settings of its ``loss_fn_config``."""
 
     required: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     settings: Mapping[str, Setting] = {}
     group: int = 1
-    """Neighbours that belong together: 2 for the (chosen, rejected) pairs of dpo."""
+    """The number of consecutive datums that belong together: 2 for the (chosen, rejected) pairs of dpo."""
     target_rank: int = 1
-    """The largest rank of the targets: 1 for the shape (N,), 2 for (N, K) too."""
+    """The largest rank of the targets: 1 for the shape (N,), 2 for (N,) and (N, K)."""
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """All that the loss reads, required or not."""
+        """All inputs that the loss reads, required and optional."""
         return self.required + self.optional
 
 
-# The reference lists this setting with cross_entropy alone. Every loss has it, because "More facts" there says of all
-# losses that they are sums, which `optim_step` divides by the number of tokens unless this is set.
+# The reference lists this setting for cross_entropy only. Every loss has it here, since "More facts" there says that
+# all losses are sums, which `optim_step` divides by the number of tokens unless this is set.
 _EVERY: Final = {SKIP_NORMALIZATION: Setting(default=False)}
 _CLIP: Final = {"clip_low_threshold": Setting(0.8), "clip_high_threshold": Setting(1.2)}  # ratios, not distances from 1
 _DPPO: Final = {
@@ -214,34 +214,35 @@ LOSSES: Final[Mapping[str, LossRule]] = {
     "dppo": _policy_loss(_DPPO),
     "cispo": _policy_loss(_CLIP),
     "dro": _policy_loss({"beta": Setting(0.05)}),
-    # The reference lists three inputs and does not say whether one is optional. Weights are, as in a cross entropy: the
-    # embedded trainer and `attach_reference_logprobs` both read pairs without them. Targets are not.
+    # The reference lists three inputs and does not say whether any is optional. Weights are optional, as for
+    # cross_entropy: the embedded trainer and `attach_reference_logprobs` both accept pairs without them. Targets are
+    # required.
     "dpo": LossRule(
         required=(TARGET_TOKENS, "ref_logprobs"), optional=("weights",), settings={**_DPO, **_EVERY}, group=2
     ),
 }
-"""Every loss of the wire (data-plane reference 2.4).
+"""All built-in losses (data-plane reference 2.4).
 
-Without ``target_tokens`` the input is its own target, shifted by one; without ``weights`` every target weighs 1 that is
-not `IGNORED_TARGET`.
+Without ``target_tokens``, the targets are the input shifted by one; without ``weights``, every target has weight 1
+unless it is `IGNORED_TARGET`.
 """
 
 
 def loss_rule(loss_fn: Any) -> LossRule:
-    """Return the rule of the loss that is called so."""
+    """Return the rule of the loss named `loss_fn`, or raise an `InputError`."""
     if not isinstance(loss_fn, str) or loss_fn not in LOSSES:
         raise InputError("loss_fn", f"must be one of {', '.join(LOSSES)}; got {loss_fn!r}")
     return LOSSES[loss_fn]
 
 
 def loss_settings(loss_fn: str, config: Mapping[Any, Any]) -> dict[str, float | bool]:
-    """Check a ``loss_fn_config``; return all settings of the loss, those that are not in it at their defaults."""
+    """Check a ``loss_fn_config``; return all settings of the loss, with defaults for the missing ones."""
     known = loss_rule(loss_fn).settings
     values = {name: setting.default for name, setting in known.items()}
     for name, value in config.items():
         path = f"loss_fn_config[{name!r}]"
         if name not in known:
-            raise InputError(path, f"unknown; {loss_fn} knows {', '.join(known)}")
+            raise InputError(path, f"unknown setting; {loss_fn} has {', '.join(known)}")
         values[name] = known[name].checked(value, path)
     low, high = (values.get(name, setting.default) for name, setting in _CLIP.items())
     if low > high:
@@ -251,10 +252,12 @@ def loss_settings(loss_fn: str, config: Mapping[Any, Any]) -> dict[str, float | 
 
 
 def check_loss_data(loss_fn: str, data: Sequence[Datum]) -> None:
-    """Refuse examples whose inputs are missing or have shapes that the loss cannot take."""
+    """Reject examples whose inputs are missing or have shapes that the loss does not accept."""
     rule = loss_rule(loss_fn)
     if len(data) % rule.group:
-        raise InputError("data", f"{loss_fn} needs pairs (chosen, rejected), so an even number; got {len(data)}")
+        raise InputError(
+            "data", f"{loss_fn} needs (chosen, rejected) pairs, so an even number of datums; got {len(data)}"
+        )
     first: list[int] = []
     for index, datum in enumerate(data):
         path = f"data[{index}].loss_fn_inputs"
@@ -287,7 +290,7 @@ def _target_shape(loss_fn: str, datum: Datum, path: str) -> list[int]:
 
 
 def is_for_all_positions(name: str, tensor: TensorData) -> bool:
-    """Tell whether an input is one number that holds for each position: an advantage may be that of the whole row."""
+    """Whether an input is one number for all positions, which only advantages may be."""
     return name == "advantages" and tensor.shape == [1]
 
 
@@ -295,9 +298,10 @@ def is_for_all_positions(name: str, tensor: TensorData) -> bool:
 
 
 class SampleBody(Struct, kw_only=True, gc=False):
-    """``POST /sample``, in the manner of OpenAI completions.
+    """``POST /sample``, similar to OpenAI completions.
 
-    ``logprobs: 0`` asks for the chosen token's logprob only; ``prompt_logprobs: K`` for the prompt's, with the K best.
+    ``logprobs: 0`` requests the logprob of the chosen token only; ``prompt_logprobs: K`` those of the prompt, with the
+    K most likely tokens.
     """
 
     prompt: list[int]
@@ -321,7 +325,7 @@ class SampleBody(Struct, kw_only=True, gc=False):
 
 
 class PromptLogprob(Struct):
-    """What the sampler says of one candidate at one prompt position."""
+    """One candidate token at one position of the prompt."""
 
     logprob: float | None = None
     rank: int | None = None
@@ -339,7 +343,7 @@ class ChoiceLogprobs(Struct):
 
 
 class ChoiceBase(Struct, kw_only=True):
-    """What every completion has."""
+    """The fields that all completions have."""
 
     index: int = 0
     text: str | None = None
@@ -363,9 +367,10 @@ class Completions(Struct, kw_only=True):
 
 
 class ServedModel(Struct):
-    """An entry of ``GET /v1/models``; the base model has no `parent`, an adapter does.
+    """An entry of ``GET /v1/models``; an adapter has a `parent`, the base model does not.
 
-    `tokenizer` is our own: where the embedded service serves the tokenizer's files, relative to the sampler's root.
+    `tokenizer` is an extension of the embedded service: the path of the tokenizer's files, relative to the sampler's
+    root.
     """
 
     id: str
@@ -388,7 +393,7 @@ _NAME_RULE = "a checkpoint name is 1 to 255 characters, without '/', '\\', contr
 
 
 class CheckpointUri(Struct, frozen=True):
-    """``bt://loops:<run_id>/(weights|sampler_weights)/<name>``; ``weights`` resume, ``sampler_weights`` serve.
+    """``bt://loops:<run_id>/(weights|sampler_weights)/<name>``; ``weights`` to train, ``sampler_weights`` to serve.
 
     Example:
         >>> from loops_async.protocol import CheckpointUri
@@ -402,7 +407,7 @@ class CheckpointUri(Struct, frozen=True):
 
     @classmethod
     def parse(cls, uri: str, *, kind: CheckpointKind | None = None, path: str = "path") -> CheckpointUri:
-        """Parse a URI; `kind` is the kind that the caller can use, `path` the argument's name in errors."""
+        """Parse a URI; `kind` is the required kind, if any, and `path` the argument's name in errors."""
         match = _CHECKPOINT_URI.fullmatch(uri) if isinstance(uri, str) else None
         if match is None:
             raise InputError(
@@ -418,7 +423,7 @@ class CheckpointUri(Struct, frozen=True):
 
 
 def check_checkpoint_name(name: str, *, path: str = "name") -> str:
-    """Return `name` when a checkpoint may be called so; it becomes a path segment and a directory."""
+    """Return `name` if it is a valid checkpoint name; it becomes a path segment and a directory."""
     fits = isinstance(name, str) and 1 <= len(name) <= 255 and name not in (".", "..")
     if not fits or any(c in "/\\" or not c.isprintable() for c in name):
         raise InputError(path, f"{_NAME_RULE}; got {name!r}")
@@ -430,6 +435,6 @@ def segment(value: str) -> str:
     return quote(value, safe="")
 
 
-# `msgspec` resolves annotations lazily; asking once here makes a mistake an import error.
+# `msgspec` resolves annotations lazily; resolving them here turns a mistake into an import error.
 for _body in (ForwardBody, SampleBody, Completions):
     msgspec.json.Decoder(_body)

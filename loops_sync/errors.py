@@ -7,7 +7,7 @@
     ├── ConfigError                 also ValueError: arguments or environment variables are wrong
     ├── InputError                  also ValueError: `.path`, rejected before anything was sent
     ├── UnsupportedError            also NotImplementedError: the service does not support this
-    ├── ClosedError                 also RuntimeError: the client is closed, or belongs elsewhere
+    ├── ClosedError                 also RuntimeError: the client is closed, or was opened elsewhere
     ├── NotReadyError               also TimeoutError and RuntimeError: a trainer or sampler was not ready in time
     ├── ProvisioningError           also RuntimeError: a deployment ended in a terminal state
     │   └── SamplerTerminatedError  `.deployment_id`, `.status`
@@ -31,7 +31,7 @@
         ├── UnknownRequestError     the service does not know the operation, or no longer does
         └── OperationTimeoutError   also TimeoutError: one wait ended, the operation continues
 
-A message names the request, the answer, the ids to quote to support and what to do next.
+A message names the request, the answer, the ids to quote to support, and the next step.
 No message contains an API key or the query of a signed URL.
 """
 

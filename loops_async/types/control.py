@@ -102,7 +102,7 @@ _Name = Annotated[str, Meta(min_length=1, max_length=255)]
 
 
 class CreateSessionRequest(Struct, frozen=True, kw_only=True):
-    """Body of ``POST sessions``; `training_project_id` is only sent when it is given."""
+    """Body of ``POST sessions``; `training_project_id` is only sent if it is given."""
 
     training_project_id: str | None | UnsetType = UNSET
 
@@ -129,7 +129,7 @@ class CreateRunRequest(_NewRun, frozen=True, kw_only=True):
     `max_seq_length` when a sampler is created. `lora_rank` defaults to 64 here, as on the wire;
     `ServiceClient.create_lora_training_client` sends 32. The trainer is scaled to zero after
     `scale_down_delay_seconds` without requests. `path` is a ``bt://loops:<run>/weights/<name>`` to start from.
-    The fields after `reuse_from_session_id` are for newer services and are only sent when they are given.
+    The fields after `reuse_from_session_id` are for newer services and are only sent if they are given.
     """
 
     sampler_num_replicas: _Positive | None | UnsetType = UNSET

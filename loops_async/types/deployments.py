@@ -1,4 +1,4 @@
-"""Where a sampler runs, to describe one that was created elsewhere."""
+"""Descriptions of where a sampler runs, to use one that was created elsewhere."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ __all__ = ["BasetenDeployment", "LocalDeployment", "SamplerDeployment", "Serverl
 class BasetenDeployment(Struct, frozen=True, kw_only=True):
     """A dedicated trainer or sampler.
 
-    The control plane tells its state by `deployment_id`, with `model_id` if it is a sampler; None where the service
-    does not name them. `api_base_url` is the control plane's, by default ``LOOPS_BASE_URL``, else the hosted one.
+    The control plane identifies its state by `deployment_id`, for a sampler together with `model_id`; they are None if
+    the service does not report them. `api_base_url` is the URL of the control plane, by default ``LOOPS_BASE_URL``,
+    else the hosted service.
     """
 
     base_url: str
@@ -23,7 +24,7 @@ class BasetenDeployment(Struct, frozen=True, kw_only=True):
 
 
 class LocalDeployment(Struct, frozen=True, kw_only=True):
-    """A trainer or sampler without a control plane, which gets no API key."""
+    """A trainer or sampler without a control plane; it is not sent the API key."""
 
     base_url: str
 

@@ -236,13 +236,13 @@ def raw(**changes: Any) -> TensorData:
         (ON_POLICY, "ppo", {"clip_low_threshold": 1.3}, "loss_fn_config['clip_low_threshold']", "got 1.3, 1.2"),
         (PREFERENCE, "dpo", {"label_smoothing": 1.5}, "loss_fn_config['label_smoothing']", "from 0 to 1; got 1.5"),
         ([datum()], "cross_entropy", [], "loss_fn_config", "expected a dict, got list"),
-        ([datum()], "cross_entropy", {"beta": 1.0}, "loss_fn_config['beta']", "knows skip_token_normalization"),
+        ([datum()], "cross_entropy", {"beta": 1.0}, "loss_fn_config['beta']", "has skip_token_normalization"),
         (
             [datum(logprobs=[0.0, 0.0], advantages=[1.0])],
             "importance_sampling",
             {"beta": 1.0},
             "loss_fn_config['beta']",
-            "unknown; importance_sampling knows skip_token_normalization",
+            "unknown setting; importance_sampling has skip_token_normalization",
         ),
         (
             [datum()],
@@ -277,7 +277,7 @@ def raw(**changes: Any) -> TensorData:
             "dpo",
             {"clip_low_threshold": 0.5},
             "loss_fn_config['clip_low_threshold']",
-            "unknown; dpo knows beta, label_smoothing, skip_token_normalization",
+            "unknown setting; dpo has beta, label_smoothing, skip_token_normalization",
         ),
         (
             [datum(ref_logprobs=[0.0, 0.0])] * 2,
@@ -291,7 +291,7 @@ def raw(**changes: Any) -> TensorData:
             "dpo",
             None,
             "data",
-            "an even number; got 3",
+            "an even number of datums; got 3",
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
