@@ -1,4 +1,4 @@
-"""Background tasks, their owner, and values that many callers make once."""
+"""Background tasks, their owner, and values that are created once for many callers."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ T = TypeVar("T")
 
 
 def check_loop(loop: asyncio.AbstractEventLoop) -> None:
-    """Raise `ClosedError` outside `loop`: to wait there for what happens in `loop` would never end."""
+    """Raise `ClosedError` outside `loop`, since waiting for it from another loop would never end."""
     if asyncio.get_running_loop() is not loop:
         raise ClosedError(
-            "this client belongs to another event loop: make one ServiceClient in each loop, "
-            "or use loops_sync, which may be called from any thread"
+            "this client belongs to another event loop: create one ServiceClient in each loop, "
+            "or use loops_sync, which can be called from any thread"
         )
 
 
 class TaskOwner:
-    """Owns background tasks: when `close` returns, none of them is left."""
+    """Owns background tasks: when `close` returns, all of them have ended."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -37,20 +37,20 @@ class TaskOwner:
         return task
 
     async def run(self, coroutine: Coroutine[Any, Any, T], *, name: str) -> T:
-        """Run `coroutine` in the caller's place, but end it when the owner closes, which waits for its clean-up.
+        """Run `coroutine` and return its result; `close` cancels it and waits for its cleanup.
 
-        A caller that is cancelled waits for the clean-up, too.
+        A caller that is cancelled also cancels it and waits for its cleanup.
 
         Raises:
-            ClosedError: the owner was closed before it ended.
+            ClosedError: the owner was closed before `coroutine` ended.
         """
         task = self.start(coroutine, name=name)
         try:
-            # Shielded, since a cancel scope cancels again and again, and would cancel the clean-up.
+            # Shielded, since an anyio cancel scope cancels repeatedly, and would also cancel the cleanup.
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             if task.cancelled():
-                raise ClosedError(f"the client was closed before it was done: {name}") from None
+                raise ClosedError(f"the client was closed before this was done: {name}") from None
             task.cancel()
             with anyio.CancelScope(shield=True):
                 await asyncio.wait([task])
@@ -65,29 +65,28 @@ class TaskOwner:
 
 
 class SingleFlight(Generic[K, T]):
-    """Values that are made once each, however many callers ask for one at the same time.
+    """A cache that creates each value once, however many callers request it at the same time.
 
-    The owner's task makes the value, so a caller that is cancelled does not stop it for the others. A value is kept
-    until it is discarded; a failure is raised to everyone who waits for it and then forgotten, so the next call tries
-    again.
+    A task of the owner creates the value, so a cancelled caller does not affect the others. A value is kept until it is
+    discarded; a failure is raised to all callers that wait for it and is not kept, so the next call tries again.
     """
 
     def __init__(self, owner: TaskOwner) -> None:
         self._owner = owner
-        self._making: dict[K, asyncio.Task[T]] = {}
+        self._tasks: dict[K, asyncio.Task[T]] = {}
 
     def start(self, key: K, make: Callable[[], Coroutine[Any, Any, T]]) -> asyncio.Task[T]:
-        """Return the task that makes the value of `key`, starting `make` unless there is one that has not failed."""
-        task = self._making.get(key)
+        """Return the task that creates the value of `key`; start `make` if there is none or it has failed."""
+        task = self._tasks.get(key)
         if task is None or _has_failed(task):
-            task = self._making[key] = self._owner.start(make(), name=f"make {key}")
+            task = self._tasks[key] = self._owner.start(make(), name=f"make {key}")
         return task
 
     async def get(self, key: K, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Return the value of `key`, made by `make` unless it was made before or is being made.
+        """Return the value of `key`, created by `make` unless it exists or is being created.
 
         Raises:
-            ClosedError: the owner was closed before it was made.
+            ClosedError: the owner was closed before the value was created.
         """
         task = self.start(key, make)
         await asyncio.wait([task])
@@ -97,14 +96,14 @@ class SingleFlight(Generic[K, T]):
             raise error.with_traceback(None)
         return task.result()
 
-    def made(self, key: K) -> T | None:
-        """Return the value of `key` if it was made."""
-        task = self._making.get(key)
+    def peek(self, key: K) -> T | None:
+        """Return the value of `key` if it exists, else None."""
+        task = self._tasks.get(key)
         return None if task is None or not task.done() or _has_failed(task) else task.result()
 
     def discard(self, key: K) -> None:
-        """Forget the value of `key`; the next call makes it again."""
-        self._making.pop(key, None)
+        """Remove the value of `key`; the next call creates it again."""
+        self._tasks.pop(key, None)
 
 
 def _has_failed(task: asyncio.Task[Any]) -> bool:
@@ -112,14 +111,14 @@ def _has_failed(task: asyncio.Task[Any]) -> bool:
 
 
 async def run_to_completion(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a clean-up to its end though the caller is cancelled meanwhile, and only then let the cancellation on."""
+    """Run a cleanup to its end even if the caller is cancelled meanwhile; the cancellation is raised afterwards."""
     task = asyncio.create_task(coroutine)
     cancellation: asyncio.CancelledError | None = None
-    with anyio.CancelScope(shield=True):  # holds against cancel scopes, which cancel again and again
+    with anyio.CancelScope(shield=True):  # protects against cancel scopes, which cancel repeatedly
         while not task.done():
             try:
                 await asyncio.wait([task])
-            except asyncio.CancelledError as cancelled:  # by `Task.cancel`, against which no shield holds
+            except asyncio.CancelledError as cancelled:  # by `Task.cancel`, which ignores shields
                 cancellation = cancelled
     if cancellation is not None:
         raise cancellation
@@ -127,7 +126,7 @@ async def run_to_completion(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 async def gather_or_raise(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """Wait for all of them and return their results in order; the first failure cancels the others and is raised."""
+    """Run all coroutines and return their results in order; the first failure cancels the others and is raised."""
     if len(coroutines) == 1:
         return [await coroutines[0]]
     try:

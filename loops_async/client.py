@@ -527,7 +527,7 @@ class ServiceClient:
 
     def _check_not_closed(self) -> None:
         if self._is_closed:
-            raise ClosedError("this client is closed; make a new ServiceClient")
+            raise ClosedError("this client is closed; create a new ServiceClient")
 
     async def _begin_session(self, runtime: Runtime) -> _Session:
         if self._local is not None:

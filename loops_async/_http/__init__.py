@@ -1,1 +1,1 @@
-"""HTTP: connections, time limits, repeated requests, bodies."""
+"""HTTP: connections, time limits, retries, bodies."""

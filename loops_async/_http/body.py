@@ -1,4 +1,4 @@
-"""Large request bodies, sent without holding the event loop."""
+"""Large request bodies, sent without blocking the event loop."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from collections.abc import AsyncIterator
 from typing import Final
 
 SLICE_SECONDS: Final = 0.002
-"""Work this long without a break at most, unless a single datum takes longer."""
+"""The longest slice of work between two yields to the event loop, unless a single datum takes longer."""
 
 SEND_BYTES: Final = 256 * 1024
-"""Hand this much to the network at a time."""
+"""The size of one write to the network."""
 
 
 class Pacer:
-    """Gives the event loop a turn whenever a slice of work has been done."""
+    """Yields to the event loop after each slice of work."""
 
     def __init__(self) -> None:
         self._resumed = time.perf_counter()
 
     async def pause(self) -> None:
-        """Let others run if the slice is over."""
+        """Let other tasks run if the slice is over."""
         if time.perf_counter() - self._resumed >= SLICE_SECONDS:
             await asyncio.sleep(0)
             self._resumed = time.perf_counter()
@@ -37,9 +37,9 @@ class Body:
         self.size = sum(map(len, parts))
 
     async def stream(self) -> AsyncIterator[memoryview]:
-        """Yield the pieces, cut but not copied; may be called once for each attempt."""
+        """Yield the pieces as slices that are not copied; call it once for each attempt."""
         pacer = Pacer()
         for part in self.parts:
             for start in range(0, len(part), SEND_BYTES):
                 yield memoryview(part)[start : start + SEND_BYTES]
-                await pacer.pause()  # a fast network takes all of it without a pause
+                await pacer.pause()  # a fast network would accept the whole body without a pause

@@ -1,4 +1,4 @@
-"""Where a trainer or a sampler is, and how it is spoken to."""
+"""The address of a trainer or a sampler, and how to make requests to it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Deployment: TypeAlias = BasetenDeployment | ServerlessDeployment | LocalDeployme
 
 
 class Endpoint(Struct, frozen=True, kw_only=True):
-    """A trainer or a sampler: its address, what each request to it carries, and how long that may take.
+    """A trainer or a sampler: its address, and the headers and time limits of requests to it.
 
-    `deployment` says what kind of place it is, and so how it becomes ready, whether it has a queue, and whether the API
-    key goes there. A plain value without the key, which pickles. Only `of_run` and `of_sampler` make one.
+    The type of `deployment` determines how the endpoint becomes ready, whether it has a queue, and whether it receives
+    the API key. A plain value without the key, which can be pickled. Create one with `of_run` or `of_sampler` only.
     """
 
     deployment: Deployment
@@ -29,15 +29,15 @@ class Endpoint(Struct, frozen=True, kw_only=True):
     headers: Mapping[str, str]
     run_id: str | None = None
     timeout: float | None = None
-    """Seconds that one request may take; None for as long as it takes."""
+    """Time limit of one request in seconds; None for no limit."""
     ready_timeout: float = 3600.0
-    """Seconds that it may take to become ready."""
+    """Time limit for becoming ready, in seconds."""
 
     @classmethod
     def of_run(cls, run: Run, *, timeout: float | None = None, ready_timeout: float = 3600.0) -> Endpoint:
         """Return the endpoint of a run's trainer."""
         if run.base_url is None:
-            raise ProtocolError(f"run {run.id} was made without the URL of its trainer; look at it with get_run")
+            raise ProtocolError(f"run {run.id} was created without the URL of its trainer; check it with get_run")
         deployment: Deployment
         if run.session_id == protocol.LOCAL_ID:
             deployment = LocalDeployment(base_url=run.base_url)
@@ -62,9 +62,9 @@ class Endpoint(Struct, frozen=True, kw_only=True):
         timeout: float | None = None,
         ready_timeout: float = 3600.0,
     ) -> Endpoint:
-        """Return the endpoint of a sampler: of one that is paired with a run where `run_id` is given.
+        """Return the endpoint of a sampler; `run_id` is the run that it is paired with, if any.
 
-        `service_url` is the control plane's, where a dedicated sampler's state can be asked for.
+        `service_url` is the URL of the control plane, which reports the state of a dedicated sampler.
         """
         deployment: Deployment
         if sampler.id == protocol.LOCAL_ID:
@@ -79,7 +79,7 @@ class Endpoint(Struct, frozen=True, kw_only=True):
                 api_base_url=service_url,
             )
         headers: dict[str, str] = {}
-        # A gateway wants the run or the sampler, never both.
+        # A gateway expects the run or the sampler, never both.
         if run_id is not None:
             headers[protocol.RUN_ID] = run_id
         elif sampler.id != protocol.LOCAL_ID:
@@ -108,7 +108,7 @@ class Endpoint(Struct, frozen=True, kw_only=True):
         headers: Mapping[str, str] | None = None,
         timeout: float | None | UnsetType = UNSET,
     ) -> Request:
-        """Make a request of this endpoint; `headers` are all that it carries where they are given."""
+        """Make a request to this endpoint; `headers`, if given, replace the headers of the endpoint."""
         return Request(
             method=method,
             url=self.deployment.base_url + route,
@@ -119,9 +119,9 @@ class Endpoint(Struct, frozen=True, kw_only=True):
         )
 
     def settings(self) -> Settings:
-        """Return the settings of a client that knows this endpoint alone; the key comes from the environment.
+        """Return the settings of a client that knows only this endpoint; the key is read from the environment.
 
-        A local trainer or sampler gets no key.
+        A local trainer or sampler receives no key.
         """
         match self.deployment:
             case LocalDeployment(base_url=url):

@@ -1,4 +1,4 @@
-"""When a request is repeated, and how long to pause before."""
+"""Retry policies: which errors are retried, how often, and after what pause."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ RETRY_AFTER_CAP: Final = 60.0
 
 
 class RetryPolicy(Struct, frozen=True, kw_only=True):
-    """How often and how long one call is repeated after errors of one kind.
+    """How often and for how long one call is retried after errors of one kind.
 
-    `seconds` bounds the time since the first of them, `tries` their number; `first_pause` doubles up to
-    `longest_pause`, and each pause is drawn between its half and itself, so that many clients do not come back at once.
+    `seconds` limits the time since the first error of that kind, `tries` the number of calls that fail with it. The
+    pause starts at `first_pause` seconds and doubles up to `longest_pause`; each pause is drawn between half of that
+    and all of it, so that many clients do not retry at the same moment.
     """
 
     kind: type[LoopsError] = LoopsError
@@ -41,24 +42,24 @@ class RetryPolicy(Struct, frozen=True, kw_only=True):
 
 READ: Final = (RetryPolicy(tries=4),)
 CONTROL_PLANE: Final = (RetryPolicy(kind=RateLimitError, tries=10, first_pause=1.0), *READ)
-"""Much more patience while the service only asks us to slow down."""
+"""Many more tries while the service only asks to slow down."""
 SUBMIT: Final = (RetryPolicy(seconds=60.0),)
 UNREACHED: Final = RetryPolicy(kind=ConnectError, seconds=60.0)
 POLL: Final = (RetryPolicy(seconds=120.0, first_pause=2.0, longest_pause=4.0),)
 
 
 def is_retryable(error: Exception) -> bool:
-    """Whether the error itself says that the same call may succeed."""
+    """Whether the error is marked as retryable: the same call may succeed."""
     return isinstance(error, LoopsError) and error.retryable
 
 
 def was_not_sent(error: Exception) -> bool:
-    """Whether the service certainly did not act: it was not reached, or said so."""
+    """Whether the service certainly did not act: it was not reached, or its status says so."""
     return getattr(error, "status", None) in (429, 503) or (isinstance(error, ConnectError) and not error.was_sent)
 
 
 def answer_was_lost(error: Exception) -> bool:
-    """Whether the service may have acted without our knowing; a gateway's word says nothing of what is behind it."""
+    """Whether the service may have acted although no answer arrived, e.g. when a gateway answered in its place."""
     if isinstance(error, ConnectError):
         return error.was_sent
     return isinstance(error, RequestTimeoutError) or getattr(error, "status", None) in (408, 502, 504)
@@ -71,10 +72,10 @@ async def retry(
     what: str,
     when: Callable[[Exception], bool] = is_retryable,
 ) -> T:
-    """Return what `call` returns, repeating it while `when` allows it and the policy for its error does.
+    """Return the result of `call`; retry it while `when` and the policy for its error allow that.
 
-    Of several `policies`, the first whose kind an error is counts for it. A ``Retry-After`` of the service replaces
-    the pause, up to 60 s. The last error is raised as it is; `what` begins the log line of each repetition.
+    The policy for an error is the first of `policies` whose kind matches. A ``Retry-After`` of the service replaces
+    the pause, up to 60 s. The last error is raised unchanged; the log line of each retry begins with `what`.
     """
     budget: _Budget | None = None
     while True:
@@ -87,12 +88,12 @@ async def retry(
             pause = budget.pause_after(error)
             if pause is None:
                 raise
-            log.warning("%s; trying again in %.1f s: %s", what, pause, error)
+            log.warning("%s; retrying in %.1f s: %s", what, pause, error)
         await asyncio.sleep(pause)
 
 
 class _Budget:
-    """What is left of each policy for one call."""
+    """The remaining tries and time of each policy for one call."""
 
     def __init__(self, policies: Sequence[RetryPolicy]) -> None:
         self._policies = policies
@@ -100,7 +101,7 @@ class _Budget:
         self._since: dict[RetryPolicy, float] = {}
 
     def pause_after(self, error: LoopsError) -> float | None:
-        """Count `error` and return the pause in seconds before the next try; None when there is none left."""
+        """Count `error` and return the pause in seconds before the next try; None when no try is left."""
         policy = next(policy for policy in self._policies if isinstance(error, policy.kind))
         now = time.monotonic()
         since = self._since.setdefault(policy, now)
@@ -116,7 +117,7 @@ def _pause(attempt: int, error: Exception, policy: RetryPolicy) -> float:
     if retry_after is not None:
         return min(float(retry_after), RETRY_AFTER_CAP)
     longest = min(policy.longest_pause, policy.first_pause * 2.0 ** min(attempt, 30))
-    return longest * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, keeps no secret
+    return longest * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, not a secret
 
 
 async def until(
@@ -125,10 +126,10 @@ async def until(
     seconds: float | None,
     longest_pause: float = 10.0,
 ) -> T | None:
-    """Call `probe` until it returns something, and return that; None when `seconds` are over.
+    """Call `probe` until it returns a value that is not None, and return it; return None after `seconds`.
 
-    The first pauses are a quarter second; later ones grow with the time already spent, so that the news is never
-    late by much more than a quarter of the wait, and a long wait costs few calls.
+    The first pauses are a quarter second; later ones grow with the elapsed time, up to `longest_pause`: a result is
+    late by little more than a quarter of the wait, and a long wait needs few calls.
     """
 
     def pauses() -> Generator[float, Any, None]:
@@ -139,10 +140,10 @@ async def until(
             pause = min(longest_pause, pause * 1.25) if attempt >= 3 else pause
 
     def jitter(pause: float) -> float:
-        return pause * random.uniform(0.9, 1.1)  # noqa: S311 - spreads load, keeps no secret
+        return pause * random.uniform(0.9, 1.1)  # noqa: S311 - spreads load, not a secret
 
     poll = backoff.on_predicate(pauses, lambda found: found is None, jitter=jitter, logger=None)
-    with anyio.move_on_after(seconds):  # ends a probe that hangs, too
+    with anyio.move_on_after(seconds):  # also ends a probe that hangs
         found: T | None = await poll(probe)()
         return found
     return None

@@ -1,4 +1,4 @@
-"""Constructor arguments and environment variables, made into one checked value."""
+"""Constructor arguments and environment variables, validated and combined into one value."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ..errors import ConfigError
 DEFAULT_BASE_URL: Final = "https://api.baseten.co"
 
 MAX_CONNECTIONS: Final = 2048
-"""Samples in flight, and so their connections, unless ``BT_LOOPS_MAX_CONNECTIONS`` says otherwise."""
+"""The most samples in flight, and so of their connections, unless ``BT_LOOPS_MAX_CONNECTIONS`` is set."""
 
 NO_KEY: Final = (
-    "no API key: pass api_key=…, or set BASETEN_API_KEY (keys are made in the workspace's settings at baseten.co). "
+    "no API key: pass api_key=…, or set BASETEN_API_KEY (create a key in the workspace's settings at baseten.co). "
     "To work without an account, start the embedded service with `loops-local serve` and pass the base_url and "
     "api_key that it prints."
 )
@@ -32,7 +32,7 @@ FROM_ENVIRONMENT: Final = {
 
 
 class ApiKey:
-    """Holds a key so that it reaches one place only: the Authorization header."""
+    """Protects an API key: it appears only in the Authorization header."""
 
     __slots__ = ("_key",)
 
@@ -46,8 +46,8 @@ class ApiKey:
         return self._key
 
     def scrub(self, text: str) -> str:
-        """Return `text` without the key, should a service have echoed it."""
-        # Shorter ones are words of a test, and no key of any service.
+        """Return `text` without the key, in case a service echoed it."""
+        # No service issues shorter keys; in tests they are ordinary words.
         return text.replace(self._key, "***") if len(self._key) >= 8 else text
 
     def __repr__(self) -> str:
@@ -82,10 +82,10 @@ def resolve_settings(
     base_url: str | None = None,
     **others: Any,
 ) -> Settings:
-    """Fill what was not given from the environment, and check all of it.
+    """Fill missing settings from the environment, and check all of them.
 
     Reads ``BASETEN_API_KEY``, ``LOOPS_BASE_URL``, ``BT_LOOPS_MAX_CONNECTIONS`` and the variables of
-    `FROM_ENVIRONMENT`; an argument wins over its variable.
+    `FROM_ENVIRONMENT`; an argument takes precedence over its variable.
     """
     key = api_key if api_key is not None else os.environ.get("BASETEN_API_KEY") or None
     url = base_url if base_url is not None else os.environ.get("LOOPS_BASE_URL") or None
@@ -107,21 +107,21 @@ def resolve_settings(
 
 
 def checked_url(url: str, name: str) -> str:
-    """Return `url` without its trailing slash if it is an absolute HTTP URL; `name` is the argument's."""
+    """Return `url` without its trailing slash if it is an absolute HTTP URL; errors name the argument `name`."""
     parts = _split(url)
     if parts is None:
         raise ConfigError(f"{name} must be an absolute http or https URL; got {url!r}")
     if parts.query or parts.fragment or parts.username or parts.password:
-        raise ConfigError(f"{name} must not carry a user, a query or a fragment; host {parts.hostname!r}")
+        raise ConfigError(f"{name} must not contain a user, a query or a fragment; host {parts.hostname!r}")
     return url.rstrip("/")
 
 
 def _split(url: Any) -> SplitResult | None:
-    """Return the parts of an absolute HTTP URL; None of anything else."""
+    """Return the parts of an absolute HTTP URL; None for anything else."""
     try:
         parts = urlsplit(url) if isinstance(url, str) else None
         fits = parts is not None and parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:  # an address or a port that cannot be
+    except ValueError:  # an invalid address or port
         return None
     return parts if fits else None
 
@@ -129,14 +129,14 @@ def _split(url: Any) -> SplitResult | None:
 def _max_connections() -> int:
     text = os.environ.get("BT_LOOPS_MAX_CONNECTIONS")
     if not text:
-        return min(MAX_CONNECTIONS, _open_files() * 3 // 4)
+        return min(MAX_CONNECTIONS, _open_file_limit() * 3 // 4)
     if not text.isdecimal() or int(text) < 1:
         raise ConfigError(f"BT_LOOPS_MAX_CONNECTIONS must be a whole number of at least 1; got {text!r}")
     return int(text)
 
 
-def _open_files() -> int:
-    """Return how many files and connections this process may have open, of which the program needs some itself."""
+def _open_file_limit() -> int:
+    """Return the limit of open files and connections of this process; the program itself needs some of them."""
     try:
         import resource
     except ImportError:  # Windows has no such limit

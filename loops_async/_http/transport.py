@@ -1,4 +1,4 @@
-"""The one place where HTTP becomes values and errors: a connection pool, and what its answers mean."""
+"""The only module that speaks HTTP: a connection pool whose answers become values and errors."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ T = TypeVar("T")
 CONNECT_SECONDS: Final = 10.0
 KEEPALIVE_SECONDS: Final = 60.0
 PROBES: Final = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 30, "TCP_KEEPCNT": 5}
-"""When a silent connection is probed, in seconds, how often, and how many probes may stay unanswered."""
+"""TCP keep-alive: idle seconds before the first probe, seconds between probes, and the limit of unanswered probes."""
 LONGEST_MESSAGE: Final = 2000
 
 _ERRORS: Final[dict[int, type[ApiError]]] = {
@@ -60,7 +60,7 @@ _ERRORS: Final[dict[int, type[ApiError]]] = {
     for status in kind.status_codes
 }
 
-_NEXT: Final[dict[int, str]] = {
+_ADVICE: Final[dict[int, str]] = {
     401: "Check the API key (BASETEN_API_KEY or api_key=) and that it belongs to this service.",
     403: "The key is valid but not allowed to do this; ask the workspace's admin.",
     404: "Check the id and the base_url.",
@@ -68,14 +68,14 @@ _NEXT: Final[dict[int, str]] = {
 }
 
 _QUERY: Final = re.compile(r"(?<=[^\s\"'<>])\?[^\s\"'<>]+")
-"""A question mark within a word, and what follows: the query of a URL, also of a relative one."""
+"""The query of an absolute or relative URL: a question mark within a word and the rest of that word."""
 
-_NO_ANSWER: Final = (aiohttp.ClientError, TimeoutError, ConnectionError)
-"""What ends a request without an answer. Other errors of the system, such as a full disk, are not the network's."""
+_NETWORK_ERRORS: Final = (aiohttp.ClientError, TimeoutError, ConnectionError)
+"""Errors that end a request without an answer. Other system errors, e.g. a full disk, are not the network's."""
 
 
 class Request(Struct, kw_only=True, gc=False):
-    """One HTTP request. `what` says in plain words what it is for; errors begin with it."""
+    """One HTTP request. `what` is its human-readable purpose, with which errors begin."""
 
     method: str
     url: str
@@ -84,11 +84,11 @@ class Request(Struct, kw_only=True, gc=False):
     headers: Mapping[str, str] = {}
     timeout: float | None = 60.0
     idle_timeout: float | None = None
-    """How long the answer may be silent, for bodies that take as long as they take."""
+    """The longest time in seconds without new data, for bodies without a total time limit."""
 
 
 class Answer(Struct, gc=False):
-    """A whole answer."""
+    """A complete answer."""
 
     status: int
     headers: Mapping[str, str]
@@ -104,11 +104,11 @@ class Transport:
     """A pool of connections to one service, for one event loop."""
 
     def __init__(self, settings: Settings) -> None:
-        _expect_large_blocks()
+        _raise_trim_threshold()
         self._settings = settings
         self._loop = asyncio.get_running_loop()
         self._closed = False
-        # Admission to sampling is limited by its own gate: a long poll must never wait for a free connection.
+        # No limit here, since a long poll must never wait for a free connection; sampling has a limit of its own.
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_SECONDS, socket_factory=_socket),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -122,29 +122,29 @@ class Transport:
         await self._session.close()
 
     async def ask(self, request: Request) -> Answer:
-        """Send a request; an answer that is not 2xx is raised as its error."""
+        """Send a request and return its answer; raise the error of an answer that is not 2xx."""
         answer = await self.send(request)
         if answer.is_success:
             return answer
         raise self.error(request, answer)
 
     async def fetch(self, request: Request, kind: type[T]) -> T:
-        """Send a request and return the answer's body as `kind`; an answer that is not 2xx is raised as its error."""
-        return self.decoded(request, await self.ask(request), kind)
+        """Send a request and decode the answer's body as `kind`; raise the error of an answer that is not 2xx."""
+        return self.decode(request, await self.ask(request), kind)
 
     async def send(self, request: Request) -> Answer:
-        """Send a request and return whatever is answered."""
+        """Send a request and return the answer, whatever its status."""
         try:
             async with self._start(request, self._authorization) as response:
                 return Answer(response.status, response.headers, await response.read())
-        except _NO_ANSWER as cause:
-            failure = self._translated(request, cause)
-        # Not chained to aiohttp's error, which holds the request: its key and the signature in its URL.
+        except _NETWORK_ERRORS as cause:
+            failure = self._transport_error(request, cause)
+        # Not chained to aiohttp's error, which contains the request with the API key and the signature in its URL.
         raise failure
 
     @asynccontextmanager
     async def stream(self, request: Request) -> AsyncGenerator[aiohttp.ClientResponse]:
-        """Give a 2xx response of a file store to read piece by piece; anything else is raised as its error.
+        """Yield a 2xx response of a file store to read piece by piece; raise the error of any other response.
 
         The API key is not sent: a signed URL carries its own permission, and the store is not the service.
         """
@@ -154,10 +154,10 @@ class Transport:
                     raise self.error(request, Answer(response.status, response.headers, await response.read()))
                 yield response
                 return
-        except _NO_ANSWER as cause:
+        except _NETWORK_ERRORS as cause:
             if isinstance(cause, LoopsError):
                 raise
-            failure = self._translated(request, cause)
+            failure = self._transport_error(request, cause)
         raise failure
 
     def _start(
@@ -180,91 +180,95 @@ class Transport:
             allow_redirects=False,
         )
 
-    def decoded(self, request: Request, answer: Answer, kind: type[T]) -> T:
-        """Return the body as `kind`, or raise what is wrong with it."""
+    def decode(self, request: Request, answer: Answer, kind: type[T]) -> T:
+        """Return the body as `kind`, or raise a `ProtocolError`."""
         try:
             return msgspec.json.decode(answer.body, type=kind)
         except msgspec.MsgspecError as problem:
-            raise self.not_loops(request, answer, str(problem)) from problem
+            raise self.protocol_error(request, answer, str(problem)) from problem
 
-    def not_loops(self, request: Request, answer: Answer, problem: str) -> ProtocolError:
-        """Make the error for an answer that no Loops service gives."""
+    def protocol_error(self, request: Request, answer: Answer, problem: str) -> ProtocolError:
+        """Return the error for an answer that does not follow the Loops protocol."""
         kind = answer.headers.get("Content-Type", "no content type")
         return ProtocolError(
-            f"{_asked(request)}: answered {answer.status} with a body that is not what Loops sends "
+            f"{_described(request)}: answered {answer.status} with a body that is not what Loops sends "
             f"({problem}; {kind}): {self._excerpt(_text_of(answer.body))}. "
             f"Is {_host(request.url)} a Loops service? Check base_url."
         )
 
     def error(self, request: Request, answer: Answer) -> LoopsError:
-        """Make the error that an answer outside 2xx stands for."""
+        """Return the error for an answer that is not 2xx."""
         status = answer.status
         if 300 <= status < 400:
-            return self.not_loops(request, answer, "a redirect, which is not followed lest the key go elsewhere")
-        said = ErrorBody.read(answer.body)
-        if said is None and status in (404, 405):
-            return self.not_loops(request, answer, "an error page without a message")
+            return self.protocol_error(
+                request, answer, "a redirect, which is never followed, since it could leak the API key"
+            )
+        details = ErrorBody.read(answer.body)
+        if details is None and status in (404, 405):
+            return self.protocol_error(request, answer, "an error page without a message")
         kind = _ERRORS.get(status) or (ServerError if status >= 500 else ApiError)
         request_id = answer.headers.get("X-Request-Id") or answer.headers.get("X-Baseten-Request-Id")
-        text = self.clean(said.message)[:LONGEST_MESSAGE] if said else self._excerpt(_text_of(answer.body))
+        text = self.clean(details.message)[:LONGEST_MESSAGE] if details else self._excerpt(_text_of(answer.body))
         error = kind(
             " ".join(
                 filter(
                     None,
                     (
-                        f"{_asked(request)}: answered {status}: {text}",
+                        f"{_described(request)}: answered {status}: {text}",
                         f"[request id {request_id}]" if request_id else "",
-                        _NEXT.get(status, ""),
+                        _ADVICE.get(status, ""),
                     ),
                 )
             ),
             status=status,
-            code=said.code if said else None,
-            reason=said.reason if said else None,
+            code=details.code if details else None,
+            reason=details.reason if details else None,
             request_id=request_id,
             retry_after=_seconds(answer.headers.get("Retry-After")),
         )
         error.retryable = error.retryable and not is_final(answer)
         return error
 
-    def _translated(self, request: Request, cause: Exception) -> LoopsError:
-        asked, host = _asked(request), _host(request.url)
+    def _transport_error(self, request: Request, cause: Exception) -> LoopsError:
+        described, host = _described(request), _host(request.url)
         if isinstance(cause, aiohttp.ConnectionTimeoutError):
-            return ConnectError(f"{asked}: {host} did not accept a connection in {CONNECT_SECONDS:g} s", was_sent=False)
+            return ConnectError(
+                f"{described}: {host} did not accept a connection in {CONNECT_SECONDS:g} s", was_sent=False
+            )
         if isinstance(cause, TimeoutError):
             seconds = request.idle_timeout if request.timeout is None else request.timeout
-            return RequestTimeoutError(f"{asked}: no answer within {seconds} s", timeout=seconds)
+            return RequestTimeoutError(f"{described}: no answer within {seconds} s", timeout=seconds)
         if isinstance(cause, aiohttp.InvalidURL | aiohttp.NonHttpUrlClientError):
-            return ConfigError(f"{asked}: not a usable URL")
+            return ConfigError(f"{described}: not a usable URL")
         if isinstance(cause, aiohttp.ClientConnectorError):
-            hint = " Is the embedded service running (`loops-local serve`)?" if _is_here(request.url) else ""
+            hint = " Is the embedded service running (`loops-local serve`)?" if _is_loopback(request.url) else ""
             return ConnectError(
-                f"{asked}: could not connect to {host}: {_reason(cause)}. Check base_url and the network.{hint}",
+                f"{described}: could not connect to {host}: {_reason(cause)}. Check base_url and the network.{hint}",
                 was_sent=False,
             )
         if isinstance(cause, aiohttp.ClientResponseError):
             problem = self._excerpt(cause.message)
-            return ProtocolError(f"{asked}: {host} does not speak HTTP as expected: {problem}. Check base_url.")
-        return ConnectError(f"{asked}: the connection to {host} broke: {self._excerpt(_reason(cause))}")
+            return ProtocolError(f"{described}: {host} does not follow HTTP: {problem}. Check base_url.")
+        return ConnectError(f"{described}: the connection to {host} broke: {self._excerpt(_reason(cause))}")
 
     def check_usable(self) -> None:
-        """Raise `ClosedError` when this is closed, or belongs to another event loop."""
+        """Raise `ClosedError` if the transport is closed or belongs to another event loop."""
         if self._closed:
-            raise ClosedError("this client is closed; make a new ServiceClient")
+            raise ClosedError("this client is closed; create a new ServiceClient")
         check_loop(self._loop)
 
     def _excerpt(self, text: str) -> str:
-        """Return the beginning of a text in one line."""
+        """Return the beginning of `text` as one line."""
         return " ".join(self.clean(text)[:200].split()) or "(empty body)"
 
     def clean(self, text: str) -> str:
-        """Return `text` without secrets that a service might have put there."""
+        """Return `text` without secrets that a service may have included."""
         text = _QUERY.sub("?…", text)
         return self._settings.api_key.scrub(text) if self._settings.api_key else text
 
 
 class ErrorBody(Struct, kw_only=True):
-    """What services put into the body of an error, whichever generation they are of."""
+    """The contents of an error body, from older and newer services."""
 
     message: str
     code: str | None = None
@@ -272,7 +276,7 @@ class ErrorBody(Struct, kw_only=True):
 
     @classmethod
     def read(cls, body: bytes) -> ErrorBody | None:
-        """Return what a JSON error body says; None when it is something else."""
+        """Read a JSON error body; None if it is anything else."""
         try:
             raw = msgspec.json.decode(body)
         except msgspec.MsgspecError:
@@ -291,24 +295,24 @@ class ErrorBody(Struct, kw_only=True):
 
 
 @cache
-def _expect_large_blocks() -> None:
-    """Teach the C library that large blocks of memory come and go, as answers and batches do.
+def _raise_trim_threshold() -> None:
+    """Make the C library keep freed memory, since large answers and batches are allocated again and again.
 
-    glibc keeps freed memory for the next block up to twice the largest that it saw freed; until then it returns the
-    memory of each answer to the system, and getting it back costs a quarter of a sample's CPU. The first such block is
-    never touched, so it takes no memory.
+    glibc keeps at most twice the largest block that was freed so far; until one was large, it returns the memory of
+    each answer to the system, and allocating it again costs a quarter of a sample's CPU time. The block that is freed
+    here is never written to, so it uses no memory.
     """
     bytes(protocol.MAX_REQUEST_BYTES)
 
 
 def _socket(address: tuple[Any, ...]) -> socket.socket:
-    """Make a socket that notices when its peer is gone: a sample may take any time, so silence says nothing."""
-    made = socket.socket(*address[:3])
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    """Open a socket that detects a lost peer by keep-alive probes: a sample has no time limit, so silence is normal."""
+    opened = socket.socket(*address[:3])
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in PROBES.items():
-        if hasattr(socket, name):  # not every system has each
-            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-    return made
+        if hasattr(socket, name):  # not every system has every option
+            opened.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    return opened
 
 
 @lru_cache(maxsize=64)
@@ -321,12 +325,12 @@ def _text_of(body: bytes) -> str:
 
 
 def is_final(answer: Answer) -> bool:
-    """Whether a gateway says that asking again is useless (data-plane reference 3.3)."""
+    """Whether a gateway reports an error that no retry can change (data-plane reference 3.3)."""
     source, code = answer.headers.get(protocol.ERROR_SOURCE), answer.headers.get(protocol.ERROR_CODE)
     return (source == "06" and answer.status < 500) or (source == "01" and code == "631")
 
 
-def _asked(request: Request) -> str:
+def _described(request: Request) -> str:
     return f"{request.what} ({request.method} {request.url.split('?', 1)[0]})"
 
 
@@ -334,7 +338,7 @@ def _host(url: str) -> str:
     return urlsplit(url).netloc
 
 
-def _is_here(url: str) -> bool:
+def _is_loopback(url: str) -> bool:
     return urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
 
 
@@ -355,7 +359,7 @@ def _seconds(text: str | None) -> float | None:
         seconds = parsedate_to_datetime(text).timestamp() - time.time()
     except ValueError:
         return None
-    return seconds if seconds > 0 else None  # a date that is over says nothing
+    return seconds if seconds > 0 else None  # a past date carries no information
 
 
 def _dict(fields: dict[str, Any], name: str) -> dict[str, Any]:

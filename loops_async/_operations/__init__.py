@@ -1,1 +1,1 @@
-"""Operations of a trainer: submitted in order, waited for, merged where they were split."""
+"""Operations of a trainer: submitting in order, polling, and merging the results of split batches."""

@@ -1,7 +1,9 @@
-"""A batch of datums: encoded datum by datum, split where it is too large, merged again from the results of its parts.
+"""Batches of datums: encoded datum by datum, split if too large for one request, with the results merged again.
 
-msgspec holds the interpreter while it encodes, so a worker thread would not help: a batch is encoded datum by datum
-instead, and sent from where it was encoded, so that a body never exists twice. Source: data-plane reference 1.7.
+msgspec holds the interpreter lock while it encodes, so a worker thread would not help: a batch is encoded datum by
+datum instead, and sent from the buffer it was encoded into, so that no body is copied.
+
+Source: data-plane reference 1.7.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from .operation import MakeBody
 
 _HEAD: Final = b'{"data":'
 _NO_DATA: Final = b"[]"
-"""A `ForwardBody` is encoded with its datums first, so that they can be put between the head and the rest."""
+"""The datums are the first field of an encoded `ForwardBody`, so they can be inserted between head and tail."""
 
 
 class DatumArray(Struct):
@@ -32,7 +34,7 @@ class DatumArray(Struct):
 
 
 class Batch:
-    """A forward pass over datums, with or without a backward pass. `body` is its body without the datums."""
+    """A forward pass over datums, with or without a backward pass. `body` is its request body without the datums."""
 
     result = ForwardBackwardOutput
     is_dependent = False
@@ -43,14 +45,14 @@ class Batch:
         self._body = body
 
     async def encode(self) -> EncodedBatch:
-        """Encode the datums, split into as many parts as the size limit demands."""
-        overhead = len(_HEAD) + len(_NO_DATA) + len(_rest(self._body, 1 << 62))
+        """Encode the datums, split into as many parts as the size limit requires."""
+        overhead = len(_HEAD) + len(_NO_DATA) + len(_encode_tail(self._body, 1 << 62))
         arrays = await encode_data(self._data, group=LOSSES[self._body.loss_fn].group, overhead=overhead)
         return EncodedBatch(arrays, self._body)
 
 
 class EncodedBatch:
-    """A batch in the parts in which it is sent."""
+    """The parts of a batch, each of which is one request."""
 
     def __init__(self, parts: Sequence[DatumArray], body: ForwardBody) -> None:
         self._parts = parts
@@ -61,34 +63,34 @@ class EncodedBatch:
         return [partial(self._body_of, part) for part in self._parts]
 
     def _body_of(self, part: DatumArray, seq_id: int) -> Body:
-        return Body(_HEAD, part.json, _rest(self._body, seq_id))
+        return Body(_HEAD, part.json, _encode_tail(self._body, seq_id))
 
     def merge(self, results: Sequence[ForwardBackwardOutput]) -> ForwardBackwardOutput:
         """Merge the results of the parts."""
         return merged(results, [part.count for part in self._parts])
 
 
-def _rest(body: ForwardBody, seq_id: int) -> bytes:
-    """Encode everything of a body that follows its datums."""
+def _encode_tail(body: ForwardBody, seq_id: int) -> bytes:
+    """Encode the part of a body that follows its datums."""
     return encode(replace(body, seq_id=seq_id)).removeprefix(_HEAD + _NO_DATA)
 
 
 async def encode_data(data: Sequence[Datum], *, group: int, overhead: int) -> list[DatumArray]:
     """Encode datums and split them, in order, into as few bodies as the size limit allows.
 
-    Each body is written into one buffer that grows: the allocator keeps a large block for the next batch, where it
-    returns many small ones to the system, and getting them back costs more than it should.
+    Each body is written into one growing buffer: the allocator keeps a large block for the next batch, but returns
+    many small ones to the system, and allocating those again is expensive.
 
     Args:
         data: the datums.
-        group: how many neighbours must stay in one body (2 for the pairs of dpo).
-        overhead: bytes that each body needs besides its datums and the commas between them.
+        group: the number of consecutive datums that must stay in one body (2 for the pairs of dpo).
+        overhead: bytes of each body in addition to its datums and the commas between them.
 
     Raises:
-        InputError: when one group alone is too large, or something in it is not JSON serializable.
+        InputError: a single group is too large, or a value in it is not JSON serializable.
     """
     pacer = Pacer()
-    limit = MAX_REQUEST_BYTES - overhead + 1  # each datum counts with a comma, of which a body has one less
+    limit = MAX_REQUEST_BYTES - overhead + 1  # every datum is counted with a comma, but the last one has none
     arrays = [DatumArray(bytearray(b"["), 0)]
     for start in range(0, len(data), group):
         array = arrays[-1]
@@ -96,8 +98,8 @@ async def encode_data(data: Sequence[Datum], *, group: int, overhead: int) -> li
         for index, datum in enumerate(data[start : start + group], start):
             try:
                 encode_into(datum, array.json, -1)
-            except TypeError as strange:
-                raise InputError(f"data[{index}]", str(strange)) from None
+            except TypeError as error:
+                raise InputError(f"data[{index}]", str(error)) from None
             array.json += b","
             await pacer.pause()
         size = len(array.json) - before
@@ -115,10 +117,10 @@ async def encode_data(data: Sequence[Datum], *, group: int, overhead: int) -> li
 
 
 def merged(parts: Sequence[ForwardBackwardOutput], counts: Sequence[int]) -> ForwardBackwardOutput:
-    """Merge results of several passes; `counts` are their numbers of datums.
+    """Merge the results of several passes; `counts` are their numbers of datums.
 
-    Outputs are concatenated; the loss and each metric are means weighted by datums, over the parts that have them;
-    ``skip_token_normalization`` holds if it holds everywhere.
+    Outputs are concatenated; the loss and each metric are means over the parts that have them, weighted by the number
+    of datums; ``skip_token_normalization`` is 1 if it is set in every part, else 0.
     """
     if len(parts) == 1:
         return parts[0]
@@ -132,10 +134,10 @@ def merged(parts: Sequence[ForwardBackwardOutput], counts: Sequence[int]) -> For
 
 
 def _merged_metric(name: str, parts: Sequence[ForwardBackwardOutput], counts: Sequence[int]) -> float:
-    having = [(part.metrics[name], count) for part, count in zip(parts, counts, strict=True) if name in part.metrics]
+    present = [(part.metrics[name], count) for part, count in zip(parts, counts, strict=True) if name in part.metrics]
     if name == SKIP_NORMALIZATION:
-        return float(len(having) == len(parts) and all(value for value, _ in having))
-    return _weighted_mean([value for value, _ in having], [count for _, count in having])
+        return float(len(present) == len(parts) and all(value for value, _ in present))
+    return _weighted_mean([value for value, _ in present], [count for _, count in present])
 
 
 def _weighted_mean(values: Sequence[float], weights: Sequence[int]) -> float:

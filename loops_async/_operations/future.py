@@ -1,4 +1,4 @@
-"""Operations under way: submitted once, waited for any number of times."""
+"""Futures of submitted operations, whose results can be waited for any number of times."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ log = logging.getLogger("loops_async")
 class OperationFuture(Generic[T]):
     """The result of an operation that the service has accepted.
 
-    Any number of callers may wait. One that gives up (time-out, cancellation, Ctrl-C) harms neither the others nor the
-    operation. An outcome, good or bad, is kept; a failure to reach the service is not an outcome, so waiting again
-    asks again.
+    Any number of callers may wait. A caller that stops waiting (timeout, cancellation, Ctrl-C) affects neither the
+    others nor the operation. A result or an error of the operation is kept; a failure to reach the service is not, so
+    waiting again asks the service again.
 
     Example:
         ::
@@ -46,35 +46,35 @@ class OperationFuture(Generic[T]):
         self._operation_id = operation_id
         self._run_id = run_id
         self._waiters = 0
-        self._task = self._follow()
+        self._task = self._start_collecting()
 
     @property
     def operation_id(self) -> str:
-        """The service's id of the operation (of its first part, where it was split)."""
+        """The service's id of the operation (of its first part, if it was split)."""
         return self._operation_id
 
     def done(self) -> bool:
-        """Whether the outcome is known here; makes no request."""
-        return self._task.done() and not self._is_unknown()
+        """Whether the result or error is known without a request; makes no request."""
+        return self._task.done() and not self._was_unreachable()
 
     async def result(self, timeout: float | None = None) -> T:
         """Wait for the result.
 
         Args:
-            timeout: seconds to wait at most; None waits as long as it takes.
+            timeout: the longest time to wait, in seconds; None for no limit.
 
         Raises:
-            OperationTimeoutError: this wait is over; the operation goes on, and can be waited for again.
-            RemoteOpError: the service ran the operation and it failed.
-            UnknownRequestError: the service does not know the operation, or has forgotten it.
-            ServerShutdownError: the trainer is going away.
-            TransportError: the service could not be reached for two minutes; waiting again asks again.
-            ClosedError: the client was closed before the outcome was known.
+            OperationTimeoutError: this wait timed out; the operation continues and can be waited for again.
+            RemoteOpError: the service executed the operation, and it failed.
+            UnknownRequestError: the service does not know the operation, or no longer does.
+            ServerShutdownError: the trainer is shutting down.
+            TransportError: the service could not be reached for two minutes; waiting again asks the service again.
+            ClosedError: the client was closed before the operation was done.
         """
         if not self.done():
             check_loop(self._task.get_loop())
             if self._task.done():
-                self._task = self._follow()
+                self._task = self._start_collecting()
             self._waiters += 1
             try:
                 await asyncio.wait([self._task], timeout=timeout)
@@ -82,7 +82,7 @@ class OperationFuture(Generic[T]):
                 self._waiters -= 1
         if not self._task.done():
             raise OperationTimeoutError(
-                f"no result within {timeout} s; the operation goes on and can be waited for again",
+                f"no result within {timeout} s; the operation continues and can be waited for again",
                 operation_id=self._operation_id,
                 operation=self._operation,
                 run_id=self._run_id,
@@ -95,7 +95,7 @@ class OperationFuture(Generic[T]):
         return self._task.result()
 
     async def settled(self) -> T | None:
-        """Wait until there is an outcome, and return it, or None for a failure, which `result` raises."""
+        """Wait until the operation is done; return its result, or None if `result` would raise an error."""
         await asyncio.wait([self._task])
         return None if self._task.cancelled() or self._task.exception() else self._task.result()
 
@@ -103,22 +103,22 @@ class OperationFuture(Generic[T]):
         return self.result().__await__()
 
     def __repr__(self) -> str:
-        state = "done" if self.done() else "under way"
+        state = "done" if self.done() else "pending"
         return f"<OperationFuture {self._operation} {self._operation_id} {state}>"
 
-    def _follow(self) -> asyncio.Task[T]:
-        async def outcome() -> T:
+    def _start_collecting(self) -> asyncio.Task[T]:
+        async def collect() -> T:
             return await self._collect()
 
-        task = self._tasks.start(outcome(), name=f"{self._operation} {self._operation_id}")
-        task.add_done_callback(self._note)
+        task = self._tasks.start(collect(), name=f"{self._operation} {self._operation_id}")
+        task.add_done_callback(self._log_unseen_failure)
         return task
 
-    def _is_unknown(self) -> bool:
+    def _was_unreachable(self) -> bool:
         return not self._task.cancelled() and isinstance(self._task.exception(), TransportError)
 
-    def _note(self, task: asyncio.Task[T]) -> None:
-        """Say that an operation failed when nobody is waiting to hear it."""
+    def _log_unseen_failure(self, task: asyncio.Task[T]) -> None:
+        """Log the failure of an operation that no caller waits for."""
         error = None if task.cancelled() else task.exception()
         if isinstance(error, LoopsError) and not self._waiters:
-            log.warning("%s failed, and nobody waits for it: %s", self._operation, error)
+            log.warning("%s failed while no caller waited for it: %s", self._operation, error)

@@ -1,4 +1,4 @@
-"""What is submitted: an operation with its body, or bodies where it is sent in parts."""
+"""The interface of operations: a name, a result type, and one request body for each part."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ T_co = TypeVar("T_co", covariant=True)
 SmallBody: TypeAlias = InitTrainerServerBody | OptimStepBody | SaveStateBody | SaveWeightsForSamplerBody | LoadStateBody
 
 MakeBody: TypeAlias = Callable[[int], Body]
-"""Makes a request's body from its `seq_id`, which is known only when its turn has come."""
+"""Makes the body of a request from its `seq_id`, which is only known when its turn starts."""
 
 
 class Encoded(Protocol[T]):
-    """An operation that is ready to be sent."""
+    """An operation that is ready to send."""
 
     @property
     def bodies(self) -> Sequence[MakeBody]:
-        """One for each part."""
+        """Functions that make the request bodies, one for each part."""
         ...
 
     def merge(self, results: Sequence[T]) -> T:
-        """Make one result of those of the parts, which are in order."""
+        """Merge the results of the parts, given in order, into one."""
         ...
 
 
 class Operation(Protocol[T]):
-    """Something that a trainer is asked to do.
+    """An operation of a trainer.
 
-    The bodies of one that `is_dependent` depend on the operations before it, so it is encoded when its turn has come;
-    any other is encoded while it waits.
+    If it `is_dependent`, its bodies depend on earlier operations, so it is encoded when its turn starts; any other
+    operation is encoded while it waits for its turn.
     """
 
     @property
     def name(self) -> str:
-        """What it is called on the wire."""
+        """Its name on the wire."""
         ...
 
     @property

@@ -1,4 +1,4 @@
-"""Collecting the outcomes of operations: the same long poll at a trainer and at a serverless sampler."""
+"""Collecting the results of operations by long polls, the same at a trainer and at a serverless sampler."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class _Poll(Struct):
 
 
 class Poller:
-    """Asks one endpoint for the outcomes of its operations.
+    """Polls one endpoint for the results of its operations.
 
     Args:
-        endpoint: the trainer, or the sampler with a queue.
-        transport: the connections.
-        explain: makes the error to raise of one that is not 404 or 410.
-        lost: what the user can do when the endpoint does not know an operation.
-        at_once: the most operations that are asked for at a time; None for any number.
+        endpoint: the trainer, or the serverless sampler.
+        transport: the connection pool.
+        explain: maps an error other than 404 or 410 to the error to raise.
+        lost: advice to the user, for the error that the endpoint does not know an operation.
+        at_once: the largest number of concurrent polls; None for no limit.
     """
 
     def __init__(
@@ -62,11 +62,11 @@ class Poller:
         self._gate: AbstractAsyncContextManager[None] = nullcontext() if at_once is None else asyncio.Semaphore(at_once)
 
     async def result(self, operation: str, operation_id: str, decode: Decode[T]) -> T:
-        """Wait for an operation, however long it takes, and return its decoded result.
+        """Wait for an operation without a time limit, and return its decoded result.
 
         Raises:
-            RemoteOpError: it failed.
-            UnknownRequestError: it is not known, or no longer.
+            RemoteOpError: the operation failed.
+            UnknownRequestError: the endpoint does not know the operation, or no longer does.
             TransportError: the endpoint could not be reached for two minutes.
         """
         run_id = self._endpoint.run_id
@@ -76,13 +76,13 @@ class Poller:
             f"wait for {operation}" + (f" of run {run_id}" if run_id else ""),
             timeout=POLL_SECONDS,
         )
-        # Operations finish in order: the gate is for the oldest, and held until they are done.
+        # Operations finish in order: the oldest hold the gate until they are done.
         async with self._gate:
             while True:
                 answer = await self._poll(request, operation, operation_id)
                 if answer is None:
                     continue
-                poll = self._transport.decoded(request, answer, _Poll)
+                poll = self._transport.decode(request, answer, _Poll)
                 if poll.status == "error":
                     raise RemoteOpError(
                         self._transport.clean(poll.error or "the operation failed without a message"),
@@ -92,12 +92,12 @@ class Poller:
                         error_class=poll.error_class,
                     )
                 if poll.status == "done":
-                    return await self._decoded(request, answer, poll.result, decode)
-                log.warning("%s: answered with the unknown status %r; asking again", operation, poll.status)
+                    return await self._decode(request, answer, poll.result, decode)
+                log.warning("%s: answered with the unknown status %r; polling again", operation, poll.status)
                 await asyncio.sleep(1.0)
 
     async def _poll(self, request: Request, operation: str, operation_id: str) -> Answer | None:
-        """Ask once for an operation; None while it is not done."""
+        """Poll an operation once; None if it is not done yet."""
         started = time.monotonic()
 
         async def ask() -> Answer:
@@ -110,7 +110,7 @@ class Poller:
         if answer.status == 200:
             return answer
         if time.monotonic() - started < SHORTEST_HOLD:
-            await asyncio.sleep(SHORTEST_HOLD)  # a service that does not hold polls must not be hammered
+            await asyncio.sleep(SHORTEST_HOLD)  # limits the rate of polls that the service does not hold
         return None
 
     def _error(self, request: Request, answer: Answer, operation: str, operation_id: str) -> LoopsError:
@@ -121,16 +121,16 @@ class Poller:
             )
         return self._explain(error)
 
-    async def _decoded(self, request: Request, answer: Answer, raw: msgspec.Raw, decode: Decode[T]) -> T:
+    async def _decode(self, request: Request, answer: Answer, raw: msgspec.Raw, decode: Decode[T]) -> T:
         try:
             return await decode(raw)
         except msgspec.MsgspecError as problem:
-            raise self._transport.not_loops(request, answer, str(problem)) from problem
+            raise self._transport.protocol_error(request, answer, str(problem)) from problem
 
 
 def accepted_id(transport: Transport, request: Request, answer: Answer) -> str:
-    """Return the id under which an operation was accepted."""
-    accepted = transport.decoded(request, answer, protocol.Accepted)
+    """Return the id of the operation that an answer accepts."""
+    accepted = transport.decode(request, answer, protocol.Accepted)
     if not accepted.operation_id or accepted.schema_version != protocol.SCHEMA_VERSION:
-        raise transport.not_loops(request, answer, "expected an operation_id and schema_version 1")
+        raise transport.protocol_error(request, answer, "expected an operation_id and schema_version 1")
     return accepted.operation_id

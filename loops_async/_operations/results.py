@@ -1,4 +1,4 @@
-"""Results of operations, decoded in slices between which the event loop can do other work."""
+"""Decoding the results of operations in slices, between which the event loop can do other work."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _decode_tensors = msgspec.json.Decoder(dict[str, TensorData]).decode
 
 
 async def decode_output(raw: bytes | msgspec.Raw) -> ForwardBackwardOutput:
-    """Decode a forward pass, datum by datum; a null among its numbers reads as NaN."""
+    """Decode the result of a forward pass, datum by datum; a null in place of a number becomes NaN."""
     pacer = Pacer()
     output = _decode_output(raw)
     tensors: list[dict[str, TensorData]] = []
-    for one in output.loss_fn_outputs:
-        tensors.append(_decode_tensors(one))
+    for raw_tensors in output.loss_fn_outputs:
+        tensors.append(_decode_tensors(raw_tensors))
         await pacer.pause()
     return ForwardBackwardOutput(
         loss=_number(output.loss),
@@ -47,7 +47,7 @@ _decode_step = msgspec.json.Decoder(_RawStep).decode
 
 
 async def decode_step(raw: bytes | msgspec.Raw) -> OptimStepResponse:
-    """Decode an optimizer step; a null among its numbers, such as the norm of a gradient that overflowed, is NaN."""
+    """Decode the result of an optimizer step; a null metric, e.g. the norm of an overflowed gradient, becomes NaN."""
     metrics = _decode_step(raw).metrics
     return OptimStepResponse(metrics=None if metrics is None else _numbers(metrics))
 

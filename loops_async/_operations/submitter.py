@@ -24,19 +24,19 @@ T = TypeVar("T")
 log = logging.getLogger("loops_async")
 
 POLLS_AT_ONCE: Final = 8
-"""Operations of a trainer finish in order, so asking for the oldest few is as good as asking for all."""
+"""Operations of a trainer finish in order, so polling only the oldest few loses no time."""
 
 LOST: Final = (
-    "The trainer does not know the operation: results are kept for about an hour, and not across a restart of the "
-    "trainer. Submit it again, from the last saved state if the trainer is new."
+    "The trainer does not know the operation: it keeps results for about an hour, and loses them when it restarts. "
+    "Submit it again, from the last saved state if the trainer was restarted."
 )
 
 
 class Submitter:
     """Submits the operations of the trainer at `endpoint`, in the order of `turns`.
 
-    Invariant: the POST of an operation is not sent before the one before it was answered, and `seq_id` counts the
-    operations that the trainer may have accepted. An operation that ends before it is sent leaves no trace in either.
+    Invariant: an operation is not sent until the previous one was answered, and `seq_id` counts the operations that
+    the trainer may have accepted. An operation that ends before it is sent affects neither.
     """
 
     def __init__(self, endpoint: Endpoint, turns: Turns, *, transport: Transport, tasks: TaskOwner) -> None:
@@ -44,19 +44,19 @@ class Submitter:
         self._turns = turns
         self._transport = transport
         self._tasks = tasks
-        self._poller = Poller(endpoint, transport, explain=_explained, lost=LOST, at_once=POLLS_AT_ONCE)
+        self._poller = Poller(endpoint, transport, explain=_recognize_shutdown, lost=LOST, at_once=POLLS_AT_ONCE)
 
     async def submit(self, operation: Operation[T]) -> OperationFuture[T]:
         """Submit an operation and return its future as soon as the trainer has accepted it.
 
-        The turn is taken before this coroutine first waits. If the caller is cancelled before the request is sent, the
-        operation is cancelled, too; later, it runs and only its future is lost.
+        The turn is taken before this coroutine first suspends. If the caller is cancelled before the request is sent,
+        the operation is cancelled, too; after that, the operation runs and only its future is lost.
         """
         self._transport.check_usable()
         submission = _Submission(operation.name, self._turns.take())
         task = self._tasks.start(self._send_in_turn(operation, submission), name=f"submit {operation.name}")
-        # A task that is cancelled before it starts never enters its coroutine, so its turn is ended from outside.
-        task.add_done_callback(submission.ended)
+        # A callback ends the turn, since a task that is cancelled before it starts never enters its coroutine.
+        task.add_done_callback(submission.finish)
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -66,7 +66,7 @@ class Submitter:
             raise
 
     async def send(self, operation: Operation[T]) -> OperationFuture[T]:
-        """Send an operation inside the turn of one that depends on it, and return its future."""
+        """Send an operation within the current turn, for an operation that depends on it, and return its future."""
         return await self._send_parts(operation, await operation.encode())
 
     async def _send_in_turn(self, operation: Operation[T], submission: _Submission) -> OperationFuture[T]:
@@ -95,7 +95,7 @@ class Submitter:
             f"/{name}",
             f"submit {name} of run {self._endpoint.run_id}",
             body=body(seq_id),
-            # The key makes a repeated submission harmless, also after an answer that was lost.
+            # The key makes a retry safe, also after a lost answer.
             headers={**self._endpoint.headers, protocol.IDEMPOTENCY_KEY: uuid4().hex},
         )
 
@@ -103,7 +103,7 @@ class Submitter:
             answer = await self._transport.send(request)
             if answer.is_success:
                 return answer
-            raise _explained(self._transport.error(request, answer))
+            raise _recognize_shutdown(self._transport.error(request, answer))
 
         self._turns.sent = seq_id
         try:
@@ -116,7 +116,7 @@ class Submitter:
 
 
 class _Submission:
-    """One operation on its way to the trainer."""
+    """The state of one operation until it is submitted."""
 
     def __init__(self, operation: str, turn: Turn) -> None:
         self.operation = operation
@@ -125,23 +125,24 @@ class _Submission:
         self._is_abandoned = False
 
     def abandon(self, task: asyncio.Task[Any]) -> None:
-        """The caller is gone: cancel the operation if it was not sent."""
+        """Cancel the operation if it was not sent, since its caller was cancelled."""
         self._is_abandoned = True
         if not self.is_sent:
             task.cancel()
 
-    def ended(self, task: asyncio.Task[Any]) -> None:
+    def finish(self, task: asyncio.Task[Any]) -> None:
+        """End the turn, and log a failure that no caller receives."""
         self.turn.end()
         if self._is_abandoned and not task.cancelled() and (error := task.exception()):
-            log.warning("%s failed after its caller had gone: %s", self.operation, error)
+            log.warning("%s failed after its caller was cancelled: %s", self.operation, error)
 
 
-def _explained(error: LoopsError) -> LoopsError:
-    """A trainer that answers 503 is shutting down, which no repetition changes."""
+def _recognize_shutdown(error: LoopsError) -> LoopsError:
+    """Return `error`, or a `ServerShutdownError` for a 503: the trainer is shutting down, so no retry can succeed."""
     if not isinstance(error, ApiError) or error.status != 503:
         return error
     shutdown = ServerShutdownError(
-        f"{error} The trainer is shutting down; make a new run from the last saved state.",
+        f"{error} The trainer is shutting down; create a new run from the last saved state.",
         status=error.status,
         code=error.code,
         reason=error.reason,

@@ -1,4 +1,4 @@
-"""Turns: operations are sent in the order of the calls."""
+"""Turns, so that operations are sent in the order of the calls."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import asyncio
 
 
 class Turn:
-    """A place in the order: `wait` until all turns before have ended, then `end` to start the next one.
+    """A place in the order: `wait` until all previous turns have ended, then `end` to start the next one.
 
-    A turn that ends before it came is skipped: the next one still waits for those before.
+    A turn that ends before its start is skipped: the next one still waits for the previous ones.
     """
 
     def __init__(self, previous: asyncio.Future[None] | None) -> None:
@@ -16,25 +16,25 @@ class Turn:
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def wait(self) -> None:
-        """Wait until all turns before have ended."""
+        """Wait until all previous turns have ended."""
         if self._previous is not None:
             await asyncio.wait([self._previous])
 
     def end(self) -> None:
-        """Start the next turn, now or as soon as all turns before have ended."""
+        """Start the next turn, now or as soon as all previous turns have ended."""
         if self._previous is None or self._previous.done():
             self._finish()
         else:
             self._previous.add_done_callback(lambda _: self._finish())
 
     def _finish(self) -> None:
-        self._previous = None  # a long chain of turns must not keep itself alive
+        self._previous = None  # otherwise a long chain of turns would stay in memory
         if not self.done.done():
             self.done.set_result(None)
 
 
 class Turns:
-    """Turns in the order in which they are taken. `sent` is counted by the one that has the turn."""
+    """Turns in the order in which they are taken. Only the holder of the current turn changes `sent`."""
 
     def __init__(self) -> None:
         self.sent = 0

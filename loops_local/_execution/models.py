@@ -49,7 +49,7 @@ class ModelHost:
     @property
     def max_seq_len(self) -> int | None:
         """The longest sequence in tokens; None while the engine is not loaded."""
-        engine = self._engines.made(self.name)
+        engine = self._engines.peek(self.name)
         return None if engine is None else engine.model.max_seq_len
 
     async def engine(self) -> Engine:
@@ -82,7 +82,7 @@ class ModelHost:
 
     def _close(self) -> None:
         self._training_thread.shutdown(cancel_futures=True)
-        if (sampler := self._samplers.made(self.name)) is not None:
+        if (sampler := self._samplers.peek(self.name)) is not None:
             sampler.close()
 
 

@@ -73,7 +73,7 @@ async def test_a_service_that_shuts_down(colour: Colour) -> None:
             at_work, queued = [await trainer.forward([example()]) for _ in range(2)]
             await eventually(lambda: gated.begun)
             closing = asyncio.ensure_future(asyncio.to_thread(running.close))
-            with pytest.raises(ServerShutdownError, match="make a new run from the last saved state"):
+            with pytest.raises(ServerShutdownError, match="create a new run from the last saved state"):
                 await queued
             gated.training.set()
             assert (await at_work).loss_fn_outputs

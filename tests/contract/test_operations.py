@@ -76,7 +76,7 @@ async def test_many_wait_for_one(trainer: TrainingClient, engine: WatchedEngine)
 async def test_a_wait_that_is_over_says_so_and_harms_nothing(trainer: TrainingClient, engine: WatchedEngine) -> None:
     engine.training.clear()
     future = await trainer.forward([example()])
-    with pytest.raises(TimeoutError, match=r"no result within 0\.01 s.*operation goes on") as raised:
+    with pytest.raises(TimeoutError, match=r"no result within 0\.01 s.*operation continues") as raised:
         await future.result(timeout=0.01)
 
     error = raised.value

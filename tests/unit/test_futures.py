@@ -168,7 +168,7 @@ async def test_a_failure_without_a_waiter_is_logged_once(
         service.answer.set_exception(FAILED)
         await turns_of_the_loop()
     [record] = caplog.records
-    assert "nobody waits for it: ValueError: no" in record.getMessage()
+    assert "no caller waited for it: ValueError: no" in record.getMessage()
 
 
 async def test_a_failure_that_is_waited_for_is_not_logged(
@@ -183,7 +183,7 @@ async def test_a_failure_that_is_waited_for_is_not_logged(
 
 
 async def test_repr_tells_the_state(service: Service, future: OperationFuture[int]) -> None:
-    assert repr(future) == "<OperationFuture optim_step op under way>"
+    assert repr(future) == "<OperationFuture optim_step op pending>"
     service.answer.set_result(7)
     await future
     assert repr(future) == "<OperationFuture optim_step op done>"

@@ -168,7 +168,7 @@ async def test_what_costs_money_is_repeated_only_when_it_certainly_was_not_done(
 async def test_each_repetition_is_logged_with_its_reason(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "loops_async"):
         await retry(Failing(slow_down(3.0)), READ, what="no session yet")
-    assert [record.getMessage() for record in caplog.records] == ["no session yet; trying again in 3.0 s: busy"]
+    assert [record.getMessage() for record in caplog.records] == ["no session yet; retrying in 3.0 s: busy"]
 
 
 # --- until -----------------------------------------------------------------------------------------------------------

@@ -114,10 +114,10 @@ async def test_a_value_is_made_once_for_all_who_ask() -> None:
         made.append(object())
         return made[-1]
 
-    assert values.made("a") is None
+    assert values.peek("a") is None
     found = await asyncio.gather(*(values.get("a", make) for _ in range(8)))
     assert found == [made[0]] * 8
-    assert values.made("a") is made[0]
+    assert values.peek("a") is made[0]
     assert await values.get("b", make) is made[1]
     values.discard("a")
     assert await values.get("a", make) is made[2]
@@ -137,7 +137,7 @@ async def test_a_failure_reaches_everyone_and_is_forgotten() -> None:
 
     found = await asyncio.gather(*(values.get("a", fail) for _ in range(3)), return_exceptions=True)
     assert [str(error) for error in found] == ["down"] * 3
-    assert values.made("a") is None
+    assert values.peek("a") is None
     assert await values.get("a", succeed) == 1
     await owner.close()
 

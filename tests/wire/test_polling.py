@@ -148,7 +148,7 @@ async def test_502_is_waited_out(step: Submit, quick: Clock) -> None:
 async def test_503_is_a_trainer_going_away(step: Submit, quick: Clock) -> None:
     future = await step(Say(503, {"error": "bye"}))
     for _ in range(2):
-        with pytest.raises(ServerShutdownError, match=r"bye.*make a new run"):
+        with pytest.raises(ServerShutdownError, match=r"bye.*create a new run"):
             await future
     assert step.polls == 1
 

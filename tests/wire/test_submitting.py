@@ -102,7 +102,7 @@ async def test_a_refusal_is_raised_at_once_and_not_hammered(
 
 async def test_503_is_a_trainer_going_away(service: ScriptedService, trainer: TrainingClient, quick: Clock) -> None:
     service.answer("POST", STEP, Say(503, {"error": "shutting down"}, {"X-Request-Id": "req-9"}))
-    with pytest.raises(ServerShutdownError, match=r"shutting down.*req-9.*make a new run") as going:
+    with pytest.raises(ServerShutdownError, match=r"shutting down.*req-9.*create a new run") as going:
         await trainer.optim_step(AdamParams())
     assert (going.value.status, going.value.request_id, going.value.retryable) == (503, "req-9", False)
     assert len(service.seen_at("POST", STEP)) == 1
@@ -290,7 +290,9 @@ async def test_an_abandoned_call_that_fails_is_logged_and_stops_no_other(
     slow.go.set()
     await trainer.optim_step(AdamParams())
     assert numbers(service) == [("forward_backward", 2), ("optim_step", 2)]
-    assert any("forward_backward failed after its caller had gone" in record.getMessage() for record in caplog.records)
+    assert any(
+        "forward_backward failed after its caller was cancelled" in record.getMessage() for record in caplog.records
+    )
 
 
 async def test_a_time_limit_around_a_call_cancels_it(service: ScriptedService, trainer: TrainingClient) -> None:

@@ -136,7 +136,7 @@ async def test_a_server_that_does_not_speak_http(answer: bytes | None, quick: Cl
     async with tcp_server(answer) as url:
         error = await open_error(url)
     assert isinstance(error, ProtocolError)
-    assert "does not speak HTTP" in str(error)
+    assert "does not follow HTTP" in str(error)
     assert_readable(error)
 
 
@@ -265,6 +265,6 @@ async def test_the_log_of_a_retry_holds_no_secret(
     service.answer("GET", CAPABILITIES, Say(502, f"see {service.url}/file?{SIGNED} Bearer {KEY}"))
     service.always("GET", CAPABILITIES, Say(body={"supported_models": []}))
     await client.get_server_capabilities()
-    assert "trying again" in caplog.text
+    assert "retrying" in caplog.text
     assert "5ecret" not in caplog.text
     assert KEY not in caplog.text
