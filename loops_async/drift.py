@@ -1,6 +1,6 @@
 """The difference between the sampler's and the trainer's logprobs, over the tokens that a policy gradient learns from.
 
-With the same weights, both should give a token the same logprob; if they differ, importance ratios are wrong. For one
+With the same weights, both should assign a token the same logprob; if they differ, importance ratios are wrong. For one
 token, ``d = train - sample`` is the difference of its logprobs in nats, and ``w = exp(d)`` its importance ratio. A
 position counts when its ``mask`` is greater than 0, its advantage is not 0, and both logprobs are finite; an example
 needs the mask or the advantages, or both.

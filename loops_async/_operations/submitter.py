@@ -108,8 +108,8 @@ class Submitter:
         self._turns.sent = seq_id
         try:
             answer = await retry(ask, SUBMIT, what=f"{name} was not accepted")
-        except ApiError as refused:
-            if refused.status < 500:
+        except ApiError as error:
+            if error.status < 500:
                 self._turns.sent -= 1
             raise
         return accepted_id(self._transport, request, answer)

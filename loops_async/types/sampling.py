@@ -21,8 +21,8 @@ class SamplingParams(Struct, frozen=True, kw_only=True):
     """How to sample.
 
     `max_tokens` limits the completion. `temperature` 0 is greedy decoding. `top_k` -1 and `top_p` 1.0 disable these
-    filters. `stop` is a string, a list of strings or a list of token ids. With a `seed`, the same request gives the
-    same samples; the samples of one request still differ from each other.
+    filters. `stop` is a string, a list of strings or a list of token ids. With a `seed`, the same request returns
+    the same samples; the samples of one request still differ from each other.
     """
 
     max_tokens: Annotated[int, Meta(ge=1)] | None = None

@@ -109,7 +109,7 @@ CASES: list[tuple[str, str, list[Datum], str]] = [
         [_datum(target_tokens=[1, 2], logprobs=_raw([None, 0.0], "float32", [2]), advantages=[1.0, 1.0])],
         r"'logprobs'\]: must be finite.*position 0",
     ),
-    ("half a pair", "dpo", [_datum(target_tokens=[1, 2], ref_logprobs=[0.0, 0.0])], r"data: dpo needs pairs"),
+    ("half a pair", "dpo", [_datum(target_tokens=[1, 2], ref_logprobs=[0.0, 0.0])], r"data: dpo needs .*pairs"),
     ("no reference", "dpo", [GOOD, GOOD], r"dpo needs .*missing \['ref_logprobs'\]"),
     ("no targets", "dpo", [_datum(ref_logprobs=[0.0, 0.0])] * 2, r"dpo needs .*missing \['target_tokens'\]"),
     ("half the advantages", "ppo", [_datum([1, 2, 3], logprobs=[0.0] * 3, advantages=[1.0] * 2)], r"got \[2\]"),
