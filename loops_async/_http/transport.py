@@ -250,7 +250,7 @@ class Transport:
     def check_usable(self) -> None:
         """Raise `ClosedError` when this is closed, or belongs to another event loop."""
         if self._closed:
-            raise ClosedError("this client is closed; make a new ServiceClient")
+            raise ClosedError("this client is closed; create a new ServiceClient")
         check_loop(self._loop)
 
     def _excerpt(self, text: str) -> str:

@@ -240,7 +240,7 @@ async def test_what_came_from_a_closed_client_says_so(service: ServiceClient, en
         service.get_server_capabilities(),
     ]
     for call in calls:
-        with pytest.raises(ClosedError, match="closed; make a new ServiceClient"):
+        with pytest.raises(ClosedError, match="closed; create a new ServiceClient"):
             await call
     assert await done == output
 

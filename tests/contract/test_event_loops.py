@@ -109,7 +109,7 @@ def test_a_client_of_an_earlier_run_says_that_it_is_over(local: LocalService, en
             return await service.create_sampling_client(engine.name)
 
     sampler = asyncio.run(make())
-    with pytest.raises(ClosedError, match="make a new ServiceClient"):
+    with pytest.raises(ClosedError, match="create a new ServiceClient"):
         asyncio.run(sampler.sample(PROMPT))
 
 
