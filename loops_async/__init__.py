@@ -1,6 +1,35 @@
 """Async-first client for Baseten Loops: LoRA training and sampling of language models.
 
-Start with `ServiceClient`.
+The main classes:
+
+- `ServiceClient`: a session on the service. It creates the other clients, and lists and downloads checkpoints.
+- `TrainingClient`: trains one run: `forward_backward`, `optim_step`, saving and loading. Each call submits an
+  operation, in order, and returns an `OperationFuture`, whose result is awaited separately.
+- `SamplingClient`: samples one sampler: `sample`, `sample_many`, `compute_logprobs`.
+- `ControlPlane`: the REST API, one method for each route, as `ServiceClient.control_plane`.
+
+Example:
+    ::
+
+        async with loops.ServiceClient() as service:
+            trainer = await service.create_lora_training_client("Qwen/Qwen3-0.6B", rank=16)
+            step = await trainer.forward_backward(data, "cross_entropy")
+            await trainer.optim_step(loops.AdamParams(learning_rate=4e-5))
+            sampler = await trainer.save_weights_and_get_sampling_client("step-1")
+            print((await step).loss, (await sampler.sample(prompt)).sequences[0].text)
+
+The API key is read from ``BASETEN_API_KEY``. `ServiceClient` describes the other settings.
+
+Elsewhere:
+
+- `loops_async.errors`: every error, with `LoopsError` as the root; `LoopsError.retryable` says whether to try again.
+- `loops_async.types`: the values that calls take and return, e.g. `Datum`, `AdamParams`, `SamplingParams`.
+- `attach_reference_logprobs` prepares data for the loss ``dpo``; `loops_compute_kl_sample_train` and
+  `top_divergent_tokens` measure how far the sampler and the trainer differ.
+- `loops_sync`: the same classes and methods as blocking calls.
+- `loops_local`: the whole service on this machine, for use without an account (the ``local`` extra). Run
+  ``loops-local serve``, or enter `loops_local.LocalService`.
+- ``loops``: the command line (the ``cli`` extra).
 """
 
 from . import errors, types

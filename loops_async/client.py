@@ -1,4 +1,4 @@
-"""The entry point: a session on the service, and the clients made from it."""
+"""The entry point: a session on the service, and the clients that it creates."""
 
 from __future__ import annotations
 
@@ -51,24 +51,24 @@ class ServiceClient:
 
     Entering it (or `open`) creates the session; leaving it (or `close`) ends every background task and connection.
     It belongs to the event loop in which it was opened, and calls every `on_progress` there: a callback must return
-    quickly, and what it raises ends the call.
+    quickly, and an exception that it raises ends the call.
 
     Args:
-        training_project_id: the project of the session; None is the organization's default one.
+        training_project_id: the project of the session; None uses the organization's default project.
         api_key: default ``BASETEN_API_KEY``.
         base_url: default ``LOOPS_BASE_URL``, else the hosted service.
         reuse_from_session_id: reuse that session's deployments where possible; default
-            ``LOOPS_REUSE_FROM_SESSION_ID``. The same team's only, and best effort.
+            ``LOOPS_REUSE_FROM_SESSION_ID``. Best effort, and only within the same team.
         auth_scheme: ``"Bearer"`` or ``"Api-Key"``; the service accepts both.
-        reuse_from_run_id: reuse that run's deployment where possible; default ``LOOPS_REUSE_FROM_RUN_ID``. It comes
-            before `reuse_from_session_id`; newer services only.
+        reuse_from_run_id: reuse that run's deployment where possible; default ``LOOPS_REUSE_FROM_RUN_ID``. It takes
+            precedence over `reuse_from_session_id`. Newer services only.
         team: the name or id of the team that sessions, runs and samplers belong to; default ``LOOPS_TEAM``, else the
-            key's own. Newer services only.
+            team of the API key. Newer services only.
         availability_model: ``"dedicated"`` or ``"spot"`` machines; default ``LOOPS_AVAILABILITY_MODEL``, else the
             service's choice. Newer services only.
 
     Raises:
-        ConfigError: there is neither a key nor a base_url, or one of the arguments cannot be right.
+        ConfigError: neither an API key nor a base_url was given, or an argument is invalid.
 
     Example:
         ::
@@ -110,36 +110,36 @@ class ServiceClient:
 
     @classmethod
     def local(cls, *, trainer_url: str, sampler_url: str) -> ServiceClient:
-        """Bind to a trainer and a sampler that run already, without a control plane and without a key.
+        """Connect to a trainer and a sampler that already run, without a control plane and without an API key.
 
-        The run gets an id of its own, so saving, loading and publishing work; listing and downloading checkpoints
-        work where the trainer's host also answers ``/v1/loops/checkpoints``, as the embedded service does.
+        The run gets its own id, so saving, loading and publishing work. Listing and downloading checkpoints work if
+        the trainer's host also serves ``/v1/loops/checkpoints``, as the embedded service does.
         """
         trainer = checked_url(trainer_url, "trainer_url")
         sampler = checked_url(sampler_url, "sampler_url")
         parts = urlsplit(trainer)
         client = cls.__new__(cls)
         settings = Settings(base_url=f"{parts.scheme}://{parts.netloc}", api_key=None)
-        client._set_up(settings, LocalUrls(trainer, sampler))  # noqa: SLF001 - our own other constructor
+        client._set_up(settings, LocalUrls(trainer, sampler))  # noqa: SLF001 - an alternative constructor
         return client
 
-    # --- life ---
+    # --- opening and closing ---
 
     async def open(self) -> ServiceClient:
-        """Create the session; opening an open client does nothing.
+        """Create the session; does nothing if the client is already open.
 
         Raises:
             ConfigError: there is no such team.
-            AuthenticationError: the key is wrong.
-            ConnectError: there is nothing at `base_url`.
-            ProtocolError: what is there is not Loops.
+            AuthenticationError: the API key was rejected.
+            ConnectError: no server answers at `base_url`.
+            ProtocolError: the server at `base_url` is not a Loops service.
         """
         async with self._opening:
             self._check_not_closed()
             if self._session is None:
                 runtime = Runtime(self._settings)
                 try:
-                    session = await self._begin_session(runtime)
+                    session = await self._create_session(runtime)
                     self._check_not_closed()
                 except BaseException:
                     await runtime.close()
@@ -148,7 +148,7 @@ class ServiceClient:
         return self
 
     async def close(self) -> None:
-        """End every background task and connection; runs and samplers go on. Closing twice does nothing."""
+        """End every background task and connection; runs and samplers keep running. Closing again does nothing."""
         self._is_closed = True
         if self._session is not None:
             await self._session.runtime.close()
@@ -171,7 +171,7 @@ class ServiceClient:
     @property
     def control_plane(self) -> ControlPlane:
         """The REST API, one method for each route."""
-        return self._live.runtime.control_plane
+        return self._open_session.runtime.control_plane
 
     def __repr__(self) -> str:
         session = self._session.id if self._session else "not open"
@@ -199,7 +199,7 @@ class ServiceClient:
     ) -> TrainingClient:
         """Provision a trainer with its paired sampler, and return when the trainer is ready.
 
-        Any number may be provisioned at once. A run whose provisioning fails or is cancelled is deactivated.
+        Any number may be provisioned concurrently. A run whose provisioning fails or is cancelled is deactivated.
 
         Args:
             base_model: a Hugging Face repository id that the service supports (`get_server_capabilities`).
@@ -207,22 +207,22 @@ class ServiceClient:
             seed: makes the fresh adapter reproducible.
             timeout: seconds that one request to the trainer may take.
             ready_timeout: seconds that the trainer may take to become ready.
-            wandb_config: log every optimizer step there; needs the ``wandb`` extra.
+            wandb_config: log every optimizer step to Weights & Biases; needs the ``wandb`` extra.
             max_seq_len: longest example in tokens; None is the model's maximum.
-            scale_down_delay_seconds: how long the trainer stays up unused.
+            scale_down_delay_seconds: how long an unused trainer keeps running.
             replicas: data-parallel copies.
             path: ``bt://loops:<run_id>/weights/<name>`` to start from.
             name: a display name; sent only when given.
             sampler_num_replicas: copies of the paired sampler; sent only when given.
-            keep_on_failure: leave the run as it is when it fails or this is cancelled.
-            on_progress: called with each change of state, in order; `ServiceClient` says where it runs.
+            keep_on_failure: do not deactivate the run when its provisioning fails or is cancelled.
+            on_progress: called with each change of state, in order; see `ServiceClient` for its rules.
 
         Raises:
-            InputError: an argument breaks a rule; nothing was sent.
-            BadRequestError: the service refuses, for example an unknown model.
-            LostAnswerError: the connection broke and the run was not found; it may exist.
+            InputError: an argument is invalid; nothing was sent.
+            BadRequestError: the service refused the request, e.g. because it does not know the model.
+            LostAnswerError: the connection broke before the answer came, and no run was found; it may exist.
             ProvisioningError: the deployment failed.
-            NotReadyError: it was not ready in `ready_timeout`.
+            NotReadyError: it was not ready within `ready_timeout`.
         """
         check_at_least(rank, 1, "rank")
         request = run_request(
@@ -255,7 +255,8 @@ class ServiceClient:
     ) -> TrainingClient:
         """Provision a new run of the checkpoint's model and rank, with its weights and a fresh optimizer.
 
-        `path` is ``bt://loops:<run_id>/weights/<name>``; the rest is as in `create_lora_training_client`.
+        `path` is ``bt://loops:<run_id>/weights/<name>``; the other arguments and the errors are those of
+        `create_lora_training_client`.
         """
         options = ProvisioningOptions(
             ready_timeout=ready_timeout, keep_on_failure=keep_on_failure, on_progress=on_progress
@@ -274,7 +275,7 @@ class ServiceClient:
     ) -> TrainingClient:
         """Provision a new run that continues from the checkpoint: weights, optimizer and step.
 
-        Arguments are those of `create_training_client_from_state`.
+        Arguments and errors are those of `create_training_client_from_state`.
         """
         options = ProvisioningOptions(
             ready_timeout=ready_timeout, keep_on_failure=keep_on_failure, on_progress=on_progress
@@ -290,16 +291,16 @@ class ServiceClient:
         keep_on_failure: bool = False,
         on_progress: Callable[[ProvisioningEvent], object] | None = None,
     ) -> Run:
-        """Create a run and return it when its trainer is ready, without beginning to train.
+        """Create a run and return it when its trainer is ready, without starting to train.
 
-        `attach_training_client` goes on from there. Arguments and errors are those of `create_lora_training_client`.
+        To train it, use `attach_training_client`. Arguments and errors are those of `create_lora_training_client`.
         """
         options = ProvisioningOptions(
             ready_timeout=ready_timeout, keep_on_failure=keep_on_failure, on_progress=on_progress
         )
 
         check_request(request, CreateRunRequest)
-        session = self._live
+        session = self._open_session
 
         async def provision() -> Run:
             async with session.provisioner.run(request, options) as run:
@@ -314,12 +315,12 @@ class ServiceClient:
         ready_timeout: float = 3600.0,
         on_progress: Callable[[ProvisioningEvent], object] | None = None,
     ) -> Run:
-        """Wait until the trainer of a run that exists is ready.
+        """Wait until the trainer of an existing run is ready.
 
-        Whatever happens, the run stays as it is. Errors are those of `create_lora_training_client`.
+        The run is not deactivated when this fails or is cancelled. Errors are those of `create_lora_training_client`.
         """
         options = ProvisioningOptions(ready_timeout=ready_timeout, on_progress=on_progress)
-        return await self._live.provisioner.existing_run(run_id, options)
+        return await self._open_session.provisioner.existing_run(run_id, options)
 
     async def attach_training_client(
         self,
@@ -329,21 +330,21 @@ class ServiceClient:
         ready_timeout: float = 3600.0,
         wandb_config: WandbConfig | None = None,
     ) -> TrainingClient:
-        """Return a client of a run that exists, to go on where the run stands: weights, gradients, optimizer, step.
+        """Return a client of an existing run, which continues from the run's current weights, optimizer and step.
 
-        Nothing is reset. The trainer takes this client's operations after all that it has accepted before, whoever
-        sent them; clients of one run that come from the same service client share one order.
+        Nothing is reset, not even accumulated gradients. The trainer runs this client's operations after all that it
+        has accepted before, from any client; clients of one run that the same service client created share one order.
 
         Raises:
             NotFoundError: there is no such run.
             ProvisioningError: its deployment has ended.
-            NotReadyError: its trainer was not ready in `ready_timeout`.
+            NotReadyError: its trainer was not ready within `ready_timeout`.
         """
         check_positive(timeout, "timeout")
         _check_wandb(wandb_config)
         run = await self.wait_for_run(run_id, ready_timeout=ready_timeout)
         return training_client(
-            self._live.runtime,
+            self._open_session.runtime,
             run,
             timeout=timeout,
             ready_timeout=ready_timeout,
@@ -366,23 +367,23 @@ class ServiceClient:
     ) -> SamplingClient:
         """Provision a standalone sampler of a base model, and return when it is ready.
 
-        A sampler whose provisioning fails or is cancelled is deactivated where the service can do that.
+        A sampler whose provisioning fails or is cancelled is deactivated if the service supports that.
 
         Args:
             base_model: a Hugging Face repository id that the service supports.
             timeout: seconds that one sample may take.
             ready_timeout: seconds that the sampler may take to become ready.
-            model_path: not offered here; see `create_sampling_client_from_checkpoint`.
-            max_seq_len: longest prompt with its completion in tokens; None is the model's maximum.
+            model_path: not supported here; see `create_sampling_client_from_checkpoint`.
+            max_seq_len: most tokens of a prompt with its completion; None is the model's maximum.
             num_replicas: copies of the sampler; sent only when given.
-            keep_on_failure: leave the sampler as it is when it fails or this is cancelled.
-            on_progress: called with each change of state, in order; `ServiceClient` says where it runs.
+            keep_on_failure: do not deactivate the sampler when its provisioning fails or is cancelled.
+            on_progress: called with each change of state, in order; see `ServiceClient` for its rules.
 
         Raises:
             UnsupportedError: `model_path` was given.
-            LostAnswerError: the connection broke while the sampler was asked for; it may exist.
+            LostAnswerError: the connection broke before the answer came; the sampler may exist.
             SamplerTerminatedError: the deployment failed.
-            NotReadyError: it was not ready in `ready_timeout`.
+            NotReadyError: it was not ready within `ready_timeout`.
         """
         if model_path is not None:
             raise UnsupportedError(
@@ -443,7 +444,7 @@ class ServiceClient:
         keep_on_failure: bool = False,
         on_progress: Callable[[ProvisioningEvent], object] | None = None,
     ) -> Sampler:
-        """Create a sampler and return it when it is ready, without a client of it.
+        """Create a sampler and return it when it is ready, without creating a client.
 
         Arguments and errors are those of `create_sampling_client`.
         """
@@ -452,7 +453,7 @@ class ServiceClient:
         )
         return await self._provision_sampler(request, options)
 
-    # --- what there is ---
+    # --- models and checkpoints ---
 
     async def get_server_capabilities(self) -> ServerCapabilities:
         """Return the base models that the service supports."""
@@ -467,7 +468,7 @@ class ServiceClient:
     ) -> CheckpointFilesResponse:
         """Return one page of a checkpoint's files with short-lived URLs.
 
-        `checkpoint_id` is `Checkpoint.id`; `page_token` is an offset, the `next_page_token` of the page before.
+        `checkpoint_id` is `Checkpoint.id`; `page_token` is an offset, the `next_page_token` of the previous page.
         """
         return await self.control_plane.get_checkpoint_files(checkpoint_id, page_size=page_size, page_token=page_token)
 
@@ -477,7 +478,7 @@ class ServiceClient:
         `checkpoint_id` is `Checkpoint.id`.
 
         Raises:
-            UnsupportedError: the checkpoint is kept where there are no file URLs.
+            UnsupportedError: the store of the checkpoint has no file URLs.
 
         Example:
             ::
@@ -486,7 +487,7 @@ class ServiceClient:
                 async for file in service.checkpoint_files(checkpoint.id):
                     print(file.relative_file_name, file.size_bytes)
         """
-        async with aclosing(checkpoint_files(self._live.runtime, checkpoint_id, page_size=page_size)) as files:
+        async with aclosing(checkpoint_files(self._open_session.runtime, checkpoint_id, page_size=page_size)) as files:
             async for file in files:
                 yield file
 
@@ -497,29 +498,29 @@ class ServiceClient:
         dest_dir: str | PathLike[str],
         on_progress: Callable[[DownloadProgress], object] | None = None,
     ) -> CheckpointDownload:
-        """Download all files of a checkpoint into `dest_dir`, whole or not at all.
+        """Download all files of a checkpoint into `dest_dir`, completely or not at all.
 
-        Eight files are fetched at a time. They appear under their names when all of them are whole. An interrupted
-        download (even by SIGKILL) is resumed by the next call. Sizes are checked, and checksums where the file store
-        states one. The API key is not sent to it.
+        Eight files are fetched at a time. They get their final names when all of them are complete. An interrupted
+        download (even by SIGKILL) is resumed by the next call. Sizes are checked, and so are checksums that the file
+        store reports. The API key is not sent to the file store.
 
         Args:
             checkpoint_id: `Checkpoint.id`.
-            dest_dir: is made where it does not exist. Files of the same names in it are replaced.
-            on_progress: called many times a second, in order; `ServiceClient` says where it runs.
+            dest_dir: created if it does not exist. Files of the same names in it are replaced.
+            on_progress: called many times a second, in order; see `ServiceClient` for its rules.
 
         Raises:
-            ProtocolError: the listing names a file outside `dest_dir`, or the same one twice, or a file has another
-                size or checksum than was said.
-            UnsupportedError: the checkpoint is kept where there are no file URLs.
-            OSError: the disk is full, or may not be written.
+            ProtocolError: the listing names a file outside `dest_dir`, or the same file twice, or the size or
+                checksum of a file is not the announced one.
+            UnsupportedError: the store of the checkpoint has no file URLs.
+            OSError: the disk is full, or `dest_dir` is not writable.
         """
-        return await download(self._live.runtime, checkpoint_id, dest_dir, on_progress)
+        return await download(self._open_session.runtime, checkpoint_id, dest_dir, on_progress)
 
-    # --- within ---
+    # --- internals ---
 
     @property
-    def _live(self) -> _Session:
+    def _open_session(self) -> _Session:
         self._check_not_closed()
         if self._session is None:
             raise ClosedError("this client is not open yet: use `async with` or `await client.open()`")
@@ -529,7 +530,7 @@ class ServiceClient:
         if self._is_closed:
             raise ClosedError("this client is closed; create a new ServiceClient")
 
-    async def _begin_session(self, runtime: Runtime) -> _Session:
+    async def _create_session(self, runtime: Runtime) -> _Session:
         if self._local is not None:
             return _Session(runtime, LOCAL_ID, LocalProvisioner(runtime, self._local))
         settings, plane = self._settings, runtime.control_plane
@@ -557,7 +558,7 @@ class ServiceClient:
         check_request(request, CreateRunRequest)
         check_positive(timeout, "timeout")
         _check_wandb(wandb_config)
-        session = self._live
+        session = self._open_session
 
         async def start() -> TrainingClient:
             async with session.provisioner.run(request, options) as run:
@@ -582,7 +583,7 @@ class ServiceClient:
     async def _checkpoint_at(self, path: str) -> Checkpoint:
         found = await self.control_plane.list_checkpoints(checkpoint_path=path)
         if not found:
-            raise InputError("path", f"the service knows no checkpoint {path}; list them with list_checkpoints(run_id)")
+            raise InputError("path", f"the service has no checkpoint {path}; list them with list_checkpoints(run_id)")
         return found[0]
 
     async def _start_sampling(
@@ -595,17 +596,17 @@ class ServiceClient:
             timeout=timeout,
             ready_timeout=options.ready_timeout,
         )
-        return sampling_client(sampler, Weights(checkpoint_path=request.model_path), self._live.runtime)
+        return sampling_client(sampler, Weights(checkpoint_path=request.model_path), self._open_session.runtime)
 
     async def _provision_sampler(self, request: CreateSamplerRequest, options: ProvisioningOptions) -> Sampler:
         check_request(request, CreateSamplerRequest)
-        session = self._live
+        session = self._open_session
         provisioning = session.provisioner.sampler(request, options)
         return await session.runtime.tasks.run(provisioning, name="provision a sampler")
 
 
 class _Session(Struct, frozen=True):
-    """What an open client has."""
+    """The state of an open client."""
 
     runtime: Runtime
     id: str
@@ -614,7 +615,7 @@ class _Session(Struct, frozen=True):
 
 async def _initialize(trainer: TrainingClient, request: CreateRunRequest, with_optimizer: bool) -> None:
     await (await trainer.init_trainer_server(request.lora_rank)).result()
-    # Whether a run that was created with a path keeps it through this is not specified.
+    # It is not specified whether the initialization keeps the weights of a run that was created with a path.
     if request.path is not None:
         load = trainer.load_state_with_optimizer if with_optimizer else trainer.load_state
         await (await load(request.path)).result()

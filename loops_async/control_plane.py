@@ -55,7 +55,7 @@ READ_SECONDS: Final = 60.0
 STATUS_SECONDS: Final = 30.0
 
 CALLS_AT_ONCE: Final = 64
-"""Requests on the wire at a time; hundreds of callers take turns."""
+"""Requests in flight at once; further callers wait."""
 
 LOG_WINDOW_MILLIS: Final = 7 * 24 * 3600 * 1000
 
@@ -116,10 +116,10 @@ class _ModelDeployment(Struct):
 class ControlPlane:
     """The REST API under ``/v1/loops``, typed.
 
-    Any number of calls may be made at once; 64 of them are on the wire at a time. A call that may be repeated without
-    harm is tried again when the connection breaks or the service says 408, 429, 502, 503 or 504, with growing pauses
-    or after its ``Retry-After``. Creating a run or a sampler and deploying are repeated only when the service certainly
-    did not act, since they would cost money twice.
+    Any number of calls may be made concurrently; at most 64 requests are in flight at once. A call that is safe to
+    repeat is retried when the connection breaks or the service answers 408, 429, 502, 503 or 504, with growing pauses
+    or after its ``Retry-After``. A call that creates a run or a sampler or deploys a model is retried only when the
+    service certainly did not act on it, since it would cost money twice.
 
     With `team_id`, the route of that team is used; without it, the organization's.
 
@@ -130,14 +130,14 @@ class ControlPlane:
     """
 
     def __init__(self) -> None:
-        raise TypeError("a control plane is `ServiceClient.control_plane`")
+        raise TypeError("a control plane is created by a ServiceClient: use `ServiceClient.control_plane`")
 
     def _set_up(self, transport: Transport, base_url: str, ledger: RunLedger) -> None:
         self._transport = transport
         self._ledger = ledger
         self._root = f"{base_url}/v1"
         self._loops = f"{self._root}/loops"
-        self._places = asyncio.Semaphore(CALLS_AT_ONCE)
+        self._slots = asyncio.Semaphore(CALLS_AT_ONCE)
 
     def __repr__(self) -> str:
         return f"<ControlPlane at {self._loops}>"
@@ -148,7 +148,7 @@ class ControlPlane:
         """Create a session, in the given project or the default one."""
         body = CreateSessionRequest(training_project_id=UNSET if training_project_id is None else training_project_id)
         url = f"{self._team(team_id)}/sessions"
-        # A session costs nothing, so one that was made without our knowing does no harm.
+        # A session costs nothing, so it does no harm if a retry creates a second one.
         what = "create a session"
         return await self._post(url, body, Session, what, within="session", timeout=CREATE_SECONDS)
 
@@ -160,11 +160,11 @@ class ControlPlane:
     # --- runs ---
 
     async def create_run(self, request: CreateRunRequest, *, team_id: str | None = None) -> Run:
-        """Create a run: a trainer and its paired sampler. Neither is ready yet.
+        """Create a run: a trainer and its paired sampler. Neither is ready when this returns.
 
         Raises:
-            InputError: a field of `request` breaks its rule; nothing was sent.
-            LostAnswerError: the answer was lost. The run may exist; `ServiceClient.provision_run` looks for it.
+            InputError: a field of `request` is invalid; nothing was sent.
+            LostAnswerError: the answer was lost. The run may exist; `ServiceClient.provision_run` searches for it.
         """
         return await self._create_run(request, CreateRunRequest, "runs", team_id)
 
@@ -180,7 +180,7 @@ class ControlPlane:
         scope: Scope | None = None,
         team_id: str | None = None,
     ) -> list[Run]:
-        """Return the runs that match every given filter."""
+        """Return the runs that match all given filters."""
         query = _RunFilter(run_id=run_id, base_model=base_model, scope=scope)
         return await self._get(f"{self._team(team_id)}/runs", list[Run], "list runs", query, within="runs")
 
@@ -189,17 +189,17 @@ class ControlPlane:
         return await self._get(f"{self._loops}/runs/{_id(run_id, 'run_id')}", Run, f"get run {run_id}", within="run")
 
     async def deactivate_run(self, run_id: str) -> Deactivated:
-        """Switch a run off, with its paired sampler; newer services only. Doing it twice is harmless."""
+        """Deactivate a run and its paired sampler; newer services only. Repeating the call is harmless."""
         url = f"{self._loops}/runs/{_id(run_id, 'run_id')}/deactivate"
         return await self._post(url, {}, Deactivated, f"deactivate run {run_id}")
 
     # --- samplers ---
 
     async def create_sampler(self, request: CreateSamplerRequest, *, team_id: str | None = None) -> Sampler:
-        """Create a sampler: of a base model, of a checkpoint, or paired with a run. It is not ready yet.
+        """Create a sampler: of a base model, of a checkpoint, or paired with a run. It is not ready when this returns.
 
         Raises:
-            InputError: a field of `request` breaks its rule; nothing was sent.
+            InputError: a field of `request` is invalid; nothing was sent.
             LostAnswerError: the answer was lost, and `request` names no run. The sampler may exist.
         """
         check_request(request, CreateSamplerRequest)
@@ -220,9 +220,9 @@ class ControlPlane:
             if is_harmless or not answer_was_lost(error):
                 raise
             raise LostAnswerError(
-                f"{error} The sampler may exist all the same and cost money, so it is not asked for again. "
+                f"{error} The sampler may still have been created and cost money, so the request was not repeated. "
                 "List the samplers, the newest first (control_plane.list_samplers, or `loops samplers list`), and "
-                "deactivate what you do not want."
+                "deactivate those that you do not need."
             ) from error
 
     async def list_samplers(self, *, scope: Scope | None = None, team_id: str | None = None) -> list[Sampler]:
@@ -236,12 +236,12 @@ class ControlPlane:
         return await self._get(url, Sampler, f"get sampler {sampler_id}", within="sampler")
 
     async def deactivate_sampler(self, sampler_id: str) -> Deactivated:
-        """Switch off a sampler that is not paired with a run; newer services only. Doing it twice is harmless."""
+        """Deactivate a sampler that is not paired with a run; newer services only. Repeating the call is harmless."""
         url = f"{self._loops}/samplers/{_id(sampler_id, 'sampler_id')}/deactivate"
         return await self._post(url, {}, Deactivated, f"deactivate sampler {sampler_id}")
 
     async def get_model_deployment_status(self, model_id: str, deployment_id: str) -> str | None:
-        """Return the state of a sampler's deployment, such as ``ACTIVE``."""
+        """Return the state of a sampler's deployment, e.g. ``ACTIVE``."""
         url = f"{self._root}/models/{_id(model_id, 'model_id')}/deployments/{_id(deployment_id, 'deployment_id')}"
         what = f"get the status of deployment {deployment_id}"
         answer = await self._get(url, _ModelDeployment, what, timeout=STATUS_SECONDS)
@@ -290,10 +290,10 @@ class ControlPlane:
         return await self._get(url, CheckpointSource, f"get the source of checkpoint {checkpoint_id}", within="source")
 
     async def deploy_checkpoints(self, request: DeployCheckpointsRequest) -> DeployedModel:
-        """Make a model of sampler checkpoints of one team, and deploy it; newer services only.
+        """Create a model from sampler checkpoints of one team, and deploy it; newer services only.
 
         Raises:
-            InputError: a field of `request` breaks its rule; nothing was sent.
+            InputError: a field of `request` is invalid; nothing was sent.
             LostAnswerError: the answer was lost. The model may exist.
         """
         check_request(request, DeployCheckpointsRequest)
@@ -305,11 +305,11 @@ class ControlPlane:
             if not answer_was_lost(error):
                 raise
             raise LostAnswerError(
-                f"{error} The model may have been deployed all the same, so this is not asked for again. Look for "
+                f"{error} The model may still have been deployed, so the request was not repeated. Look for "
                 f"{request.model_name!r} among the workspace's models."
             ) from error
 
-    # --- what the service offers, and to whom ---
+    # --- capabilities, preferences and teams ---
 
     async def get_capabilities(
         self, *, model: str | None = None, use_case: UseCase | None = None, max_seq_len: int | None = None
@@ -328,7 +328,7 @@ class ControlPlane:
         trainer_accelerator_priority: list[str] | None | UnsetType = UNSET,
         sampler_accelerator_priority: list[str] | None | UnsetType = UNSET,
     ) -> UserConfig:
-        """Change your preferences, and return all of them; None clears one, and what is not given stays."""
+        """Change your preferences, and return all of them; None clears one, and an omitted one keeps its value."""
         patch = check(
             _UserConfigPatch(
                 trainer_accelerator_priority=trainer_accelerator_priority,
@@ -355,7 +355,7 @@ class ControlPlane:
         return await self._get(url, Deployment, f"get deployment {deployment_id}", within="deployment")
 
     async def deactivate_deployment(self, deployment_id: str) -> Deactivated:
-        """Switch a trainer's deployment off. Doing it twice is harmless."""
+        """Deactivate a trainer's deployment. Repeating the call is harmless."""
         url = f"{self._deployment(deployment_id)}/deactivate"
         return await self._post(url, {}, Deactivated, f"deactivate deployment {deployment_id}")
 
@@ -368,7 +368,7 @@ class ControlPlane:
         step_seconds: int | None = None,
         time_divisor_seconds: int | None = None,
     ) -> DeploymentMetrics:
-        """Return what was measured of a deployment, a value every `step_seconds`."""
+        """Return the metrics of a deployment, with a value every `step_seconds`."""
         query = check(
             _MetricsQuery(
                 start_epoch_millis=start_epoch_millis,
@@ -380,7 +380,7 @@ class ControlPlane:
         _check_window(start_epoch_millis, end_epoch_millis)
         url = f"{self._deployment(deployment_id)}/metrics"
         what = f"get the metrics of deployment {deployment_id}"
-        return await self._post(url, _given(query), DeploymentMetrics, what, within="metrics")
+        return await self._post(url, _without_none(query), DeploymentMetrics, what, within="metrics")
 
     async def get_deployment_logs(
         self,
@@ -392,14 +392,14 @@ class ControlPlane:
         limit: int | None = None,
         min_level: LogLevel | None = None,
     ) -> list[LogLine]:
-        """Return lines of a deployment's log, of the last 30 minutes unless a window of at most 7 days is given.
+        """Return lines of a deployment's log: of the last 30 minutes, or of a given window of at most 7 days.
 
         Args:
             deployment_id: the deployment.
-            start_epoch_millis: the window's begin, in milliseconds since 1970.
-            end_epoch_millis: its end.
-            direction: ``asc`` gives the oldest first.
-            limit: lines wanted, 1 to 1000; the service's default is 500.
+            start_epoch_millis: the start of the window, in milliseconds since 1970.
+            end_epoch_millis: the end of the window, in the same unit.
+            direction: ``asc`` returns the oldest line first.
+            limit: the largest number of lines, 1 to 1000; the service's default is 500.
             min_level: leave out less serious lines, and those without a level.
         """
         query = _LogQuery(
@@ -416,13 +416,13 @@ class ControlPlane:
     async def get_debug_archive_files(
         self, deployment_id: str, *, page_size: int = 1000, page_token: str | None = None
     ) -> DebugArchiveFilesResponse:
-        """Return one page of the files that a failed deployment left; newer services only."""
+        """Return one page of the debug files of a failed deployment; newer services only."""
         query = _ArchivePage(page_size=page_size, page_token=page_token)
         url = f"{self._deployment(deployment_id)}/debug_archive/files"
         what = f"list the debug archive of deployment {deployment_id}"
         return await self._get(url, DebugArchiveFilesResponse, what, query)
 
-    # --- within ---
+    # --- internals ---
 
     async def _create_run(self, request: NewRun, kind: type[NewRun], route: str, team_id: str | None) -> Run:
         check_request(request, kind)
@@ -442,7 +442,7 @@ class ControlPlane:
     async def _get(
         self, url: str, kind: type[T], what: str, query: Struct | dict[str, str] | None = None, **others: Any
     ) -> T:
-        given = _given(check(query)) if isinstance(query, Struct) else query
+        given = _without_none(check(query)) if isinstance(query, Struct) else query
         return await self._call("GET", f"{url}?{urlencode(given)}" if given else url, kind, what, None, **others)
 
     async def _post(self, url: str, body: object, kind: type[T], what: str, **others: Any) -> T:
@@ -460,15 +460,15 @@ class ControlPlane:
         timeout: float = READ_SECONDS,
         when: Callable[[Exception], bool] = is_retryable,
     ) -> T:
-        """Return the answer's body, or what is `within` it under that name."""
+        """Return the answer's body, or only its field `within`."""
         encoded = None if body is None else encode(body)
         request = Request(method=method, url=url, what=what, body=encoded, timeout=timeout)
 
-        hashable: Any = kind  # as every type is, which mypy does not know
+        hashable: Any = kind  # every type is, but mypy does not know that
         sent = kind if within is None else _envelope(within, hashable)
 
         async def fetch() -> T:
-            async with self._places:
+            async with self._slots:
                 body: Any = await self._transport.fetch(request, sent)
             found: T = body if within is None else getattr(body, within)
             return found
@@ -484,19 +484,20 @@ def control_plane(transport: Transport, base_url: str, ledger: RunLedger) -> Con
 
 
 class RunLedger:
-    """The runs that this client created, and its creations whose run is not known.
+    """The runs that this client created, and its requests to create one whose answer is missing.
 
-    A run of the session that is in neither is one whose answer was lost: see `_session.lost_runs`.
+    A run of the session that is not in `known` was created by a request whose answer was lost or is still in flight:
+    see `_session.lost_runs`.
     """
 
     def __init__(self) -> None:
         self.known: set[str] = set()
         self.in_flight: list[NewRun] = []
         self.unanswered: list[NewRun] = []
-        """Their answers were lost, or the caller was cancelled before the answer came."""
+        """Requests whose answer was lost, or whose caller was cancelled before the answer came."""
 
     async def record(self, request: NewRun, creation: Awaitable[Run]) -> Run:
-        """Return the run that `creation` answers.
+        """Record the outcome of `creation`, which sends `request`, and return its run.
 
         Raises:
             LostAnswerError: the answer was lost.
@@ -518,19 +519,19 @@ class RunLedger:
         return run
 
     def resolve(self, request: NewRun, run_id: str) -> None:
-        """Note that an unanswered creation made this run."""
+        """Record that an unanswered request created this run."""
         self.unanswered.remove(request)
         self.known.add(run_id)
 
 
 def lost_run(request: NewRun, cause: object, candidates: list[Run]) -> LostAnswerError:
-    """Make the error that says what may exist and how to find it."""
+    """Return the error that says which run may exist and how to find it."""
     ids = tuple(run.id for run in candidates)
     found = f"It may be one of {', '.join(ids)}. " if ids else ""
     return LostAnswerError(
-        f"{cause} The run may exist all the same and cost money, so it is not asked for again. {found}List the "
-        f"runs of {request.base_model} (control_plane.list_runs, or `loops runs list`), look for session "
-        f"{request.session_id}, and deactivate what you do not want.",
+        f"{cause} The run may still have been created and cost money, so the request was not repeated. {found}List "
+        f"the runs of {request.base_model} (control_plane.list_runs, or `loops runs list`), look for session "
+        f"{request.session_id}, and deactivate those that you do not need.",
         candidates=ids,
     )
 
@@ -539,14 +540,14 @@ async def resolve_team(control_plane: ControlPlane, team: str) -> str:
     """Return the id of the team of this name or id.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no such team.
     """
     teams = await control_plane.list_teams()
     for each in teams:
         if team in (each.id, each.name):
             return each.id
     names = ", ".join(sorted(each.name for each in teams))
-    raise ConfigError(f"there is no team {team!r}; there are {names or 'none'}")
+    raise ConfigError(f"there is no team {team!r}; known teams: {names or 'none'}")
 
 
 @cache
@@ -554,7 +555,7 @@ def _envelope(name: str, kind: Any) -> type[Struct]:
     return msgspec.defstruct("Envelope", [(name, kind)])
 
 
-def _given(query: Struct) -> dict[str, Any]:
+def _without_none(query: Struct) -> dict[str, Any]:
     fields: dict[str, Any] = msgspec.to_builtins(query)
     return {name: value for name, value in fields.items() if value is not None}
 
@@ -569,7 +570,7 @@ def _check_window(start: int | None, end: int | None, *, longest: int | None = N
 
 
 def _id(value: str, path: str) -> str:
-    # Dots are not escaped: as a segment of a URL they would lead to another route.
+    # Escaping does not change dots, and a segment "." or ".." of a URL would lead to another route.
     if not isinstance(value, str) or value in ("", ".", ".."):
         raise InputError(path, f"must be a non-empty string that is not '.' or '..'; got {value!r}")
     return segment(value)

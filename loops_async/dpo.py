@@ -23,15 +23,15 @@ async def attach_reference_logprobs(data: Sequence[Datum], reference: SamplingCl
     The reference is the model before training: score the whole dataset once, and use the result in every step.
 
     Args:
-        data: pairs, chosen then rejected, with ``target_tokens`` (N,) and ``weights`` (N,). Where the weight is not
-            0, the target must be the token that follows.
-        reference: a client that always samples the reference's weights: of the base model or of a checkpoint.
+        data: pairs, chosen then rejected, with ``target_tokens`` (N,) and optionally ``weights`` (N,), by default 1 for
+            every target except -100. Where the weight is not 0, the target must be the next token of the sequence.
+        reference: a client that always samples the reference weights: those of the base model or of a checkpoint.
 
     Returns:
         Examples whose ``ref_logprobs`` (N,) are the logprobs of their targets in nats, 0.0 where the weight is 0.
 
     Raises:
-        InputError: a sampler cannot score these targets.
+        InputError: an example is invalid, or a sampler cannot score its targets.
         ApiError: the sampler rejected a request.
 
     Example:
@@ -48,7 +48,7 @@ async def attach_reference_logprobs(data: Sequence[Datum], reference: SamplingCl
 
 
 def _sequence(datum: Datum, index: int) -> ModelInput:
-    """Return the input followed by its last target, so that every target is scored at its place in the sequence."""
+    """Return the input followed by its last target, so that every target is scored at its position in the sequence."""
     path = f"data[{index}].loss_fn_inputs['target_tokens']"
     targets = datum.loss_fn_inputs.get("target_tokens")
     if targets is None or len(targets.shape) != 1:
@@ -60,7 +60,7 @@ def _sequence(datum: Datum, index: int) -> ModelInput:
         target = targets.data[position]
         following = tokens[position + 1] if position + 1 < len(tokens) else IGNORED_TARGET
         if weight and following not in (target, None):
-            raise InputError(path, f"must be the following token where the weight is not 0; see position {position}")
+            raise InputError(path, f"must be the next token where the weight is not 0; see position {position}")
     return sequence
 
 

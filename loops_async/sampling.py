@@ -22,7 +22,7 @@ from ._http.retry import UNREACHED, RetryPolicy, retry, until
 from ._http.settings import checked_url, resolve_settings
 from ._http.transport import Answer, Request
 from ._sampling.completions import read_completions
-from ._sampling.many import BoundedMap, in_processes, run_here
+from ._sampling.many import BoundedMap, map_in_processes, run_in_worker
 from ._sampling.queue import SampleQueue
 from ._sampling.tokenizer import load_tokenizer
 from ._session.runtime import Runtime, detached_runtime
@@ -58,7 +58,7 @@ VERSION_POLL_SECONDS: Final = 2.0
 
 
 class Weights(Struct, frozen=True, kw_only=True):
-    """Which weights of a sampler a client asks for: by default, those that it serves at the time."""
+    """The weights that a client samples: by default, those that the sampler serves at that time."""
 
     checkpoint_path: str | None = None
     min_policy_version: int | None = None
@@ -67,7 +67,7 @@ class Weights(Struct, frozen=True, kw_only=True):
         """Return the headers of requests for these weights, given those that name the sampler."""
         headers = dict(sampler)
         if self.checkpoint_path is not None:
-            headers.pop(protocol.SAMPLER_ID, None)  # the path names the run already, and a gateway wants one name only
+            headers.pop(protocol.SAMPLER_ID, None)  # the path names the run; a gateway accepts only one name
             headers[protocol.CHECKPOINT_PATH] = self.checkpoint_path
         if self.min_policy_version:
             headers[protocol.MIN_POLICY_VERSION] = str(self.min_policy_version)
@@ -85,9 +85,9 @@ _LIVE_WEIGHTS: Final = Weights()
 class SamplingClient:
     """Samples from one sampler.
 
-    A light value on the service client's connection pool: a thousand cost nothing, and none needs closing. It
-    pickles, without the API key; in another process the key is read from ``BASETEN_API_KEY``. Made by
-    `TrainingClient.save_weights_and_get_sampling_client`, `TrainingClient.create_sampling_client`,
+    A lightweight value that shares the service client's connection pool: a thousand cost nothing, and none needs
+    closing. It can be pickled, without the API key; in another process the key is read from ``BASETEN_API_KEY``.
+    Created by `TrainingClient.save_weights_and_get_sampling_client`, `TrainingClient.create_sampling_client`,
     `ServiceClient.create_sampling_client` and `ServiceClient.create_sampling_client_from_checkpoint`.
 
     Example:
@@ -98,7 +98,7 @@ class SamplingClient:
     """
 
     def __init__(self) -> None:
-        raise TypeError("a sampling client is made by a ServiceClient or a TrainingClient")
+        raise TypeError("a sampling client is created by a ServiceClient or a TrainingClient")
 
     def _set_up(self, endpoint: Endpoint, weights: Weights, runtime: Runtime | None) -> None:
         self._sampler = endpoint
@@ -121,7 +121,7 @@ class SamplingClient:
 
     @property
     def min_policy_version(self) -> int | None:
-        """The oldest adapter version that may answer this client."""
+        """The oldest version of the trainer's weights that may answer this client's requests."""
         return self._weights.min_policy_version
 
     def get_base_model(self) -> str:
@@ -142,22 +142,22 @@ class SamplingClient:
         """Complete a prompt.
 
         Waits until the sampler is ready (see `ensure_ready`). A request that the service certainly or probably did
-        not act on is tried again; one that outlived its time limit is not, since that would pay twice.
+        not act on is retried; one that timed out is not, since it would be paid for twice.
 
         Args:
             prompt: the prompt, as a `ModelInput` or a list of token ids.
-            num_samples: completions wanted, at least 1.
+            num_samples: the number of completions, at least 1.
             sampling_params: how to sample; `SamplingParams()` when None.
             include_prompt_logprobs: also score the prompt's own tokens.
-            topk_prompt_logprobs: also list this many best candidates at each prompt position.
+            topk_prompt_logprobs: also list this many most likely candidates at each prompt position.
             affinity_key: requests with the same key go to the same replica; use one for each rollout group.
             include_routed_experts: capture which experts a mixture-of-experts model chose, for
                 `Datum.routed_experts_ref`; None is the service's default.
 
         Raises:
-            InputError: an argument breaks a rule; nothing was sent.
+            InputError: an argument is invalid; nothing was sent.
             SampleTimeoutError: no answer within this client's `timeout`.
-            SamplerTerminatedError: the sampler does not come up any more.
+            SamplerTerminatedError: the sampler's deployment has ended, so it will not become ready.
             NotReadyError: the sampler was not ready within `ready_timeout`.
             ApiError: the service refused the request.
         """
@@ -165,9 +165,9 @@ class SamplingClient:
         if include_routed_experts is not None:
             body.include_routed_experts = bool(include_routed_experts)
         key = str(uuid4())
-        headers = {**self._endpoint.headers, protocol.IDEMPOTENCY_KEY: key, **_affinity(affinity_key)}
+        headers = {**self._endpoint.headers, protocol.IDEMPOTENCY_KEY: key, **_affinity_header(affinity_key)}
         request = self._endpoint.request("POST", "/sample", "sample", body=protocol.encode(body), headers=headers)
-        runtime = await self._live()
+        runtime = await self._usable_runtime()
         completions: bytes | msgspec.Raw
         async with runtime.admission:
             if isinstance(self._endpoint.deployment, ServerlessDeployment):
@@ -197,30 +197,30 @@ class SamplingClient:
         keep_errors: bool = False,
         processes: int | None = None,
     ) -> AsyncIterator[SampledPrompt]:
-        """Complete any number of prompts, in constant memory, and yield what becomes of each as it completes.
+        """Complete any number of prompts, in constant memory, and yield the outcome of each when it completes.
 
-        At most `limit` prompts have been read and not yet given out, so a slow consumer slows the sampling down.
-        Leaving the loop early cancels what is under way.
+        At most `limit` prompts are in flight or wait for the consumer, so a slow consumer slows the sampling down.
+        Leaving the loop early cancels the requests in flight.
 
-        An iterable that is not asynchronous is read on the event loop: each of its steps must be quick.
+        A plain iterable is read on the event loop: each of its steps must be quick.
 
         Args:
-            prompts: read as places become free, so there may be no end of them.
-            num_samples: completions of each prompt.
+            prompts: read only as fast as they are sampled, so the iterable may be endless.
+            num_samples: the number of completions of each prompt.
             sampling_params: how to sample; `SamplingParams()` when None.
             include_prompt_logprobs: also score the prompts' own tokens.
-            topk_prompt_logprobs: also list this many best candidates at each prompt position.
-            limit: prompts under way at once.
-            ordered: give results out in the order of the prompts; a slow one keeps those after it waiting.
-            keep_errors: yield a prompt's error instead of raising it, and go on with the others.
-            processes: spread the work over this many processes, for when decoding the answers is more than one
-                core can do. They read the key from ``BASETEN_API_KEY``; as always with processes, a script that
-                uses them needs ``if __name__ == "__main__":``.
+            topk_prompt_logprobs: also list this many most likely candidates at each prompt position.
+            limit: the largest number of prompts in flight at once.
+            ordered: yield results in the order of the prompts; a slow prompt delays those after it.
+            keep_errors: yield a prompt's error instead of raising it, and continue with the others.
+            processes: distribute the work over this many processes, if one core cannot decode the answers fast
+                enough. They read the API key from ``BASETEN_API_KEY``; as always with `multiprocessing`, the
+                script needs ``if __name__ == "__main__":``.
 
         Raises:
-            InputError: an argument breaks a rule; a prompt's own is raised, or kept, in its turn.
-            ConfigError: `processes` was given, and the key is not in the environment.
-            LoopsError: a sample failed and `keep_errors` is False; what was under way is cancelled.
+            InputError: an argument is invalid; for an invalid prompt, this is raised (or kept) as its outcome.
+            ConfigError: `processes` was given, and the API key is not in the environment.
+            LoopsError: a sample failed and `keep_errors` is False; the requests in flight are cancelled.
 
         Example:
             ::
@@ -240,9 +240,9 @@ class SamplingClient:
             outcomes = BoundedMap(prompts, work, limit=limit, ordered=ordered).results()
         else:
             check_at_least(processes, 1, "processes")
-            self._check_key_is_shared()
-            share = partial(_outcomes_here, self, arguments, keep_errors)
-            outcomes = in_processes(prompts, share, processes=processes, limit=limit, ordered=ordered)
+            self._check_key_in_environment()
+            sample_chunk = partial(_chunk_outcomes, self, arguments, keep_errors)
+            outcomes = map_in_processes(prompts, sample_chunk, processes=processes, limit=limit, ordered=ordered)
         async with aclosing(outcomes):
             async for index, outcome in outcomes:
                 if isinstance(outcome, LoopsError):
@@ -253,7 +253,7 @@ class SamplingClient:
     async def compute_logprobs(
         self, prompt: ModelInput | Sequence[int], *, affinity_key: str | None = None
     ) -> list[float | None]:
-        """Return the logprob of each prompt token given those before it, in nats; entry 0 is None."""
+        """Return the logprob of each prompt token given the tokens before it, in nats; entry 0 is None."""
         answer = await self.sample(
             prompt,
             1,
@@ -268,27 +268,27 @@ class SamplingClient:
         return answer.prompt_logprobs
 
     async def ensure_ready(self, ready_timeout: float | None = None) -> None:
-        """Wait until the sampler's deployment is ACTIVE; wakes it once if it was scaled to zero.
+        """Wait until the sampler's deployment is ACTIVE, and start it once if it was scaled to zero.
 
-        A local sampler is taken to be ready. `ready_timeout` is in seconds, the client's own when None.
+        A local sampler counts as ready. `ready_timeout` is in seconds; None uses that of the client.
 
         Raises:
-            SamplerTerminatedError: the sampler does not come up any more.
-            NotReadyError: it is not ready in time.
+            SamplerTerminatedError: the sampler's deployment has ended, so it will not become ready.
+            NotReadyError: it is not ready within `ready_timeout`.
         """
-        runtime = await self._live()
+        runtime = await self._usable_runtime()
         await self._ready(runtime, self._endpoint.ready_timeout if ready_timeout is None else ready_timeout)
 
     async def wait_for_version(self, version: int, *, timeout: float | None = None) -> None:
         """Wait until the sampler serves at least version `version` of the trainer's weights.
 
-        `timeout` is in seconds, 600 when None.
+        `timeout` is in seconds; None is 600.
 
         Raises:
-            NotReadyError: it still serves an older one.
+            NotReadyError: the sampler does not become ready, or still serves an older version after `timeout`.
         """
         seconds = VERSION_SECONDS if timeout is None else timeout
-        runtime = await self._live()
+        runtime = await self._usable_runtime()
         await self._ready(runtime, self._endpoint.ready_timeout)
         request = self._endpoint.request("GET", "/trainers_policy_version", f"wait for version {version}", timeout=10.0)
         seen: int | None = None
@@ -299,7 +299,7 @@ class SamplingClient:
                 answer = await runtime.transport.ask(request)
                 seen = msgspec.json.decode(answer.body, type=protocol.PolicyVersion).policy_version
             except ApiError as error:
-                # Without this route, the floor that each request carries is the only gate, and enough.
+                # Without this route, the sampler still checks the minimum version in each request, and that is enough.
                 return True if error.status in (404, 501) else None
             except (TransportError, msgspec.MsgspecError):
                 return None
@@ -308,7 +308,7 @@ class SamplingClient:
         if await until(probe, seconds=seconds, longest_pause=VERSION_POLL_SECONDS) is None:
             raise NotReadyError(
                 f"the sampler at {self._endpoint.url} serves version {seen}, not {version}, "
-                f"{seconds:g} s after it was published; publish again, or look at the sampler's logs"
+                f"{seconds:g} s after it was published; publish again, or check the sampler's logs"
             )
 
     @classmethod
@@ -320,24 +320,25 @@ class SamplingClient:
         api_key: str | None = None,
         ready_timeout: float = 3600.0,
     ) -> None:
-        """Wait until a sampler is ready that no client is at hand for; `ensure_ready` is for those that are.
+        """Wait until a sampler that you have no client for is ready; with a client, use `ensure_ready`.
 
         Args:
-            base_model: the sampler's base model, for people.
-            deployment: where it runs; only a `BasetenDeployment` has to be waited for.
+            base_model: the sampler's base model; informative only.
+            deployment: where it runs; this returns at once unless it is a `BasetenDeployment`.
             api_key: default ``BASETEN_API_KEY``.
-            ready_timeout: seconds to wait at most.
+            ready_timeout: the longest wait in seconds.
 
         Raises:
-            SamplerTerminatedError: the sampler does not come up any more.
-            NotReadyError: it is not ready in time.
+            InputError: a `BasetenDeployment` without a model id, a deployment id or a valid base URL.
+            SamplerTerminatedError: the sampler's deployment has ended, so it will not become ready.
+            NotReadyError: it is not ready within `ready_timeout`.
         """
         check_positive(ready_timeout, "ready_timeout")
         if not isinstance(deployment, BasetenDeployment):
             return
         for name in ("model_id", "deployment_id"):
             if getattr(deployment, name) is None:
-                raise InputError(f"deployment.{name}", "must be given: by it the service tells the sampler's state")
+                raise InputError(f"deployment.{name}", "must be given: the sampler's state is read by this id")
         checked_url(deployment.base_url, "deployment.base_url")
         runtime = Runtime(resolve_settings(api_key=api_key, base_url=deployment.api_base_url))
         try:
@@ -347,13 +348,13 @@ class SamplingClient:
             await runtime.close()
 
     async def discover_base_model_name(self) -> str:
-        """Return the base model's name as the sampler knows it; a queued one is not asked."""
+        """Return the base model's name as the sampler reports it; for a serverless sampler, as this client has it."""
         if isinstance(self._endpoint.deployment, ServerlessDeployment):
             return self._endpoint.base_model
         return base_model_of(await self._served_models(), self._endpoint)
 
     async def discover_adapter_name(self) -> str | None:
-        """Return the name of the adapter that is loaded now, if any."""
+        """Return the name of the loaded adapter, if any; for a serverless sampler, the checkpoint's path."""
         if isinstance(self._endpoint.deployment, ServerlessDeployment):
             return self._weights.checkpoint_path
         models = await self._served_models()
@@ -361,10 +362,10 @@ class SamplingClient:
 
     async def get_tokenizer(self) -> Any:
         """Return the Hugging Face tokenizer of the base model; needs transformers."""
-        return await load_tokenizer(await self._live(), self._endpoint)
+        return await load_tokenizer(await self._usable_runtime(), self._endpoint)
 
     async def close(self) -> None:
-        """Do nothing: a sampling client holds nothing of its own."""
+        """Do nothing: a sampling client owns no resources."""
 
     def __repr__(self) -> str:
         return f"<SamplingClient {self._endpoint.base_model} at {self._endpoint.url}, {self._weights}>"
@@ -372,9 +373,9 @@ class SamplingClient:
     def __reduce__(self) -> tuple[Any, ...]:
         return sampling_client, (self._sampler, self._weights)
 
-    # --- how a request is made ---
+    # --- requests ---
 
-    def _check_key_is_shared(self) -> None:
+    def _check_key_in_environment(self) -> None:
         settings = self._runtime.settings if self._runtime else None
         if settings and settings.api_key and not os.environ.get("BASETEN_API_KEY"):
             raise ConfigError(
@@ -395,10 +396,10 @@ class SamplingClient:
         check_at_least(num_samples, 1, "num_samples")
         check_kind(params, SamplingParams, "sampling_params")
         check_at_least(topk_prompt_logprobs, 0, "topk_prompt_logprobs")
-        wants_prompt = include_prompt_logprobs or topk_prompt_logprobs > 0
-        body = _sample_body(prompt, num_samples, params, topk_prompt_logprobs if wants_prompt else None)
-        # A queue serves many models, and so may a local sampler that is asked for no run; a dedicated one may refuse
-        # the name.
+        scores_prompt = include_prompt_logprobs or topk_prompt_logprobs > 0
+        body = _sample_body(prompt, num_samples, params, topk_prompt_logprobs if scores_prompt else None)
+        # A queue serves many models, and so may a local sampler without a run id; a dedicated sampler may refuse a
+        # request that names a model.
         match self._endpoint.deployment:
             case ServerlessDeployment():
                 body.model = self._endpoint.base_model
@@ -418,16 +419,16 @@ class SamplingClient:
     async def _ask(self, runtime: Runtime, request: Request) -> Answer:
         try:
             answer = await runtime.transport.send(request)
-        except RequestTimeoutError as late:
+        except RequestTimeoutError as timed_out:
             raise SampleTimeoutError(
-                f"{late}. The sampler may still be at work; it is not asked again, since that would pay twice. Ask "
-                "for fewer tokens or samples, or raise `timeout`.",
+                f"{timed_out}. The sampler may still be working on it; it is not retried, since it would be paid for "
+                "twice. Request fewer tokens or samples, or increase `timeout`.",
                 timeout=request.timeout,
-            ) from late
+            ) from timed_out
         if answer.is_success:
             return answer
         error = runtime.transport.error(request, answer)
-        # A model that is still being deployed answers 400 or 404 like a bad request; its state tells them apart.
+        # A model that is still being deployed answers 400 or 404, as to a bad request; its state shows which it is.
         gate = runtime.gate(self._endpoint)
         if gate is not None and isinstance(error, ApiError) and error.status in (400, 404):
             await gate.recheck()
@@ -443,14 +444,14 @@ class SamplingClient:
 
     async def _served_models(self) -> protocol.ServedModels:
         if self._models is None or monotonic() - self._models[0] > MODELS_CACHE_SECONDS:
-            runtime = await self._live()
+            runtime = await self._usable_runtime()
             await self._ready(runtime, self._endpoint.ready_timeout)
             self._models = monotonic(), await fetch_served_models(self._endpoint, runtime.transport)
         return self._models[1]
 
-    async def _live(self) -> Runtime:
+    async def _usable_runtime(self) -> Runtime:
         if self._runtime is None:
-            # An unpickled client belongs to no loop: it may be used in one `asyncio.run` after the other.
+            # An unpickled client belongs to no event loop: it may be used in several `asyncio.run` calls in turn.
             return await detached_runtime(self._endpoint)
         self._runtime.transport.check_usable()
         return self._runtime
@@ -459,7 +460,7 @@ class SamplingClient:
 def sampling_client(
     endpoint: Endpoint, weights: Weights = _LIVE_WEIGHTS, runtime: Runtime | None = None
 ) -> SamplingClient:
-    """Return a client of a sampler; without a `runtime` it uses that of the event loop it is called in."""
+    """Return a client of a sampler; without a `runtime` it uses that of the event loop that calls it."""
     client = SamplingClient.__new__(SamplingClient)
     client._set_up(endpoint, weights, runtime)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - our constructor
     return client
@@ -476,18 +477,18 @@ async def _outcome(
         raise
 
 
-def _outcomes_here(
+def _chunk_outcomes(
     client: SamplingClient,
     arguments: Mapping[str, Any],
     keep_errors: bool,
     prompts: Sequence[ModelInput | Sequence[int]],
 ) -> list[SampleResponse | LoopsError]:
-    """Sample a share of the prompts in a worker process."""
+    """Sample a chunk of the prompts in a worker process."""
 
     async def sample_all() -> list[SampleResponse | LoopsError]:
         return await asyncio.gather(*(_outcome(client, arguments, keep_errors, prompt) for prompt in prompts))
 
-    return run_here(sample_all())
+    return run_in_worker(sample_all())
 
 
 def _sample_body(
@@ -513,12 +514,12 @@ def _sample_body(
 
 
 def _tokens(prompt: ModelInput) -> list[int]:
-    """Return the prompt's tokens, not copied where it is one stretch of text: thousands may be under way."""
+    """Return the prompt's tokens; a single text chunk is not copied, since thousands may be in flight."""
     only = prompt.chunks[0]
     return only.tokens if len(prompt.chunks) == 1 and isinstance(only, EncodedTextChunk) else prompt.to_ints()
 
 
-def _affinity(key: str | None) -> dict[str, str]:
+def _affinity_header(key: str | None) -> dict[str, str]:
     if key is None:
         return {}
     if not isinstance(key, str) or not key.isprintable():

@@ -1,4 +1,4 @@
-"""What the generated classes have in common: the object of `loops_async` behind each of them."""
+"""The base classes of the generated classes: each instance forwards to an object of `loops_async`."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ H = TypeVar("H", bound="Handle[Any]")
 class Handle(Generic[C]):
     """The blocking form of one object of `loops_async`.
 
-    It keeps the handle that it comes from: letting go of a service client closes it, so whatever comes
-    from one holds on to it.
+    It keeps a reference to the handle that created it: a service client that is garbage collected is closed, so the
+    objects that it created must keep it alive.
     """
 
     _impl: C
@@ -30,8 +30,9 @@ class Handle(Generic[C]):
     _parent: Handle[Any] | None
 
     def __init__(self) -> None:
-        # No docstring: constructors that do make something would seem to have it.
-        raise TypeError(f"{type(self).__name__} is not made directly; help({type(self).__name__}) says what makes one")
+        # No docstring, since subclasses with a public constructor would inherit it.
+        name = type(self).__name__
+        raise TypeError(f"{name} is not created directly; help({name}) says how to get one")
 
     @classmethod
     def _of(cls, impl: C, parent: Handle[Any] | None = None) -> Self:
@@ -43,13 +44,13 @@ class Handle(Generic[C]):
         return handle
 
     def _part(self, kind: type[H], impl: Any) -> H:
-        """Wrap a core object that belongs to this one: in the same handle, for as long as anyone keeps that."""
+        """Wrap a core object that belongs to this one; return the same handle while that is referenced."""
         part: H = self._parts.setdefault(impl, kind._of(impl, self))
         return part
 
     @cached_property
     def _parts(self) -> WeakValueDictionary[Any, Any]:
-        # Weak: a part keeps its parent, and in a cycle both would outlive the last reference to them.
+        # Weak: a part refers to its parent, and in a cycle both would outlive the last reference from outside.
         return WeakValueDictionary()
 
     def __repr__(self) -> str:
@@ -63,7 +64,7 @@ class Closing(Handle[C]):
     """A handle that ``with`` closes."""
 
     def close(self) -> None:
-        """Close what is behind it."""
+        """Close the object behind the handle."""
         raise NotImplementedError
 
     def __enter__(self) -> Self:
@@ -72,12 +73,12 @@ class Closing(Handle[C]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._bridge.is_of_this_process():  # else it is the parent's, who goes on using it
+        if self._bridge.is_of_this_process():  # otherwise the parent process still uses it
             self.close()
 
 
 class Opened(Closing[C]):
-    """A handle whose constructor opens what is behind it; `close`, ``with`` or letting go of it closes that again."""
+    """A handle that opens its object when constructed; `close`, ``with`` or garbage collection closes that again."""
 
     _held: Held[C]
 
@@ -95,11 +96,13 @@ class Opened(Closing[C]):
         return handle
 
     def close(self) -> None:
-        """Close what is behind it; closing it again does nothing."""
+        """Close the object behind the handle; closing it again does nothing."""
         self._held.__exit__(None, None, None)
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError(f"a {type(self).__name__} belongs to its process: make another one there")
+        raise TypeError(
+            f"a {type(self).__name__} belongs to its process and cannot be pickled: create another one there"
+        )
 
 
 def unwrap(handle: Handle[C]) -> C:

@@ -39,10 +39,10 @@ __all__ = ["ControlPlane"]
 class ControlPlane(Handle[_core.ControlPlane]):
     """The REST API under ``/v1/loops``, typed.
 
-    Any number of calls may be made at once; 64 of them are on the wire at a time. A call that may be repeated without
-    harm is tried again when the connection breaks or the service says 408, 429, 502, 503 or 504, with growing pauses
-    or after its ``Retry-After``. Creating a run or a sampler and deploying are repeated only when the service certainly
-    did not act, since they would cost money twice.
+    Any number of calls may be made concurrently; at most 64 requests are in flight at once. A call that is safe to
+    repeat is retried when the connection breaks or the service answers 408, 429, 502, 503 or 504, with growing pauses
+    or after its ``Retry-After``. A call that creates a run or a sampler or deploys a model is retried only when the
+    service certainly did not act on it, since it would cost money twice.
 
     With `team_id`, the route of that team is used; without it, the organization's.
 
@@ -61,11 +61,11 @@ class ControlPlane(Handle[_core.ControlPlane]):
         return self._bridge.run(self._impl.get_session, session_id=session_id)
 
     def create_run(self, request: CreateRunRequest, *, team_id: str | None = None) -> Run:
-        """Create a run: a trainer and its paired sampler. Neither is ready yet.
+        """Create a run: a trainer and its paired sampler. Neither is ready when this returns.
 
         Raises:
-            InputError: a field of `request` breaks its rule; nothing was sent.
-            LostAnswerError: the answer was lost. The run may exist; `ServiceClient.provision_run` looks for it.
+            InputError: a field of `request` is invalid; nothing was sent.
+            LostAnswerError: the answer was lost. The run may exist; `ServiceClient.provision_run` searches for it.
         """
         return self._bridge.run(self._impl.create_run, request=request, team_id=team_id)
 
@@ -81,7 +81,7 @@ class ControlPlane(Handle[_core.ControlPlane]):
         scope: Scope | None = None,
         team_id: str | None = None,
     ) -> list[Run]:
-        """Return the runs that match every given filter."""
+        """Return the runs that match all given filters."""
         return self._bridge.run(
             self._impl.list_runs, run_id=run_id, base_model=base_model, scope=scope, team_id=team_id
         )
@@ -91,14 +91,14 @@ class ControlPlane(Handle[_core.ControlPlane]):
         return self._bridge.run(self._impl.get_run, run_id=run_id)
 
     def deactivate_run(self, run_id: str) -> Deactivated:
-        """Switch a run off, with its paired sampler; newer services only. Doing it twice is harmless."""
+        """Deactivate a run and its paired sampler; newer services only. Repeating the call is harmless."""
         return self._bridge.run(self._impl.deactivate_run, run_id=run_id)
 
     def create_sampler(self, request: CreateSamplerRequest, *, team_id: str | None = None) -> Sampler:
-        """Create a sampler: of a base model, of a checkpoint, or paired with a run. It is not ready yet.
+        """Create a sampler: of a base model, of a checkpoint, or paired with a run. It is not ready when this returns.
 
         Raises:
-            InputError: a field of `request` breaks its rule; nothing was sent.
+            InputError: a field of `request` is invalid; nothing was sent.
             LostAnswerError: the answer was lost, and `request` names no run. The sampler may exist.
         """
         return self._bridge.run(self._impl.create_sampler, request=request, team_id=team_id)
@@ -112,11 +112,11 @@ class ControlPlane(Handle[_core.ControlPlane]):
         return self._bridge.run(self._impl.get_sampler, sampler_id=sampler_id)
 
     def deactivate_sampler(self, sampler_id: str) -> Deactivated:
-        """Switch off a sampler that is not paired with a run; newer services only. Doing it twice is harmless."""
+        """Deactivate a sampler that is not paired with a run; newer services only. Repeating the call is harmless."""
         return self._bridge.run(self._impl.deactivate_sampler, sampler_id=sampler_id)
 
     def get_model_deployment_status(self, model_id: str, deployment_id: str) -> str | None:
-        """Return the state of a sampler's deployment, such as ``ACTIVE``."""
+        """Return the state of a sampler's deployment, e.g. ``ACTIVE``."""
         return self._bridge.run(self._impl.get_model_deployment_status, model_id=model_id, deployment_id=deployment_id)
 
     def list_checkpoints(
@@ -147,10 +147,10 @@ class ControlPlane(Handle[_core.ControlPlane]):
         return self._bridge.run(self._impl.get_checkpoint_source, checkpoint_id=checkpoint_id)
 
     def deploy_checkpoints(self, request: DeployCheckpointsRequest) -> DeployedModel:
-        """Make a model of sampler checkpoints of one team, and deploy it; newer services only.
+        """Create a model from sampler checkpoints of one team, and deploy it; newer services only.
 
         Raises:
-            InputError: a field of `request` breaks its rule; nothing was sent.
+            InputError: a field of `request` is invalid; nothing was sent.
             LostAnswerError: the answer was lost. The model may exist.
         """
         return self._bridge.run(self._impl.deploy_checkpoints, request=request)
@@ -171,7 +171,7 @@ class ControlPlane(Handle[_core.ControlPlane]):
         trainer_accelerator_priority: list[str] | None | UnsetType = UNSET,
         sampler_accelerator_priority: list[str] | None | UnsetType = UNSET,
     ) -> UserConfig:
-        """Change your preferences, and return all of them; None clears one, and what is not given stays."""
+        """Change your preferences, and return all of them; None clears one, and an omitted one keeps its value."""
         return self._bridge.run(
             self._impl.update_user_config,
             trainer_accelerator_priority=trainer_accelerator_priority,
@@ -191,7 +191,7 @@ class ControlPlane(Handle[_core.ControlPlane]):
         return self._bridge.run(self._impl.get_deployment, deployment_id=deployment_id)
 
     def deactivate_deployment(self, deployment_id: str) -> Deactivated:
-        """Switch a trainer's deployment off. Doing it twice is harmless."""
+        """Deactivate a trainer's deployment. Repeating the call is harmless."""
         return self._bridge.run(self._impl.deactivate_deployment, deployment_id=deployment_id)
 
     def get_deployment_metrics(
@@ -203,7 +203,7 @@ class ControlPlane(Handle[_core.ControlPlane]):
         step_seconds: int | None = None,
         time_divisor_seconds: int | None = None,
     ) -> DeploymentMetrics:
-        """Return what was measured of a deployment, a value every `step_seconds`."""
+        """Return the metrics of a deployment, with a value every `step_seconds`."""
         return self._bridge.run(
             self._impl.get_deployment_metrics,
             deployment_id=deployment_id,
@@ -223,14 +223,14 @@ class ControlPlane(Handle[_core.ControlPlane]):
         limit: int | None = None,
         min_level: LogLevel | None = None,
     ) -> list[LogLine]:
-        """Return lines of a deployment's log, of the last 30 minutes unless a window of at most 7 days is given.
+        """Return lines of a deployment's log: of the last 30 minutes, or of a given window of at most 7 days.
 
         Args:
             deployment_id: the deployment.
-            start_epoch_millis: the window's begin, in milliseconds since 1970.
-            end_epoch_millis: its end.
-            direction: ``asc`` gives the oldest first.
-            limit: lines wanted, 1 to 1000; the service's default is 500.
+            start_epoch_millis: the start of the window, in milliseconds since 1970.
+            end_epoch_millis: the end of the window, in the same unit.
+            direction: ``asc`` returns the oldest line first.
+            limit: the largest number of lines, 1 to 1000; the service's default is 500.
             min_level: leave out less serious lines, and those without a level.
         """
         return self._bridge.run(
@@ -246,7 +246,7 @@ class ControlPlane(Handle[_core.ControlPlane]):
     def get_debug_archive_files(
         self, deployment_id: str, *, page_size: int = 1000, page_token: str | None = None
     ) -> DebugArchiveFilesResponse:
-        """Return one page of the files that a failed deployment left; newer services only."""
+        """Return one page of the debug files of a failed deployment; newer services only."""
         return self._bridge.run(
             self._impl.get_debug_archive_files, deployment_id=deployment_id, page_size=page_size, page_token=page_token
         )

@@ -21,15 +21,15 @@ def attach_reference_logprobs(data: Sequence[Datum], reference: SamplingClient) 
     The reference is the model before training: score the whole dataset once, and use the result in every step.
 
     Args:
-        data: pairs, chosen then rejected, with ``target_tokens`` (N,) and ``weights`` (N,). Where the weight is not
-            0, the target must be the token that follows.
-        reference: a client that always samples the reference's weights: of the base model or of a checkpoint.
+        data: pairs, chosen then rejected, with ``target_tokens`` (N,) and optionally ``weights`` (N,), by default 1 for
+            every target except -100. Where the weight is not 0, the target must be the next token of the sequence.
+        reference: a client that always samples the reference weights: those of the base model or of a checkpoint.
 
     Returns:
         Examples whose ``ref_logprobs`` (N,) are the logprobs of their targets in nats, 0.0 where the weight is 0.
 
     Raises:
-        InputError: a sampler cannot score these targets.
+        InputError: an example is invalid, or a sampler cannot score its targets.
         ApiError: the sampler rejected a request.
 
     Example:

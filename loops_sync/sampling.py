@@ -17,9 +17,9 @@ __all__ = ["SamplingClient"]
 class SamplingClient(Handle[_core.SamplingClient]):
     """Samples from one sampler.
 
-    A light value on the service client's connection pool: a thousand cost nothing, and none needs closing. It
-    pickles, without the API key; in another process the key is read from ``BASETEN_API_KEY``. Made by
-    `TrainingClient.save_weights_and_get_sampling_client`, `TrainingClient.create_sampling_client`,
+    A lightweight value that shares the service client's connection pool: a thousand cost nothing, and none needs
+    closing. It can be pickled, without the API key; in another process the key is read from ``BASETEN_API_KEY``.
+    Created by `TrainingClient.save_weights_and_get_sampling_client`, `TrainingClient.create_sampling_client`,
     `ServiceClient.create_sampling_client` and `ServiceClient.create_sampling_client_from_checkpoint`.
 
     Example:
@@ -41,7 +41,7 @@ class SamplingClient(Handle[_core.SamplingClient]):
 
     @property
     def min_policy_version(self) -> int | None:
-        """The oldest adapter version that may answer this client."""
+        """The oldest version of the trainer's weights that may answer this client's requests."""
         return self._impl.min_policy_version
 
     def get_base_model(self) -> str:
@@ -62,22 +62,22 @@ class SamplingClient(Handle[_core.SamplingClient]):
         """Complete a prompt.
 
         Waits until the sampler is ready (see `ensure_ready`). A request that the service certainly or probably did
-        not act on is tried again; one that outlived its time limit is not, since that would pay twice.
+        not act on is retried; one that timed out is not, since it would be paid for twice.
 
         Args:
             prompt: the prompt, as a `ModelInput` or a list of token ids.
-            num_samples: completions wanted, at least 1.
+            num_samples: the number of completions, at least 1.
             sampling_params: how to sample; `SamplingParams()` when None.
             include_prompt_logprobs: also score the prompt's own tokens.
-            topk_prompt_logprobs: also list this many best candidates at each prompt position.
+            topk_prompt_logprobs: also list this many most likely candidates at each prompt position.
             affinity_key: requests with the same key go to the same replica; use one for each rollout group.
             include_routed_experts: capture which experts a mixture-of-experts model chose, for
                 `Datum.routed_experts_ref`; None is the service's default.
 
         Raises:
-            InputError: an argument breaks a rule; nothing was sent.
+            InputError: an argument is invalid; nothing was sent.
             SampleTimeoutError: no answer within this client's `timeout`.
-            SamplerTerminatedError: the sampler does not come up any more.
+            SamplerTerminatedError: the sampler's deployment has ended, so it will not become ready.
             NotReadyError: the sampler was not ready within `ready_timeout`.
             ApiError: the service refused the request.
         """
@@ -105,30 +105,30 @@ class SamplingClient(Handle[_core.SamplingClient]):
         keep_errors: bool = False,
         processes: int | None = None,
     ) -> Items[SampledPrompt]:
-        """Complete any number of prompts, in constant memory, and yield what becomes of each as it completes.
+        """Complete any number of prompts, in constant memory, and yield the outcome of each when it completes.
 
-        At most `limit` prompts have been read and not yet given out, so a slow consumer slows the sampling down.
-        Leaving the loop early cancels what is under way.
+        At most `limit` prompts are in flight or wait for the consumer, so a slow consumer slows the sampling down.
+        Leaving the loop early cancels the requests in flight.
 
         Worker threads read the prompts one by one: reading may block and use the client.
 
         Args:
-            prompts: read as places become free, so there may be no end of them.
-            num_samples: completions of each prompt.
+            prompts: read only as fast as they are sampled, so the iterable may be endless.
+            num_samples: the number of completions of each prompt.
             sampling_params: how to sample; `SamplingParams()` when None.
             include_prompt_logprobs: also score the prompts' own tokens.
-            topk_prompt_logprobs: also list this many best candidates at each prompt position.
-            limit: prompts under way at once.
-            ordered: give results out in the order of the prompts; a slow one keeps those after it waiting.
-            keep_errors: yield a prompt's error instead of raising it, and go on with the others.
-            processes: spread the work over this many processes, for when decoding the answers is more than one
-                core can do. They read the key from ``BASETEN_API_KEY``; as always with processes, a script that
-                uses them needs ``if __name__ == "__main__":``.
+            topk_prompt_logprobs: also list this many most likely candidates at each prompt position.
+            limit: the largest number of prompts in flight at once.
+            ordered: yield results in the order of the prompts; a slow prompt delays those after it.
+            keep_errors: yield a prompt's error instead of raising it, and continue with the others.
+            processes: distribute the work over this many processes, if one core cannot decode the answers fast
+                enough. They read the API key from ``BASETEN_API_KEY``; as always with `multiprocessing`, the
+                script needs ``if __name__ == "__main__":``.
 
         Raises:
-            InputError: an argument breaks a rule; a prompt's own is raised, or kept, in its turn.
-            ConfigError: `processes` was given, and the key is not in the environment.
-            LoopsError: a sample failed and `keep_errors` is False; what was under way is cancelled.
+            InputError: an argument is invalid; for an invalid prompt, this is raised (or kept) as its outcome.
+            ConfigError: `processes` was given, and the API key is not in the environment.
+            LoopsError: a sample failed and `keep_errors` is False; the requests in flight are cancelled.
 
         Example:
             ::
@@ -152,27 +152,27 @@ class SamplingClient(Handle[_core.SamplingClient]):
     def compute_logprobs(
         self, prompt: ModelInput | Sequence[int], *, affinity_key: str | None = None
     ) -> list[float | None]:
-        """Return the logprob of each prompt token given those before it, in nats; entry 0 is None."""
+        """Return the logprob of each prompt token given the tokens before it, in nats; entry 0 is None."""
         return self._bridge.run(self._impl.compute_logprobs, prompt=prompt, affinity_key=affinity_key)
 
     def ensure_ready(self, ready_timeout: float | None = None) -> None:
-        """Wait until the sampler's deployment is ACTIVE; wakes it once if it was scaled to zero.
+        """Wait until the sampler's deployment is ACTIVE, and start it once if it was scaled to zero.
 
-        A local sampler is taken to be ready. `ready_timeout` is in seconds, the client's own when None.
+        A local sampler counts as ready. `ready_timeout` is in seconds; None uses that of the client.
 
         Raises:
-            SamplerTerminatedError: the sampler does not come up any more.
-            NotReadyError: it is not ready in time.
+            SamplerTerminatedError: the sampler's deployment has ended, so it will not become ready.
+            NotReadyError: it is not ready within `ready_timeout`.
         """
         self._bridge.run(self._impl.ensure_ready, ready_timeout=ready_timeout)
 
     def wait_for_version(self, version: int, *, timeout: float | None = None) -> None:
         """Wait until the sampler serves at least version `version` of the trainer's weights.
 
-        `timeout` is in seconds, 600 when None.
+        `timeout` is in seconds; None is 600.
 
         Raises:
-            NotReadyError: it still serves an older one.
+            NotReadyError: the sampler does not become ready, or still serves an older version after `timeout`.
         """
         self._bridge.run(self._impl.wait_for_version, version=version, timeout=timeout)
 
@@ -185,17 +185,18 @@ class SamplingClient(Handle[_core.SamplingClient]):
         api_key: str | None = None,
         ready_timeout: float = 3600.0,
     ) -> None:
-        """Wait until a sampler is ready that no client is at hand for; `ensure_ready` is for those that are.
+        """Wait until a sampler that you have no client for is ready; with a client, use `ensure_ready`.
 
         Args:
-            base_model: the sampler's base model, for people.
-            deployment: where it runs; only a `BasetenDeployment` has to be waited for.
+            base_model: the sampler's base model; informative only.
+            deployment: where it runs; this returns at once unless it is a `BasetenDeployment`.
             api_key: default ``BASETEN_API_KEY``.
-            ready_timeout: seconds to wait at most.
+            ready_timeout: the longest wait in seconds.
 
         Raises:
-            SamplerTerminatedError: the sampler does not come up any more.
-            NotReadyError: it is not ready in time.
+            InputError: a `BasetenDeployment` without a model id, a deployment id or a valid base URL.
+            SamplerTerminatedError: the sampler's deployment has ended, so it will not become ready.
+            NotReadyError: it is not ready within `ready_timeout`.
         """
         current().run(
             _core.SamplingClient.ensure_ready_for_deployment,
@@ -206,11 +207,11 @@ class SamplingClient(Handle[_core.SamplingClient]):
         )
 
     def discover_base_model_name(self) -> str:
-        """Return the base model's name as the sampler knows it; a queued one is not asked."""
+        """Return the base model's name as the sampler reports it; for a serverless sampler, as this client has it."""
         return self._bridge.run(self._impl.discover_base_model_name)
 
     def discover_adapter_name(self) -> str | None:
-        """Return the name of the adapter that is loaded now, if any."""
+        """Return the name of the loaded adapter, if any; for a serverless sampler, the checkpoint's path."""
         return self._bridge.run(self._impl.discover_adapter_name)
 
     def get_tokenizer(self) -> Any:
@@ -218,5 +219,5 @@ class SamplingClient(Handle[_core.SamplingClient]):
         return self._bridge.run(self._impl.get_tokenizer)
 
     def close(self) -> None:
-        """Do nothing: a sampling client holds nothing of its own."""
+        """Do nothing: a sampling client owns no resources."""
         self._bridge.run(self._impl.close)

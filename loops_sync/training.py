@@ -34,11 +34,11 @@ __all__ = ["TrainingClient"]
 
 
 class TrainingClient(Closing[_core.TrainingClient]):
-    """Trains one run. Made by `ServiceClient.create_lora_training_client` and `ServiceClient.attach_training_client`.
+    """Trains one run. Created by `ServiceClient.create_lora_training_client` or `ServiceClient.attach_training_client`.
 
-    Every operation is submitted when it is called, in the order of the calls, and returns a future as soon as the
-    trainer has accepted it; the result is waited for separately. A call whose arguments are refused, or that is
-    cancelled before it was sent, takes no turn. Many operations may be under way, and waited for in any order.
+    Operations are submitted in the order of the calls. A call returns a future as soon as the trainer has accepted
+    the operation; waiting for the result is a separate step. A call with invalid arguments, or that is cancelled
+    before it was sent, takes no turn. Many operations may be in flight, and waited for in any order.
 
     Example:
         ::
@@ -56,11 +56,11 @@ class TrainingClient(Closing[_core.TrainingClient]):
 
     @property
     def run(self) -> Run:
-        """The run as the service described it when this client was made."""
+        """The run as the service described it when this client was created."""
         return self._impl.run
 
     def get_info(self) -> GetInfoResponse:
-        """Return what is known of the run's model."""
+        """Return the run's model, and its LoRA rank and longest sequence if they are known."""
         return self._bridge.call(self._impl.get_info)
 
     def forward(
@@ -71,7 +71,7 @@ class TrainingClient(Closing[_core.TrainingClient]):
         *,
         top_k_logprobs: int = 0,
     ) -> ForwardBackwardFuture:
-        """Compute the loss and the logprobs, and leave the gradients alone.
+        """Compute the loss and the logprobs, without changing the gradients.
 
         Arguments and errors are those of `forward_backward`.
         """
@@ -94,24 +94,30 @@ class TrainingClient(Closing[_core.TrainingClient]):
         *,
         top_k_logprobs: int = 0,
     ) -> ForwardBackwardFuture:
-        """Compute the loss and add its gradients to those already there.
+        """Compute the loss and add its gradients to the accumulated ones.
 
-        Losses are summed over tokens; `optim_step` normalises. Several calls before one `optim_step` equal one call
-        with all their data. A batch over 24 MiB of JSON is split, in order, and its results are merged.
+        Losses are summed over tokens; `optim_step` divides by the number of tokens, unless the loss sets
+        ``skip_token_normalization``. Several calls before one `optim_step` equal one call with all their data. A
+        batch over 24 MiB of JSON is split, in order, and the results of its parts are merged.
 
         Args:
-            data: the examples; example i has N_i positions, and each of its tensors has N_i entries.
-            loss_fn: ``cross_entropy`` reads ``target_tokens`` (N,) and optionally ``weights`` (N,);
-                ``importance_sampling``, ``ppo``, ``cispo``, ``dro`` and ``dppo`` read ``target_tokens``, the
-                sampler's ``logprobs`` in nats and ``advantages``; ``dpo`` reads pairs, chosen then rejected, with
-                ``target_tokens``, ``weights`` and ``ref_logprobs``.
-            loss_fn_config: settings of the loss, such as ``{"clip_low_threshold": 0.8}`` for ``ppo``.
-            top_k_logprobs: candidates to list at each active position, 0 to 20.
+            data: the examples, whose ``loss_fn_inputs`` are the inputs of the loss; N is an example's number of
+                positions.
+            loss_fn: ``cross_entropy`` reads ``target_tokens`` of shape (N,) or (N, K) and ``weights`` of the same
+                shape, both optional. ``importance_sampling``, ``ppo``, ``cispo``, ``dro`` and ``dppo`` need the
+                sampler's ``logprobs`` (N,) in nats and ``advantages`` (N,) or (1,); ``target_tokens`` (N,) are
+                optional. ``dpo`` takes pairs, chosen then rejected, and needs ``target_tokens`` (N,) and
+                ``ref_logprobs`` (N,) in nats; ``weights`` (N,) are optional. Without ``target_tokens`` the targets
+                are the input, shifted by one; without ``weights`` every target has weight 1, except -100, which is
+                not scored.
+            loss_fn_config: settings of the loss, e.g. ``{"clip_low_threshold": 0.8}`` for ``ppo``. Every loss has
+                ``skip_token_normalization``, False by default.
+            top_k_logprobs: how many candidates to list at each active position, 0 to 20.
 
         Raises:
-            InputError: an argument breaks a rule; nothing was sent and no turn was taken.
+            InputError: an argument is invalid; nothing was sent and no turn was taken.
             ApiError: the trainer refused the request.
-            ServerShutdownError: the trainer is going away.
+            ServerShutdownError: the trainer is shutting down.
         """
         return ForwardBackwardFuture._of(
             self._bridge.run(
@@ -127,29 +133,31 @@ class TrainingClient(Closing[_core.TrainingClient]):
     def forward_backward_custom(
         self, data: Sequence[Datum], loss_fn: CustomLossFn, *, loss_type_input: Literal["logprobs"] = "logprobs"
     ) -> ForwardBackwardFuture:
-        """Add the gradients of a loss that is a function of yours, written in torch (the ``torch`` extra).
+        """Add the gradients of your own loss function, written in torch (the ``torch`` extra).
 
-        The trainer scores the targets, `loss_fn` and its backward pass run here, in a worker thread, and the trainer
-        replays the gradients. All of it is one operation in the order of calls: what is called later waits. It
-        returns when the replay was accepted.
+        The trainer scores the targets, `loss_fn` and its backward pass run in a worker thread of this process, and
+        the trainer replays the gradients. All of this is one operation in the order of the calls: later calls wait.
+        It returns when the trainer has accepted the replay.
 
-        Gradients are summed as `loss_fn` says and not divided by the number of tokens, so one `optim_step` cannot
-        put them together with those of `forward_backward`, unless that sets ``skip_token_normalization``.
+        The gradients are those of `loss_fn`, not divided by the number of tokens, so one `optim_step` cannot combine
+        them with those of `forward_backward`, unless that sets ``skip_token_normalization``.
 
         Args:
-            data: the examples, with ``target_tokens`` of shape (N,) or (N, K) and nothing else but ``weights``.
-            loss_fn: is called with `data` and, for each example, a float32 tensor of the shape of its targets that
-                holds their logprobs in nats, 0.0 where the target is masked; returns a scalar tensor and a dict of
-                metrics. It must not wait for operations of this client, which wait for it.
-            loss_type_input: what `loss_fn` is given; logprobs is all there is.
+            data: the examples, with ``target_tokens`` of shape (N,) or (N, K), optional ``weights`` and no other
+                inputs.
+            loss_fn: called with `data` and a list with one float32 tensor per example, which has the shape of the
+                targets and holds their logprobs in nats, 0.0 where the target is masked. It returns a scalar tensor
+                and a dict of metrics. It must not wait for operations of this client, since they wait for it.
+            loss_type_input: the input of `loss_fn`; only ``"logprobs"`` is supported.
 
         Returns:
-            The future of the replay; its result has `loss_fn`'s loss and, over the trainer's own, its metrics.
+            The future of the replay. Its result has the loss of `loss_fn`, and the metrics of the trainer and of
+            `loss_fn`; where both have the same name, that of `loss_fn` counts.
 
         Raises:
-            InputError: an argument breaks a rule, or `loss_fn` does not return what it should.
+            InputError: an argument is invalid, or `loss_fn` returned something invalid.
             ImportError: torch is not installed.
-            UnsupportedError: the trainer cannot leave gradients as they are.
+            UnsupportedError: the trainer does not support ``skip_token_normalization``.
             RemoteOpError: the trainer could not score the targets.
 
         Example:
@@ -169,23 +177,23 @@ class TrainingClient(Closing[_core.TrainingClient]):
         )
 
     def optim_step(self, adam_params: AdamParams) -> OperationFuture[OptimStepResponse]:
-        """Apply Adam to the accumulated gradients and forget them; the policy version grows by one."""
+        """Apply Adam to the accumulated gradients and clear them; the policy version increases by one."""
         return OperationFuture[OptimStepResponse]._of(
             self._bridge.run(self._impl.optim_step, adam_params=adam_params), self
         )
 
     def init_trainer_server(self, lora_rank: int) -> OperationFuture[InitTrainerServerResponse]:
-        """Begin again with a fresh adapter of this rank; what was trained and not saved is gone."""
+        """Start again with a new adapter of this rank; unsaved training is lost."""
         return OperationFuture[InitTrainerServerResponse]._of(
             self._bridge.run(self._impl.init_trainer_server, lora_rank=lora_rank), self
         )
 
     def save_state(self, name: str, ttl_seconds: int | None = None) -> OperationFuture[SaveWeightsResponse]:
-        """Save weights, optimizer and step under ``weights/<name>``, to resume from.
+        """Save weights, optimizer and step under ``weights/<name>``, to resume training from.
 
         Args:
             name: one path segment; a checkpoint of the same name is replaced.
-            ttl_seconds: delete it after this time; None keeps it.
+            ttl_seconds: delete the checkpoint after this many seconds; None keeps it.
         """
         return OperationFuture[SaveWeightsResponse]._of(
             self._bridge.run(self._impl.save_state, name=name, ttl_seconds=ttl_seconds), self
@@ -194,12 +202,12 @@ class TrainingClient(Closing[_core.TrainingClient]):
     def save_weights_for_sampler(
         self, name: str, *, ttl_seconds: int | None = None, publish: bool = True
     ) -> OperationFuture[SaveWeightsForSamplerResponse]:
-        """Save the adapter under ``sampler_weights/<name>`` and let the paired sampler serve it.
+        """Save the adapter under ``sampler_weights/<name>`` and publish it to the paired sampler.
 
         Args:
             name: one path segment; a checkpoint of the same name is replaced.
-            ttl_seconds: delete it after this time; only for an adapter that is not published.
-            publish: False only saves: the sampler goes on with what it serves.
+            ttl_seconds: delete the checkpoint after this many seconds; only with ``publish=False``.
+            publish: False only saves: the sampler continues to serve its current weights.
         """
         return OperationFuture[SaveWeightsForSamplerResponse]._of(
             self._bridge.run(self._impl.save_weights_for_sampler, name=name, ttl_seconds=ttl_seconds, publish=publish),
@@ -207,14 +215,15 @@ class TrainingClient(Closing[_core.TrainingClient]):
         )
 
     def save_weights_and_get_sampling_client(self, name: str = "default") -> SamplingClient:
-        """Publish the weights as they are now and return a client that never samples older ones.
+        """Publish the current weights and return a client that never samples older ones.
 
-        Returns when the paired sampler serves them. The client follows later versions too; to stay with exactly
-        these weights, use `create_sampling_client` with the checkpoint's path. A serverless sampler has no current
-        version: there, the client samples exactly these weights, saved under `name` with a suffix of its own.
+        Returns when the paired sampler serves them. The client also samples later versions; for one that always
+        samples exactly these weights, use `create_sampling_client` with the checkpoint's path. A serverless sampler
+        has no current version: there, the client samples exactly these weights, saved under `name` with a unique
+        suffix.
 
         Raises:
-            NotReadyError: the sampler did not come up, or did not load the weights within 600 s.
+            NotReadyError: the sampler did not become ready, or did not load the weights within 600 s.
         """
         return SamplingClient._of(self._bridge.run(self._impl.save_weights_and_get_sampling_client, name=name), self)
 
@@ -238,12 +247,12 @@ class TrainingClient(Closing[_core.TrainingClient]):
 
         Args:
             model_path: ``bt://loops:<run_id>/sampler_weights/<name>``.
-            min_policy_version: sample the checkpoint only until the sampler serves this version of the trainer's
-                weights, and those from then on; None stays with the checkpoint.
+            min_policy_version: sample the checkpoint until the sampler serves this version of the trainer's
+                weights, and the served weights from then on; None always samples the checkpoint.
 
         Raises:
             InputError: `model_path` is not such a URI.
-            BadRequestError: the service has no such checkpoint, or may not load it here.
+            BadRequestError: the service has no such checkpoint, or cannot load it on this sampler.
         """
         return SamplingClient._of(
             self._bridge.run(
@@ -281,7 +290,7 @@ class TrainingClient(Closing[_core.TrainingClient]):
         )
 
     def health(self) -> None:
-        """Return if the trainer answers that it is healthy, else raise its answer."""
+        """Return if the trainer answers that it is healthy; otherwise raise the error of its answer."""
         self._bridge.run(self._impl.health)
 
     @property
@@ -289,7 +298,7 @@ class TrainingClient(Closing[_core.TrainingClient]):
         """The number of optimizer steps that the trainer has applied; every use makes one request.
 
         Raises:
-            UnsupportedError: this trainer does not tell it.
+            UnsupportedError: this trainer does not report it.
         """
         return self._bridge.run(self._impl.policy_version)
 
@@ -298,5 +307,5 @@ class TrainingClient(Closing[_core.TrainingClient]):
         return self._bridge.run(self._impl.get_tokenizer)
 
     def close(self) -> None:
-        """Stop keeping the trainer up, and logging. Operations under way can still be waited for."""
+        """Stop the trainer's heartbeat and the logging. Operations in flight can still be waited for."""
         self._bridge.run(self._impl.close)

@@ -1,4 +1,4 @@
-"""Print which packages of this environment have other versions than the lock says.
+"""Print the packages of this environment whose versions differ from the lock.
 
 Usage: python tools/changed_since_lock.py locks/dev.txt
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def changes(lock: str, installed: dict[str, str]) -> list[str]:
-    """Return a line for each package whose installed version the lock does not name."""
+    """Return a line for each package whose installed version is not in the lock."""
     locked: dict[str, list[str]] = {}
     for name, version in re.findall(r"^([\w.-]+)==([^\s;]+)", lock, re.MULTILINE):
         locked.setdefault(name, []).append(version)
@@ -24,7 +24,7 @@ def changes(lock: str, installed: dict[str, str]) -> list[str]:
 
 
 def main() -> None:
-    """Compare the running interpreter's environment with the lock that is named."""
+    """Compare the running interpreter's environment with the lock in the argument."""
     installed = {re.sub(r"[-_.]+", "-", each.name).lower(): each.version for each in distributions()}
     ours = {"loops-async", "pip", "torch"}
     found = changes(Path(sys.argv[1]).read_text(), {name: installed[name] for name in installed.keys() - ours})

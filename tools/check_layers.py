@@ -1,8 +1,8 @@
-"""Check that imports point one way: each module imports only what stands before it in the tables below.
+"""Check that imports point one way: each module imports only modules before it in the tables below.
 
-Every `import` counts, also inside a function or under `TYPE_CHECKING`: a hidden import is still a dependency. The one
-difference that its place makes is for heavy libraries that are optional: inside a function they may be imported, since
-then importing the module costs nothing and works without them.
+Every `import` counts, also inside a function or under `TYPE_CHECKING`: a hidden import is still a dependency. Its place
+matters only for heavy, optional libraries: they may be imported inside a function, since then importing the module is
+cheap and works without them.
 
 Usage: python tools/check_layers.py [ROOT]
 """
@@ -50,7 +50,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "__main__",
     ),
 }
-"""Modules and folders of a package from the lowest up; each may import those before it. A folder counts as one."""
+"""Modules and folders of a package in ascending order; each may import those before it. A folder counts as one."""
 
 INTERNAL: dict[str, tuple[str, ...]] = {
     "loops_async": (),
@@ -72,7 +72,7 @@ LIBRARIES: dict[str, frozenset[str]] = {
     "loops_local._service": frozenset({"aiohttp", "yarl"}),
     "loops_local.engine.pytorch": frozenset({"gguf", "numpy", "safetensors", "tokenizers", "torch", "transformers"}),
 }
-"""Libraries that a module or anything in it may import at any place."""
+"""Libraries that a module, or the modules of a folder, may import at any place."""
 
 OPTIONAL: dict[str, frozenset[str]] = {
     "loops_async": frozenset({"numpy", "tokenizers", "torch", "transformers", "wandb"}),
@@ -81,7 +81,7 @@ OPTIONAL: dict[str, frozenset[str]] = {
 
 
 class Import(NamedTuple):
-    """One imported module: its absolute name, where it stands, and whether importing the file runs it."""
+    """One imported module: its absolute name, its line, and whether importing the file executes it."""
 
     name: str
     line: int
@@ -89,7 +89,7 @@ class Import(NamedTuple):
 
 
 def check(root: Path) -> list[str]:
-    """Return one line for each import under `root` that breaks a rule, and for each module the tables miss."""
+    """Return one line for each import under `root` that breaks a rule, and for each module missing from the tables."""
     sources = [path for package in INTERNAL for path in sorted((root / package).rglob("*.py"))]
     return [problem for path in sources for problem in _check_file(root, path)]
 
@@ -159,7 +159,7 @@ def _is_type_checking(node: ast.AST) -> bool:
 
 
 def _part(module: str) -> str:
-    """Return the name that `ORDER` knows a module by: the one below its package."""
+    """Return the name of a module in `ORDER`: that of the module or folder below the package."""
     return module.split(".")[1] if "." in module else ""
 
 

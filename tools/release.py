@@ -15,7 +15,7 @@ UNRELEASED = "## [Unreleased]\n"
 
 
 def released(changelog: str, version: str, day: str) -> str:
-    """Return the changelog with its unreleased notes under `version`, and an empty heading for what comes next."""
+    """Return the changelog with its unreleased notes under `version`, and an empty heading for later notes."""
     before, heading, notes = changelog.partition(UNRELEASED)
     if not heading or not notes.partition("\n## ")[0].strip():
         raise SystemExit("error: CHANGELOG.md has nothing under '## [Unreleased]'")
@@ -28,13 +28,13 @@ def main(arguments: list[str]) -> None:
         raise SystemExit("usage: make release VERSION=1.2.3")
     [version] = arguments
     if subprocess.run(["git", "status", "--porcelain"], check=True, capture_output=True).stdout:
-        raise SystemExit("error: commit what you changed first")
+        raise SystemExit("error: commit your changes first")
     changelog, source = Path("CHANGELOG.md"), Path("loops_async/_version.py")
     changelog.write_text(released(changelog.read_text(), version, datetime.now(UTC).date().isoformat()))
     source.write_text(re.sub(r'__version__ = ".*"', f'__version__ = "{version}"', source.read_text()))
     subprocess.run(["git", "commit", "--quiet", "--all", "--message", f"Release {version}"], check=True)
     subprocess.run(["git", "tag", f"v{version}"], check=True)
-    print(f"committed and tagged v{version}; look at it, then: make dist, git push --tags, twine upload dist/*")
+    print(f"committed and tagged v{version}; review it, then: make dist, git push --tags, twine upload dist/*")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Use an installed loops-async as a newcomer would, with nothing but its own dependencies.
+"""Use an installed loops-async as a new user would, with only its own dependencies.
 
 Run it outside the source tree: python tools/smoke.py
 """
@@ -16,7 +16,7 @@ import loops_sync
 PROMPT = [104, 105]
 
 
-def words_without_a_key() -> str:
+def message_without_key() -> str:
     """Return what the client says when it has no key."""
     try:
         loops_async.ServiceClient()
@@ -46,19 +46,19 @@ def sample_blocking(local: loops_local.LocalService) -> list[int]:
 
 
 def main() -> None:
-    """Check each in turn."""
+    """Run all checks."""
     for name in ("BASETEN_API_KEY", "LOOPS_BASE_URL"):
         os.environ.pop(name, None)
-    words = words_without_a_key()
-    assert "BASETEN_API_KEY" in words, words
-    assert "loops-local serve" in words, words
+    message = message_without_key()
+    assert "BASETEN_API_KEY" in message, message
+    assert "loops-local serve" in message, message
     with loops_local.serve_in_thread(engine="echo") as local:
         tokens = asyncio.run(sample_async(local))
         assert len(tokens) == 4, tokens
         assert sample_blocking(local) == tokens
     heavy = {"numpy", "torch", "transformers", "tokenizers"} & sys.modules.keys()
-    assert not heavy, f"imported without need: {heavy}"
-    print(f"loops-async {loops_async.__version__} served, trained and sampled in both colours: tokens {tokens}")
+    assert not heavy, f"imported unnecessarily: {heavy}"
+    print(f"loops-async {loops_async.__version__} served, trained and sampled, async and blocking: tokens {tokens}")
 
 
 if __name__ == "__main__":

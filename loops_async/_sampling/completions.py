@@ -1,4 +1,4 @@
-"""Reading the answer to a sample. It is paid for by the time it arrives, so whatever can be read of it is kept."""
+"""Reading the answer to a sample request. It is already paid for, so every part that can be read is kept."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class _Logprobs(Struct, gc=False):
 
 
 class _Choice(protocol.ChoiceBase, kw_only=True, gc=False):
-    """A completion as it nearly always is: ids are there, no logprob is missing, and tokens' names can be skipped."""
+    """The usual form of a completion: it has all ids and logprobs, so its token names need not be decoded."""
 
     token_ids: list[int]
     logprobs: _Logprobs | None = None
@@ -56,18 +56,18 @@ def read_completions(
 
     Args:
         body: JSON in the manner of OpenAI completions (data-plane reference 3.5).
-        prompt: the token ids that were sent; the answer's own win, since a service expands images.
-        topk: how many candidates were asked for at each prompt position.
-        policy_version: what the answer's header says of the weights that made it.
-        clean: takes secrets out of what errors show of the body.
+        prompt: the token ids that were sent; those in the answer take precedence, since a service expands images.
+        topk: how many candidates were requested at each prompt position.
+        policy_version: the answer's header with the version of the weights, if there is one.
+        clean: removes secrets from the part of the body that an error shows.
 
     Raises:
-        ProtocolError: there is not a list of completions in it.
+        ProtocolError: the body has no list of completions.
     """
     try:
         answer = _decode(body)
-    except msgspec.DecodeError as odd:
-        answer = _salvaged(body, odd, clean)
+    except msgspec.DecodeError as error:
+        answer = _read_malformed(body, error, clean)
     first = answer.choices[0] if answer.choices else None
     expanded = first.prompt_token_ids if first else None
     scored = first.prompt_logprobs if first else None
@@ -83,9 +83,9 @@ def read_completions(
 
 
 def _echoes(answer: _Completions, prompt: list[int]) -> bool:
-    """Whether the completions begin with the prompt because the answer counts it out of what was generated.
+    """Whether the completions begin with the prompt, shown by a `usage` that does not count it as generated.
 
-    That they merely begin alike says nothing: a completion may well repeat its prompt.
+    To compare the tokens is not enough: a generated completion may repeat its prompt.
     """
     counted = answer.usage.completion_tokens if answer.usage else None
     sent = sum(len(choice.token_ids) for choice in answer.choices)
@@ -109,9 +109,9 @@ def _sequence(choice: _Choice, echo: int) -> SampledSequence:
 
 
 def _aligned(logprobs: list[float], count: int) -> list[float]:
-    """Return one logprob for each of the last `count` tokens; more of them belong to an echo before."""
+    """Return the logprobs of the last `count` tokens; those before belong to an echo of the prompt."""
     if len(logprobs) < count:
-        log.warning("the sampler sent %d logprobs for %d tokens; the others are NaN", len(logprobs), count)
+        log.warning("the sampler sent %d logprobs for %d tokens; the missing ones are NaN", len(logprobs), count)
         return logprobs + [math.nan] * (count - len(logprobs))
     return logprobs[len(logprobs) - count :]
 
@@ -130,13 +130,13 @@ def _top(candidates: Mapping[str, protocol.PromptLogprob] | None, topk: int) -> 
     return sorted(scored, key=lambda pair: -pair[1])[:topk]
 
 
-# --- answers that are not as the wire says ---------------------------------------------------------------------------
+# --- malformed answers -----------------------------------------------------------------------------------------------
 
 
-def _salvaged(body: bytes | msgspec.Raw, odd: Exception, clean: Callable[[str], str]) -> _Completions:
-    """Read what there is of an answer whose fields are not all as they should be."""
+def _read_malformed(body: bytes | msgspec.Raw, error: Exception, clean: Callable[[str], str]) -> _Completions:
+    """Read the valid parts of an answer that has invalid fields."""
     try:
-        # Unlike msgspec, this takes the NaN and Infinity that careless services write.
+        # Unlike msgspec, this accepts NaN and Infinity, which some services write.
         raw = _dict(json.loads(bytes(body)))
     except ValueError:
         raw = {}
@@ -144,37 +144,37 @@ def _salvaged(body: bytes | msgspec.Raw, odd: Exception, clean: Callable[[str], 
     if not _is_list(choices):
         begin = clean(bytes(body).decode("utf-8", "replace"))[:200]
         raise ProtocolError(
-            f"the sampler answered 200 with a body that is not a completion: {odd}; it begins with {begin!r}"
-        ) from odd
+            f"the sampler answered 200 with a body that is not a completion: {error}; it begins with {begin!r}"
+        ) from error
     return _Completions(
-        choices=[_salvaged_choice(_dict(choice)) for choice in choices], usage=_fitting(raw.get("usage"), _Usage)
+        choices=[_malformed_choice(_dict(choice)) for choice in choices], usage=_converted(raw.get("usage"), _Usage)
     )
 
 
-def _salvaged_choice(raw: dict[str, Any]) -> _Choice:
+def _malformed_choice(raw: dict[str, Any]) -> _Choice:
     logprobs = _dict(raw.get("logprobs"))
     scores, names = logprobs.get("token_logprobs"), logprobs.get("tokens")
     ids = raw.get("token_ids")
     reason = raw.get("finish_reason")
     return _Choice(
-        text=_fitting(raw.get("text"), str),
+        text=_converted(raw.get("text"), str),
         finish_reason=reason if isinstance(reason, str) or reason is None else str(reason),
         token_ids=_token_ids(ids if _is_list(ids) else names),
         logprobs=_Logprobs([_number(score) for score in scores]) if _is_list(scores) else None,
-        prompt_logprobs=_fitting(raw.get("prompt_logprobs"), protocol.PromptLogprobs),
-        prompt_token_ids=_fitting(raw.get("prompt_token_ids"), list[int]),
-        routed_experts_ref=_fitting(raw.get("routed_experts_ref"), ExternalRef),
+        prompt_logprobs=_converted(raw.get("prompt_logprobs"), protocol.PromptLogprobs),
+        prompt_token_ids=_converted(raw.get("prompt_token_ids"), list[int]),
+        routed_experts_ref=_converted(raw.get("routed_experts_ref"), ExternalRef),
     )
 
 
 def _token_ids(names: Any) -> list[int]:
-    """Read ids, or names such as ``"token_id:7"``; the text is all that is left where a token has another name."""
+    """Read ids, or names like ``"token_id:7"``; return [] if a token has another name."""
     if not _is_list(names):
         return []
     try:
         return [int(name.removeprefix("token_id:")) if isinstance(name, str) else int(name) for name in names]
     except (TypeError, ValueError, OverflowError):
-        log.warning("the sampler names tokens otherwise than by their ids, so only their text is known: %.80r", names)
+        log.warning("the sampler's names of tokens are not their ids, so only the text is known: %.80r", names)
         return []
 
 
@@ -185,13 +185,13 @@ def _number(value: Any) -> float:
         return math.nan
 
 
-def _fitting(value: Any, kind: type[T] | Any) -> T | None:
-    """Return `value` as `kind`, None when it is something else."""
+def _converted(value: Any, kind: type[T] | Any) -> T | None:
+    """Return `value` converted to `kind`, None if that is not possible."""
     try:
         found: T = msgspec.convert(value, kind)
     except msgspec.ValidationError as problem:
         if value is not None:
-            log.warning("a part of the sampler's answer cannot be read and is left out: %s", problem)
+            log.warning("a part of the sampler's answer is invalid and ignored: %s", problem)
         return None
     return found
 

@@ -1,4 +1,4 @@
-"""Sampling any number of prompts in constant memory, on one event loop or on several processes."""
+"""Sampling any number of prompts in constant memory, on one event loop or in several processes."""
 
 from __future__ import annotations
 
@@ -17,49 +17,49 @@ R = TypeVar("R")
 
 Source: TypeAlias = Iterable[T] | AsyncIterable[T]
 
-CHUNKS_PER_SHARE: Final = 2
-"""Chunks into which a process's share of the limit is cut, so that one slow sample does not keep all others waiting."""
+CHUNKS_PER_PROCESS: Final = 2
+"""Chunks in flight per process; together they have its part of the limit. With one, a slow sample would stop it."""
 
 STOP_SECONDS: Final = 0.1
-"""How soon a worker process notices that nobody wants its result."""
+"""How soon a worker process notices that its result is no longer needed."""
 
 
 class BoundedMap(Generic[T, R]):
     """Calls `work` on each item of a source, at most `limit` at a time, and reads no further ahead than that.
 
-    Invariant: each item that was read and whose result was not yet given out holds one of `limit` places.
+    Invariant: each item that was started and whose result was not yet yielded holds one of `limit` slots.
     """
 
     def __init__(self, source: Source[T], work: Callable[[T], Awaitable[R]], *, limit: int, ordered: bool) -> None:
         self._source = source
         self._work = work
         self._ordered = ordered
-        self._places = asyncio.Semaphore(limit)
-        self._under_way: dict[asyncio.Future[R], int] = {}
-        self._ended: asyncio.Queue[asyncio.Future[R] | None] = asyncio.Queue()
+        self._slots = asyncio.Semaphore(limit)
+        self._in_flight: dict[asyncio.Future[R], int] = {}
+        self._completed: asyncio.Queue[asyncio.Future[R] | None] = asyncio.Queue()
         self._results: dict[int, R] = {}
         self._next = 0
 
     async def results(self) -> AsyncGenerator[tuple[int, R]]:
-        """Yield ``(index, result)``; the first error cancels what is under way and is raised."""
+        """Yield ``(index, result)``; the first error cancels the items in flight and is raised."""
         reader = asyncio.create_task(self._read(), name="loops_async: read prompts")
-        reader.add_done_callback(lambda _: self._ended.put_nowait(None))
+        reader.add_done_callback(lambda _: self._completed.put_nowait(None))
         try:
-            while self._under_way or not reader.done():
-                ended = await self._ended.get()
-                if ended is None:  # all is read; what is under way goes on
+            while self._in_flight or not reader.done():
+                completed = await self._completed.get()
+                if completed is None:  # everything is read; items in flight continue
                     continue
-                index = self._under_way.pop(ended)
-                self._results[index] = ended.result()
-                for due in self._due(index):
-                    yield due, self._results.pop(due)
-                    self._places.release()
+                index = self._in_flight.pop(completed)
+                self._results[index] = completed.result()
+                for ready in self._ready(index):
+                    yield ready, self._results.pop(ready)
+                    self._slots.release()
             await reader
         finally:
-            await _cancel([reader, *self._under_way])
+            await _cancel([reader, *self._in_flight])
 
-    def _due(self, index: int) -> Iterator[int]:
-        """Yield the indices whose results can be given out, now that `index` has one."""
+    def _ready(self, index: int) -> Iterator[int]:
+        """Yield the indices whose results can be yielded, now that `index` has one."""
         if not self._ordered:
             yield index
             return
@@ -70,10 +70,10 @@ class BoundedMap(Generic[T, R]):
     async def _read(self) -> None:
         index = 0
         async for item in each(self._source):
-            await self._places.acquire()
+            await self._slots.acquire()
             work = asyncio.ensure_future(self._work(item))
-            self._under_way[work] = index
-            work.add_done_callback(self._ended.put_nowait)
+            self._in_flight[work] = index
+            work.add_done_callback(self._completed.put_nowait)
             index += 1
 
 
@@ -93,27 +93,27 @@ async def each(source: Source[T]) -> AsyncIterator[T]:
             yield item
 
 
-async def in_processes(
+async def map_in_processes(
     source: Source[T], work: Callable[[list[T]], list[R]], *, processes: int, limit: int, ordered: bool
 ) -> AsyncGenerator[tuple[int, R]]:
-    """Yield ``(index, result)`` of a blocking `work` on chunks of the source, done by worker processes.
+    """Yield ``(index, result)`` of a blocking `work` that worker processes call with chunks of the source.
 
-    `work` has to use `run_here`, which ends it soon after the caller has lost interest.
+    `work` must use `run_in_worker`, which stops it soon after the caller stops iterating.
     """
-    from concurrent.futures import ProcessPoolExecutor  # these cost 10 ms, and few need them
+    from concurrent.futures import ProcessPoolExecutor  # takes 10 ms, and few callers need it
     from multiprocessing import get_context
 
-    size = max(1, limit // (processes * CHUNKS_PER_SHARE))
+    size = max(1, limit // (processes * CHUNKS_PER_PROCESS))
     spawn = get_context("spawn")  # a fork of a process with threads may hang
     stop = spawn.Event()
-    pool = ProcessPoolExecutor(processes, spawn, initializer=_begin, initargs=(stop,))
+    pool = ProcessPoolExecutor(processes, spawn, initializer=_init_worker, initargs=(stop,))
 
-    async def outside(chunk: list[T]) -> list[R]:
-        # The first submission starts the processes, which is nothing for the event loop to wait for.
+    async def submit(chunk: list[T]) -> list[R]:
+        # The first submission starts the processes, which would block the event loop.
         submitted = await to_thread.run_sync(lambda: pool.submit(work, chunk))
         return await asyncio.wrap_future(submitted)
 
-    chunks = BoundedMap(_chunks(source, size), outside, limit=processes * CHUNKS_PER_SHARE, ordered=ordered)
+    chunks = BoundedMap(_chunks(source, size), submit, limit=processes * CHUNKS_PER_PROCESS, ordered=ordered)
     try:
         async with aclosing(chunks.results()) as finished:
             async for number, results in finished:
@@ -140,13 +140,13 @@ async def _chunks(source: Source[T], size: int) -> AsyncIterator[list[T]]:
 
 
 class _Worker:
-    """This process's one event loop, so that connections are kept from chunk to chunk, and the word to stop."""
+    """The event loop of this process, kept so that connections last from chunk to chunk, and its stop event."""
 
     def __init__(self, stop: Event) -> None:
         self.stop = stop
         self.runner = asyncio.Runner()
 
-    async def unless_stopped(self, work: Awaitable[R]) -> R:
+    async def run_until_stopped(self, work: Awaitable[R]) -> R:
         task = asyncio.ensure_future(work)
         while not (await asyncio.wait([task], timeout=STOP_SECONDS))[0]:
             if self.stop.is_set():
@@ -157,13 +157,13 @@ class _Worker:
 _worker: _Worker | None = None
 
 
-def _begin(stop: Event) -> None:
+def _init_worker(stop: Event) -> None:
     global _worker
     _worker = _Worker(stop)
 
 
-def run_here(work: Awaitable[R]) -> R:
-    """Run a coroutine in a worker process until it is done, or nobody wants its result any more."""
+def run_in_worker(work: Awaitable[R]) -> R:
+    """Run a coroutine in a worker process until it ends or is stopped since its result is no longer needed."""
     if _worker is None:
-        raise RuntimeError("run_here is for the worker processes of in_processes")
-    return _worker.runner.run(_worker.unless_stopped(work))
+        raise RuntimeError("run_in_worker is for the worker processes of map_in_processes")
+    return _worker.runner.run(_worker.run_until_stopped(work))

@@ -23,11 +23,11 @@ log = logging.getLogger("loops_async")
 
 CANCEL_SECONDS: Final = 5.0
 SUBMIT_SECONDS: Final = 60.0
-LOST: Final = "The sampler's queue does not know this sample, or no longer; sample again."
+LOST: Final = "The sampler's queue never had this sample or has deleted it; sample again."
 
 
 class SampleQueue:
-    """Submits samples to the queue at `endpoint`, whose headers every request carries, polls as well."""
+    """Submits samples to the queue at `endpoint`. Every request, also a poll, carries the endpoint's headers."""
 
     def __init__(self, endpoint: Endpoint, transport: Transport) -> None:
         self._endpoint = endpoint
@@ -37,8 +37,8 @@ class SampleQueue:
     async def answer(self, request: Request, *, key: str) -> bytes | msgspec.Raw:
         """Submit a sample and return the body of its completions.
 
-        The idempotency `key` in its headers makes it harmless to submit again after an answer that was lost. The
-        request's `timeout` bounds the wait from acceptance, the endpoint's `ready_timeout` the tries to be accepted.
+        The idempotency `key` in its headers makes it safe to submit again after a lost answer. The endpoint's
+        `ready_timeout` limits the attempts to submit, the request's `timeout` the wait after it was accepted.
 
         Raises:
             SampleTimeoutError: there is no completion within `timeout`; the sample was cancelled.
@@ -46,17 +46,17 @@ class SampleQueue:
         """
         timeout, submission = request.timeout, msgspec.structs.replace(request, timeout=SUBMIT_SECONDS)
         policy = RetryPolicy(seconds=self._endpoint.ready_timeout)
-        operation_id = key  # what a service calls the operation unless it says otherwise
+        operation_id = key  # the operation's id, unless the service chooses another
         try:
             answer = await retry(lambda: self._submit(submission), (policy,), what="the sample was not accepted")
             if answer.status != 202:
-                return answer.body  # generated at once, so it is paid for
+                return answer.body  # completed without waiting in the queue
             operation_id = accepted_id(self._transport, request, answer)
             with anyio.move_on_after(timeout):
                 return await self._poller.result("sample", operation_id, _raw)
             raise SampleTimeoutError(
                 f"{request.what} ({request.url}): no completion within {timeout} s of being queued as {operation_id}; "
-                "it was cancelled. Ask for fewer tokens or samples, or raise `timeout`.",
+                "it was cancelled. Request fewer tokens or samples, or increase `timeout`.",
                 timeout=timeout,
             )
         except (asyncio.CancelledError, TransportError):
@@ -85,7 +85,7 @@ async def _raw(raw: msgspec.Raw) -> msgspec.Raw:
 
 
 def _explained(error: LoopsError) -> LoopsError:
-    """A full queue says when to come back; without that, a 503 is final."""
+    """Mark a 503 as final unless it has a ``Retry-After``, which a full queue sends."""
     if isinstance(error, ApiError) and error.status == 503 and error.retry_after is None:
         error.retryable = False
     return error

@@ -25,17 +25,17 @@ class _Files(Struct):
 async def load_tokenizer(runtime: Runtime, sampler: Endpoint) -> Any:
     """Return the Hugging Face tokenizer of the sampler's base model, loaded once for each runtime.
 
-    An embedded service serves its models' tokenizers at the sampler, and says so in ``/v1/models``.
+    The embedded service serves the tokenizers of its models at the sampler, and lists them in ``/v1/models``.
     """
     if find_spec("transformers") is None:
         raise ImportError("get_tokenizer needs transformers: pip install 'loops-async[local]'")
-    return await runtime.tokenizers.get(sampler.base_model, lambda: _make(runtime, sampler))
+    return await runtime.tokenizers.get(sampler.base_model, lambda: _load(runtime, sampler))
 
 
-async def _make(runtime: Runtime, sampler: Endpoint) -> Any:
+async def _load(runtime: Runtime, sampler: Endpoint) -> Any:
     route = await _route(runtime, sampler)
     if route is None:
-        return await to_thread.run_sync(_load, sampler.base_model)
+        return await to_thread.run_sync(_from_pretrained, sampler.base_model)
     return await _fetch(runtime, sampler, route)
 
 
@@ -45,9 +45,9 @@ async def _route(runtime: Runtime, sampler: Endpoint) -> str | None:
         served = await fetch_served_models(sampler, runtime.transport)
     except (NotFoundError, ProtocolError):
         return None
-    places = {model.id: model.tokenizer for model in served.data if model.parent is None and model.tokenizer}
-    place = places.get(sampler.base_model) or next(iter(places.values()), None)
-    return f"/{place}" if place else None
+    routes = {model.id: model.tokenizer for model in served.data if model.parent is None and model.tokenizer}
+    route = routes.get(sampler.base_model) or next(iter(routes.values()), None)
+    return f"/{route}" if route else None
 
 
 async def _fetch(runtime: Runtime, sampler: Endpoint, route: str) -> Any:
@@ -60,9 +60,9 @@ async def _fetch(runtime: Runtime, sampler: Endpoint, route: str) -> Any:
             request = sampler.request("GET", f"{route}/{segment(name)}", f"fetch {name}", timeout=60.0)
             answer = await runtime.transport.ask(request)
             await anyio.Path(directory, name).write_bytes(answer.body)
-        return await to_thread.run_sync(_load, directory)
+        return await to_thread.run_sync(_from_pretrained, directory)
 
 
-def _load(name: str | Path) -> Any:
-    transformers: Any = import_module("transformers")  # an extra, of which the type checkers need know nothing
+def _from_pretrained(name: str | Path) -> Any:
+    transformers: Any = import_module("transformers")  # optional: the type checkers may not find it
     return transformers.AutoTokenizer.from_pretrained(name)

@@ -1,4 +1,4 @@
-"""Losses written in torch by the user, and replayed by the trainer as a cross entropy with weights of our choice.
+"""Losses that the user writes in torch, and the trainer replays as a cross entropy with computed weights.
 
 The trainer's cross entropy is ``-sum(w * p)`` over the targets' logprobs p. Its gradient is that of a user's loss C(p)
 when ``w = -dC/dp``, so a forward pass, C's own backward pass here and one weighted cross entropy train with C.
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 SURROGATE: Final = "cross_entropy"
 SURROGATE_CONFIG: Final = {SKIP_NORMALIZATION: True}
-"""Gradients are summed as C's are; a normalisation by the number of tokens would scale them."""
+"""A normalisation by the number of tokens would scale the gradients of C."""
 
 
 class CustomLossBatch:
-    """A forward pass, the user's loss here, and the backward pass that replays its gradients: one operation."""
+    """One operation: a forward pass, the user's loss in this process, and the backward pass that replays it."""
 
     name = "forward_backward"
     result = ForwardBackwardOutput
@@ -42,7 +42,7 @@ class CustomLossBatch:
         self._submitter = submitter
 
     async def encode(self) -> Replay:
-        """Score the targets and compute the gradients; the trainer's turn is this operation's meanwhile."""
+        """Score the targets and compute the gradients; this operation keeps its turn meanwhile."""
         forward = await self._submitter.send(Batch("forward", scoring_data(self._data), self._body))
         data, report = await to_thread.run_sync(replayed, self._data, await forward, self._loss_fn)
         return Replay(await Batch(self.name, data, self._body).encode(), report)
@@ -62,7 +62,7 @@ class Replay:
 
 
 def check_custom_loss(data: Sequence[Datum], loss_fn: Any, loss_type_input: Any) -> None:
-    """Refuse what cannot become a custom loss; `data` is valid for a cross entropy."""
+    """Check the arguments of a custom loss; `data` is already valid for a cross entropy."""
     if find_spec("torch") is None:
         raise ImportError("forward_backward_custom needs torch: pip install 'loops-async[torch]'")
     if not callable(loss_fn):
@@ -74,7 +74,7 @@ def check_custom_loss(data: Sequence[Datum], loss_fn: Any, loss_type_input: Any)
         if "target_tokens" not in datum.loss_fn_inputs:
             raise InputError(path, "a custom loss needs target_tokens")
         if extra := sorted(datum.loss_fn_inputs.keys() - {"target_tokens", "weights"}):
-            raise InputError(path, f"may hold target_tokens and weights; {extra} would not reach the trainer")
+            raise InputError(path, f"may have only target_tokens and weights; {extra} would not reach the trainer")
 
 
 def scoring_data(data: Sequence[Datum]) -> list[Datum]:
@@ -88,18 +88,18 @@ def replayed(
     """Compute the user's loss and gradients from a forward pass.
 
     Returns:
-        The data whose cross entropy has these gradients; the user's metrics, with the loss if they do not have one.
+        The data whose cross entropy has these gradients, and the user's metrics with ``loss``, unless they have it.
 
     Raises:
         UnsupportedError: the trainer normalised, so gradients could not be replayed.
         ProtocolError: the trainer did not score every example.
-        InputError: `loss_fn` does not return what it should, or its gradients are not finite.
+        InputError: `loss_fn` returned something invalid, or its gradients are not finite.
     """
     import torch
 
     if scored.metrics.get(SKIP_NORMALIZATION) != 1.0:
         raise UnsupportedError(
-            "this trainer does not honour skip_token_normalization, which forward_backward_custom needs; "
+            "this trainer does not support skip_token_normalization, which forward_backward_custom needs; "
             "use one of the trainer's own losses"
         )
     scores = [output["logprobs"] for output in scored.loss_fn_outputs if "logprobs" in output]
@@ -136,7 +136,7 @@ def _number(name: Any, value: Any) -> float:
 
 
 def _weights(index: int, leaf: torch.Tensor, logprobs: torch.Tensor) -> torch.Tensor:
-    """Return -dC/dp; positions that the trainer does not score, or that C does not use, have none."""
+    """Return -dC/dp, which is 0 at positions that the trainer does not score or C does not use."""
     import torch
 
     if leaf.grad is None:

@@ -65,7 +65,7 @@ class Connection(Struct, frozen=True, dict=True):
 
     @property
     def settings(self) -> Settings:
-        """The settings that a client makes of these arguments and the environment."""
+        """The settings that a client derives from these arguments and the environment."""
         return resolve_settings(**self.arguments)
 
 
@@ -111,7 +111,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 def on_service(context: typer.Context, work: Callable[[Runtime], Awaitable[T]]) -> T:
-    """Run a command that needs no session, as only those do that create runs or samplers."""
+    """Run a command that needs no session: all but those that create runs or samplers."""
 
     async def connected() -> T:
         runtime = Runtime(connection(context).settings)

@@ -21,7 +21,7 @@ Columns: TypeAlias = Mapping[str, Callable[[T], object]]
 """The columns of a table, or the fields of an object: each has a name, and a function that returns its value."""
 
 WIDE: Final = 240
-"""The width where the output is no terminal, so that piped lines are not cut."""
+"""The width if the output is not a terminal, so that piped lines are not cut."""
 
 out = Console(width=None if sys.stdout.isatty() else WIDE)
 errors = Console(stderr=True, width=None if sys.stderr.isatty() else WIDE)
@@ -88,7 +88,7 @@ def size(count: int) -> str:
 
 
 def progress(*columns: ProgressColumn) -> Progress:
-    """Return a progress bar on standard error; where that is no terminal, nothing is shown."""
+    """Return a progress bar on standard error; nothing is shown if that is not a terminal."""
     return Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal)
 
 

@@ -85,7 +85,7 @@ def logs(
     seconds = duration(since)
 
     async def work(plane: ControlPlane) -> None:
-        # If there are more lines than the limit, the newest count.
+        # If there are more lines than the limit, the newest are shown.
         lines = await plane.get_deployment_logs(
             deployment_id,
             start_epoch_millis=_millis(time() - seconds),
@@ -105,7 +105,7 @@ def logs(
 async def _new_lines(
     plane: ControlPlane, deployment_id: str, shown: list[LogLine], level: LogLevel | None
 ) -> AsyncGenerator[LogLine]:
-    """Yield the lines after those in `shown`, without end."""
+    """Yield the lines after those in `shown`, endlessly."""
     since = _millis(time())
     while True:
         # The newest millisecond is fetched again, since it may have more lines by now.

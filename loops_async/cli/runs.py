@@ -84,10 +84,10 @@ def create(
         plane = client.control_plane
         if no_wait:
             return await plane.create_run(request, team_id=await team_id(context, plane))
-        made = await client.provision_run(
+        created = await client.provision_run(
             request, ready_timeout=ready_timeout, keep_on_failure=keep, on_progress=shown.update
         )
-        return await plane.get_run(made.id)
+        return await plane.get_run(created.id)
 
     async def work() -> tuple[list[Run], list[Exception]]:
         async with service(context) as client:

@@ -32,7 +32,7 @@ from ._show import emit, progress, show_text
 SampleMany: TypeAlias = Callable[[AsyncIterator[list[int]]], AsyncIterator[SampledPrompt]]
 
 FATAL: Final = (AuthenticationError, PermissionDeniedError, ProvisioningError, TransportError)
-"""Errors that every other prompt would meet, too."""
+"""Errors that all other prompts would have, too."""
 
 
 def sample(
@@ -146,7 +146,7 @@ def _show_texts(answer: SampleResponse) -> None:
 
 
 async def _tokens(client: SamplingClient, line: InputLine) -> list[int]:
-    """Return the token ids of a prompt; only text needs the tokenizer of the model."""
+    """Return the token ids of a prompt; only text needs the model's tokenizer."""
     if isinstance(line.prompt, list):
         return line.prompt
     tokenizer: Any = await client.get_tokenizer()

@@ -70,13 +70,13 @@ def create(
             if no_wait:
                 return await plane.create_sampler(request, team_id=await team_id(context, plane))
             with readiness() as shown:
-                made = await client.provision_sampler(
+                created = await client.provision_sampler(
                     request, ready_timeout=ready_timeout, keep_on_failure=keep, on_progress=shown.update
                 )
-            return await plane.get_sampler(made.id)
+            return await plane.get_sampler(created.id)
 
-    made = run(work())
-    emit(made, as_json, lambda made: show_table(COLUMNS, [made]))
+    created = run(work())
+    emit(created, as_json, lambda created: show_table(COLUMNS, [created]))
 
 
 async def _base_model(plane: ControlPlane, base_model: str | None, checkpoint: str | None) -> str:
@@ -88,7 +88,7 @@ async def _base_model(plane: ControlPlane, base_model: str | None, checkpoint: s
     found = await plane.list_checkpoints(checkpoint_path=checkpoint)
     known = found[0].base_model if found else None
     if base_model is None and known is None:
-        raise InputError("--checkpoint", f"the service does not know the base model of {checkpoint}; also give it")
+        raise InputError("--checkpoint", f"the service does not know the base model of {checkpoint}; give it, too")
     return base_model or str(known)
 
 

@@ -129,7 +129,7 @@ async def test_training_goes_on_when_logging_fails(
     assert step.metrics is not None
     assert step.metrics["step"] == 4.0
     assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [
-        f"training goes on without being logged to Weights & Biases: OSError: no network in {call}"
+        f"training continues without logging to Weights & Biases: OSError: no network in {call}"
     ]
 
 

@@ -79,7 +79,7 @@ class TestHandles:
         assert shop.make_tool("saw") is not shop.make_tool("saw")
 
     def test_only_other_handles_make_a_handle(self) -> None:
-        with pytest.raises(TypeError, match="BlockingTool is not made directly"):
+        with pytest.raises(TypeError, match="BlockingTool is not created directly"):
             BlockingTool()
 
     def test_looks_like_what_is_behind_it(self, shop: BlockingWorkshop) -> None:
@@ -225,7 +225,7 @@ class TestCallbacks:
 
         with pytest.raises(ZeroDivisionError) as caught:
             shop.count(1, fail_late)
-        assert caught.value.__notes__ == ["its call had succeeded by then: what that made is still there"]
+        assert caught.value.__notes__ == ["its call had already succeeded: the objects that it created still exist"]
 
     def test_an_iterable_is_stepped_where_it_may_call_back(self, shop: BlockingWorkshop) -> None:
         def numbers() -> Iterator[int]:

@@ -336,7 +336,7 @@ class TestExit:
         """) == [
             "workshop: open",
             "workshop: closed",
-            "ClosedError the interpreter is exiting, and the event loop of loops_sync is gone",
+            "ClosedError the interpreter is exiting, and the event loop of loops_sync has ended",
         ]
 
 

@@ -297,5 +297,5 @@ def test_modules_of_values_are_imported_as_from_the_core(name: str) -> None:
 def test_what_others_make_has_no_constructor(name: str) -> None:
     kind = getattr(loops_sync, name)
     assert not inspect.signature(kind).parameters
-    with pytest.raises(TypeError, match=f"{name} is not made directly"):
+    with pytest.raises(TypeError, match=f"{name} is not created directly"):
         kind()

@@ -85,7 +85,7 @@ async def test_a_checkpoint_of_which_too_little_is_known(
 
 async def test_an_unknown_checkpoint(client: ServiceClient, service: ScriptedService) -> None:
     service.always("GET", "/v1/loops/checkpoints", Say(body={"checkpoints": []}))
-    with pytest.raises(InputError, match=r"knows no checkpoint bt://loops:r0/weights/x.*list_checkpoints"):
+    with pytest.raises(InputError, match=r"has no checkpoint bt://loops:r0/weights/x.*list_checkpoints"):
         await client.create_training_client_from_state(STATE)
 
 
@@ -129,5 +129,5 @@ async def test_a_team_that_does_not_exist(service: ScriptedService, monkeypatch:
     teams = [{"id": "t1", "name": "research"}, {"id": "t2", "name": "ops"}]
     service.always("GET", "/v1/teams", Say(body={"teams": teams}))
     monkeypatch.setenv("LOOPS_TEAM", "finance")
-    with pytest.raises(ConfigError, match="there is no team 'finance'; there are ops, research"):
+    with pytest.raises(ConfigError, match="there is no team 'finance'; known teams: ops, research"):
         await ServiceClient(base_url=service.url, api_key=KEY).open()

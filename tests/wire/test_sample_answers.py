@@ -123,7 +123,7 @@ async def test_text_is_kept_where_tokens_have_other_names(
     says(choice(token_ids=None, logprobs={"tokens": ["a", "b"], "token_logprobs": [-1.0, -2.0]}))
     [sequence] = (await sampler.sample([1])).sequences
     assert (sequence.text, sequence.tokens) == ("x", [])
-    assert "only their text is known" in caplog.text
+    assert "only the text is known" in caplog.text
 
 
 async def test_one_part_that_cannot_be_read_costs_nothing_else(
