@@ -144,7 +144,9 @@ async def test_a_sample_that_takes_too_long_is_not_repeated(
     sampler = await service.create_sampling_client(engine.name, 0.1)
     hits = local.faults.watch("POST */sample", times=2)
     engine.hold_samples()
-    with pytest.raises(SampleTimeoutError, match=r"no answer within 0\.1 s.*paid for twice.*increase `timeout`") as raised:
+    with pytest.raises(
+        SampleTimeoutError, match=r"no answer within 0\.1 s.*paid for twice.*increase `timeout`"
+    ) as raised:
         await sampler.sample(PROMPT, 1, FEW_TOKENS)
     assert isinstance(raised.value, TimeoutError)
     assert (raised.value.timeout, raised.value.retryable) == (0.1, False)
