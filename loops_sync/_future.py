@@ -30,6 +30,8 @@ class OperationFuture(Handle[_core.OperationFuture[T]]):
             optim.result(timeout=60)
     """
 
+    __module__ = "loops_sync"  # where users find it
+
     @property
     def operation_id(self) -> str:
         """The service's id of the operation (of its first part, if it was split)."""

@@ -209,6 +209,8 @@ class Module:
         variables = ", ".join(map(self._used, getattr(kind, "__parameters__", ())))
         parts = [f"class {name}({base}[_core.{name}{f'[{variables}]' if variables else ''}]):"]
         parts.append(textwrap.indent(self._docstring(kind.__doc__), "    "))
+        if self._name == FROM_PRIVATE:
+            parts.append(f'    __module__ = "{TWIN}"  # where users find it')
         for member, value in vars(kind).items():
             self._at = f"{name}.{member}"
             parts.append(textwrap.indent(self._member(name, member, value, is_opened=base == "Opened"), "    "))
@@ -459,12 +461,9 @@ def _formatted(sources: Mapping[str, str]) -> dict[str, str]:
 def differences(files: Mapping[str, str], root: Path) -> list[str]:
     """Return a line for each file at `root` that is stale, missing, or has no source."""
     present = {path.name: path.read_text("utf-8") for path in root.glob("*.py") if path.name not in FILES_BY_HAND}
-    lines = []
-    for name in sorted({*files, *present}):
-        if files.get(name) != present.get(name):
-            kind = "missing" if name not in present else "stale" if name in files else "has no source"
-            lines.append(f"{root.name}/{name}: {kind}")
-    return lines
+    stale = [name for name in sorted({*files, *present}) if files.get(name) != present.get(name)]
+    kinds = ["missing" if name not in present else "stale" if name in files else "has no source" for name in stale]
+    return [f"{root.name}/{name}: {kind}" for name, kind in zip(stale, kinds, strict=True)]
 
 
 def write(files: Mapping[str, str], root: Path) -> None:

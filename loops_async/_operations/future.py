@@ -122,3 +122,6 @@ class OperationFuture(Generic[T]):
         error = None if task.cancelled() else task.exception()
         if isinstance(error, LoopsError) and not self._waiters:
             log.warning("%s failed while no caller waited for it: %s", self._operation, error)
+
+
+OperationFuture.__module__ = "loops_async"  # where users find it

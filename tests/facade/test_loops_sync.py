@@ -71,7 +71,7 @@ def test_the_whole_job_leaks_nothing_of_the_core(
     checkpoints = service.list_checkpoints(trainer.run_id)
     plane = service.control_plane
     for handle in (service, trainer, sampler, plane, step, optim, state):
-        assert type(handle).__module__.startswith("loops_sync.")
+        assert type(handle).__module__.startswith("loops_sync")
     results = [
         service.session_id,
         service.get_server_capabilities(),
