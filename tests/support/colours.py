@@ -87,7 +87,7 @@ class Blocking(Colour):
     def adopt(self, value: Any) -> Any:
         if isinstance(value, Items):
             return self._items(value)
-        return _Awaited(self, value) if type(value).__module__.startswith("loops_sync.") else value
+        return _Awaited(self, value) if type(value).__module__.startswith("loops_sync") else value
 
     async def _items(self, items: Items[Any]) -> AsyncGenerator[Any]:
         """Iterate over a blocking iterator, each step in a thread."""
