@@ -12,11 +12,17 @@ import loops_local
 from loops_async._http.settings import FROM_ENVIRONMENT
 from tests.support.clock import Clock
 from tests.support.colours import Async, Blocking, Colour
+from tests.support.warnings import TOLERATED
 
 MOST_CALLS_AT_ONCE = 128
 
 # A shell that runs the tests in the background has SIGINT ignored, which the programs that they start would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for name in TOLERATED:
+        config.addinivalue_line("filterwarnings", f"default::{name}")
 
 
 @pytest.fixture(scope="session")

@@ -21,8 +21,9 @@ from loops_async.cli._app import app
 from loops_async.cli._show import plot
 from loops_local import LocalService, serve_in_thread
 from tests.cli.conftest import Cli
+from tests.support.warnings import WARNINGS
 
-COMMAND = [sys.executable, "-W", "error", "-m", "loops_async.cli"]
+COMMAND = [sys.executable, *WARNINGS, "-m", "loops_async.cli"]
 
 
 @pytest.fixture(scope="module")
@@ -123,8 +124,7 @@ def test_an_interrupted_creation_leaves_no_run(endless: LocalService, number: si
     )
     with creating:
         assert creating.stderr is not None
-        while "CREATED" not in creating.stderr.readline():
-            pass
+        assert any("CREATED" in line for line in iter(creating.stderr.readline, ""))
         creating.send_signal(number)
         _, rest = creating.communicate(timeout=30)
     assert creating.returncode == 130

@@ -17,6 +17,7 @@ from aiohttp import web
 
 from loops_async import AdamParams, Datum, SampledSequence, SamplingClient, SamplingParams, TrainingClient
 from loops_local.engine.echo import logprob
+from tests.support.warnings import WARNINGS
 
 PATIENCE_SECONDS = 10.0
 
@@ -76,7 +77,7 @@ async def eventually(condition: Callable[[], object]) -> None:
 
 async def run_python(script: str, *arguments: str, stdin: bytes = b"", **environment: str) -> str:
     """Run a script in a Python of its own, for which every warning is an error, and return what it prints."""
-    command = [sys.executable, "-W", "error", "-c", script, *arguments]
+    command = [sys.executable, *WARNINGS, "-c", script, *arguments]
     ended = await asyncio.to_thread(
         subprocess.run, command, input=stdin, env={**os.environ, **environment}, capture_output=True, timeout=30
     )
