@@ -93,6 +93,7 @@ def test_architectures_that_would_come_out_wrong(kind: str, changes: dict[str, A
         load(str(directory), cache_dir=tmp_path)
 
 
+@pytest.mark.filterwarnings("error")
 def test_warnings_that_are_errors_are_not_failures(model_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A deprecation that a program turns into an error says nothing about the model."""
 

@@ -59,8 +59,8 @@ async def test_a_trainer_that_does_not_come_is_given_up_with_its_last_answer(
     client: ServiceClient, service: ScriptedService
 ) -> None:
     service.always("GET", HEALTH, Say(503, {"error": "pulling the image"}))
-    with pytest.raises(NotReadyError, match=r"r1 \(org/model\) was not ready after 0.02 s.*pulling the image") as late:
-        await client.create_lora_training_client(MODEL, ready_timeout=0.02)
+    with pytest.raises(NotReadyError, match=r"r1 \(org/model\) was not ready after 0.2 s.*pulling the image") as late:
+        await client.create_lora_training_client(MODEL, ready_timeout=0.2)
     assert isinstance(late.value, TimeoutError)
     assert late.value.retryable
 
