@@ -239,6 +239,8 @@ class Transport:
 
     def _transport_error(self, request: Request, cause: Exception) -> LoopsError:
         described, host = _described(request), _host(request.url)
+        if self._closed:
+            return ClosedError(f"{described}: the client was closed before the answer came")
         if isinstance(cause, aiohttp.ConnectionTimeoutError):
             return ConnectError(
                 f"{described}: {host} did not accept a connection in {CONNECT_SECONDS:g} s", was_sent=False
