@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from functools import cache
 from typing import Annotated, Any, Final, TypeAlias, TypeVar
 from urllib.parse import urlencode
@@ -12,7 +12,7 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from ._arguments import check, check_request
-from ._http.retry import CONTROL_PLANE, answer_was_lost, is_retryable, retry, was_not_sent
+from ._http.retry import CREATION, READ, Call, may_have_acted, retry
 from ._http.transport import Request, Transport
 from .errors import ConfigError, InputError, LoopsError, LostAnswerError, NotFoundError
 from .protocol import CheckpointUri, encode, segment
@@ -214,16 +214,12 @@ class ControlPlane:
                 f"create a sampler in session {request.session_id}",
                 within="sampler",
                 timeout=CREATE_SECONDS,
-                when=is_retryable if is_harmless else was_not_sent,
+                call=READ if is_harmless else CREATION,
             )
         except LoopsError as error:
-            if is_harmless or not answer_was_lost(error):
+            if is_harmless or not may_have_acted(error):
                 raise
-            raise LostAnswerError(
-                f"{error} The sampler may still have been created and cost money, so the request was not repeated. "
-                "List the samplers, the newest first (control_plane.list_samplers, or `loops samplers list`), and "
-                "deactivate those that you do not need."
-            ) from error
+            raise lost_sampler(error, []) from error
 
     async def list_samplers(self, *, scope: Scope | None = None, team_id: str | None = None) -> list[Sampler]:
         """Return all samplers, the newest first."""
@@ -300,9 +296,9 @@ class ControlPlane:
         what = f"deploy {len(request.checkpoint_ids)} checkpoints as {request.model_name}"
         url = f"{self._loops}/checkpoints/deploy"
         try:
-            return await self._post(url, request, DeployedModel, what, timeout=CREATE_SECONDS, when=was_not_sent)
+            return await self._post(url, request, DeployedModel, what, timeout=CREATE_SECONDS, call=CREATION)
         except LoopsError as error:
-            if not answer_was_lost(error):
+            if not may_have_acted(error):
                 raise
             raise LostAnswerError(
                 f"{error} The model may still have been deployed, so the request was not repeated. Look for "
@@ -430,7 +426,7 @@ class ControlPlane:
             CheckpointUri.parse(request.path, kind="weights")
         url = f"{self._team(team_id)}/{route}"
         what = f"create a run of {request.base_model} in session {request.session_id}"
-        post = self._post(url, request, Run, what, within="run", timeout=CREATE_SECONDS, when=was_not_sent)
+        post = self._post(url, request, Run, what, within="run", timeout=CREATE_SECONDS, call=CREATION)
         return await self._ledger.record(request, post)
 
     def _team(self, team_id: str | None) -> str:
@@ -458,11 +454,14 @@ class ControlPlane:
         *,
         within: str | None = None,
         timeout: float = READ_SECONDS,
-        when: Callable[[Exception], bool] = is_retryable,
+        call: Call = READ,
     ) -> T:
         """Return the answer's body, or only its field `within`."""
         encoded = None if body is None else encode(body)
-        request = Request(method=method, url=url, what=what, body=encoded, timeout=timeout)
+        # A connection that was idle may break under a request, and then nobody knows whether it was executed.
+        request = Request(
+            method=method, url=url, what=what, body=encoded, timeout=timeout, new_connection=call is CREATION
+        )
 
         hashable: Any = kind  # every type is, but mypy does not know that
         sent = kind if within is None else _envelope(within, hashable)
@@ -473,7 +472,7 @@ class ControlPlane:
             found: T = body if within is None else getattr(body, within)
             return found
 
-        return await retry(fetch, CONTROL_PLANE, what=what, when=when)
+        return await retry(fetch, call, what=what, budget=self._transport.retry_budget)
 
 
 def control_plane(transport: Transport, base_url: str, ledger: RunLedger) -> ControlPlane:
@@ -506,7 +505,7 @@ class RunLedger:
         try:
             run = await creation
         except LoopsError as error:
-            if not answer_was_lost(error):
+            if not may_have_acted(error):
                 raise
             self.unanswered.append(request)
             raise lost_run(request, error, []) from error
@@ -529,9 +528,21 @@ def lost_run(request: NewRun, cause: object, candidates: list[Run]) -> LostAnswe
     ids = tuple(run.id for run in candidates)
     found = f"It may be one of {', '.join(ids)}. " if ids else ""
     return LostAnswerError(
-        f"{cause} The run may still have been created and cost money, so the request was not repeated. {found}List "
+        f"{cause} The run may have been made all the same and cost money, so the request was not repeated. {found}List "
         f"the runs of {request.base_model} (control_plane.list_runs, or `loops runs list`), look for session "
         f"{request.session_id}, and deactivate those that you do not need.",
+        candidates=ids,
+    )
+
+
+def lost_sampler(cause: object, candidates: list[Sampler]) -> LostAnswerError:
+    """Return the error that says which sampler may exist and how to find it."""
+    ids = tuple(sampler.id for sampler in candidates)
+    found = f"It may be one of {', '.join(ids)}. " if ids else ""
+    return LostAnswerError(
+        f"{cause} The sampler may have been made all the same and cost money, so the request was not repeated. {found}"
+        "List the samplers, the newest first (control_plane.list_samplers, or `loops samplers list`), and deactivate "
+        "those that you do not need.",
         candidates=ids,
     )
 

@@ -14,7 +14,7 @@
     │   ├── ConnectError            also ConnectionError
     │   ├── RequestTimeoutError     also TimeoutError
     │   │   └── SampleTimeoutError  `.timeout`; never retried automatically
-    │   ├── LostAnswerError         something that costs money may exist; never retried automatically
+    │   ├── LostAnswerError         something that costs money may exist or be paid; never retried automatically
     │   └── ProtocolError           the answer does not follow the Loops protocol
     ├── ApiError                    `.status`, `.code`, `.reason`, `.request_id`
     │   ├── BadRequestError         400, 413, 422
@@ -37,6 +37,8 @@ No message contains an API key or the query of a signed URL.
 from __future__ import annotations
 
 from typing import Any, ClassVar
+
+from msgspec import Struct
 
 __all__ = [
     "ApiError",
@@ -64,6 +66,7 @@ __all__ = [
     "ServerError",
     "ServerShutdownError",
     "TransportError",
+    "UnfinishedSubmission",
     "UnknownRequestError",
     "UnsupportedError",
 ]
@@ -76,13 +79,32 @@ def _rebuild(cls: type[LoopsError], args: tuple[Any, ...], fields: dict[str, Any
     return error
 
 
+class UnfinishedSubmission(Struct, frozen=True, kw_only=True):
+    """An operation of which the trainer has perhaps, or in part, executed what was sent.
+
+    `operation` is its name on the wire and `keys` are the idempotency keys of its parts in order, one unless the batch
+    was split. `accepted` counts the datums, from the first one on, that the trainer has accepted for certain; where a
+    part failed when it was executed, its datums are not counted. `digest` identifies what was sent.
+
+    The trainer executes what has the same key once. So making the same call again is safe while no other operation was
+    sent after it: it is sent with these keys. Later, pass this as `resume`.
+    """
+
+    operation: str
+    keys: tuple[str, ...]
+    digest: str
+    accepted: int = 0
+
+
 class LoopsError(Exception):
     """Root of every error of this library.
 
-    `retryable` says whether the same call may succeed when it is repeated unchanged.
+    `retryable` says whether the same call may succeed when it is repeated unchanged. `unfinished` is given where a
+    trainer has perhaps, or in part, executed an operation whose submission or execution failed.
     """
 
     retryable: bool = False
+    unfinished: UnfinishedSubmission | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Rebuilt without `__init__`, so that every subclass pickles whatever its arguments are.
@@ -140,12 +162,14 @@ class TransportError(LoopsError):
 class ConnectError(TransportError, ConnectionError):
     """The connection could not be established, or broke.
 
-    `was_sent` is False when the service certainly did not receive the request.
+    `was_sent` is False when the service certainly did not receive the request; `has_begun` is True when a part of the
+    answer had arrived.
     """
 
-    def __init__(self, message: str, *, was_sent: bool = True) -> None:
+    def __init__(self, message: str, *, was_sent: bool = True, has_begun: bool = False) -> None:
         super().__init__(message)
         self.was_sent = was_sent
+        self.has_begun = has_begun
 
 
 class RequestTimeoutError(TransportError, TimeoutError):
@@ -163,9 +187,10 @@ class SampleTimeoutError(RequestTimeoutError):
 
 
 class LostAnswerError(TransportError):
-    """The answer to a creation was lost, so the new object may exist and cost money; the message says how to find it.
+    """The answer to a request that costs money was lost, and nothing would keep the service from executing it twice.
 
-    Never retried automatically, since that would cost twice. `candidates` are the ids of runs that may be the new one.
+    A run, a sampler or a model may exist: the message says how to find it, and `candidates` are the ids of those that
+    may be the new one. Or a sample may have been generated and paid for. Never retried automatically.
     """
 
     retryable = False
@@ -176,9 +201,13 @@ class LostAnswerError(TransportError):
 
 
 class ProtocolError(TransportError):
-    """An answer arrived that does not follow the Loops protocol."""
+    """An answer arrived that does not follow the Loops protocol; `status` is its HTTP status, where it has one."""
 
     retryable = False
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class ApiError(LoopsError):
@@ -186,6 +215,8 @@ class ApiError(LoopsError):
 
     `status` is the HTTP status; `code` and `reason` are the service's stable identifiers of the error, if it sends any;
     `request_id` is the id to quote to support; `retry_after` is the pause in seconds that the service asks for.
+    `may_have_acted` is False when the service certainly did not execute the request; `from_gateway` is True when the
+    body is not an error of Loops, so that something between here and the service has answered.
     """
 
     status_codes: ClassVar[tuple[int, ...]] = ()
@@ -206,7 +237,10 @@ class ApiError(LoopsError):
         self.reason = reason
         self.request_id = request_id
         self.retry_after = retry_after
-        self.retryable: bool = status in (408, 429, 502, 503, 504)
+        # From 520 on: answers of content networks.
+        self.retryable: bool = status in (408, 429, 502, 503, 504) or 520 <= status <= 530
+        self.may_have_acted: bool = status == 408 or (status >= 500 and status not in (501, 503))
+        self.from_gateway: bool = False
 
 
 class BadRequestError(ApiError):

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from . import protocol
 from ._arguments import check_at_least, check_kind, check_model_input, check_positive
 from ._http.endpoint import Endpoint
-from ._http.retry import UNREACHED, RetryPolicy, retry, until
+from ._http.retry import SAMPLE, Failure, failure_of, retry, until
 from ._http.settings import checked_url, resolve_settings
 from ._http.transport import Answer, Request
 from ._sampling.completions import read_completions
@@ -32,6 +32,7 @@ from .errors import (
     ConfigError,
     InputError,
     LoopsError,
+    LostAnswerError,
     NotReadyError,
     ProtocolError,
     RequestTimeoutError,
@@ -105,7 +106,7 @@ class SamplingClient:
         self._weights = weights
         self._endpoint = replace(endpoint, headers=weights.headers(endpoint.headers))
         self._runtime = runtime
-        self._retry_policies = UNREACHED, RetryPolicy(seconds=endpoint.ready_timeout)
+        self._call = SAMPLE.waiting(endpoint.ready_timeout)
         self._models: tuple[float, protocol.ServedModels] | None = None
 
     @property
@@ -141,8 +142,9 @@ class SamplingClient:
     ) -> SampleResponse:
         """Complete a prompt.
 
-        Waits until the sampler is ready (see `ensure_ready`). A request that the service certainly or probably did
-        not act on is retried; one that timed out is not, since it would be paid for twice.
+        Waits until the sampler is ready (see `ensure_ready`). A request that the service certainly did not
+        execute is retried. One that was perhaps executed is not, since it would be paid for twice; only a queue, which
+        recognizes it, is asked again.
 
         Args:
             prompt: the prompt, as a `ModelInput` or a list of token ids.
@@ -156,6 +158,7 @@ class SamplingClient:
 
         Raises:
             InputError: an argument is invalid; nothing was sent.
+            LostAnswerError: the answer was lost, e.g. behind a gateway's 504; the sample may have been paid for.
             SampleTimeoutError: no answer within this client's `timeout`.
             SamplerTerminatedError: the sampler's deployment has ended, so it will not become ready.
             NotReadyError: the sampler was not ready within `ready_timeout`.
@@ -412,9 +415,20 @@ class SamplingClient:
 
     async def _answer(self, runtime: Runtime, request: Request) -> Answer:
         await self._ready(runtime, self._endpoint.ready_timeout)
-        return await retry(
-            partial(self._ask, runtime, request), self._retry_policies, what="the sampler did not answer"
-        )
+        try:
+            return await retry(
+                partial(self._ask, runtime, request),
+                self._call,
+                what="the sampler did not answer",
+                budget=runtime.transport.retry_budget,
+            )
+        except LoopsError as error:
+            if failure_of(error) not in (Failure.LOST, Failure.CUT):
+                raise
+            raise LostAnswerError(
+                f"{error} The sample may have been generated and paid for, so the request was not repeated. Sample "
+                "again if you accept to pay for it twice."
+            ) from error
 
     async def _ask(self, runtime: Runtime, request: Request) -> Answer:
         try:
@@ -435,6 +449,8 @@ class SamplingClient:
             if not gate.is_open:
                 error.retryable = True
                 await gate.wait(self._endpoint.ready_timeout)
+        if isinstance(error, ApiError) and error.status == 408 and protocol.MIN_POLICY_VERSION in request.headers:
+            error.may_have_acted = False  # the sampler's own answer while it does not serve the version yet
         raise error
 
     async def _ready(self, runtime: Runtime, ready_timeout: float) -> None:

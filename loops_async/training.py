@@ -23,7 +23,7 @@ from ._session.readiness import health_request
 from ._session.runtime import Runtime
 from ._training.custom_loss import SURROGATE, SURROGATE_CONFIG, CustomLossBatch, check_custom_loss
 from ._training.step_log import StepLog
-from .errors import ApiError, ClosedError, InputError, UnsupportedError
+from .errors import ApiError, ClosedError, InputError, UnfinishedSubmission, UnsupportedError
 from .protocol import (
     MAX_TOP_K_LOGPROBS,
     CheckpointUri,
@@ -154,6 +154,7 @@ class TrainingClient:
         loss_fn_config: Mapping[str, Any] | None = None,
         *,
         top_k_logprobs: int = 0,
+        resume: UnfinishedSubmission | None = None,
     ) -> ForwardBackwardFuture:
         """Compute the loss and add its gradients to the accumulated ones.
 
@@ -174,13 +175,16 @@ class TrainingClient:
             loss_fn_config: settings of the loss, e.g. ``{"clip_low_threshold": 0.8}`` for ``ppo``. Every loss has
                 ``skip_token_normalization``, False by default.
             top_k_logprobs: how many candidates to list at each active position, 0 to 20.
+            resume: `LoopsError.unfinished` of the call that this one repeats, with the same arguments, when other
+                operations were sent after it; no part of it is then trained twice.
 
         Raises:
             InputError: an argument is invalid; nothing was sent and no turn was taken.
             ApiError: the trainer refused the request.
             ServerShutdownError: the trainer is shutting down.
+            TransportError: the trainer did not answer for more than a minute.
         """
-        step = await self._forward("forward_backward", data, loss_fn, loss_fn_config, top_k_logprobs)
+        step = await self._forward("forward_backward", data, loss_fn, loss_fn_config, top_k_logprobs, resume)
         if self._log is not None:
             self._log.add_pass(step, len(data))
         return step
@@ -233,10 +237,18 @@ class TrainingClient:
             self._log.add_pass(step, len(checked))
         return step
 
-    async def optim_step(self, adam_params: AdamParams) -> OperationFuture[OptimStepResponse]:
-        """Apply Adam to the accumulated gradients and clear them; the policy version increases by one."""
+    async def optim_step(
+        self, adam_params: AdamParams, *, resume: UnfinishedSubmission | None = None
+    ) -> OperationFuture[OptimStepResponse]:
+        """Apply Adam to the accumulated gradients and clear them; the policy version increases by one.
+
+        Args:
+            adam_params: the settings of Adam.
+            resume: as in `forward_backward`.
+        """
         check_kind(adam_params, AdamParams, "adam_params")
-        step = await self._submit("optim_step", OptimStepResponse, OptimStepBody(adam_params=adam_params))
+        body = OptimStepBody(adam_params=adam_params)
+        step = await self._submit("optim_step", OptimStepResponse, body, resume)
         if self._log is not None:
             self._log.add_step(step)
         return step
@@ -376,7 +388,10 @@ class TrainingClient:
         transport = self._runtime.transport
         try:
             answer = await retry(
-                lambda: transport.fetch(request, PolicyVersion), READ, what="the policy version is not known yet"
+                lambda: transport.fetch(request, PolicyVersion),
+                READ,
+                what="the policy version is not known yet",
+                budget=transport.retry_budget,
             )
         except ApiError as error:
             if error.status == 501:
@@ -411,7 +426,13 @@ class TrainingClient:
     # --- operations ---
 
     async def _forward(
-        self, operation: str, data: Any, loss_fn: Any, loss_fn_config: Any, top_k_logprobs: int
+        self,
+        operation: str,
+        data: Any,
+        loss_fn: Any,
+        loss_fn_config: Any,
+        top_k_logprobs: int,
+        resume: UnfinishedSubmission | None = None,
     ) -> ForwardBackwardFuture:
         self._check_open()
         checked, config = check_data(data, loss_fn, loss_fn_config, max_seq_len=self._max_seq_len)
@@ -419,7 +440,7 @@ class TrainingClient:
         if top_k_logprobs > MAX_TOP_K_LOGPROBS:
             raise InputError("top_k_logprobs", f"must be at most {MAX_TOP_K_LOGPROBS}; got {top_k_logprobs}")
         body = self._forward_body(loss_fn, config, top_k_logprobs)
-        return await self._submitter.submit(Batch(operation, checked, body))
+        return await self._submitter.submit(Batch(operation, checked, body), resume=resume)
 
     def _forward_body(self, loss_fn: str, config: Mapping[str, Any] | None, top_k_logprobs: int = 0) -> ForwardBody:
         """Return the body of a forward pass, without its datums."""
@@ -439,11 +460,13 @@ class TrainingClient:
             CheckpointUri.parse(path, kind="weights")
         return await self._submit(operation, LoadWeightsResponse, LoadStateBody(path=path))
 
-    async def _submit(self, operation: str, result: type[T], body: SmallBody) -> OperationFuture[T]:
+    async def _submit(
+        self, operation: str, result: type[T], body: SmallBody, resume: UnfinishedSubmission | None = None
+    ) -> OperationFuture[T]:
         """Submit an operation with a small body."""
         self._check_open()
         body = replace(body, run_id=self.run_id, model=self._run.base_model)
-        return await self._submitter.submit(SmallOperation(operation, result, body))
+        return await self._submitter.submit(SmallOperation(operation, result, body), resume=resume)
 
     def _check_open(self) -> None:
         if self._is_closed:

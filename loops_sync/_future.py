@@ -18,8 +18,8 @@ class OperationFuture(Handle[_core.OperationFuture[T]]):
     """The result of an operation that the service has accepted.
 
     Any number of callers may wait. A caller that stops waiting (timeout, cancellation, Ctrl-C) affects neither the
-    others nor the operation. A result or an error of the operation is kept; a failure to reach the service is not, so
-    waiting again asks the service again.
+    others nor the operation. What the trainer says of the operation, a result or an error, is kept. Any other failure
+    (no connection, a page of a gateway, a refused key) says nothing of it, so waiting again asks the service again.
 
     Example:
         ::
@@ -51,8 +51,9 @@ class OperationFuture(Handle[_core.OperationFuture[T]]):
             OperationTimeoutError: this wait timed out; the operation continues and can be waited for again.
             RemoteOpError: the service executed the operation, and it failed.
             UnknownRequestError: the service does not know the operation, or no longer does.
-            ServerShutdownError: the trainer is shutting down.
-            TransportError: the service could not be reached for two minutes; waiting again asks the service again.
+            ServerShutdownError: the trainer is shutting down; waiting again asks it again.
+            TransportError: the service could not be reached for two minutes; waiting again asks it again.
+            ApiError: the service refused to answer; waiting again asks it again.
             ClosedError: the client was closed before the operation was done.
         """
         return self._bridge.run(self._impl.result, timeout=timeout)

@@ -15,7 +15,7 @@
     │   ├── ConnectError            also ConnectionError
     │   ├── RequestTimeoutError     also TimeoutError
     │   │   └── SampleTimeoutError  `.timeout`; never retried automatically
-    │   ├── LostAnswerError         something that costs money may exist; never retried automatically
+    │   ├── LostAnswerError         something that costs money may exist or be paid; never retried automatically
     │   └── ProtocolError           the answer does not follow the Loops protocol
     ├── ApiError                    `.status`, `.code`, `.reason`, `.request_id`
     │   ├── BadRequestError         400, 413, 422
@@ -61,6 +61,7 @@ from loops_async import (
     ServerError,
     ServerShutdownError,
     TransportError,
+    UnfinishedSubmission,
     UnknownRequestError,
     UnsupportedError,
 )
@@ -91,6 +92,7 @@ __all__ = [
     "ServerError",
     "ServerShutdownError",
     "TransportError",
+    "UnfinishedSubmission",
     "UnknownRequestError",
     "UnsupportedError",
 ]

@@ -61,8 +61,9 @@ class SamplingClient(Handle[_core.SamplingClient]):
     ) -> SampleResponse:
         """Complete a prompt.
 
-        Waits until the sampler is ready (see `ensure_ready`). A request that the service certainly or probably did
-        not act on is retried; one that timed out is not, since it would be paid for twice.
+        Waits until the sampler is ready (see `ensure_ready`). A request that the service certainly did not
+        execute is retried. One that was perhaps executed is not, since it would be paid for twice; only a queue, which
+        recognizes it, is asked again.
 
         Args:
             prompt: the prompt, as a `ModelInput` or a list of token ids.
@@ -76,6 +77,7 @@ class SamplingClient(Handle[_core.SamplingClient]):
 
         Raises:
             InputError: an argument is invalid; nothing was sent.
+            LostAnswerError: the answer was lost, e.g. behind a gateway's 504; the sample may have been paid for.
             SampleTimeoutError: no answer within this client's `timeout`.
             SamplerTerminatedError: the sampler's deployment has ended, so it will not become ready.
             NotReadyError: the sampler was not ready within `ready_timeout`.

@@ -24,6 +24,7 @@ from loops_async import (
     Run,
     SaveWeightsForSamplerResponse,
     SaveWeightsResponse,
+    UnfinishedSubmission,
 )
 from loops_sync._handle import Closing
 
@@ -93,6 +94,7 @@ class TrainingClient(Closing[_core.TrainingClient]):
         loss_fn_config: Mapping[str, Any] | None = None,
         *,
         top_k_logprobs: int = 0,
+        resume: UnfinishedSubmission | None = None,
     ) -> ForwardBackwardFuture:
         """Compute the loss and add its gradients to the accumulated ones.
 
@@ -113,11 +115,14 @@ class TrainingClient(Closing[_core.TrainingClient]):
             loss_fn_config: settings of the loss, e.g. ``{"clip_low_threshold": 0.8}`` for ``ppo``. Every loss has
                 ``skip_token_normalization``, False by default.
             top_k_logprobs: how many candidates to list at each active position, 0 to 20.
+            resume: `LoopsError.unfinished` of the call that this one repeats, with the same arguments, when other
+                operations were sent after it; no part of it is then trained twice.
 
         Raises:
             InputError: an argument is invalid; nothing was sent and no turn was taken.
             ApiError: the trainer refused the request.
             ServerShutdownError: the trainer is shutting down.
+            TransportError: the trainer did not answer for more than a minute.
         """
         return ForwardBackwardFuture._of(
             self._bridge.run(
@@ -126,6 +131,7 @@ class TrainingClient(Closing[_core.TrainingClient]):
                 loss_fn=loss_fn,
                 loss_fn_config=loss_fn_config,
                 top_k_logprobs=top_k_logprobs,
+                resume=resume,
             ),
             self,
         )
@@ -176,10 +182,17 @@ class TrainingClient(Closing[_core.TrainingClient]):
             self,
         )
 
-    def optim_step(self, adam_params: AdamParams) -> OperationFuture[OptimStepResponse]:
-        """Apply Adam to the accumulated gradients and clear them; the policy version increases by one."""
+    def optim_step(
+        self, adam_params: AdamParams, *, resume: UnfinishedSubmission | None = None
+    ) -> OperationFuture[OptimStepResponse]:
+        """Apply Adam to the accumulated gradients and clear them; the policy version increases by one.
+
+        Args:
+            adam_params: the settings of Adam.
+            resume: as in `forward_backward`.
+        """
         return OperationFuture[OptimStepResponse]._of(
-            self._bridge.run(self._impl.optim_step, adam_params=adam_params), self
+            self._bridge.run(self._impl.optim_step, adam_params=adam_params, resume=resume), self
         )
 
     def init_trainer_server(self, lora_rank: int) -> OperationFuture[InitTrainerServerResponse]:

@@ -15,7 +15,7 @@ import anyio
 from anyio import to_thread
 from msgspec import Struct
 
-from .._http.retry import RetryPolicy, retry
+from .._http.retry import DOWNLOAD, retry
 from .._http.transport import Request
 from .._session.runtime import Runtime
 from .._tasks import SingleFlight
@@ -33,7 +33,6 @@ PAGE_SIZE: Final = 1000
 IDLE_SECONDS: Final = 60.0
 """The longest time without new data; the total time of a file is not limited."""
 
-FILE_RETRIES: Final = (RetryPolicy(tries=5),)
 MTIME_TOLERANCE_SECONDS: Final = 0.001
 """File systems round times."""
 
@@ -185,6 +184,10 @@ class Progress:
         self._bytes_total = sum(item.file.size_bytes for item in items)
         self._files_total = len(items)
 
+    def size(self, item: Item) -> int:
+        """Return how many bytes of a file are there."""
+        return self._bytes.get(item.target, 0)
+
     def set_size(self, item: Item, size: int) -> None:
         """Record the number of bytes of a file that are on disk."""
         self._bytes_done += size - self._bytes.get(item.target, 0)
@@ -272,7 +275,13 @@ async def _fetch(runtime: Runtime, item: Item, urls: FileUrls, progress: Progres
             await _fetch_remaining(runtime, item, urls.of(item.file), progress)
 
     try:
-        await retry(attempt, FILE_RETRIES, what=f"{item.name} is not complete yet")
+        await retry(
+            attempt,
+            DOWNLOAD,
+            what=f"{item.name} is not complete yet",
+            budget=runtime.transport.retry_budget,
+            progress=lambda: progress.size(item),
+        )
     except ProtocolError:
         await _discard_partial(item)
         raise

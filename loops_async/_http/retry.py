@@ -1,4 +1,9 @@
-"""Retry policies: which errors are retried, how often, and after what pause."""
+"""What may be retried, and for how long: one table for every call that the library makes.
+
+A failure is one of five kinds. What certainly was not executed may always be sent again. What was perhaps executed may
+be sent again only where executing it twice does no harm: it changes nothing, or it carries a key by which the receiver
+recognizes it. Everything else is a refusal, which is final.
+"""
 
 from __future__ import annotations
 
@@ -8,116 +13,215 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator
+from enum import Enum
 from itertools import count
 from typing import Any, Final, TypeVar
 
 import anyio
 import backoff
 from msgspec import Struct
+from msgspec.structs import replace
 
-from ..errors import ConnectError, LoopsError, RateLimitError, RequestTimeoutError
+from ..errors import ApiError, ConnectError, LoopsError, ProtocolError, RequestTimeoutError
 
 T = TypeVar("T")
 
 log = logging.getLogger("loops_async")
 
-RETRY_AFTER_CAP: Final = 60.0
+
+class Failure(Enum):
+    """How a request failed. The first two were certainly not executed, the others perhaps."""
+
+    UNREACHED = "no connection"
+    TURNED_AWAY = "429, or a 503 of the service"
+    LOST = "408, 502, 504, a gateway's 503, no answer in time, connection broken"
+    CUT = "answer cut off after it began"
+    BROKEN = "500, or a success that cannot be read"
 
 
 class RetryPolicy(Struct, frozen=True, kw_only=True):
-    """How often and for how long one call is retried after errors of one kind.
+    """How often and for how long one call is sent again after failures of one kind.
 
-    `seconds` limits the time since the first error of that kind, `tries` the number of calls that fail with it. The
-    pause starts at `first_pause` seconds and doubles up to `longest_pause`; each pause is drawn between half of that
-    and all of it, so that many clients do not retry at the same moment.
+    `tries` limits the number of calls that fail in this way, `seconds` the time since the first of them. The pause
+    starts at `first_pause` seconds and doubles up to `longest_pause`; each pause is drawn between half of that and all
+    of it, so that many clients do not retry at the same moment.
     """
 
-    kind: type[LoopsError] = LoopsError
-    seconds: float | None = None
-    tries: int | None = None
+    tries: int
+    seconds: float
     first_pause: float = 0.5
-    longest_pause: float = 30.0
+    longest_pause: float = 10.0
 
 
-READ: Final = (RetryPolicy(tries=4),)
-CONTROL_PLANE: Final = (RetryPolicy(kind=RateLimitError, tries=10, first_pause=1.0), *READ)
-"""Many more tries while the service only asks to slow down."""
-SUBMIT: Final = (RetryPolicy(seconds=60.0),)
-UNREACHED: Final = RetryPolicy(kind=ConnectError, seconds=60.0)
-POLL: Final = (RetryPolicy(seconds=120.0, first_pause=2.0, longest_pause=4.0),)
+class Call(Struct, frozen=True, kw_only=True):
+    """A kind of call: its policy for each kind of failure, None where that failure is raised at once."""
+
+    name: str
+    unreached: RetryPolicy | None
+    turned_away: RetryPolicy | None
+    lost: RetryPolicy | None
+    cut: RetryPolicy | None
+    broken: RetryPolicy | None
+
+    def policy(self, failure: Failure) -> RetryPolicy | None:
+        """Return the policy for a kind of failure."""
+        policy: RetryPolicy | None = getattr(self, failure.name.lower())
+        return policy
+
+    def waiting(self, seconds: float) -> Call:
+        """Return this kind of call with patience of `seconds` for a service that turns requests away."""
+        patient = RetryPolicy(tries=max(BUSY.tries, math.ceil(seconds / 10)), seconds=seconds, longest_pause=30.0)
+        return replace(self, turned_away=patient)
 
 
-def is_retryable(error: Exception) -> bool:
-    """Whether the error is marked as retryable: the same call may succeed."""
-    return isinstance(error, LoopsError) and error.retryable
+OUTAGE: Final = RetryPolicy(tries=20, seconds=75.0)
+"""Long enough for an outage of a minute."""
+BUSY: Final = RetryPolicy(tries=30, seconds=600.0, first_pause=1.0, longest_pause=30.0)
+"""Much longer while the service only asks to slow down."""
+POLLING: Final = RetryPolicy(tries=120, seconds=120.0, first_pause=2.0, longest_pause=4.0)
+
+READ: Final = Call(
+    name="read, or another control-plane call that may be repeated",
+    unreached=OUTAGE, turned_away=BUSY, lost=OUTAGE, cut=OUTAGE, broken=None,
+)  # fmt: skip
+CREATION: Final = Call(
+    name="creation of a run, a sampler or a deployed model",
+    unreached=OUTAGE, turned_away=BUSY, lost=None, cut=None, broken=None,
+)  # fmt: skip
+OPERATION: Final = Call(
+    name="submission of a trainer's operation, always with the same key",
+    unreached=OUTAGE, turned_away=BUSY, lost=OUTAGE, cut=OUTAGE, broken=OUTAGE,
+)  # fmt: skip
+QUEUED_SAMPLE: Final = Call(
+    name="submission of a sample to a queue, always with the same key",
+    unreached=OUTAGE, turned_away=BUSY, lost=OUTAGE, cut=OUTAGE, broken=OUTAGE,
+)  # fmt: skip
+SAMPLE: Final = Call(
+    name="sample on a dedicated sampler",
+    unreached=OUTAGE, turned_away=BUSY, lost=None, cut=None, broken=None,
+)  # fmt: skip
+POLL: Final = Call(
+    name="poll for the outcome of an operation",
+    unreached=POLLING, turned_away=POLLING, lost=POLLING, cut=POLLING, broken=POLLING,
+)  # fmt: skip
+DOWNLOAD: Final = Call(
+    name="file of a checkpoint, continued where it stopped; only tries without progress count",
+    unreached=OUTAGE, turned_away=BUSY, lost=OUTAGE, cut=OUTAGE, broken=None,
+)  # fmt: skip
+
+CALLS: Final = (READ, CREATION, OPERATION, QUEUED_SAMPLE, SAMPLE, POLL, DOWNLOAD)
+"""The table that `docs/reliability.md` shows."""
 
 
-def was_not_sent(error: Exception) -> bool:
-    """Whether the service certainly did not act: it was not reached, or its status says so."""
-    return getattr(error, "status", None) in (429, 503) or (isinstance(error, ConnectError) and not error.was_sent)
+def failure_of(error: Exception) -> Failure | None:
+    """Return how a request failed; None for a refusal, and for what is no failure of a request."""
+    match error:
+        case ConnectError(was_sent=False):
+            return Failure.UNREACHED
+        case ConnectError(has_begun=True):
+            return Failure.CUT
+        case ConnectError() | RequestTimeoutError(retryable=True):
+            return Failure.LOST
+        case ProtocolError(status=status):
+            # A redirect or an error page refuses; a success was executed.
+            return Failure.BROKEN if status is None or status < 300 else None
+        case ApiError(may_have_acted=True, retryable=retryable):
+            return Failure.LOST if retryable else Failure.BROKEN
+        case ApiError(retryable=True):
+            return Failure.TURNED_AWAY
+        case _:
+            return None
 
 
-def answer_was_lost(error: Exception) -> bool:
-    """Whether the service may have acted although no answer arrived, e.g. when a gateway answered in its place."""
-    if isinstance(error, ConnectError):
-        return error.was_sent
-    return isinstance(error, RequestTimeoutError) or getattr(error, "status", None) in (408, 502, 504)
+def may_have_acted(error: Exception) -> bool:
+    """Whether the service perhaps executed a request that failed in this way."""
+    return failure_of(error) in (Failure.LOST, Failure.CUT, Failure.BROKEN)
+
+
+class RetryBudget:
+    """Limits how often all calls of one client retry: a bucket of `burst` retries that fills with `rate` a second.
+
+    When it is empty, a retry waits for its turn, so thousands of calls that fail together do not become a storm.
+    """
+
+    def __init__(self, *, burst: int = 500, rate: float = 50.0) -> None:
+        self._burst = burst
+        self._rate = rate
+        self._tokens = float(burst)
+        self._updated = 0.0
+
+    def delay(self) -> float:
+        """Return how many seconds from now a retry may be sent that is asked for now; it must then be taken."""
+        now = time.monotonic()
+        self._tokens = min(float(self._burst), self._tokens + max(0.0, now - self._updated) * self._rate)
+        self._updated = now
+        return max(0.0, (1.0 - self._tokens) / self._rate)
+
+    def take(self) -> None:
+        """Take a retry; the bucket may become indebted, which delays those after it."""
+        self._tokens -= 1.0
 
 
 async def retry(
     call: Callable[[], Awaitable[T]],
-    policies: Sequence[RetryPolicy],
+    kind: Call,
     *,
     what: str,
-    when: Callable[[Exception], bool] = is_retryable,
+    budget: RetryBudget,
+    progress: Callable[[], object] = lambda: None,
 ) -> T:
-    """Return the result of `call`; retry it while `when` and the policy for its error allow that.
+    """Return the result of `call`; call it again while the policies of its `kind` allow that.
 
-    The policy for an error is the first of `policies` whose kind matches. A ``Retry-After`` of the service replaces
-    the pause, up to 60 s. The last error is raised unchanged; the log line of each retry begins with `what`.
+    ``Retry-After`` lengthens a pause, as far as the policy has time left. The last error is raised unchanged; `what`
+    begins the log message for each retry. When `progress` returns something else than after the failure before, the
+    tries and the time start again.
     """
-    budget: _Budget | None = None
+    attempts: _Attempts | None = None
     while True:
         try:
             return await call()
         except LoopsError as error:
-            if not when(error):
+            failure = failure_of(error)
+            policy = None if failure is None else kind.policy(failure)
+            if policy is None:
                 raise
-            budget = budget or _Budget(policies)
-            pause = budget.pause_after(error)
+            if attempts is None or attempts.progress != progress():
+                attempts = _Attempts(progress())
+            pause = attempts.pause_after(error, policy, budget)
             if pause is None:
                 raise
             log.warning("%s; retrying in %.1f s: %s", what, pause, error)
         await asyncio.sleep(pause)
 
 
-class _Budget:
-    """The remaining tries and time of each policy for one call."""
+class _Attempts:
+    """What one call has used of each policy."""
 
-    def __init__(self, policies: Sequence[RetryPolicy]) -> None:
-        self._policies = policies
+    def __init__(self, progress: object) -> None:
+        self.progress = progress
         self._tries: Counter[RetryPolicy] = Counter()
         self._since: dict[RetryPolicy, float] = {}
 
-    def pause_after(self, error: LoopsError) -> float | None:
+    def pause_after(self, error: LoopsError, policy: RetryPolicy, budget: RetryBudget) -> float | None:
         """Count `error` and return the pause in seconds before the next try; None when no try is left."""
-        policy = next(policy for policy in self._policies if isinstance(error, policy.kind))
         now = time.monotonic()
         since = self._since.setdefault(policy, now)
         self._tries[policy] += 1
-        seconds_left = math.inf if policy.seconds is None else since + policy.seconds - now
-        if seconds_left <= 0 or (policy.tries is not None and self._tries[policy] >= policy.tries):
+        seconds_left = since + policy.seconds - now
+        delay = budget.delay()
+        if self._tries[policy] >= policy.tries or seconds_left <= 0 or delay > seconds_left:
             return None
-        return min(_pause(self._tries[policy] - 1, error, policy), seconds_left)
+        budget.take()
+        return min(max(delay, _pause(self._tries[policy] - 1, error, policy)), seconds_left)
 
 
 def _pause(attempt: int, error: Exception, policy: RetryPolicy) -> float:
-    retry_after = getattr(error, "retry_after", None)
-    if retry_after is not None:
-        return min(float(retry_after), RETRY_AFTER_CAP)
     longest = min(policy.longest_pause, policy.first_pause * 2.0 ** min(attempt, 30))
-    return longest * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, not a secret
+    pause = longest * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, keeps no secret
+    hint = getattr(error, "retry_after", None)
+    # A hint of zero or of nonsense must not turn pauses into none.
+    return max(pause, hint) if hint is not None and math.isfinite(hint) else pause
 
 
 async def until(

@@ -37,6 +37,7 @@ from ..errors import (
     ServerError,
 )
 from .body import Body
+from .retry import RetryBudget
 from .settings import Settings
 
 T = TypeVar("T")
@@ -83,6 +84,8 @@ class Request(Struct, kw_only=True, gc=False):
     body: bytes | Any = None
     headers: Mapping[str, str] = {}
     timeout: float | None = 60.0
+    new_connection: bool = False
+    """Whether to connect for this request alone."""
     idle_timeout: float | None = None
     """The longest time in seconds without new data, for bodies without a total time limit."""
 
@@ -108,18 +111,16 @@ class Transport:
         self._settings = settings
         self._loop = asyncio.get_running_loop()
         self._closed = False
-        # No limit here, since a long poll must never wait for a free connection; sampling has a limit of its own.
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_SECONDS, socket_factory=_socket),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"User-Agent": f"loops-async/{__version__}", protocol.ACCEPT_ERROR: "1"},
-        )
+        self.retry_budget: RetryBudget = RetryBudget()
+        self._session = _session(keepalive_timeout=KEEPALIVE_SECONDS)
+        self._new_connections = _session(force_close=True)
         self._authorization = settings.authorization
 
     async def close(self) -> None:
         """Close every connection; afterwards each call raises `ClosedError`."""
         self._closed = True
         await self._session.close()
+        await self._new_connections.close()
 
     async def ask(self, request: Request) -> Answer:
         """Send a request and return its answer; raise the error of an answer that is not 2xx."""
@@ -171,7 +172,8 @@ class Transport:
         if isinstance(data, Body):
             headers["Content-Length"] = str(data.size)
             data = data.stream()
-        return self._session.request(
+        session = self._new_connections if request.new_connection else self._session
+        return session.request(
             request.method,
             request.url,
             data=data,
@@ -193,7 +195,8 @@ class Transport:
         return ProtocolError(
             f"{_described(request)}: answered {answer.status} with a body that is not what Loops sends "
             f"({problem}; {kind}): {self._excerpt(_text_of(answer.body))}. "
-            f"Is {_host(request.url)} a Loops service? Check base_url."
+            f"Is {_host(request.url)} a Loops service? Check base_url.",
+            status=answer.status,
         )
 
     def error(self, request: Request, answer: Answer) -> LoopsError:
@@ -226,11 +229,18 @@ class Transport:
             request_id=request_id,
             retry_after=_seconds(answer.headers.get("Retry-After")),
         )
-        error.retryable = error.retryable and not is_final(answer)
+        error.from_gateway = details is None
+        if is_final(answer):
+            error.retryable = error.may_have_acted = False
+        elif status == 503:
+            # A gateway also answers 503 when it lost its connection to a service that had the request.
+            error.may_have_acted = error.from_gateway and "Retry-After" not in answer.headers
         return error
 
     def _transport_error(self, request: Request, cause: Exception) -> LoopsError:
         described, host = _described(request), _host(request.url)
+        if self._closed:
+            return ClosedError(f"{described}: the client was closed before the answer came")
         if isinstance(cause, aiohttp.ConnectionTimeoutError):
             return ConnectError(
                 f"{described}: {host} did not accept a connection in {CONNECT_SECONDS:g} s", was_sent=False
@@ -249,7 +259,8 @@ class Transport:
         if isinstance(cause, aiohttp.ClientResponseError):
             problem = self._excerpt(cause.message)
             return ProtocolError(f"{described}: {host} does not follow HTTP: {problem}. Check base_url.")
-        return ConnectError(f"{described}: the connection to {host} broke: {self._excerpt(_reason(cause))}")
+        broke = f"{described}: the connection to {host} broke: {self._excerpt(_reason(cause))}"
+        return ConnectError(broke, has_begun=isinstance(cause, aiohttp.ClientPayloadError))
 
     def check_usable(self) -> None:
         """Raise `ClosedError` if the transport is closed or belongs to another event loop."""
@@ -303,6 +314,15 @@ def _raise_trim_threshold() -> None:
     here is never written to, so it uses no memory.
     """
     bytes(protocol.MAX_REQUEST_BYTES)
+
+
+def _session(**connections: Any) -> aiohttp.ClientSession:
+    # No limit here, since a long poll must never wait for a free connection; sampling has a limit of its own.
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, socket_factory=_socket, **connections),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        headers={"User-Agent": f"loops-async/{__version__}", protocol.ACCEPT_ERROR: "1"},
+    )
 
 
 def _socket(address: tuple[Any, ...]) -> socket.socket:

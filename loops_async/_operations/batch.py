@@ -62,12 +62,16 @@ class EncodedBatch:
     def bodies(self) -> Sequence[MakeBody]:
         return [partial(self._body_of, part) for part in self._parts]
 
+    @property
+    def datums(self) -> Sequence[int]:
+        return [part.count for part in self._parts]
+
     def _body_of(self, part: DatumArray, seq_id: int) -> Body:
         return Body(_HEAD, part.json, _encode_tail(self._body, seq_id))
 
     def merge(self, results: Sequence[ForwardBackwardOutput]) -> ForwardBackwardOutput:
         """Merge the results of the parts."""
-        return merged(results, [part.count for part in self._parts])
+        return merged(results, self.datums)
 
 
 def _encode_tail(body: ForwardBody, seq_id: int) -> bytes:

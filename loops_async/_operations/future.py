@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Generic, TypeVar
 
 from .._tasks import TaskOwner, check_loop
-from ..errors import ClosedError, LoopsError, OperationTimeoutError, TransportError
+from ..errors import ClosedError, LoopsError, OperationError, OperationTimeoutError
 
 T = TypeVar("T")
 
@@ -19,8 +19,8 @@ class OperationFuture(Generic[T]):
     """The result of an operation that the service has accepted.
 
     Any number of callers may wait. A caller that stops waiting (timeout, cancellation, Ctrl-C) affects neither the
-    others nor the operation. A result or an error of the operation is kept; a failure to reach the service is not, so
-    waiting again asks the service again.
+    others nor the operation. What the trainer says of the operation, a result or an error, is kept. Any other failure
+    (no connection, a page of a gateway, a refused key) says nothing of it, so waiting again asks the service again.
 
     Example:
         ::
@@ -55,7 +55,7 @@ class OperationFuture(Generic[T]):
 
     def done(self) -> bool:
         """Whether the result or error is known without a request; makes no request."""
-        return self._task.done() and not self._was_unreachable()
+        return self._task.done() and not self._is_unknown()
 
     async def result(self, timeout: float | None = None) -> T:
         """Wait for the result.
@@ -67,8 +67,9 @@ class OperationFuture(Generic[T]):
             OperationTimeoutError: this wait timed out; the operation continues and can be waited for again.
             RemoteOpError: the service executed the operation, and it failed.
             UnknownRequestError: the service does not know the operation, or no longer does.
-            ServerShutdownError: the trainer is shutting down.
-            TransportError: the service could not be reached for two minutes; waiting again asks the service again.
+            ServerShutdownError: the trainer is shutting down; waiting again asks it again.
+            TransportError: the service could not be reached for two minutes; waiting again asks it again.
+            ApiError: the service refused to answer; waiting again asks it again.
             ClosedError: the client was closed before the operation was done.
         """
         if not self.done():
@@ -114,8 +115,10 @@ class OperationFuture(Generic[T]):
         task.add_done_callback(self._log_unseen_failure)
         return task
 
-    def _was_unreachable(self) -> bool:
-        return not self._task.cancelled() and isinstance(self._task.exception(), TransportError)
+    def _is_unknown(self) -> bool:
+        """Whether the wait failed without news of the operation."""
+        error = None if self._task.cancelled() else self._task.exception()
+        return isinstance(error, LoopsError) and not isinstance(error, OperationError | ClosedError)
 
     def _log_unseen_failure(self, task: asyncio.Task[T]) -> None:
         """Log the failure of an operation that no caller waits for."""

@@ -34,6 +34,11 @@ class Encoded(Protocol[T]):
         """Functions that make the request bodies, one for each part."""
         ...
 
+    @property
+    def datums(self) -> Sequence[int]:
+        """The number of datums in each part."""
+        ...
+
     def merge(self, results: Sequence[T]) -> T:
         """Merge the results of the parts, given in order, into one."""
         ...
@@ -66,6 +71,7 @@ class SmallOperation(Generic[T]):
     """An operation with a small body, which holds a `seq_id`."""
 
     is_dependent = False
+    datums = (0,)
 
     def __init__(self, name: str, result: type[T], body: SmallBody) -> None:
         self.name = name

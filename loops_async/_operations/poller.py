@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -14,9 +15,10 @@ from msgspec import Struct
 
 from .. import protocol
 from .._http.endpoint import Endpoint
-from .._http.retry import POLL, retry
+from .._http.retry import POLL, Failure, failure_of, retry
 from .._http.transport import Answer, Request, Transport
-from ..errors import LoopsError, RemoteOpError, UnknownRequestError
+from ..errors import ApiError, ConnectError, LoopsError, ProtocolError, RemoteOpError, UnknownRequestError
+from .results import has_nan
 
 T = TypeVar("T")
 
@@ -26,6 +28,8 @@ log = logging.getLogger("loops_async")
 
 POLL_SECONDS: Final = protocol.POLL_HOLD_SECONDS + 5
 SHORTEST_HOLD: Final = 0.05
+CUT_HOLD: Final = 5.0
+"""A poll that was held this long and is then cut ran into the patience of a gateway: the operation is not done yet."""
 
 
 class _Poll(Struct):
@@ -41,7 +45,7 @@ class Poller:
     Args:
         endpoint: the trainer, or the serverless sampler.
         transport: the connection pool.
-        explain: maps an error other than 404 or 410 to the error to raise.
+        explain: maps an error to the one to raise, unless it says that the operation is unknown.
         lost: advice to the user, for the error that the endpoint does not know an operation.
         at_once: the largest number of concurrent polls; None for no limit.
     """
@@ -67,7 +71,8 @@ class Poller:
         Raises:
             RemoteOpError: the operation failed.
             UnknownRequestError: the endpoint does not know the operation, or no longer does.
-            TransportError: the endpoint could not be reached for two minutes.
+            LoopsError: anything else, which says nothing of the operation: the endpoint could not be reached for two
+                minutes, or refused the poll.
         """
         run_id = self._endpoint.run_id
         request = self._endpoint.request(
@@ -79,10 +84,10 @@ class Poller:
         # Operations finish in order: the oldest hold the gate until they are done.
         async with self._gate:
             while True:
-                answer = await self._poll(request, operation, operation_id)
-                if answer is None:
+                polled = await self._poll(request, operation, operation_id)
+                if polled is None:
                     continue
-                poll = self._transport.decode(request, answer, _Poll)
+                answer, poll = polled
                 if poll.status == "error":
                     raise RemoteOpError(
                         self._transport.clean(poll.error or "the operation failed without a message"),
@@ -96,26 +101,40 @@ class Poller:
                 log.warning("%s: answered with the unknown status %r; polling again", operation, poll.status)
                 await asyncio.sleep(1.0)
 
-    async def _poll(self, request: Request, operation: str, operation_id: str) -> Answer | None:
+    async def _poll(self, request: Request, operation: str, operation_id: str) -> tuple[Answer, _Poll] | None:
         """Poll an operation once; None if it is not done yet."""
-        started = time.monotonic()
 
-        async def ask() -> Answer:
-            answer = await self._transport.send(request)
-            if answer.status == 200 or answer.status == 408:
-                return answer
-            raise self._error(request, answer, operation, operation_id)
+        async def ask() -> tuple[Answer, _Poll] | None:
+            started = time.monotonic()
+            try:
+                answer = await self._transport.send(request)
+                if answer.status == 200:
+                    return answer, self._read(request, answer)
+                if answer.status != 408:
+                    raise self._error(request, answer, operation, operation_id)
+            except (ApiError, ConnectError) as error:
+                if time.monotonic() - started < CUT_HOLD or failure_of(error) not in (Failure.LOST, Failure.CUT):
+                    raise
+            if time.monotonic() - started < SHORTEST_HOLD:
+                await asyncio.sleep(SHORTEST_HOLD)  # limits the rate of polls that the service does not hold
+            return None
 
-        answer = await retry(ask, POLL, what=f"could not {request.what}")
-        if answer.status == 200:
-            return answer
-        if time.monotonic() - started < SHORTEST_HOLD:
-            await asyncio.sleep(SHORTEST_HOLD)  # limits the rate of polls that the service does not hold
-        return None
+        return await retry(ask, POLL, what=f"could not {request.what}", budget=self._transport.retry_budget)
+
+    def _read(self, request: Request, answer: Answer) -> _Poll:
+        try:
+            return self._transport.decode(request, answer, _Poll)
+        except ProtocolError:
+            poll = _with_nan(answer.body)
+            if poll is None:
+                raise
+            return poll
 
     def _error(self, request: Request, answer: Answer, operation: str, operation_id: str) -> LoopsError:
         error = self._transport.error(request, answer)
-        if answer.status in (404, 410):
+        if isinstance(error, ProtocolError):
+            error.status = None  # the page of a gateway, which knows nothing of operations: to be polled again
+        elif isinstance(error, ApiError) and answer.status in (404, 410) and not error.from_gateway:
             return UnknownRequestError(
                 f"{error} {self._lost}", operation_id=operation_id, operation=operation, run_id=self._endpoint.run_id
             )
@@ -126,6 +145,18 @@ class Poller:
             return await decode(raw)
         except msgspec.MsgspecError as problem:
             raise self._transport.protocol_error(request, answer, str(problem)) from problem
+
+
+def _with_nan(body: bytes) -> _Poll | None:
+    """Read a poll whose result has NaN or Infinity, which msgspec refuses."""
+    if not has_nan(body):
+        return None
+    try:
+        fields = json.loads(body)
+        result = json.dumps(fields.pop("result", None)).encode()
+        return msgspec.structs.replace(msgspec.convert(fields, _Poll), result=msgspec.Raw(result))
+    except (ValueError, AttributeError, msgspec.MsgspecError):
+        return None
 
 
 def accepted_id(transport: Transport, request: Request, answer: Answer) -> str:

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from typing import Any, Final, TypeVar
-from uuid import uuid4
 
 from .. import protocol
 from .._http.endpoint import Endpoint
-from .._http.retry import SUBMIT, retry
-from .._http.transport import Answer, Transport
-from .._tasks import TaskOwner, gather_or_raise
-from ..errors import ApiError, ClosedError, LoopsError, ServerShutdownError
+from .._http.retry import OPERATION, may_have_acted, retry
+from .._http.transport import Transport
+from .._tasks import TaskOwner
+from ..errors import (
+    ApiError,
+    ClosedError,
+    LoopsError,
+    OperationError,
+    ServerShutdownError,
+    UnfinishedSubmission,
+)
 from .future import OperationFuture
-from .operation import Encoded, MakeBody, Operation
+from .operation import Encoded, Operation
 from .poller import Poller, accepted_id
 from .results import decoder_for
 from .turns import Turn, Turns
+from .unfinished import Part, mark_failed, mark_not_accepted, new_parts, parts_of
 
 T = TypeVar("T")
 
@@ -46,15 +54,19 @@ class Submitter:
         self._tasks = tasks
         self._poller = Poller(endpoint, transport, explain=_recognize_shutdown, lost=LOST, at_once=POLLS_AT_ONCE)
 
-    async def submit(self, operation: Operation[T]) -> OperationFuture[T]:
+    async def submit(
+        self, operation: Operation[T], *, resume: UnfinishedSubmission | None = None
+    ) -> OperationFuture[T]:
         """Submit an operation and return its future as soon as the trainer has accepted it.
 
         The turn is taken before this coroutine first suspends. If the caller is cancelled before the request is sent,
         the operation is cancelled, too; after that, the operation runs and only its future is lost.
+
+        An operation that repeats the unfinished one that was sent last, or that of `resume`, gets its keys.
         """
         self._transport.check_usable()
         submission = _Submission(operation.name, self._turns.take())
-        task = self._tasks.start(self._send_in_turn(operation, submission), name=f"submit {operation.name}")
+        task = self._tasks.start(self._send_in_turn(operation, submission, resume), name=f"submit {operation.name}")
         # A callback ends the turn, since a task that is cancelled before it starts never enters its coroutine.
         task.add_done_callback(submission.finish)
         try:
@@ -67,52 +79,97 @@ class Submitter:
 
     async def send(self, operation: Operation[T]) -> OperationFuture[T]:
         """Send an operation within the current turn, for an operation that depends on it, and return its future."""
-        return await self._send_parts(operation, await operation.encode())
+        encoded = await operation.encode()
+        return await self._send_parts(operation, encoded, new_parts(encoded))
 
-    async def _send_in_turn(self, operation: Operation[T], submission: _Submission) -> OperationFuture[T]:
+    async def _send_in_turn(
+        self, operation: Operation[T], submission: _Submission, resume: UnfinishedSubmission | None
+    ) -> OperationFuture[T]:
         if operation.is_dependent:
             await submission.turn.wait()
         encoded = await operation.encode()
         await submission.turn.wait()
+        parts = await parts_of(operation.name, encoded, resume=resume, latest=self._turns.unfinished)
         submission.is_sent = True
-        return await self._send_parts(operation, encoded)
+        self._turns.latest, self._turns.unfinished = parts[0].key, None
+        return await self._send_parts(operation, encoded, parts)
 
-    async def _send_parts(self, operation: Operation[T], encoded: Encoded[T]) -> OperationFuture[T]:
-        name, decode = operation.name, decoder_for(operation.result)
-        ids = [await self._send(name, body) for body in encoded.bodies]
+    async def _send_parts(
+        self, operation: Operation[T], encoded: Encoded[T], parts: Sequence[Part]
+    ) -> OperationFuture[T]:
+        name = operation.name
+        try:
+            ids = [await self._send(name, part) for part in parts]
+        except LoopsError as error:
+            if any(part.operation_id or part.may_be_accepted for part in parts):
+                await mark_not_accepted(error, name, encoded, parts)
+                self._remember(error, parts)
+            raise
 
         async def collect() -> T:
-            return encoded.merge(await gather_or_raise([self._poller.result(name, each, decode) for each in ids]))
+            return await self._collect(operation, encoded, parts, ids)
 
         return OperationFuture(
             collect, tasks=self._tasks, operation=name, operation_id=ids[0], run_id=self._endpoint.run_id
         )
 
-    async def _send(self, name: str, body: MakeBody) -> str:
+    async def _collect(
+        self, operation: Operation[T], encoded: Encoded[T], parts: Sequence[Part], ids: Sequence[str]
+    ) -> T:
+        """Wait for all parts and merge their results."""
+        name, decode = operation.name, decoder_for(operation.result)
+        if len(ids) == 1:
+            return encoded.merge([await self._poller.result(name, ids[0], decode)])
+        polls = [self._poller.result(name, each, decode) for each in ids]
+        outcomes = await asyncio.gather(*polls, return_exceptions=True)
+        failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        for failure in failures:
+            if not isinstance(failure, OperationError):
+                raise failure
+        for failure in failures:
+            if isinstance(failure, OperationError):
+                await mark_failed(failure, name, encoded, parts, outcomes)
+                self._remember(failure, parts)
+                raise failure
+        return encoded.merge([outcome for outcome in outcomes if not isinstance(outcome, BaseException)])
+
+    def _remember(self, error: LoopsError, parts: Sequence[Part]) -> None:
+        """Let the same call repeat an unfinished operation, unless another one was sent meanwhile."""
+        if self._turns.latest == parts[0].key:
+            self._turns.unfinished = error.unfinished
+
+    async def _send(self, name: str, part: Part) -> str:
+        """Send one part until it is accepted, and return its operation's id."""
         seq_id = self._turns.sent + 1
         request = self._endpoint.request(
             "POST",
             f"/{name}",
             f"submit {name} of run {self._endpoint.run_id}",
-            body=body(seq_id),
+            body=part.body(seq_id),
             # The key makes a retry safe, also after a lost answer.
-            headers={**self._endpoint.headers, protocol.IDEMPOTENCY_KEY: uuid4().hex},
+            headers={**self._endpoint.headers, protocol.IDEMPOTENCY_KEY: part.key},
         )
 
-        async def ask() -> Answer:
-            answer = await self._transport.send(request)
-            if answer.is_success:
-                return answer
-            raise _recognize_shutdown(self._transport.error(request, answer))
+        async def ask() -> str:
+            try:
+                answer = await self._transport.send(request)
+                if answer.is_success:
+                    return accepted_id(self._transport, request, answer)
+                raise _recognize_shutdown(self._transport.error(request, answer))
+            except LoopsError as error:
+                part.may_be_accepted = part.may_be_accepted or may_have_acted(error)
+                raise
 
         self._turns.sent = seq_id
         try:
-            answer = await retry(ask, SUBMIT, what=f"{name} was not accepted")
-        except ApiError as error:
-            if error.status < 500:
+            part.operation_id = await retry(
+                ask, OPERATION, what=f"{name} was not accepted", budget=self._transport.retry_budget
+            )
+        except LoopsError:
+            if not part.may_be_accepted:
                 self._turns.sent -= 1
             raise
-        return accepted_id(self._transport, request, answer)
+        return part.operation_id
 
 
 class _Submission:
@@ -138,8 +195,13 @@ class _Submission:
 
 
 def _recognize_shutdown(error: LoopsError) -> LoopsError:
-    """Return `error`, or a `ServerShutdownError` for a 503: the trainer is shutting down, so no retry can succeed."""
+    """Return `error`, or a `ServerShutdownError` for the trainer's own 503: it is shutting down, so no retry succeeds.
+
+    A 503 with a ``Retry-After`` asks to come back, and that of a gateway says nothing of the trainer.
+    """
     if not isinstance(error, ApiError) or error.status != 503:
+        return error
+    if error.from_gateway or error.retry_after is not None:
         return error
     shutdown = ServerShutdownError(
         f"{error} The trainer is shutting down; create a new run from the last saved state.",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+from ..errors import UnfinishedSubmission
+
 
 class Turn:
     """A place in the order: `wait` until all previous turns have ended, then `end` to start the next one.
@@ -34,10 +36,14 @@ class Turn:
 
 
 class Turns:
-    """Turns in the order in which they are taken. Only the holder of the current turn changes `sent`."""
+    """Turns in the order in which they are taken. Only the holder of the current turn changes the public fields."""
 
     def __init__(self) -> None:
         self.sent = 0
+        self.latest: str | None = None
+        """The first idempotency key of the operation that was sent last."""
+        self.unfinished: UnfinishedSubmission | None = None
+        """That operation, if it is unfinished."""
         self._last: asyncio.Future[None] | None = None
 
     def take(self) -> Turn:

@@ -14,10 +14,10 @@ import msgspec
 
 from .. import protocol
 from .._http.endpoint import Endpoint
-from .._http.retry import RetryPolicy, retry
+from .._http.retry import QUEUED_SAMPLE, failure_of, may_have_acted, retry
 from .._http.transport import Answer, Request, Transport
 from .._operations.poller import Poller, accepted_id
-from ..errors import ApiError, LoopsError, SampleTimeoutError, TransportError
+from ..errors import ApiError, LoopsError, LostAnswerError, SampleTimeoutError
 
 log = logging.getLogger("loops_async")
 
@@ -45,13 +45,17 @@ class SampleQueue:
             RemoteOpError: the sampler failed.
         """
         timeout, submission = request.timeout, msgspec.structs.replace(request, timeout=SUBMIT_SECONDS)
-        policy = RetryPolicy(seconds=self._endpoint.ready_timeout)
         operation_id = key  # the operation's id, unless the service chooses another
         try:
-            answer = await retry(lambda: self._submit(submission), (policy,), what="the sample was not accepted")
-            if answer.status != 202:
-                return answer.body  # completed without waiting in the queue
-            operation_id = accepted_id(self._transport, request, answer)
+            accepted = await retry(
+                lambda: self._submit(submission),
+                QUEUED_SAMPLE.waiting(self._endpoint.ready_timeout),
+                what="the sample was not accepted",
+                budget=self._transport.retry_budget,
+            )
+            if isinstance(accepted, Answer):
+                return accepted.body  # completed without waiting in the queue
+            operation_id = accepted
             with anyio.move_on_after(timeout):
                 return await self._poller.result("sample", operation_id, _raw)
             raise SampleTimeoutError(
@@ -59,12 +63,25 @@ class SampleQueue:
                 "it was cancelled. Request fewer tokens or samples, or increase `timeout`.",
                 timeout=timeout,
             )
-        except (asyncio.CancelledError, TransportError):
+        except (asyncio.CancelledError, SampleTimeoutError):
             await self._cancel(operation_id)
             raise
+        except LoopsError as error:
+            if failure_of(error) is None:
+                raise
+            await self._cancel(operation_id)
+            if operation_id == key and not may_have_acted(error):
+                raise
+            raise LostAnswerError(
+                f"{error} The sample may have been generated and paid for; it was cancelled in case it was not. Sample "
+                "again if you accept to pay for it twice."
+            ) from error
 
-    async def _submit(self, request: Request) -> Answer:
+    async def _submit(self, request: Request) -> Answer | str:
+        """Submit a sample; return the id under which it is queued, or the answer if it is complete."""
         answer = await self._transport.send(request)
+        if answer.status == 202:
+            return accepted_id(self._transport, request, answer)
         if answer.is_success:
             return answer
         raise _explained(self._transport.error(request, answer))
@@ -86,6 +103,6 @@ async def _raw(raw: msgspec.Raw) -> msgspec.Raw:
 
 def _explained(error: LoopsError) -> LoopsError:
     """Mark a 503 as final unless it has a ``Retry-After``, which a full queue sends."""
-    if isinstance(error, ApiError) and error.status == 503 and error.retry_after is None:
+    if isinstance(error, ApiError) and error.status == 503 and error.retry_after is None and not error.from_gateway:
         error.retryable = False
     return error

@@ -8,15 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from datetime import datetime, timedelta
 from typing import Final
+
+from msgspec import UNSET
 
 from .._http.retry import until
 from ..control_plane import NewRun, RunLedger, lost_run
 from ..errors import LoopsError, LostAnswerError
-from ..types import CreateRunRequest, Run
+from ..types import CreateRunRequest, CreateSamplerRequest, Run, Sampler
 
 SEARCH_SECONDS: Final = 10.0
 """The time limit of the search: the service may still be creating the run."""
+
+CLOCK_SECONDS: Final = 60.0
+"""How far the clock of the service may be behind."""
 
 
 async def find_lost_run(
@@ -59,3 +65,9 @@ def may_be(request: NewRun, run: Run) -> bool:
         and run.base_model == request.base_model
         and (not is_named or run.name in (None, request.name))
     )
+
+
+def may_be_sampler(request: CreateSamplerRequest, sampler: Sampler, started: datetime) -> bool:
+    """Whether `request`, sent at the time `started` of this machine, may have created `sampler`."""
+    is_new = sampler.created_at > started - timedelta(seconds=CLOCK_SECONDS)
+    return is_new and request.base_model in (None, UNSET, sampler.base_model)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from datetime import UTC, datetime
 from functools import partial
 from time import monotonic
 from typing import Any, Final, Literal, Protocol, TypeAlias, TypeVar
@@ -15,10 +16,10 @@ from msgspec import Struct
 
 from .._arguments import check_positive
 from .._http.endpoint import Endpoint
-from ..control_plane import ControlPlane
+from ..control_plane import ControlPlane, lost_sampler
 from ..errors import ApiError, LoopsError, LostAnswerError, ProtocolError, UnsupportedError
 from ..types import CreateRunRequest, CreateSamplerRequest, ProvisioningEvent, Run, Sampler
-from .lost_runs import find_lost_run
+from .lost_runs import find_lost_run, may_be_sampler
 from .readiness import wait_for_trainer
 from .runtime import Runtime
 
@@ -96,7 +97,9 @@ class ServiceProvisioner:
     @asynccontextmanager
     async def run(self, request: CreateRunRequest, options: ProvisioningOptions) -> AsyncGenerator[Run]:
         progress = ProgressReporter("run", options)
-        async with self._deactivated_on_failure(self._create_run(request), deactivate_run, options, progress) as run:
+        creation = self._create_run(request)
+        search = partial(self._abandoned_run, request)
+        async with self._deactivated_on_failure(creation, deactivate_run, options, progress, search) as run:
             await wait_until_ready(self._runtime, run, options, progress)
             yield run
 
@@ -107,7 +110,7 @@ class ServiceProvisioner:
 
     async def sampler(self, request: CreateSamplerRequest, options: ProvisioningOptions) -> Sampler:
         progress = ProgressReporter("sampler", options)
-        creation = self._control_plane.create_sampler(request, team_id=self._team_id)
+        creation = self._create_sampler(request)
         async with self._deactivated_on_failure(creation, deactivate_sampler, options, progress) as sampler:
             gate = self._runtime.gate(Endpoint.of_sampler(sampler, service_url=self._runtime.settings.base_url))
             if gate is not None:
@@ -121,9 +124,34 @@ class ServiceProvisioner:
         except LostAnswerError as lost:
             if request.session_id != self._session_id:  # other clients may create runs in that session
                 raise
-            return await find_lost_run(
-                request, lost, self._runtime.ledger, lambda: self._control_plane.list_runs(team_id=self._team_id)
-            )
+            return await self._find_lost_run(request, lost)
+
+    async def _find_lost_run(self, request: CreateRunRequest, lost: LostAnswerError) -> Run:
+        return await find_lost_run(
+            request, lost, self._runtime.ledger, lambda: self._control_plane.list_runs(team_id=self._team_id)
+        )
+
+    async def _abandoned_run(self, request: CreateRunRequest) -> Run | None:
+        """Return the run of a request that was cancelled before it was answered, if it can be found."""
+        if request.session_id != self._session_id:
+            return None
+        with suppress(LostAnswerError):
+            return await self._find_lost_run(request, LostAnswerError("a cancelled request was not answered"))
+        return None
+
+    async def _create_sampler(self, request: CreateSamplerRequest) -> Sampler:
+        started = datetime.now(UTC)
+        try:
+            return await self._control_plane.create_sampler(request, team_id=self._team_id)
+        except LostAnswerError as lost:
+            # A sampler does not say which session it belongs to, so it is named, and neither taken nor deactivated.
+            candidates: list[Sampler] = []
+            with suppress(LoopsError):
+                listed = await self._control_plane.list_samplers(team_id=self._team_id)
+                candidates = [each for each in listed if may_be_sampler(request, each, started)]
+            if not candidates:
+                raise
+            raise lost_sampler(lost.__cause__, candidates) from lost.__cause__
 
     @asynccontextmanager
     async def _deactivated_on_failure(
@@ -132,8 +160,12 @@ class ServiceProvisioner:
         deactivate: Callable[[ControlPlane, T], Awaitable[None]],
         options: ProvisioningOptions,
         progress: ProgressReporter,
+        search: Callable[[], Awaitable[T | None]] | None = None,
     ) -> AsyncGenerator[T]:
-        """Yield the result of `creation`; deactivate it if the block fails or is cancelled."""
+        """Yield the result of `creation`; deactivate it if the block fails or is cancelled.
+
+        `search` finds what was created by a creation that is not answered in time.
+        """
         task = asyncio.create_task(creation, name=f"loops_async: create a {progress.kind}")
         try:
             created = await asyncio.shield(task)
@@ -141,10 +173,10 @@ class ServiceProvisioner:
             yield created
         except BaseException as failure:
             with anyio.CancelScope(shield=True):
-                await _settle(task, progress.kind)
-                if not task.cancelled() and task.exception() is None:
-                    work = partial(deactivate, self._control_plane, task.result())
-                    await _clean_up(task.result(), work, options, progress, failure)
+                abandoned = await _settle(task, progress.kind, search, failure)
+                if abandoned is not None:
+                    work = partial(deactivate, self._control_plane, abandoned)
+                    await _clean_up(abandoned, work, options, progress, failure)
             raise
 
 
@@ -188,13 +220,29 @@ def _is_missing(error: ApiError | ProtocolError) -> bool:
     return isinstance(error, ProtocolError) or error.status in NO_SUCH_ROUTE
 
 
-async def _settle(creation: asyncio.Task[Any], kind: str) -> None:
-    """Wait for a creation whose caller was cancelled, since it may still create something that costs money."""
+async def _settle(
+    creation: asyncio.Task[T],
+    kind: str,
+    search: Callable[[], Awaitable[T | None]] | None,
+    failure: BaseException,
+) -> T | None:
+    """Wait for a creation whose caller has failed or was cancelled, since what it creates costs money all the same.
+
+    Returns:
+        What it created, None if that is nothing, or nothing that can be found.
+    """
     await asyncio.wait([creation], timeout=DEACTIVATE_SECONDS)
-    if not creation.done():
-        creation.cancel()
-        await asyncio.wait([creation])
-        log.warning("a cancelled creation was not answered in time: an unused %s may exist", kind)
+    if creation.done() and not creation.cancelled():
+        error = creation.exception()
+        if isinstance(error, LostAnswerError) and error is not failure:
+            log.warning("%s", error)
+        return creation.result() if error is None else None
+    creation.cancel()
+    await asyncio.wait([creation])
+    found = None if search is None else await search()
+    if found is None:
+        log.warning("a cancelled creation was not answered in time: an unused %s may exist and cost money", kind)
+    return found
 
 
 async def _clean_up(

@@ -53,6 +53,7 @@ class Replay:
 
     def __init__(self, batch: EncodedBatch, report: Mapping[str, float]) -> None:
         self.bodies = batch.bodies
+        self.datums = batch.datums
         self._batch = batch
         self._report = report
 

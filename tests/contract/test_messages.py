@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from loops_async import (
     AuthenticationError,
@@ -21,7 +22,7 @@ from loops_async import (
     TrainingClient,
     sampling,
 )
-from loops_async._http.retry import RetryPolicy
+from loops_async._http.retry import Call, RetryPolicy
 from loops_async._operations import poller, submitter
 from loops_local import LocalService, serve_in_thread
 from tests.support.colours import Colour
@@ -83,10 +84,10 @@ async def test_a_service_that_shuts_down(colour: Colour) -> None:
 async def test_a_service_that_is_killed_while_it_is_polled(
     colour: Colour, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    quick = (RetryPolicy(seconds=0.2),)
-    monkeypatch.setattr(poller, "POLL", quick)
-    monkeypatch.setattr(submitter, "SUBMIT", quick)
-    monkeypatch.setattr(sampling, "UNREACHED", *quick)
+    quick = RetryPolicy(tries=99, seconds=0.2)
+    for module, name in ((poller, "POLL"), (submitter, "OPERATION"), (sampling, "SAMPLE")):
+        call: Call = getattr(module, name)
+        monkeypatch.setattr(module, name, replace(call, unreached=quick, lost=call.lost and quick))
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "tests.support.gated_service", tmp_path), cwd=ROOT, stdout=asyncio.subprocess.PIPE
     )

@@ -15,9 +15,10 @@ from loops_async import (
     AuthenticationError,
     BadRequestError,
     ConfigError,
-    ConnectError,
     ExternalRef,
     InputError,
+    LoopsError,
+    LostAnswerError,
     NotReadyError,
     ProtocolError,
     SamplerTerminatedError,
@@ -31,7 +32,7 @@ from loops_async import (
 )
 from loops_async._http.endpoint import Endpoint
 from tests.support.clock import Clock
-from tests.support.scripted import KEY, MODEL, Say, ScriptedService, hang_up, hang_up_in_the_body
+from tests.support.scripted import KEY, MODEL, Reply, Say, ScriptedService, hang_up, hang_up_in_the_body
 
 SAMPLE = "/sampler/sample"
 STATUS = "/v1/models/m1/deployments/d1"
@@ -263,11 +264,13 @@ async def test_a_model_that_is_gone_is_said_to_be(
     assert (gone.value.deployment_id, gone.value.status) == ("d1", "INACTIVE")
 
 
-@pytest.mark.parametrize("status", [408, 429, 502, 503, 504])
-async def test_a_sampler_that_is_not_ready_to_answer_is_asked_again(
-    sampler: SamplingClient, service: ScriptedService, quick: Clock, status: int
+@pytest.mark.parametrize(
+    "first", [Say(429, "<html>"), Say(503, {"error": "busy"}), Say(503, "<html>", {"Retry-After": "0"})], ids=repr
+)
+async def test_a_sampler_that_turns_a_request_away_is_asked_again(
+    sampler: SamplingClient, service: ScriptedService, quick: Clock, first: Say
 ) -> None:
-    service.answer("POST", SAMPLE, Say(status, "<html>"), Say(status, {"error": "busy"}, {"Retry-After": "3"}))
+    service.answer("POST", SAMPLE, first, Say(first.status, {"error": "busy"}, {"Retry-After": "3"}))
     assert (await sampler.sample([1])).sequences
     attempts = service.seen_at("POST", SAMPLE)
     assert len(attempts) == 3
@@ -295,16 +298,36 @@ async def test_a_deactivated_model_is_final(sampler: SamplingClient, service: Sc
     assert len(service.seen_at("POST", SAMPLE)) == 1
 
 
-async def test_a_broken_connection_is_tried_again_for_a_minute(
-    sampler: SamplingClient, service: ScriptedService, quick: Clock
+@pytest.mark.parametrize(
+    "lost",
+    [
+        Say(408, {"error": "late"}),
+        Say(502, "<html>"),
+        Say(503, "upstream connect error"),
+        Say(504, {"error": "late"}, {"Retry-After": "1"}),
+        hang_up,
+        hang_up_in_the_body,
+    ],
+    ids=repr,
+)
+async def test_a_sample_that_may_have_been_paid_is_not_repeated(
+    sampler: SamplingClient, service: ScriptedService, quick: Clock, lost: Reply
 ) -> None:
-    service.answer("POST", SAMPLE, hang_up, hang_up_in_the_body)
-    assert (await sampler.sample([1])).sequences
-    service.always("POST", SAMPLE, hang_up)
-    quick.now = 0.0
-    with pytest.raises(ConnectError):
+    service.answer("POST", SAMPLE, lost)
+    with pytest.raises(LostAnswerError, match="may have been generated and paid for") as failed:
         await sampler.sample([1])
-    assert quick.now == pytest.approx(60.0)
+    assert not failed.value.retryable
+    assert isinstance(failed.value.__cause__, LoopsError)
+    assert (len(service.seen_at("POST", SAMPLE)), quick.pauses) == (1, [])
+
+
+async def test_a_sampler_that_does_not_serve_the_version_yet_is_asked_again(
+    trainer: TrainingClient, service: ScriptedService, quick: Clock
+) -> None:
+    sampler = await trainer.save_weights_and_get_sampling_client()
+    service.answer("POST", SAMPLE, Say(408, ""), Say(408, {"error": "not yet"}))
+    assert (await sampler.sample([1])).sequences
+    assert len(service.seen_at("POST", SAMPLE)) == 3
 
 
 async def test_a_sampler_that_stays_busy_is_given_up_in_time(

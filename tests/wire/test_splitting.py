@@ -9,11 +9,13 @@ import pytest
 
 from loops_async import (
     AdamParams,
+    AuthenticationError,
     BadRequestError,
     Datum,
     ForwardBackwardOutput,
     InputError,
     RemoteOpError,
+    ServerShutdownError,
     TrainingClient,
 )
 from loops_async._operations import batch
@@ -21,6 +23,11 @@ from loops_async.protocol import MAX_REQUEST_BYTES
 from tests.support.scripted import Say, ScriptedService, done
 
 LIMIT = 800
+FORWARD = "/trainer/forward_backward"
+
+
+def keys(service: ScriptedService) -> list[str]:
+    return [seen.headers["Idempotency-Key"] for seen in service.seen_at("POST", FORWARD)]
 
 
 @pytest.fixture
@@ -138,6 +145,60 @@ async def test_a_part_that_is_refused_ends_the_call_and_its_number_is_free(
         await trainer.forward_backward([LONG, LONG, LONG])
     await trainer.optim_step(AdamParams())
     assert [seen.json["seq_id"] for seen in service.submitted()] == [2, 3, 3]
+
+
+async def test_a_part_that_is_refused_says_what_is_in_the_gradients(
+    service: ScriptedService, trainer: TrainingClient, small_limit: None
+) -> None:
+    service.answer("POST", FORWARD, Say(202, {"operation_id": "part0"}), Say(413, {"detail": "too large"}))
+    with pytest.raises(BadRequestError, match=r"in 2 parts.*accepted data\[0:2\], whose gradients count") as refused:
+        await trainer.forward_backward([DATUM, DATUM, DATUM])
+    assert not refused.value.retryable
+    assert refused.value.unfinished is not None
+    assert refused.value.unfinished.accepted == 2
+    await trainer.forward_backward([DATUM, DATUM, DATUM])
+    assert keys(service)[2:] == keys(service)[:2] == [*refused.value.unfinished.keys], "no datum is trained twice"
+
+
+async def test_a_shutdown_between_the_parts_says_what_is_in_the_gradients(
+    service: ScriptedService, trainer: TrainingClient, small_limit: None
+) -> None:
+    service.answer("POST", FORWARD, Say(202, {"operation_id": "part0"}), Say(503, {"error": "bye"}))
+    with pytest.raises(ServerShutdownError, match=r"accepted data\[0:1\], whose gradients") as going:
+        await trainer.forward_backward([LONG, LONG, LONG])
+    assert going.value.unfinished is not None
+    await trainer.save_state("between")
+    await trainer.forward_backward([LONG, LONG, LONG], resume=going.value.unfinished)
+    assert keys(service)[2:] == [*going.value.unfinished.keys]
+
+
+async def test_a_part_that_fails_alone_is_trained_again_alone(
+    parts: Parts, service: ScriptedService, trainer: TrainingClient
+) -> None:
+    parts.result_in({"loss": 1.0}, {}, {"loss": 1.0})
+    service.always("GET", "/trainer/operations/part1", Say(200, {"status": "error", "error": "out of memory"}))
+    future = await trainer.forward_backward([LONG, LONG, LONG])
+    with pytest.raises(RemoteOpError, match=r"data\[1:2\] failed; .* executed data\[0:1\], data\[2:3\]") as failed:
+        await future
+    assert failed.value.unfinished is not None
+    assert failed.value.unfinished.accepted == 2
+    assert future.done()
+    await trainer.forward_backward([LONG, LONG, LONG])
+    first, second = keys(service)[:3], keys(service)[3:]
+    assert [one == two for one, two in zip(first, second, strict=True)] == [True, False, True]
+
+
+async def test_a_lost_poll_of_a_part_is_no_outcome(
+    parts: Parts, service: ScriptedService, trainer: TrainingClient
+) -> None:
+    parts.result_in({"loss": 1.0}, {"loss": 1.0})
+    service.answer("GET", "/trainer/operations/part0", Say(401, {"error": "who?"}))
+    service.answer("GET", "/trainer/operations/part1", Say(200, {"status": "error", "error": "out of memory"}))
+    future = await trainer.forward_backward([LONG, LONG])
+    with pytest.raises(AuthenticationError):
+        await future
+    assert not future.done()
+    assert (await future).loss == 1.0
 
 
 async def test_pairs_stay_together(service: ScriptedService, trainer: TrainingClient, small_limit: None) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from loops_async import (
     AdamParams,
@@ -16,6 +18,7 @@ from loops_async import (
     ConnectError,
     Datum,
     InputError,
+    LoopsError,
     NotFoundError,
     PermissionDeniedError,
     ProtocolError,
@@ -24,6 +27,7 @@ from loops_async import (
     ServerShutdownError,
     TrainingClient,
 )
+from loops_async._http.retry import OUTAGE
 from tests.support.clock import Clock
 from tests.support.scripted import Hold, Reply, Say, ScriptedService, hang_up, hang_up_in_the_body
 
@@ -85,7 +89,7 @@ async def test_nothing_is_sent_before_what_came_before_was_answered(
         (409, ConflictError),
         (413, BadRequestError),
         (422, BadRequestError),
-        (500, ServerError),
+        (501, ServerError),
     ],
 )
 async def test_a_refusal_is_raised_at_once_and_not_hammered(
@@ -162,10 +166,106 @@ async def test_a_trainer_that_stays_away_is_given_up(
     service: ScriptedService, trainer: TrainingClient, quick: Clock
 ) -> None:
     service.always("POST", STEP, hang_up)
-    with pytest.raises(ConnectError, match=r"optim_step of run r1.*broke") as gone:
+    with pytest.raises(ConnectError, match=r"optim_step of run r1.*broke.*may have accepted optim_step") as gone:
         await trainer.optim_step(AdamParams())
-    assert gone.value.retryable
-    assert quick.now == pytest.approx(60.0)
+    assert not gone.value.retryable, "a new call would be another step"
+    assert gone.value.unfinished is not None
+    [key] = gone.value.unfinished.keys
+    assert {seen.headers["Idempotency-Key"] for seen in service.seen_at("POST", STEP)} == {key}
+    assert quick.now == pytest.approx(OUTAGE.seconds)
+
+
+class Unfinished:
+    """An optimizer step whose submission failed for good, so nobody knows whether it was executed."""
+
+    def __init__(self, service: ScriptedService, trainer: TrainingClient) -> None:
+        self.service = service
+        self.trainer = trainer
+
+    async def error(self, reply: Reply = hang_up) -> LoopsError:
+        self.service.always("POST", STEP, reply)
+        with pytest.raises(LoopsError) as failed:
+            await self.trainer.optim_step(AdamParams())
+        self.service.always("POST", STEP, self._accept)
+        self.service.seen.clear()
+        return failed.value
+
+    async def _accept(self, request: web.BaseRequest) -> web.StreamResponse:
+        return await Say(202, {"operation_id": request.headers["Idempotency-Key"]})(request)
+
+    @property
+    def keys(self) -> list[str]:
+        return [seen.headers["Idempotency-Key"] for seen in self.service.seen_at("POST", STEP)]
+
+
+@pytest.fixture
+def unfinished(service: ScriptedService, trainer: TrainingClient, quick: Clock) -> Unfinished:
+    return Unfinished(service, trainer)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        hang_up,
+        hang_up_in_the_body,
+        Say(500, {"error": "bug"}),
+        Say(503, "<html>upstream connect error"),
+        Say(504, ""),
+        Say(522, ""),
+        Say(202, "<html>Welcome</html>"),
+    ],
+    ids=repr,
+)
+async def test_the_same_call_again_goes_on_under_the_same_key(unfinished: Unfinished, reply: Reply) -> None:
+    error = await unfinished.error(reply)
+    assert not error.retryable
+    assert error.unfinished is not None
+    assert error.unfinished.operation == "optim_step"
+    for _ in range(2):  # a refusal does not make the first one certain
+        unfinished.service.answer("POST", STEP, Say(401, {"error": "who?"}))
+        with pytest.raises(AuthenticationError) as refused:
+            await unfinished.trainer.optim_step(AdamParams())
+        assert refused.value.unfinished == error.unfinished
+    await unfinished.trainer.optim_step(AdamParams())
+    assert unfinished.keys == [*error.unfinished.keys] * 3
+    await unfinished.trainer.optim_step(AdamParams())
+    assert unfinished.keys[-1] not in error.unfinished.keys, "a finished operation is not repeated"
+
+
+async def test_another_call_between_ends_the_repetition(unfinished: Unfinished) -> None:
+    error = await unfinished.error()
+    assert error.unfinished is not None
+    await unfinished.trainer.optim_step(AdamParams(learning_rate=0.5))
+    await unfinished.trainer.optim_step(AdamParams())
+    assert not set(unfinished.keys) & set(error.unfinished.keys)
+    await unfinished.trainer.optim_step(AdamParams(), resume=error.unfinished)
+    assert unfinished.keys[-1:] == [*error.unfinished.keys]
+
+
+async def test_an_unfinished_call_survives_the_process(unfinished: Unfinished) -> None:
+    error = pickle.loads(pickle.dumps(await unfinished.error()))
+    await unfinished.trainer.save_state("between")
+    await unfinished.trainer.optim_step(AdamParams(), resume=error.unfinished)
+    assert unfinished.keys == [*error.unfinished.keys]
+
+
+async def test_only_the_same_call_resumes(unfinished: Unfinished) -> None:
+    error = await unfinished.error()
+    with pytest.raises(InputError, match=r"resume: belongs to another call of optim_step"):
+        await unfinished.trainer.optim_step(AdamParams(learning_rate=0.5), resume=error.unfinished)
+    assert unfinished.keys == []
+
+
+async def test_a_trainer_that_was_never_reached_leaves_nothing_unfinished(
+    service: ScriptedService, trainer: TrainingClient, quick: Clock
+) -> None:
+    service.always("POST", STEP, Say(429, {"error": "slow down"}))
+    with pytest.raises(RateLimitError) as failed:
+        await trainer.optim_step(AdamParams())
+    assert failed.value.retryable
+    assert failed.value.unfinished is None
+    await trainer.save_state("next")
+    assert numbers(service)[-1] == ("save_state", 2), "its number is free"
 
 
 @pytest.mark.parametrize(
@@ -183,13 +283,16 @@ async def test_a_trainer_that_stays_away_is_given_up(
     ],
     ids=repr,
 )
-async def test_an_acceptance_in_another_language_is_refused(
+async def test_an_acceptance_that_cannot_be_read_is_asked_for_again_with_the_same_key(
     service: ScriptedService, trainer: TrainingClient, quick: Clock, body: Any
 ) -> None:
     service.answer("POST", STEP, Say(202, body))
+    await trainer.optim_step(AdamParams())
+    assert len(service.seen_at("POST", STEP)) == 2
+    service.always("POST", STEP, Say(202, body))
     with pytest.raises(ProtocolError, match="not what Loops sends"):
-        await trainer.optim_step(AdamParams())
-    assert len(service.seen_at("POST", STEP)) == 1
+        await trainer.optim_step(AdamParams(learning_rate=0.5))
+    assert len({seen.headers["Idempotency-Key"] for seen in service.seen_at("POST", STEP)}) == 2
 
 
 async def test_an_acceptance_without_a_schema_version_is_good(
