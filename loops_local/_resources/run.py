@@ -25,6 +25,7 @@ from loops_async.types import (
 from .._errors import deactivated
 from .._execution.models import ModelHost
 from .._storage.checkpoints import Checkpoints, total_size
+from .._storage.private import make_private_directory, make_tree_private
 from .._storage.records import CheckpointRecord, CheckpointTargetName, PublishedWeights, RunRecord, new_id, now
 from .._storage.store import Store
 from ..engine import Engine, RefusedError
@@ -176,7 +177,7 @@ class Run:
         self.deployment.check()
 
     async def save_snapshot(self) -> None:
-        """Save the trainer, so that the next start of the service continues with it; pending gradients are lost."""
+        """Save the trainer and its gradients, so that the next start of the service continues with it."""
         trainer = self._trainer
         if trainer is None or not self.record.unsaved:
             return
@@ -221,6 +222,7 @@ class Run:
         trainer = engine.trainer(self.record.lora_rank, self.record.seed)
         if self._snapshot.is_dir():
             trainer.load(self._snapshot, optimizer=True)
+            trainer.load_gradients(self._snapshot)
         elif start is not None:
             trainer.load(start, optimizer=False)
         return trainer
@@ -243,9 +245,11 @@ class Run:
         directory = self._checkpoints.path(self.record.id, checkpoint_id)
 
         def save(trainer: Trainer) -> tuple[int, int, list[str]]:
-            directory.mkdir(parents=True)
+            make_private_directory(directory.parent)
+            directory.mkdir()
             try:
                 write(trainer, directory)
+                make_tree_private(directory)
             except BaseException:
                 shutil.rmtree(directory, ignore_errors=True)
                 raise
@@ -286,6 +290,8 @@ def _save_into(trainer: Trainer, directory: Path) -> None:
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     trainer.save(directory)
+    trainer.save_gradients(directory)
+    make_tree_private(directory)
 
 
 def _target_modules(directory: Path) -> list[str]:

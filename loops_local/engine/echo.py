@@ -27,6 +27,8 @@ from .base import Completion, ModelInfo, RefusedError, SampleJob, SampleOutcome
 __all__ = ["EchoEngine", "logprob"]
 
 STATE_FILE = "trainer_state.json"
+GRADIENTS_FILE = "gradients.json"
+MAX_SEQ_LEN = 32768
 CONFIG_FILE = "adapter_config.json"
 
 
@@ -100,6 +102,15 @@ class EchoTrainer:
         self.adapter().save(directory)
         (directory / STATE_FILE).write_bytes(msgspec.json.encode({"step": self.step}))
 
+    def save_gradients(self, directory: Path) -> None:
+        """Write the number of datums since the last step."""
+        (directory / GRADIENTS_FILE).write_bytes(msgspec.json.encode(self._pending))
+
+    def load_gradients(self, directory: Path) -> None:
+        """Read that number; snapshots of older versions have none."""
+        if (directory / GRADIENTS_FILE).is_file():
+            self._pending = msgspec.json.decode((directory / GRADIENTS_FILE).read_bytes(), type=int)
+
     def load(self, directory: Path, *, optimizer: bool) -> None:
         """Read the rank, and with `optimizer` the step."""
         if optimizer and not (directory / STATE_FILE).is_file():
@@ -134,7 +145,7 @@ class EchoEngine:
     """The engine; it accepts any `name`."""
 
     def __init__(self, name: str) -> None:
-        self.model = ModelInfo(name=name, arch="echo", max_seq_len=32768, vocab_size=byte_tokenizer.VOCAB_SIZE)
+        self.model = ModelInfo(name=name, arch="echo", max_seq_len=MAX_SEQ_LEN, vocab_size=byte_tokenizer.VOCAB_SIZE)
 
     def trainer(self, rank: int, seed: int | None = None) -> EchoTrainer:
         """Return a trainer; nothing is random, so `seed` has no effect."""
