@@ -61,8 +61,8 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser(
             "faults",
             help="run a proxy before a service that makes planned faults happen, until Ctrl-C",
-            description="Run a proxy before any service that makes the faults of a plan happen, until Ctrl-C; then print "
-            "what it did as JSON. While it runs, GET /-/faults of the proxy shows the same.",
+            description="Run a proxy before any service that makes the faults of a plan happen, until Ctrl-C; then "
+            "print what it did as JSON. While it runs, GET /-/faults of the proxy shows the same.",
         )
     )
     return parser

@@ -6,7 +6,7 @@ import asyncio
 import socket
 import struct
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -17,6 +17,7 @@ from yarl import URL
 __all__ = ["HttpExchange", "reset"]
 
 _PIECE: Final = 64 * 1024
+_JSON: Final = "application/json"
 
 # Headers that are about one connection, or that aiohttp writes itself.
 _OF_REQUEST: Final = ("Host", "Connection", "Keep-Alive", "Transfer-Encoding", "Content-Length", "Accept-Encoding")
@@ -43,23 +44,19 @@ class HttpExchange:
         self._own_url = own_url
         self._refuse = refuse
 
-    async def execute(self) -> None:
-        """Let the service execute the request; its answer is not passed on."""
+    async def execute(self) -> web.Response:
+        """Let the service execute the request; return its answer, which is not passed on by that."""
         async with self._sent() as answer:
-            await answer.read()
+            return web.Response(status=answer.status, headers=_kept(answer), body=await self._rewritten(answer))
 
     async def pass_on(self, *, share: float = 1.0) -> web.StreamResponse:
         """Let the service execute the request and pass its answer on; break off after `share` of the body."""
         async with self._sent() as answer:
-            headers = answer.headers.copy()
-            for name in _OF_RESPONSE:
-                headers.popall(name, None)
-            response = web.StreamResponse(status=answer.status, headers=headers)
+            response = web.StreamResponse(status=answer.status, headers=_kept(answer))
             pieces: AsyncIterator[bytes] = answer.content.iter_chunked(_PIECE)
             response.content_length = answer.content_length
-            if answer.content_type == "application/json":
-                # The URLs of trainers, samplers and files lead through the proxy, too.
-                whole = (await answer.read()).replace(self._to.encode(), self._own_url.encode())
+            if answer.content_type == _JSON:
+                whole = await self._rewritten(answer)
                 pieces, response.content_length = _one(whole), len(whole)
             await response.prepare(self._request)
             left = sys.maxsize if share == 1 else int((response.content_length or 1) * share)
@@ -83,6 +80,11 @@ class HttpExchange:
     async def sleep(self, seconds: float) -> None:
         """Wait."""
         await asyncio.sleep(seconds)
+
+    async def _rewritten(self, answer: aiohttp.ClientResponse) -> bytes:
+        """Return the body; in JSON, the URLs of trainers, samplers and files lead through the proxy, too."""
+        body = await answer.read()
+        return body.replace(self._to.encode(), self._own_url.encode()) if answer.content_type == _JSON else body
 
     @asynccontextmanager
     async def _sent(self) -> AsyncGenerator[aiohttp.ClientResponse]:
@@ -109,6 +111,14 @@ def reset(transport: asyncio.BaseTransport | None) -> None:
     if connection is not None and not transport.is_closing():
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     transport.abort()
+
+
+def _kept(answer: aiohttp.ClientResponse) -> Mapping[str, str]:
+    """Return the headers that are passed on."""
+    headers = answer.headers.copy()
+    for name in _OF_RESPONSE:
+        headers.popall(name, None)
+    return headers
 
 
 async def _one(whole: bytes) -> AsyncGenerator[bytes]:

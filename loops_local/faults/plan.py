@@ -52,8 +52,8 @@ Count: TypeAlias = Annotated[int, Meta(ge=1)]
 class Exchange(Protocol):
     """One request, and what can be done with it."""
 
-    async def execute(self) -> None:
-        """Let the service execute the request; its answer is not passed on."""
+    async def execute(self) -> web.Response:
+        """Let the service execute the request; return its answer, which is not passed on by that."""
 
     async def pass_on(self, *, share: float = 1.0) -> web.StreamResponse:
         """Let the service execute the request and pass its answer on; break off after `share` of the body."""
