@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 import os
 import random
 import sys
 import tempfile
 import time
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -31,6 +28,7 @@ from tests.support.colours import Async, Blocking
 from .leftovers import holdings, left_over
 from .program import SAMPLES_AT_ONCE, Report
 from .run import MUST_BE_ZERO, SETTINGS, Finding, Setting, Verdict, plan_of, run
+from .unseen import unseen_errors
 
 SCHEDULES: Final = 200
 AT_ONCE: Final = 10
@@ -84,7 +82,8 @@ class Chaos:
 
     def prepare(self) -> None:
         """Run each setting undisturbed: what the others must equal, and the first use of everything."""
-        verdicts = self._run([Job(setting, 0) for setting in self.tallies], disturbed=False)
+        with unseen_errors():  # what libraries warn of when they are imported
+            verdicts = self._run([Job(setting, 0) for setting in self.tallies], disturbed=False)
         for setting, verdict in zip(self.tallies, verdicts, strict=True):
             if verdict.findings or not verdict.report.is_complete:
                 raise SystemExit(f"{setting} fails without any fault: {verdict}")
@@ -93,7 +92,7 @@ class Chaos:
 
     def batch(self, jobs: Sequence[Job]) -> None:
         """Run schedules at once, print what must not be, and look at what is left over when all have ended."""
-        with _logged_errors() as logged:
+        with unseen_errors() as logged:
             verdicts = self._run(jobs, disturbed=True)
             rest = left_over(self._before)
         self._before += rest
@@ -141,7 +140,7 @@ def main() -> int:
     settings = [setting for setting in SETTINGS if given.only in str(setting)]
     started = time.monotonic()
     print(f"chaos: seed {given.seed}; again with: python -m tests.chaos --seed {given.seed}", flush=True)
-    with _quiet(), tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch:
         tempfile.tempdir = scratch  # what a service or a download forgets is found there
         chaos = Chaos(given.seed, settings, explain=given.schedule is not None)
         chaos.prepare()
@@ -183,36 +182,6 @@ def _batches(settings: Sequence[Setting], given: argparse.Namespace) -> Iterator
         jobs.append(Job(setting, numbers[setting]))
     for first in range(0, len(jobs), AT_ONCE):
         yield jobs[first : first + AT_ONCE]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the warnings of the library about each repetition off the screen; there are thousands."""
-    logging.getLogger("loops_async").setLevel(logging.ERROR)
-    logging.getLogger("loops_local").setLevel(logging.ERROR)
-    logging.lastResort = None
-    yield
-
-
-@contextmanager
-def _logged_errors() -> Iterator[list[str]]:
-    """Collect what went wrong where no caller saw it: errors that were logged, and warnings."""
-    lines: list[str] = []
-
-    class Handler(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            cause = record.exc_info[1] if record.exc_info else None
-            lines.append(f"logged by {record.name}: {record.getMessage()[:300]} {cause!r:.300}")
-
-    handler = Handler(logging.ERROR)
-    logging.getLogger().addHandler(handler)
-    with warnings.catch_warnings(record=True) as warned:
-        warnings.simplefilter("always")
-        try:
-            yield lines
-        finally:
-            logging.getLogger().removeHandler(handler)
-            lines.extend(f"warned: {warning.category.__name__}: {warning.message}"[:300] for warning in warned)
 
 
 def _print_findings(job: Job, verdict: Verdict) -> None:
