@@ -82,7 +82,7 @@ class Fault(Struct, frozen=True, kw_only=True, tag_field="fault", forbid_unknown
 
     route: str = "*"
     probability: Share = 1.0
-    nth: tuple[Count, ...] = ()
+    nth: Sequence[Count] = ()
     every: Count = 1
     window: tuple[Seconds, Seconds] | None = None
     times: Count | None = None

@@ -59,7 +59,7 @@ def _when(rng: random.Random, place: Place) -> dict[str, Any]:
         case "nth":
             first = rng.randint(1, max(1, place.often))
             # Neighbours, so that a repetition meets the fault, too.
-            chosen: dict[str, Any] = {"nth": tuple(range(first, first + rng.randint(1, 3)))}
+            chosen: dict[str, Any] = {"nth": list(range(first, first + rng.randint(1, 3)))}
         case "every":
             chosen = {"every": max(2, place.often // times)}
         case "window":

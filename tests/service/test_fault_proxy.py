@@ -133,7 +133,7 @@ async def test_an_answer_has_the_headers_and_the_body_of_the_plan(service: Servi
 
 
 async def test_connections_are_refused_for_a_while_and_the_port_is_kept(service: Service) -> None:
-    async with proxied(service, Refuse(seconds=0.2, nth=(2,))) as caller:
+    async with proxied(service, Refuse(seconds=0.2, nth=[2])) as caller:
         url = caller.proxy.base_url
         assert await caller.outcome() == "200"
         assert await caller.outcome() == "ClientOSError"
@@ -146,14 +146,14 @@ async def test_connections_are_refused_for_a_while_and_the_port_is_kept(service:
 @pytest.mark.parametrize(
     ("fault", "hit"),
     [
-        (Answer(nth=(2, 5)), [2, 5]),
+        (Answer(nth=[2, 5]), [2, 5]),
         (Answer(every=3), [3, 6, 9]),
         (Answer(every=2, times=2), [2, 4]),
-        (Answer(window=(0, 60), nth=(1,)), [1]),
+        (Answer(window=(0, 60), nth=[1]), [1]),
         (Answer(window=(60, 90)), []),
         (Answer(probability=0.0), []),
         (Answer(route="GET *"), []),
-        (Answer(route="POST /f*e", nth=(9,)), [9]),
+        (Answer(route="POST /f*e", nth=[9]), [9]),
     ],
 )
 async def test_when_a_fault_happens(service: Service, fault: Fault, hit: list[int]) -> None:
@@ -224,7 +224,7 @@ window = [5, 60]
 """
 PLAN = [
     Answer(route="POST */sample", status=504, executed=True, headers={"Retry-After": "1"}, probability=0.5),
-    Drop(nth=(1, 2), window=(5.0, 60.0)),
+    Drop(nth=[1, 2], window=(5.0, 60.0)),
 ]
 
 
