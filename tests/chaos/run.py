@@ -19,7 +19,7 @@ from loops_local.engine import load_engine
 from loops_local.faults import Fault
 from tests.support.colours import Colour
 
-from .ledger import CountingEngine, Ledger
+from .ledger import CountingEngine, Ledger, Operation
 from .program import Program, Report, Size, operations, prompt
 from .schedules import schedule
 
@@ -105,11 +105,11 @@ async def run(setting: Setting, colour: Colour, plan: Sequence[Fault], seed: str
                 await asyncio.wait([running], timeout=10)
             active = await _active_runs(local)
     report = program.report
-    findings = [*_judged(report, ledger, setting), *_runs_left_over(report, active)]
+    findings = [*judged(report, ledger, setting.size), *runs_left_over(report, active)]
     if hung:
         findings.append(Finding("hung", f"after {HUNG_SECONDS:g} s: {list(report.results)[-1:]}"))
     if reference is not None:
-        findings += _wrong(report, reference, compare_samples=setting.engine == "echo")
+        findings += wrong_results(report, reference, compare_samples=setting.engine == "echo")
     return Verdict(report, proxy.counts.faults, findings)
 
 
@@ -123,32 +123,32 @@ async def _active_runs(local: LocalService) -> set[str]:
     return {run.id for run in runs if run.status is None or run.status.name != "INACTIVE"}
 
 
-def _judged(report: Report, ledger: Ledger, setting: Setting) -> Iterator[Finding]:
-    """Compare what the program saw with what the engine executed."""
-    expected = [operation for step in range(setting.size.steps) for operation in operations(step)]
+def judged(report: Report, ledger: Ledger, size: Size) -> Iterator[Finding]:
+    """Compare what a program saw with what the engine executed."""
     executed = Counter(ledger.training)
-    for operation in expected:
-        name, step = operation[0], expected.index(operation) // 2
-        if f"{name} {step}" in report.results and not executed[operation]:
-            yield Finding("lost", f"{name} of step {step} was reported done and never executed")
-        if executed[operation] > 1:
-            yield Finding("doubled", f"{name} of step {step} was executed {executed[operation]} times")
+    expected: list[Operation] = []
+    for step in range(size.steps):
+        for operation in operations(step):
+            expected.append(operation)
+            name = f"{operation[0]} {step}"
+            if name in report.results and not executed[operation]:
+                yield Finding("lost", f"{name} was reported done and never executed")
+            if executed[operation] > 1:
+                yield Finding("doubled", f"{name} was executed {executed[operation]} times")
     order = list(dict.fromkeys(ledger.training))
     if order != expected[: len(order)]:
         yield Finding("wrong", f"the operations were executed in another order: {order}")
-    for number in range(setting.size.samples):
-        times = ledger.samples[prompt(number)]
-        if f"sample {number}" in report.results and not times:
-            yield Finding("lost", f"sample {number} was answered and never executed")
+    for number in range(size.samples):
+        name, times = f"sample {number}", ledger.samples[prompt(number)]
+        if name in report.results and not times:
+            yield Finding("lost", f"{name} was answered and never executed")
         if times > 1:
-            yield Finding("paid twice", f"sample {number} was executed {times} times")
-    for text in report.lost:
-        yield Finding("lost", text)
-    for text in report.untyped:
-        yield Finding("untyped", text)
+            yield Finding("paid twice", f"{name} was executed {times} times")
+    yield from (Finding("lost", text) for text in report.lost)
+    yield from (Finding("untyped", text) for text in report.untyped)
 
 
-def _runs_left_over(report: Report, active: set[str]) -> Iterator[Finding]:
+def runs_left_over(report: Report, active: set[str]) -> Iterator[Finding]:
     """Yield the runs that cost money and that no error names."""
     said = " ".join(report.named)
     for run_id in active - {report.run_id}:
@@ -156,7 +156,8 @@ def _runs_left_over(report: Report, active: set[str]) -> Iterator[Finding]:
             yield Finding("left over", f"run {run_id} is active, and no error names it")
 
 
-def _wrong(report: Report, reference: Report, *, compare_samples: bool) -> Iterator[Finding]:
+def wrong_results(report: Report, reference: Report, *, compare_samples: bool) -> Iterator[Finding]:
+    """Compare what the calls returned with what they return undisturbed."""
     for name, result in report.results.items():
         if name.startswith("sample ") and not compare_samples:
             continue
