@@ -3,7 +3,7 @@
 
 RUN = .venv/bin/python -m
 
-.PHONY: demo test check sync fix bench lock dist release
+.PHONY: demo test check sync fix bench chaos fuzz soak lock dist release
 
 demo: .venv/installed-demo
 	@.venv/bin/python examples/quickstart.py
@@ -23,6 +23,18 @@ check: .venv/installed-dev
 # Compares with the limit and, once `make test` has installed it, the published client.
 bench: .venv/installed-dev
 	$(RUN) benchmarks
+
+# What must hold under faults; a new seed each time, which is printed. For options: make chaos ARGS='--schedules 20'.
+chaos: .venv/installed-dev
+	$(RUN) tests.chaos $(ARGS)
+
+fuzz: .venv/installed-dev
+	$(RUN) tests.chaos.fuzz $(ARGS)
+	$(RUN) tests.chaos.guided $(ARGS)
+	$(RUN) tests.chaos.schema
+
+soak: .venv/installed-dev
+	$(RUN) tests.chaos.soak $(ARGS)
 
 fix: .venv/installed-dev sync
 	$(RUN) ruff check --fix

@@ -12,13 +12,16 @@ Example:
 from ._service import DEFAULT_MODELS, LocalService, serve_in_thread
 from ._storage.store import StoreLockedError
 from .engine import Engine, EngineFactory, RefusedError
+from .faults import FaultProxy, proxy_in_thread
 
 __all__ = [
     "DEFAULT_MODELS",
     "Engine",
     "EngineFactory",
+    "FaultProxy",
     "LocalService",
     "RefusedError",
     "StoreLockedError",
+    "proxy_in_thread",
     "serve_in_thread",
 ]

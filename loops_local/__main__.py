@@ -1,4 +1,4 @@
-"""The command line: ``loops-local serve``."""
+"""The command line: ``loops-local serve`` and ``loops-local faults``."""
 
 from __future__ import annotations
 
@@ -12,9 +12,13 @@ import signal
 import sys
 from pathlib import Path
 
+import msgspec
+
 from ._service import DEFAULT_MODELS, LocalService
 from ._storage.store import StoreLockedError
 from .engine import KINDS, RefusedError
+from .faults import FaultProxy, read_plan
+from .faults.proxy import COUNTS_PATH
 
 __all__ = ["main"]
 
@@ -31,7 +35,7 @@ def main() -> None:
     logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr)
     logging.getLogger("loops_local").setLevel(logging.INFO)
     try:
-        asyncio.run(_serve(arguments))
+        asyncio.run(arguments.run(arguments))
     except KeyboardInterrupt:
         sys.exit(130)
     except (StoreLockedError, RefusedError, ImportError, ValueError) as error:
@@ -44,12 +48,28 @@ def main() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="loops-local", description="Baseten Loops on this machine.")
-    serve = parser.add_subparsers(metavar="COMMAND", required=True).add_parser(
-        "serve",
-        help="run the service until Ctrl-C",
-        description="Run the service until Ctrl-C. The API key is that of BASETEN_API_KEY; without it, a key is "
-        "generated and kept in the data directory.",
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_serve(
+        commands.add_parser(
+            "serve",
+            help="run the service until Ctrl-C",
+            description="Run the service until Ctrl-C. The API key is that of BASETEN_API_KEY; without it, a key is "
+            "generated and kept in the data directory.",
+        )
     )
+    _add_faults(
+        commands.add_parser(
+            "faults",
+            help="run a proxy before a service that makes planned faults happen, until Ctrl-C",
+            description="Run a proxy before any service that makes the faults of a plan happen, until Ctrl-C; then "
+            "print what it did as JSON. While it runs, GET /-/faults of the proxy shows the same.",
+        )
+    )
+    return parser
+
+
+def _add_serve(serve: argparse.ArgumentParser) -> None:
+    serve.set_defaults(run=_serve)
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     serve.add_argument("--port", type=_port, default=DEFAULT_PORT, help="0 takes any (default: %(default)s)")
     serve.add_argument("--data-dir", type=Path, help="where state is kept (default: the user's data directory)")
@@ -70,7 +90,15 @@ def _parser() -> argparse.ArgumentParser:
         metavar="S",
         help="how long trainers and samplers take to start (default: %(default)s)",
     )
-    return parser
+
+
+def _add_faults(faults: argparse.ArgumentParser) -> None:
+    faults.set_defaults(run=_inject_faults)
+    faults.add_argument("--to", required=True, metavar="URL", help="the service, e.g. http://127.0.0.1:8460")
+    faults.add_argument("--plan", required=True, type=Path, metavar="FILE", help="the faults, as TOML or JSON")
+    faults.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    faults.add_argument("--port", type=_port, default=0, help="0 takes any (default: %(default)s)")
+    faults.add_argument("--seed", type=int, help="of what happens to which request (default: a new one, printed)")
 
 
 def _port(text: str) -> int:
@@ -111,6 +139,25 @@ async def _serve(arguments: argparse.Namespace) -> None:
         loading.cancel()
 
 
+async def _inject_faults(arguments: argparse.Namespace) -> None:
+    stopping = _stop_on_signals()
+    plan = await asyncio.to_thread(read_plan, arguments.plan)
+    async with FaultProxy(
+        to=arguments.to, plan=plan, seed=arguments.seed, host=arguments.host, port=arguments.port
+    ) as proxy:
+        lines = [
+            f"Faults are injected at {proxy.base_url} on the way to {arguments.to}",
+            f"  plan    {arguments.plan}, {len(plan)} faults",
+            f"  seed    {proxy.seed}",
+            f"  counts  {proxy.base_url}{COUNTS_PATH}",
+            "",
+            "Press Ctrl-C to stop.",
+        ]
+        _print("\n".join(lines))
+        await stopping.wait()
+        _print(msgspec.json.format(msgspec.json.encode(proxy.counts)).decode())
+
+
 def _stop_on_signals() -> asyncio.Event:
     """Return an event that Ctrl-C and SIGTERM set; a second one ends the process at once."""
     stopping = asyncio.Event()
@@ -149,7 +196,11 @@ def _print_banner(local: LocalService, *, key_is_from_environment: bool) -> None
         "",
         "Press Ctrl-C to stop.",
     ]
-    print("\n".join(lines), flush=True)  # noqa: T201 - what the command is for
+    _print("\n".join(lines))
+
+
+def _print(text: str) -> None:
+    print(text, flush=True)  # noqa: T201 - what the commands are for
 
 
 def _fail(message: str) -> None:

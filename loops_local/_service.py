@@ -8,10 +8,8 @@ import os
 import secrets
 import shutil
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
-from contextlib import AsyncExitStack, contextmanager, suppress
+from contextlib import AsyncExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -46,6 +44,7 @@ from ._storage.checkpoints import Checkpoints
 from ._storage.logs import Logs
 from ._storage.private import make_private_directory, make_private_file
 from ._storage.store import Store
+from ._threads import entered_in_thread
 from .engine import Engine, EngineFactory, load_engine
 from .engine.echo import MAX_SEQ_LEN as ECHO_MAX_SEQ_LEN
 from .faults import Faults
@@ -362,31 +361,5 @@ def _with_arguments_of(make: Callable[P, Any]) -> Callable[[Callable[..., R]], C
 @contextmanager
 def serve_in_thread(**options: Any) -> Iterator[LocalService]:
     """Run a `LocalService`, which has the same arguments, in its own thread: for blocking scripts and tests."""
-    started: Future[LocalService] = Future()
-    stop: Future[Callable[[], object]] = Future()
-
-    async def serve() -> None:
-        stopping = asyncio.Event()
-        stop.set_result(partial(asyncio.get_running_loop().call_soon_threadsafe, stopping.set))
-        async with LocalService(**options) as local:
-            started.set_result(local)
-            await stopping.wait()
-
-    def run() -> None:
-        try:
-            asyncio.run(serve())
-        except BaseException as error:
-            if started.done():
-                raise
-            started.set_exception(error)
-
-    thread = threading.Thread(target=run, name="loops-local")
-    thread.start()
-    try:
-        yield started.result()
-    finally:
-        if thread.is_alive():
-            # After a failed start, its loop may be closed already.
-            with suppress(RuntimeError):
-                stop.result()()
-        thread.join()
+    with entered_in_thread(partial(LocalService, **options), name="loops-local") as local:
+        yield local

@@ -39,6 +39,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "cli",
     ),
     "loops_local": (
+        "_threads",
         "engine",
         "_errors",
         "_storage",
@@ -67,7 +68,7 @@ LIBRARIES: dict[str, frozenset[str]] = {
     "loops_async.cli": frozenset({"rich", "typer"}),  # the extra of that name
     "loops_sync": frozenset({"msgspec"}),
     "loops_local": frozenset({"msgspec"}),
-    "loops_local.faults": frozenset({"aiohttp"}),
+    "loops_local.faults": frozenset({"aiohttp", "yarl"}),
     "loops_local._http": frozenset({"aiohttp", "yarl"}),  # yarl: the URLs of aiohttp
     "loops_local._routes": frozenset({"aiohttp", "yarl"}),
     "loops_local._service": frozenset({"aiohttp", "yarl"}),

@@ -7,6 +7,7 @@ import json
 import sys
 import warnings
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,16 @@ def test_tiny_is_always_the_same(engine: Engine, tmp_path: Path) -> None:
         for each in (engine, load("tiny", cache_dir=tmp_path))
     )
     assert np.array_equal(one, other)
+
+
+def test_tiny_is_the_same_when_several_are_loaded_at_once(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(4) as threads:
+        engines = list(threads.map(lambda _: load("tiny", cache_dir=tmp_path), range(4)))
+    datum = Datum(model_input=tokens(10, seed=0))
+    first, *others = (
+        logprobs(engine.trainer(2).forward([datum], "cross_entropy", {}, backward=False))[0] for engine in engines
+    )
+    assert all(np.array_equal(first, other) for other in others)
 
 
 @pytest.mark.parametrize(

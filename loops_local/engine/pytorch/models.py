@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,6 +26,9 @@ from .lora import Active, Shapes, fresh, inject, pairs, using
 __all__ = ["Base", "load_base"]
 
 TINY = "tiny"
+
+_SEEDING = threading.Lock()
+"""Held while weights are drawn from torch's random numbers, which all threads of the process share."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +90,7 @@ def _tiny() -> tuple[Any, Any]:
         bos_token_id=None,
         eos_token_id=byte_tokenizer.END_TOKEN,
     )
-    with torch.random.fork_rng(devices=[]):
+    with _SEEDING, torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = LlamaForCausalLM(config)
     with tempfile.TemporaryDirectory() as directory:

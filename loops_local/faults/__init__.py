@@ -1,0 +1,34 @@
+"""Faults on demand: `Faults` within an embedded service, `FaultProxy` in front of any service."""
+
+from .plan import (
+    Answer,
+    Delay,
+    Drop,
+    Duplicate,
+    Fault,
+    LoseAnswer,
+    Refuse,
+    Stall,
+    Truncate,
+    read_plan,
+)
+from .planned import Faults
+from .proxy import FaultCounts, FaultProxy, RuleCounts, proxy_in_thread
+
+__all__ = [
+    "Answer",
+    "Delay",
+    "Drop",
+    "Duplicate",
+    "Fault",
+    "FaultCounts",
+    "FaultProxy",
+    "Faults",
+    "LoseAnswer",
+    "Refuse",
+    "RuleCounts",
+    "Stall",
+    "Truncate",
+    "proxy_in_thread",
+    "read_plan",
+]
