@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, TypeGuard, TypeVar, cast
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any, Final, TypeAlias, TypeGuard, TypeVar, cast
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Raw, Struct
 
 from .. import protocol
 from ..errors import ProtocolError
@@ -20,6 +21,11 @@ T = TypeVar("T")
 
 log = logging.getLogger("loops_async")
 
+_TokenIds: TypeAlias = list[Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]]
+"""As int64 holds them."""
+_UNREADABLE: Final = (ValueError, RecursionError, OverflowError)
+"""What the decoders raise; msgspec's errors, and those about characters that are not UTF-8, are ValueErrors."""
+
 
 class _Usage(Struct):
     completion_tokens: int | None = None
@@ -27,12 +33,13 @@ class _Usage(Struct):
 
 class _Logprobs(Struct, gc=False):
     token_logprobs: list[float]
+    tokens: Raw = Raw(b"[]")
 
 
 class _Choice(protocol.ChoiceBase, kw_only=True, gc=False):
-    """The usual form of a completion: it has all ids and logprobs, so its token names need not be decoded."""
+    """The usual form of a completion: no logprob is missing. Without `token_ids`, the ids are in the token names."""
 
-    token_ids: list[int]
+    token_ids: _TokenIds | None = None
     logprobs: _Logprobs | None = None
 
 
@@ -41,7 +48,14 @@ class _Completions(Struct, kw_only=True, gc=False):
     usage: _Usage | None = None
 
 
-_decode = msgspec.json.Decoder(_Completions).decode
+_NAME: Final = b'"token_id:'
+_MOST_DIGITS: Final = 18
+_EXCERPT: Final = 200
+_EXCERPT_READ: Final = 10 * _EXCERPT
+_CHOICES: Final = re.compile(r'"choices"\s*:\s*\[\s*')
+_COMMA: Final = re.compile(r"\s*,\s*")
+_decode: Final = msgspec.json.Decoder(_Completions).decode
+_decode_ids: Final = msgspec.json.Decoder(_TokenIds).decode
 
 
 def read_completions(
@@ -65,9 +79,9 @@ def read_completions(
         ProtocolError: the body has no list of completions.
     """
     try:
-        answer = _decode(body)
-    except msgspec.DecodeError as error:
-        answer = _read_malformed(body, error, clean)
+        answer = _with_ids(_decode(body))
+    except _UNREADABLE as error:
+        answer = _read_malformed(bytes(body), error, clean)
     first = answer.choices[0] if answer.choices else None
     expanded = first.prompt_token_ids if first else None
     scored = first.prompt_logprobs if first else None
@@ -75,11 +89,29 @@ def read_completions(
     echo = len(prompt) if _echoes(answer, prompt) else 0
     return SampleResponse(
         sequences=[_sequence(choice, echo) for choice in answer.choices],
-        policy_version=int(policy_version) if policy_version.isdecimal() else None,
+        policy_version=_number_in(policy_version),
         prompt_token_ids=expanded,
         prompt_logprobs=[_own_logprob(*pair) for pair in zip(scored, prompt, strict=False)] if scored else None,
         topk_prompt_logprobs=[_top(candidates, topk) for candidates in scored] if scored and topk else None,
     )
+
+
+def _with_ids(answer: _Completions) -> _Completions:
+    """Give every completion its token ids, from the tokens' names where the service sent no ids."""
+    for choice in answer.choices:
+        if choice.token_ids is None:
+            choice.token_ids = _ids_of(bytes(choice.logprobs.tokens)) if choice.logprobs else []
+    return answer
+
+
+def _ids_of(names: bytes) -> list[int]:
+    """Read ``["token_id:7","token_id:8"]`` without making a string of each name."""
+    digits = names.translate(None, _NAME)
+    ids = _decode_ids(digits)
+    # The length proves that nothing but the prefixes and quotation marks was deleted.
+    if ids and (not names.startswith(b"[" + _NAME) or len(names) - len(digits) != (len(_NAME) + 1) * len(ids)):
+        raise ValueError("the names of tokens are not their ids")
+    return ids
 
 
 def _echoes(answer: _Completions, prompt: list[int]) -> bool:
@@ -88,14 +120,16 @@ def _echoes(answer: _Completions, prompt: list[int]) -> bool:
     To compare the tokens is not enough: a generated completion may repeat its prompt.
     """
     counted = answer.usage.completion_tokens if answer.usage else None
-    sent = sum(len(choice.token_ids) for choice in answer.choices)
+    sent = sum(len(choice.token_ids or ()) for choice in answer.choices)
     if counted is None or counted == sent or sent != counted + len(prompt) * len(answer.choices):
         return False
-    return all(choice.token_ids[: len(prompt)] == prompt for choice in answer.choices)
+    return all(choice.token_ids and choice.token_ids[: len(prompt)] == prompt for choice in answer.choices)
 
 
 def _sequence(choice: _Choice, echo: int) -> SampledSequence:
-    tokens = choice.token_ids[echo:] if echo else choice.token_ids
+    tokens = choice.token_ids or []
+    if echo:
+        tokens = tokens[echo:]
     logprobs = choice.logprobs.token_logprobs if choice.logprobs else None
     if logprobs is not None and len(logprobs) != len(tokens):
         logprobs = _aligned(logprobs, len(tokens))
@@ -125,75 +159,135 @@ def _top(candidates: Mapping[str, protocol.PromptLogprob] | None, topk: int) -> 
     if candidates is None:
         return None
     scored = [
-        (int(token), one.logprob) for token, one in candidates.items() if one.logprob is not None and token.isdecimal()
+        (token, one.logprob)
+        for token, one in zip(map(_number_in, candidates), candidates.values(), strict=True)
+        if token is not None and one.logprob is not None
     ]
     return sorted(scored, key=lambda pair: -pair[1])[:topk]
+
+
+def _number_in(text: str) -> int | None:
+    """Return a number of decimal digits, e.g. of a header; None for any other text."""
+    return int(text) if text.isdecimal() and len(text) <= _MOST_DIGITS else None
 
 
 # --- malformed answers -----------------------------------------------------------------------------------------------
 
 
-def _read_malformed(body: bytes | msgspec.Raw, error: Exception, clean: Callable[[str], str]) -> _Completions:
-    """Read the valid parts of an answer that has invalid fields."""
-    try:
-        # Unlike msgspec, this accepts NaN and Infinity, which some services write.
-        raw = _dict(json.loads(bytes(body)))
-    except ValueError:
-        raw = {}
+def _read_malformed(body: bytes, error: Exception, clean: Callable[[str], str]) -> _Completions:
+    """Read the valid parts of an answer that is damaged or has invalid fields."""
+    text = body.decode("utf-8-sig", "replace")
+    raw = _object_in(text)
     choices = raw.get("choices")
     if not _is_list(choices):
-        begin = clean(bytes(body).decode("utf-8", "replace"))[:200]
+        begin = clean(text[:_EXCERPT_READ])[:_EXCERPT]
         raise ProtocolError(
-            f"the sampler answered 200 with a body that is not a completion: {error}; it begins with {begin!r}"
+            f"the sampler answered 200 with a body that is not a completion: {error}; it begins with {begin!r}. "
+            "The sample may have been paid for, so it is not repeated"
         ) from error
     return _Completions(
         choices=[_malformed_choice(_dict(choice)) for choice in choices], usage=_converted(raw.get("usage"), _Usage)
     )
 
 
+def _object_in(text: str) -> dict[str, Any]:
+    """Read a JSON object; where it is damaged, its completions up to the damage."""
+    try:
+        return _dict(_json.decode(text))
+    except _UNREADABLE as problem:
+        choices = list(_choices_in(text))
+        if not choices:
+            return {}
+        log.warning("the sampler's answer is damaged; the first %d completions can be read: %s", len(choices), problem)
+        return {"choices": choices}
+
+
+def _choices_in(text: str) -> Iterator[Any]:
+    place = _CHOICES.search(text)
+    while place is not None:
+        try:
+            choice, end = _json.raw_decode(text, place.end())
+        except _UNREADABLE:
+            return
+        yield choice
+        place = _COMMA.match(text, end)
+
+
 def _malformed_choice(raw: dict[str, Any]) -> _Choice:
     logprobs = _dict(raw.get("logprobs"))
-    scores, names = logprobs.get("token_logprobs"), logprobs.get("tokens")
-    ids = raw.get("token_ids")
-    reason = raw.get("finish_reason")
+    scores, reason = logprobs.get("token_logprobs"), raw.get("finish_reason")
     return _Choice(
-        text=_converted(raw.get("text"), str),
-        finish_reason=reason if isinstance(reason, str) or reason is None else str(reason),
-        token_ids=_token_ids(ids if _is_list(ids) else names),
+        text=_text(raw.get("text")),
+        finish_reason=None if reason is None else _text(str(reason)),
+        token_ids=_token_ids(raw.get("token_ids"), logprobs.get("tokens")),
         logprobs=_Logprobs([_number(score) for score in scores]) if _is_list(scores) else None,
-        prompt_logprobs=_converted(raw.get("prompt_logprobs"), protocol.PromptLogprobs),
-        prompt_token_ids=_converted(raw.get("prompt_token_ids"), list[int]),
+        prompt_logprobs=_prompt_logprobs(raw.get("prompt_logprobs")),
+        prompt_token_ids=_converted(raw.get("prompt_token_ids"), _TokenIds),
         routed_experts_ref=_converted(raw.get("routed_experts_ref"), ExternalRef),
     )
 
 
-def _token_ids(names: Any) -> list[int]:
-    """Read ids, or names like ``"token_id:7"``; return [] if a token has another name."""
-    if not _is_list(names):
-        return []
-    try:
-        return [int(name.removeprefix("token_id:")) if isinstance(name, str) else int(name) for name in names]
-    except (TypeError, ValueError, OverflowError):
-        log.warning("the sampler's names of tokens are not their ids, so only the text is known: %.80r", names)
-        return []
+def _token_ids(*candidates: Any) -> list[int]:
+    """Read the first list of ids, or of names like ``"token_id:7"``; the text is all that is left if there is none."""
+    given = [names for names in candidates if _is_list(names)]
+    for names in given:
+        try:
+            return msgspec.convert([_token_id(name) for name in names], _TokenIds)
+        except _UNREADABLE:
+            continue
+    if given:
+        log.warning("the sampler does not name tokens by their ids, so only their text is known: %.80r", given[-1])
+    return []
+
+
+def _token_id(name: Any) -> Any:
+    if isinstance(name, str):
+        return int(name.removeprefix("token_id:"))
+    return int(name) if isinstance(name, float) and name.is_integer() else name
+
+
+def _prompt_logprobs(scored: Any) -> protocol.PromptLogprobs | None:
+    """Read all positions, or each by itself; one that cannot be read has no logprobs."""
+    whole = _converted(scored, protocol.PromptLogprobs)
+    if whole is not None or not _is_list(scored):
+        return whole
+    return [_converted(position, dict[str, protocol.PromptLogprob], is_logged=False) for position in scored]
 
 
 def _number(value: Any) -> float:
     try:
         return float(value)
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, *_UNREADABLE):
         return math.nan
 
 
-def _converted(value: Any, kind: type[T] | Any) -> T | None:
-    """Return `value` converted to `kind`, None if that is not possible."""
+def _text(value: Any) -> str | None:
+    """Return a text without halves of surrogate pairs, which cannot be written anywhere."""
+    if not isinstance(value, str):
+        return None
+    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _converted(value: Any, kind: type[T] | Any, *, is_logged: bool = True) -> T | None:
+    """Return `value` as `kind`, None when it is something else."""
+    if value is None:
+        return None
     try:
         found: T = msgspec.convert(value, kind)
-    except msgspec.ValidationError as problem:
-        if value is not None:
-            log.warning("a part of the sampler's answer is invalid and ignored: %s", problem)
+    except _UNREADABLE as problem:
+        if is_logged:
+            log.warning("a part of the sampler's answer cannot be read and is left out: %s", problem)
         return None
     return found
+
+
+def _integer(digits: str) -> float:
+    """Read an integer of JSON; Python refuses to convert one of thousands of digits."""
+    return int(digits) if len(digits) <= _MOST_DIGITS else float(digits)
+
+
+# Unlike msgspec, this takes the NaN and Infinity that careless services write.
+_json: Final = json.JSONDecoder(parse_int=_integer, strict=False)
 
 
 def _is_list(value: Any) -> TypeGuard[list[Any]]:

@@ -140,6 +140,81 @@ async def test_one_part_that_cannot_be_read_costs_nothing_else(
     assert sum(record.levelno == logging.WARNING for record in caplog.records) == 2
 
 
+NAMES = '"logprobs": {"tokens": ["token_id:5", "token_id:6"], "token_logprobs": [-0.5, -0.25]}'
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        '["token_id:5","token_id:6"]',
+        '[ "token_id:5" , "token_id:6"\t]',
+        "[5, 6]",
+        '["token_id:5", 6]',
+        '["5", "6"]',
+        '["5", 6.0]',
+        '["token\\u005fid:5", "token_id:6"]',
+    ],
+)
+async def test_ids_are_read_from_the_names_of_tokens(
+    sampler: SamplingClient, service: ScriptedService, tokens: str
+) -> None:
+    body = f'{{"choices": [{{"text": "x", "logprobs": {{"tokens": {tokens}, "token_logprobs": [-1.0, -2.0]}}}}]}}'
+    service.answer("POST", SAMPLE, Say(200, body))
+    [sequence] = (await sampler.sample([1])).sequences
+    assert (sequence.tokens, sequence.logprobs) == ([5, 6], [-1.0, -2.0])
+
+
+@pytest.mark.parametrize("tokens", [["2nd", "3rd"], ["to", "ken"], ["token_id:2nd", "token_id:3"], ["token_id:", "1"]])
+async def test_text_that_looks_like_the_names_of_tokens_is_not_read_as_ids(
+    sampler: SamplingClient, says: Any, tokens: list[str]
+) -> None:
+    says(choice(token_ids=None, logprobs={"tokens": tokens, "token_logprobs": [-1.0, -2.0]}))
+    [sequence] = (await sampler.sample([1])).sequences
+    assert (sequence.text, sequence.tokens) == ("x", [])
+
+
+@pytest.mark.parametrize(
+    "odd", ["[5, null]", "[18446744073709551617, 6]", f"[{'9' * 5000}, 6]", '["a", "b"]', "[5.5, 6]"]
+)
+async def test_ids_that_are_none_leave_the_names(sampler: SamplingClient, service: ScriptedService, odd: str) -> None:
+    service.answer("POST", SAMPLE, Say(200, f'{{"choices": [{{"text": "x", "token_ids": {odd}, {NAMES}}}]}}'))
+    [sequence] = (await sampler.sample([1])).sequences
+    assert (sequence.text, sequence.tokens, sequence.logprobs) == ("x", [5, 6], [-0.5, -0.25])
+
+
+DEEP = "[" * 5000
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (b'{"choices": [{"text": "\xf0\x9f", "token_ids": [7]}]}', "\ufffd"),
+        (b'\xef\xbb\xbf{"choices": [{"text": "x", "token_ids": [7]}]}', "x"),
+        (rb'{"choices": [{"text": "a\ud83d", "token_ids": [7]}]}', "a\ufffd"),
+        (rb'{"choices": [{"text": "x", "token_ids": [7], "routed_experts_ref": {"\ud83d": 1}}]}', "x"),
+        (f'{{"choices": [{{"text": "x", "token_ids": [7]}}], "later": {DEEP}'.encode(), "x"),
+        (b'{"choices": [{"text": "x", "token_ids": [7]}, {"text": "cut', "x"),
+        (b'{"choices": [{"text": "x", "token_ids": [7]}]} and more', "x"),
+        (f'{{"choices": [{{"text": "x", "token_ids": [7]}}], "usage": {"9" * 5000}}}'.encode(), "x"),
+        (b'{"choices": [{"text": "x", "token_ids": [7], "logprobs": 1e999}]}', "x"),
+    ],
+    ids=["utf-8", "byte order mark", "surrogate", "surrogate in a key", "deep", "cut", "more", "5000 digits", "1e999"],
+)
+async def test_a_damaged_answer_keeps_what_can_be_read(
+    sampler: SamplingClient, service: ScriptedService, body: bytes, text: str
+) -> None:
+    service.answer("POST", SAMPLE, Say(200, body))
+    [sequence] = (await sampler.sample([1])).sequences
+    assert (sequence.text, sequence.tokens) == (text, [7])
+
+
+async def test_one_position_that_cannot_be_read_costs_no_other(sampler: SamplingClient, says: Any) -> None:
+    says(choice(prompt_logprobs=[None, {"8": {"logprob": "?"}}, {"9": {"logprob": -0.5}, "9" * 5000: {"logprob": -1}}]))
+    answer = await sampler.sample([7, 8, 9], 1, None, True, 2)
+    assert answer.prompt_logprobs == [None, None, -0.5]
+    assert answer.topk_prompt_logprobs == [None, None, [(9, -0.5)]]
+
+
 async def test_captured_routing_is_passed_on(sampler: SamplingClient, says: Any) -> None:
     says(choice(routed_experts_ref={"uri": "bt://loops:r/sequences/x", "version": 2}))
     [sequence] = (await sampler.sample([1], include_routed_experts=True)).sequences
@@ -204,7 +279,9 @@ async def test_an_expanded_prompt_wins_over_ours(sampler: SamplingClient, says: 
     assert answer.prompt_logprobs == [None, -1.0, None]
 
 
-@pytest.mark.parametrize(("header", "version"), [("0", 0), ("12", 12), ("", None), ("new", None), ("-1", None)])
+@pytest.mark.parametrize(
+    ("header", "version"), [("0", 0), ("12", 12), ("", None), ("new", None), ("-1", None), ("9" * 5000, None)]
+)
 async def test_the_version_in_the_header(
     sampler: SamplingClient, service: ScriptedService, header: str, version: int | None
 ) -> None:
@@ -213,7 +290,7 @@ async def test_the_version_in_the_header(
 
 
 @pytest.mark.parametrize(
-    "body", ["<html>Hello</html>", "", "{}", '{"hello": 5}', "[]", '{"choices": null}', '{"choices": [', "5"]
+    "body", ["<html>Hello</html>", "", "{}", '{"hello": 5}', "[]", '{"choices": null}', '{"choices": [', "5", "[" * 100]
 )
 async def test_what_is_no_completion_at_all(sampler: SamplingClient, service: ScriptedService, body: str) -> None:
     service.answer("POST", SAMPLE, Say(200, body))
