@@ -18,6 +18,7 @@ from typing import NamedTuple
 ORDER: dict[str, tuple[str, ...]] = {
     "loops_async": (
         "errors",
+        "_text",
         "_tasks",
         "types",
         "protocol",

@@ -19,6 +19,7 @@ from msgspec import Struct
 
 from .. import protocol
 from .._tasks import check_loop
+from .._text import one_line
 from .._version import __version__
 from ..errors import (
     ApiError,
@@ -47,6 +48,7 @@ KEEPALIVE_SECONDS: Final = 60.0
 PROBES: Final = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 30, "TCP_KEEPCNT": 5}
 """TCP keep-alive: idle seconds before the first probe, seconds between probes, and the limit of unanswered probes."""
 LONGEST_MESSAGE: Final = 2000
+LONGEST_EXCERPT: Final = 200
 
 _ERRORS: Final[dict[int, type[ApiError]]] = {
     status: kind
@@ -70,6 +72,9 @@ _ADVICE: Final[dict[int, str]] = {
 
 _QUERY: Final = re.compile(r"(?<=[^\s\"'<>])\?[^\s\"'<>]+")
 """The query of an absolute or relative URL: a question mark within a word and the rest of that word."""
+
+_PASSWORD: Final = re.compile(r"//[^/@]*@")
+"""The user and password of a URL."""
 
 _NETWORK_ERRORS: Final = (aiohttp.ClientError, TimeoutError, ConnectionError)
 """Errors that end a request without an answer. Other system errors, e.g. a full disk, are not the network's."""
@@ -96,6 +101,10 @@ class Answer(Struct, gc=False):
     status: int
     headers: Mapping[str, str]
     body: bytes
+
+    def __repr__(self) -> str:
+        # Tracebacks that show local variables must not show what a service echoed, e.g. the key.
+        return f"<Answer {self.status} of {len(self.body):,} bytes>"
 
     @property
     def is_success(self) -> bool:
@@ -191,10 +200,10 @@ class Transport:
 
     def protocol_error(self, request: Request, answer: Answer, problem: str) -> ProtocolError:
         """Return the error for an answer that does not follow the Loops protocol."""
-        kind = answer.headers.get("Content-Type", "no content type")
+        kind = self._label(answer.headers.get("Content-Type")) or "no content type"
         return ProtocolError(
             f"{_described(request)}: answered {answer.status} with a body that is not what Loops sends "
-            f"({problem}; {kind}): {self._excerpt(_text_of(answer.body))}. "
+            f"({self._label(problem)}; {kind}): {self._excerpt(_text_of(answer.body))}. "
             f"Is {_host(request.url)} a Loops service? Check base_url.",
             status=answer.status,
         )
@@ -210,8 +219,8 @@ class Transport:
         if details is None and status in (404, 405):
             return self.protocol_error(request, answer, "an error page without a message")
         kind = _ERRORS.get(status) or (ServerError if status >= 500 else ApiError)
-        request_id = answer.headers.get("X-Request-Id") or answer.headers.get("X-Baseten-Request-Id")
-        text = self.clean(details.message)[:LONGEST_MESSAGE] if details else self._excerpt(_text_of(answer.body))
+        request_id = self._label(answer.headers.get("X-Request-Id") or answer.headers.get("X-Baseten-Request-Id"))
+        text = self.clean(details.message) if details else self._excerpt(_text_of(answer.body))
         error = kind(
             " ".join(
                 filter(
@@ -224,8 +233,8 @@ class Transport:
                 )
             ),
             status=status,
-            code=details.code if details else None,
-            reason=details.reason if details else None,
+            code=self._label(details.code) if details else None,
+            reason=self._label(details.reason) if details else None,
             request_id=request_id,
             retry_after=_seconds(answer.headers.get("Retry-After")),
         )
@@ -270,12 +279,20 @@ class Transport:
 
     def _excerpt(self, text: str) -> str:
         """Return the beginning of `text` as one line."""
-        return " ".join(self.clean(text)[:200].split()) or "(empty body)"
+        return self.clean(text, LONGEST_EXCERPT) or "(empty body)"
 
-    def clean(self, text: str) -> str:
-        """Return `text` without secrets that a service may have included."""
+    def _label(self, text: str | None) -> str | None:
+        """Return an id, a code or a header as it may be shown."""
+        return None if text is None else self.clean(text, LONGEST_EXCERPT)
+
+    def clean(self, text: str, most: int = LONGEST_MESSAGE) -> str:
+        """Return text of a service as it may be shown and logged.
+
+        It is one line of at most `most` characters, without secrets that the service might have put there, and with
+        control characters made visible.
+        """
         text = _QUERY.sub("?…", text)
-        return self._settings.api_key.scrub(text) if self._settings.api_key else text
+        return one_line(self._settings.api_key.scrub(text) if self._settings.api_key else text, most)
 
 
 class ErrorBody(Struct, kw_only=True):
@@ -351,11 +368,13 @@ def is_final(answer: Answer) -> bool:
 
 
 def _described(request: Request) -> str:
-    return f"{request.what} ({request.method} {request.url.split('?', 1)[0]})"
+    url = _PASSWORD.sub("//", request.url.split("?", 1)[0])
+    return f"{request.what} ({request.method} {url})"
 
 
 def _host(url: str) -> str:
-    return urlsplit(url).netloc
+    # Not with `urlsplit`, which raises an error of its own for some URLs.
+    return url.partition("//")[2].partition("/")[0].rpartition("@")[2]
 
 
 def _is_loopback(url: str) -> bool:

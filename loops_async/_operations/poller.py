@@ -94,7 +94,7 @@ class Poller:
                         operation_id=operation_id,
                         operation=operation,
                         run_id=self._endpoint.run_id,
-                        error_class=poll.error_class,
+                        error_class=self._transport.clean(poll.error_class) if poll.error_class else None,
                     )
                 if poll.status == "done":
                     return await self._decode(request, answer, poll.result, decode)

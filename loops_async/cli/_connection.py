@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from .._http.settings import Settings, resolve_settings
 from .._session.runtime import Runtime
+from .._text import one_line, visible
 from ..client import ServiceClient
 from ..control_plane import ControlPlane, resolve_team
 from ..errors import (
@@ -37,6 +38,7 @@ T = TypeVar("T")
 
 FAILED: Final = 1
 INTERRUPTED: Final = 130
+LONGEST_NOTICE: Final = 1000
 
 EXIT_CODES: Final[tuple[tuple[int, tuple[type[LoopsError], ...]], ...]] = (
     (2, (InputError, ConfigError, BadRequestError, UnsupportedError)),
@@ -156,7 +158,7 @@ def fail(message: str, code: int) -> NoReturn:
 
 def complain(message: str) -> None:
     """Print an error to standard error."""
-    errors.print(f"loops: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+    errors.print(visible(f"loops: {message}"), style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 def _paragraph(error: Exception) -> str:
@@ -181,5 +183,5 @@ class _Notices(logging.Handler):
     """Prints the log of the library, e.g. its retries, to standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = f"loops: {record.getMessage()}"
+        text = one_line(f"loops: {record.getMessage()}", LONGEST_NOTICE)
         errors.print(text, style="dim", markup=False, highlight=False, no_wrap=True, overflow="ellipsis", width=100)

@@ -15,6 +15,8 @@ from rich.progress import Progress, ProgressColumn
 from rich.table import Table
 from rich.text import Text
 
+from .._text import one_line, visible, visible_json
+
 T = TypeVar("T")
 
 Columns: TypeAlias = Mapping[str, Callable[[T], object]]
@@ -22,6 +24,8 @@ Columns: TypeAlias = Mapping[str, Callable[[T], object]]
 
 WIDE: Final = 240
 """The width if the output is not a terminal, so that piped lines are not cut."""
+
+LONGEST_CELL: Final = 1000
 
 out = Console(width=None if sys.stdout.isatty() else WIDE)
 errors = Console(stderr=True, width=None if sys.stderr.isatty() else WIDE)
@@ -39,12 +43,12 @@ def emit(found: T, as_json: bool, show: Callable[[T], None]) -> None:
 
 def show_json(value: Any) -> None:
     """Print a value as JSON."""
-    typer.echo(msgspec.json.format(msgspec.json.encode(value, enc_hook=str)))
+    typer.echo(visible_json(msgspec.json.format(msgspec.json.encode(value, enc_hook=str)).decode()))
 
 
 def show_json_line(value: Any) -> None:
     """Print a value as one line of JSON."""
-    typer.echo(msgspec.json.encode(value))
+    typer.echo(visible_json(msgspec.json.encode(value).decode()))
 
 
 def show_table(columns: Columns[T], rows: Sequence[T]) -> None:
@@ -69,8 +73,8 @@ def show_fields(fields: Columns[T], found: T) -> None:
 
 
 def show_text(text: str) -> None:
-    """Print text as it is."""
-    typer.echo(text)
+    """Print text; in a terminal with control characters made visible, elsewhere as it is."""
+    typer.echo(visible(text) if sys.stdout.isatty() else text)
 
 
 def as_text(value: Any) -> Text:
@@ -79,7 +83,7 @@ def as_text(value: Any) -> Text:
         return Text("-", style="dim")
     if isinstance(value, datetime):
         return Text(f"{value:%Y-%m-%d %H:%M}")
-    return Text(str(value))
+    return Text(one_line(str(value), LONGEST_CELL))
 
 
 def size(count: int) -> str:

@@ -16,7 +16,7 @@ import typer.main
 
 import loops_sync
 from loops_async import LogLine
-from loops_async.cli import _connection, deployments
+from loops_async.cli import _connection, _show, deployments
 from loops_async.cli._app import app
 from loops_async.cli._show import plot
 from loops_local import LocalService, serve_in_thread
@@ -50,6 +50,34 @@ def endless() -> Iterator[LocalService]:
 )
 def test_errors_are_one_paragraph(cli: Cli, arguments: list[str], code: int, words: str) -> None:
     assert words in cli.fails(*arguments, code=code)
+
+
+ESCAPES = "\x1b]0;title\x07\x1b[2J\u202e"
+VISIBLE = r"\x1b]0;title\x07\x1b[2J\u202e"
+
+
+def test_control_characters_never_reach_a_terminal(cli: Cli, local: LocalService) -> None:
+    with loops_sync.ServiceClient(base_url=local.base_url, api_key=local.api_key) as service:
+        run_id = service.create_lora_training_client("echo", name=ESCAPES).run_id
+    assert VISIBLE in cli("runs", "show", run_id)
+    assert VISIBLE in cli("runs", "list")
+    printed = cli("runs", "show", run_id, "--json")
+    assert not any(unseen in printed for unseen in ESCAPES if not unseen.isprintable())
+    assert json.loads(printed)["name"] == ESCAPES
+
+
+def test_nor_do_those_of_an_error(cli: Cli, local: LocalService) -> None:
+    local.faults.answer("GET */runs", 400, {"error": ESCAPES})
+    assert VISIBLE in cli.fails("runs", "list", code=2)
+
+
+def test_text_is_escaped_in_a_terminal_only(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _show.show_text("a\n\x07\u202e")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    _show.show_text("a\n\x07\u202e")
+    assert capsys.readouterr().out == "a\n\x07\u202e\n" + r"a\n\x07\u202e".replace(r"\n", "\n") + "\n"
 
 
 def test_a_wrong_key(cli: Cli) -> None:

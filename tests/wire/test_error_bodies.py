@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from loops_async import (
     ServiceClient,
 )
 from tests.support.clock import Clock
-from tests.support.scripted import Say, ScriptedService
+from tests.support.scripted import KEY, Say, ScriptedService
 
 CAPABILITIES = "/v1/loops/capabilities"
 
@@ -130,6 +131,37 @@ async def test_the_id_to_quote(client: ServiceClient, service: ScriptedService, 
 async def test_an_endless_message_is_cut(client: ServiceClient, service: ScriptedService) -> None:
     for body in ({"message": "x" * 100_000}, {"detail": ["x" * 100_000]}, "x" * 100_000):
         assert len(str(await error_of(client, service, Say(422, body)))) < 2500
+
+
+ESCAPES = "\x1b]0;title\x07\x1b[2J\u202e\r\nforged: line"
+VISIBLE = r"\x1b]0;title\x07\x1b[2J\u202e forged: line"
+
+
+@pytest.mark.parametrize("body", [{"message": ESCAPES}, {"detail": ESCAPES}, ESCAPES], ids=repr)
+async def test_control_characters_of_a_service_are_made_visible(
+    client: ServiceClient, service: ScriptedService, body: Any
+) -> None:
+    assert str(await error_of(client, service, Say(422, body))).endswith(f"answered 422: {VISIBLE}")
+
+
+async def test_ids_and_codes_are_as_harmless_as_the_message(client: ServiceClient, service: ScriptedService) -> None:
+    body = {"code": f"C{ESCAPES}{KEY}", "message": "m", "details": {"reason": f"R{KEY}" + "x" * 10_000}}
+    error = await error_of(client, service, Say(422, body, {"X-Request-Id": f"req {KEY}" + "y" * 5000}))
+    assert error.code == f"C{VISIBLE}***"
+    assert error.reason is not None
+    assert error.reason.startswith("R***xxx")
+    assert error.request_id is not None
+    assert error.request_id.startswith("req ***yyy")
+    assert max(len(error.reason), len(error.request_id)) <= 200
+    assert len(str(error)) < 500
+    assert KEY.encode() not in pickle.dumps(error)
+
+
+async def test_the_key_in_a_content_type_is_not_shown(client: ServiceClient, service: ScriptedService) -> None:
+    service.answer("GET", CAPABILITIES, Say(200, "odd", {"Content-Type": f"text/{KEY}"}))
+    with pytest.raises(ProtocolError, match=r"text/\*\*\*") as odd:
+        await client.get_server_capabilities()
+    assert KEY not in str(odd.value)
 
 
 @pytest.mark.parametrize("status", [404, 405])
