@@ -191,7 +191,7 @@ def _read_malformed(body: bytes, error: Exception, clean: Callable[[str], str]) 
 
 
 def _object_in(text: str) -> dict[str, Any]:
-    """Read a JSON object; where it is damaged, its completions up to the damage."""
+    """Read a JSON object; if it is damaged, its completions before the damage."""
     try:
         return _dict(_json.decode(text))
     except _UNREADABLE as problem:
@@ -228,7 +228,7 @@ def _malformed_choice(raw: dict[str, Any]) -> _Choice:
 
 
 def _token_ids(*candidates: Any) -> list[int]:
-    """Read the first list of ids, or of names like ``"token_id:7"``; the text is all that is left if there is none."""
+    """Return the first list of ids, or of names like ``"token_id:7"``; [] if there is none."""
     given = [names for names in candidates if _is_list(names)]
     for names in given:
         try:
@@ -236,7 +236,7 @@ def _token_ids(*candidates: Any) -> list[int]:
         except _UNREADABLE:
             continue
     if given:
-        log.warning("the sampler does not name tokens by their ids, so only their text is known: %.80r", given[-1])
+        log.warning("the sampler's names of tokens are not their ids, so only the text is known: %.80r", given[-1])
     return []
 
 
@@ -269,14 +269,14 @@ def _text(value: Any) -> str | None:
 
 
 def _converted(value: Any, kind: type[T] | Any, *, is_logged: bool = True) -> T | None:
-    """Return `value` as `kind`, None when it is something else."""
+    """Return `value` converted to `kind`, None if that is not possible."""
     if value is None:
         return None
     try:
         found: T = msgspec.convert(value, kind)
     except _UNREADABLE as problem:
         if is_logged:
-            log.warning("a part of the sampler's answer cannot be read and is left out: %s", problem)
+            log.warning("a part of the sampler's answer is invalid and ignored: %s", problem)
         return None
     return found
 
@@ -286,7 +286,7 @@ def _integer(digits: str) -> float:
     return int(digits) if len(digits) <= _MOST_DIGITS else float(digits)
 
 
-# Unlike msgspec, this takes the NaN and Infinity that careless services write.
+# Unlike msgspec, this accepts NaN and Infinity, which some services write.
 _json: Final = json.JSONDecoder(parse_int=_integer, strict=False)
 
 
