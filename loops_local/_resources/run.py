@@ -176,7 +176,7 @@ class Run:
         self.deployment.check()
 
     async def save_snapshot(self) -> None:
-        """Save the trainer, so that the next start of the service continues with it; pending gradients are lost."""
+        """Save the trainer, with gradients that are not applied yet; the next start of the service continues with it."""
         trainer = self._trainer
         if trainer is None or not self.record.unsaved:
             return
@@ -221,6 +221,7 @@ class Run:
         trainer = engine.trainer(self.record.lora_rank, self.record.seed)
         if self._snapshot.is_dir():
             trainer.load(self._snapshot, optimizer=True)
+            trainer.load_gradients(self._snapshot)
         elif start is not None:
             trainer.load(start, optimizer=False)
         return trainer
@@ -286,6 +287,7 @@ def _save_into(trainer: Trainer, directory: Path) -> None:
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     trainer.save(directory)
+    trainer.save_gradients(directory)
 
 
 def _target_modules(directory: Path) -> list[str]:

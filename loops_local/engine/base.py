@@ -71,6 +71,12 @@ class Trainer(Protocol):
     def save(self, directory: Path) -> None:
         """Write the adapter in PEFT's format, the optimizer's state and the step, all bit-exact."""
 
+    def save_gradients(self, directory: Path) -> None:
+        """Write the gradients that no optimizer step has applied yet, bit-exact, into a directory of `save`."""
+
+    def load_gradients(self, directory: Path) -> None:
+        """Read what `save_gradients` wrote, if it did, after `load` with `optimizer`."""
+
     def load(self, directory: Path, *, optimizer: bool) -> None:
         """Read weights; with `optimizer` also moments and step, otherwise start with a new optimizer at step 0.
 

@@ -27,6 +27,7 @@ from .base import Completion, ModelInfo, RefusedError, SampleJob, SampleOutcome
 __all__ = ["EchoEngine", "logprob"]
 
 STATE_FILE = "trainer_state.json"
+GRADIENTS_FILE = "gradients.json"
 CONFIG_FILE = "adapter_config.json"
 
 
@@ -99,6 +100,15 @@ class EchoTrainer:
         """Write the adapter's files and the step."""
         self.adapter().save(directory)
         (directory / STATE_FILE).write_bytes(msgspec.json.encode({"step": self.step}))
+
+    def save_gradients(self, directory: Path) -> None:
+        """Write the number of datums since the last step."""
+        (directory / GRADIENTS_FILE).write_bytes(msgspec.json.encode(self._pending))
+
+    def load_gradients(self, directory: Path) -> None:
+        """Read that number; snapshots of older versions have none."""
+        if (directory / GRADIENTS_FILE).is_file():
+            self._pending = msgspec.json.decode((directory / GRADIENTS_FILE).read_bytes(), type=int)
 
     def load(self, directory: Path, *, optimizer: bool) -> None:
         """Read the rank, and with `optimizer` the step."""

@@ -27,6 +27,24 @@ def _train(trainer: Trainer, steps: int) -> None:
         trainer.optim_step(ADAM)
 
 
+def test_saved_gradients_are_bit_exact(engine: Engine, tmp_path: Path) -> None:
+    trainer = engine.trainer(4, seed=3)
+    _train(trainer, 2)
+    trainer.forward(BATCH, "cross_entropy", {"skip_token_normalization": True}, backward=True)
+    trainer.save(tmp_path)
+    trainer.save_gradients(tmp_path)
+    again = engine.trainer(2)
+    again.load(tmp_path, optimizer=True)
+    again.load_gradients(tmp_path)
+    with pytest.raises(RefusedError, match="must be the same in all calls before an optim_step"):
+        again.forward(BATCH, "cross_entropy", {}, backward=True)
+    for one in (trainer, again):
+        one.forward(BATCH[:1], "cross_entropy", {"skip_token_normalization": True}, backward=True)
+    assert again.optim_step(ADAM) == trainer.optim_step(ADAM)
+    mine, theirs = weights(again, tmp_path / "a"), weights(trainer, tmp_path / "b")
+    assert all(mine[name].tobytes() == theirs[name].tobytes() for name in theirs)
+
+
 # PEFT asks transformers for a property by its former name.
 from_peft = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 

@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 
 from loops_local import LocalService
-from tests.service.api import MODEL, Api
+from tests.service.api import MODEL, Api, datum
 
 KEY = "a-key-of-ours"
 
@@ -37,6 +37,19 @@ async def test_a_closed_service_goes_on_where_it_was(http: aiohttp.ClientSession
         assert await api.get(f"{root}/policy_version") == {"policy_version": 4}
         _, version = await api.sample(f"{local.base_url}/samplers/{run['sampler']['id']}/sync")
         assert version == "2"
+
+
+async def test_gradients_survive_a_restart_before_the_step(http: aiohttp.ClientSession, tmp_path: Path) -> None:
+    async with serving(tmp_path) as local:
+        api = Api(local, http)
+        run = await api.run()
+        await api.train(run)
+        await api.operate(run, "forward_backward", {"data": [datum(1, 2, 3)] * 7})
+    for expected in (7, 0):
+        async with serving(tmp_path) as local:
+            root = f"{local.base_url}/trainers/{run['id']}"
+            stepped = await Api(local, http).operate(root, "optim_step", {"adam_params": {}})
+            assert stepped["metrics"]["grad_norm"] == expected
 
 
 def serving(data_dir: Path) -> LocalService:

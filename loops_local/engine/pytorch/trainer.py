@@ -33,6 +33,8 @@ __all__ = ["LoraTrainer"]
 
 _OPTIMIZER = "optimizer.safetensors"
 _STATE = "trainer_state.json"
+_GRADIENTS = "gradients.safetensors"
+_PENDING = "gradients.json"
 _MOMENTS = ("mean", "square")
 
 
@@ -40,6 +42,13 @@ class _State(msgspec.Struct, kw_only=True):
     """`trainer_state.json`: the number of optimizer steps behind the weights."""
 
     step: int
+
+
+class _Pending(msgspec.Struct, kw_only=True):
+    """`gradients.json`: what the gradients are sums over; `skip` is None without a backward pass since the last step."""
+
+    tokens: int
+    skip: bool | None
 
 
 class LoraTrainer:
@@ -129,6 +138,20 @@ class LoraTrainer:
         }
         save_file(tensors, directory / _OPTIMIZER)
         (directory / _STATE).write_bytes(msgspec.json.encode(_State(step=self.step)))
+
+    def save_gradients(self, directory: Path) -> None:
+        """Write the gradients that no optimizer step has applied yet, bit-exact."""
+        save_file(named(self._gradient, self._base.shapes, self.rank), directory / _GRADIENTS)
+        pending = _Pending(tokens=self._tokens, skip=self._skip)
+        (directory / _PENDING).write_bytes(msgspec.json.encode(pending))
+
+    def load_gradients(self, directory: Path) -> None:
+        """Read what `save_gradients` wrote; snapshots of older versions have no gradients."""
+        if not (directory / _PENDING).is_file():
+            return
+        pending = msgspec.json.decode((directory / _PENDING).read_bytes(), type=_Pending)
+        self._gradient = unnamed(load_file(directory / _GRADIENTS), self._base.shapes, self.rank)
+        self._tokens, self._skip = pending.tokens, pending.skip
 
     def load(self, directory: Path, *, optimizer: bool) -> None:
         """Read weights and their rank; with `optimizer` also moments and step, otherwise start with a new optimizer.
