@@ -26,6 +26,8 @@ from ._execution.models import Models
 from ._execution.operations import Operations
 from ._execution.sample_queue import SampleQueue
 from ._http.app import build_app
+from ._http.connections import Connections
+from ._http.openapi import document_route
 from ._http.paths import LOCAL_SAMPLER, LOCAL_TRAINER
 from ._http.signing import UrlSigner
 from ._resources.lifecycle import Lifecycle
@@ -42,8 +44,10 @@ from ._routes.sampler import SamplerRoutes
 from ._routes.trainer import TrainerRoutes
 from ._storage.checkpoints import Checkpoints
 from ._storage.logs import Logs
+from ._storage.private import make_private_directory, make_private_file
 from ._storage.store import Store
 from .engine import Engine, EngineFactory, load_engine
+from .engine.echo import MAX_SEQ_LEN as ECHO_MAX_SEQ_LEN
 from .faults import Faults
 
 __all__ = ["DEFAULT_MODELS", "LocalService", "serve_in_thread"]
@@ -58,6 +62,11 @@ DEFAULT_MODELS = ("HuggingFaceTB/SmolLM2-135M-Instruct", "tiny")
 _ECHO_MODEL = "echo"
 _REACHABLE_AS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - a table of names, not a bind
 _CLOSE_SECONDS = 2.0
+_FIRST_REQUEST_SECONDS = 10.0
+_IDLE_SECONDS = 75.0
+"""How long a connection without a request stays open: longer than clients keep it for their next one."""
+
+_DIRECTORIES = ("archives", "checkpoints", "tokenizers", "trainers")
 
 
 class LocalService:
@@ -228,8 +237,16 @@ class LocalService:
             *samplers.routes(),
             *SampleQueueRoutes(registry, samplers, queue, hold_seconds=hold_seconds).routes(),
         ]
-        app = build_app(routes, registry=registry, api_key=self.api_key, faults=self.faults, process=process)
-        representations.base_url = self._url = await self._listen(app)
+        connections = Connections(seconds=_FIRST_REQUEST_SECONDS)
+        app = build_app(
+            [*routes, document_route(routes)],
+            registry=registry,
+            api_key=self.api_key,
+            faults=self.faults,
+            process=process,
+            connections=connections,
+        )
+        representations.base_url = self._url = await self._listen(app, connections)
         # Closed first, while the server still runs, so that waiting polls get their response.
         close(operations.close)
         close(queue.close)
@@ -237,7 +254,10 @@ class LocalService:
     async def _open_registry(self, store: Store, data_dir: Path) -> Registry:
         close = self._stack.push_async_callback
         loads = TaskOwner()
-        self._models = Models(self._load_engine, self._names, self._default_model, data_dir / "tokenizers", loads)
+        known_length = ECHO_MAX_SEQ_LEN if self._engine == "echo" else None
+        self._models = Models(
+            self._load_engine, self._names, self._default_model, data_dir / "tokenizers", loads, known_length
+        )
         close(self._models.close)
         close(loads.close)
         logs = Logs(store)
@@ -255,19 +275,31 @@ class LocalService:
             close(registry.close)
         return registry
 
-    async def _listen(self, app: web.Application) -> URL:
-        # A handler is cancelled when its caller disconnects, so that an abandoned sample leaves the batch.
-        runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=_CLOSE_SECONDS)
+    async def _listen(self, app: web.Application, connections: Connections) -> URL:
+        runner = web.AppRunner(
+            app,
+            access_log=None,
+            handler_cancellation=True,  # a caller that disconnects cancels its sample
+            shutdown_timeout=_CLOSE_SECONDS,
+            keepalive_timeout=_IDLE_SECONDS,
+            auto_decompress=False,
+        )
         await runner.setup()
         self._stack.push_async_callback(runner.cleanup)
-        await web.TCPSite(runner, self._host, self._port, backlog=4096).start()
-        port = runner.addresses[0][1]
+        make_protocol = connections.protocol_factory(_while_running(runner.server))
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(make_protocol, self._host, self._port, backlog=4096)
+        self._stack.callback(server.close)
+        port = server.sockets[0].getsockname()[1]
         return URL.build(scheme="http", host=_REACHABLE_AS.get(self._host, self._host), port=port)
 
     def _prepare_data_dir(self) -> Path:
         if self._given_dir is None:
             return Path(tempfile.mkdtemp(prefix="loops-local-"))
+        # A directory that exists may be shared on purpose; what the service makes in it is private.
         self._given_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for name in _DIRECTORIES:
+            make_private_directory(self._given_dir / name)
         return self._given_dir.resolve()
 
     def _load_engine(self, model: str) -> Engine:
@@ -307,7 +339,7 @@ def _default_cache_dir() -> Path:
 
 def _stored_key(path: Path) -> str:
     """Return the key of the data directory; the first start generates it, and only the owner can read it."""
-    path.touch(mode=0o600)
+    make_private_file(path)
     key = path.read_text().strip()
     if not key:
         key = secrets.token_urlsafe(24)

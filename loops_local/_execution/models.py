@@ -13,6 +13,7 @@ from typing import ParamSpec, TypeVar
 from loops_async._tasks import SingleFlight, TaskOwner
 from loops_async.errors import InputError
 
+from .._storage.private import make_tree_private
 from ..engine import Engine, EngineFactory
 from ..engine.base import Sampler
 
@@ -27,9 +28,12 @@ logger = logging.getLogger(__name__)
 class ModelHost:
     """One base model: its engine, its training thread, its sampler and its tokenizer's files."""
 
-    def __init__(self, name: str, factory: EngineFactory, tokenizer_dir: Path, owner: TaskOwner) -> None:
+    def __init__(
+        self, name: str, factory: EngineFactory, tokenizer_dir: Path, owner: TaskOwner, known_length: int | None
+    ) -> None:
         self.name = name
         self._factory = factory
+        self._known_length = known_length
         self._tokenizer_dir = tokenizer_dir
         self._training_thread = ThreadPoolExecutor(1, f"loops-train-{name}")
         self._engines: SingleFlight[str, Engine] = SingleFlight(owner)
@@ -48,9 +52,9 @@ class ModelHost:
 
     @property
     def max_seq_len(self) -> int | None:
-        """The longest sequence in tokens; None while the engine is not loaded."""
+        """The longest sequence in tokens; None while it is not known."""
         engine = self._engines.peek(self.name)
-        return None if engine is None else engine.model.max_seq_len
+        return self._known_length if engine is None else engine.model.max_seq_len
 
     async def engine(self) -> Engine:
         """Return the engine; the first call loads it."""
@@ -90,6 +94,7 @@ def _write_tokenizer(engine: Engine, directory: Path) -> None:
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     engine.write_tokenizer(directory)
+    make_tree_private(directory)
 
 
 class Models:
@@ -101,14 +106,22 @@ class Models:
         default: the model of local mode where a request names none.
         directory: where the tokenizers' files are written.
         owner: owns the tasks that load; it is closed before this.
+        known_length: the longest sequence of every model, if it is known before a model is loaded.
     """
 
     def __init__(
-        self, factory: EngineFactory, names: Sequence[str] | None, default: str, directory: Path, owner: TaskOwner
+        self,
+        factory: EngineFactory,
+        names: Sequence[str] | None,
+        default: str,
+        directory: Path,
+        owner: TaskOwner,
+        known_length: int | None = None,
     ) -> None:
         self._factory = factory
         self._directory = directory
         self._owner = owner
+        self._known_length = known_length
         self._hosts: dict[str, ModelHost] = {}
         self.names = names
         self.default = default
@@ -130,6 +143,8 @@ class Models:
         Raises:
             InputError: it is not on offer.
         """
+        if not name.isprintable():
+            raise InputError("base_model", f"must be printable; got {name!r}")
         if not self.offers(name):
             raise InputError("base_model", f"this service has {', '.join(self.names or ())}; got {name!r}")
         return self.host(name)
@@ -139,7 +154,7 @@ class Models:
         if name not in self._hosts:
             # Numbered, since a model's name may be a path.
             directory = self._directory / str(len(self._hosts))
-            self._hosts[name] = ModelHost(name, self._factory, directory, self._owner)
+            self._hosts[name] = ModelHost(name, self._factory, directory, self._owner, self._known_length)
         return self._hosts[name]
 
     async def close(self) -> None:

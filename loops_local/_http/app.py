@@ -18,6 +18,7 @@ from .._resources.registry import Registry
 from ..faults import Faults
 from . import paths
 from .authorization import authorization
+from .connections import Connections
 from .responses import error_response
 
 __all__ = ["build_app"]
@@ -31,11 +32,18 @@ _OF_SAMPLERS = (f"{paths.SAMPLERS}/", f"{paths.LOCAL_SAMPLER}/")
 
 
 def build_app(
-    routes: Iterable[web.RouteDef], *, registry: Registry, api_key: str, faults: Faults, process: ProcessMetrics
+    routes: Iterable[web.RouteDef],
+    *,
+    registry: Registry,
+    api_key: str,
+    faults: Faults,
+    process: ProcessMetrics,
+    connections: Connections,
 ) -> web.Application:
     """Return the application."""
     app = web.Application(
         middlewares=[  # from the outermost to the innermost
+            connections.middleware(),
             _fault_injection(faults),
             _request_metrics(process, registry),
             _errors_as_responses,
@@ -102,7 +110,7 @@ async def _errors_as_responses(request: web.Request, handler: Handler) -> web.St
     except Exception:
         message = "the service failed; its log has the reason"
         failure = HttpError(500, "INTERNAL_ERROR", message, error=message)
-        logger.exception("request %s, %s %s, failed", failure.request_id, request.method, request.path)
+        logger.exception("request %s, %s %s, failed", failure.request_id, request.method, request.rel_url.raw_path)
         return error_response(failure)
 
 

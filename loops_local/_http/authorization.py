@@ -24,7 +24,11 @@ def authorization(registry: Registry, api_key: str) -> Middleware:
 
     @web.middleware
     async def authorize(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path.startswith(_SIGNED) or _has_key(request.headers.get("Authorization", ""), api_key):
+        if (
+            request.path == paths.OPENAPI
+            or request.path.startswith(_SIGNED)
+            or _has_key(request.headers.get("Authorization", ""), api_key)
+        ):
             return await handler(request)
         if await _needs_no_key(request, registry):
             return await handler(request)

@@ -2,31 +2,56 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 from aiohttp import web
 
 from loops_async.errors import InputError
 
+from .._errors import FINAL, HttpError
+
 __all__ = ["choice", "decode_body", "input_error", "integer", "query_int"]
 
 T = TypeVar("T")
 S = TypeVar("S", bound=str)
+
+_BODY_SECONDS: Final = 300.0
+"""How long a body may take; longer than 32 MiB need on any network on which the service is of use."""
 
 _FIELD = re.compile(r"`\$\.?([^`]*)`$|required field `([^`]*)`")
 
 
 async def decode_body(request: web.Request, decoder: msgspec.json.Decoder[T], *, default: bytes = b"") -> T:
     """Decode the JSON body of a request; `default` takes the place of an empty one."""
+    body = await _body(request)
     try:
-        return decoder.decode(await request.read() or default)
+        return decoder.decode(body or default)
     except msgspec.ValidationError as error:
         raise input_error(error) from error
     except msgspec.DecodeError as error:
         raise InputError("body", f"is not JSON: {error}") from error
+    except (ValueError, RecursionError, OverflowError) as error:
+        # It is not UTF-8, or nested too deeply.
+        raise _refused(422, "UNREADABLE_BODY", f"cannot be read as JSON: {error}") from error
+
+
+async def _body(request: web.Request) -> bytes:
+    if request.headers.get("Content-Encoding", "identity") != "identity":
+        raise _refused(415, "UNSUPPORTED_ENCODING", "must be sent without a Content-Encoding")
+    try:
+        async with asyncio.timeout(_BODY_SECONDS):
+            return await request.read()
+    except TimeoutError:
+        raise _refused(400, "INCOMPLETE_BODY", f"did not arrive within {_BODY_SECONDS:g} s") from None
+
+
+def _refused(status: int, code: str, problem: str) -> HttpError:
+    message = f"body: {problem}"
+    return HttpError(status, code, message, details={"field": "body"}, headers=FINAL, error=message)
 
 
 def input_error(error: msgspec.ValidationError) -> InputError:

@@ -25,6 +25,7 @@ from loops_async.types import (
 from .._errors import deactivated
 from .._execution.models import ModelHost
 from .._storage.checkpoints import Checkpoints, total_size
+from .._storage.private import make_tree_private
 from .._storage.records import CheckpointRecord, CheckpointTargetName, PublishedWeights, RunRecord, new_id, now
 from .._storage.store import Store
 from ..engine import Engine, RefusedError
@@ -176,7 +177,7 @@ class Run:
         self.deployment.check()
 
     async def save_snapshot(self) -> None:
-        """Save the trainer, with gradients that are not applied yet; the next start of the service continues with it."""
+        """Save the trainer and its gradients, so that the next start of the service continues with it."""
         trainer = self._trainer
         if trainer is None or not self.record.unsaved:
             return
@@ -247,6 +248,7 @@ class Run:
             directory.mkdir(parents=True)
             try:
                 write(trainer, directory)
+                make_tree_private(directory)
             except BaseException:
                 shutil.rmtree(directory, ignore_errors=True)
                 raise
@@ -288,6 +290,7 @@ def _save_into(trainer: Trainer, directory: Path) -> None:
     directory.mkdir(parents=True)
     trainer.save(directory)
     trainer.save_gradients(directory)
+    make_tree_private(directory)
 
 
 def _target_modules(directory: Path) -> list[str]:

@@ -12,6 +12,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from loops_async import types
 
 from .._errors import not_found
+from .._http.openapi import described, object_with
 from .._http.parsing import decode_body
 from .._http.paths import CONTROL_PLANE, TEAMS
 from .._http.responses import json_response
@@ -32,6 +33,8 @@ class _PatchUserConfig(Struct, forbid_unknown_fields=True):
     sampler_accelerator_priority: _Priority | None | UnsetType = UNSET
 
 
+_Teams = object_with("ListTeamsResponse", teams=list[types.Team])
+_Config = object_with("UserConfigResponse", user_config=types.UserConfig)
 _PATCH = msgspec.json.Decoder(_PatchUserConfig)
 
 
@@ -63,10 +66,12 @@ class AccountRoutes:
         if team_id != self._team.id:
             raise not_found("team", team_id)
 
+    @described("List teams", _Teams)
     async def list_teams(self, _request: web.Request) -> web.Response:
         team = types.Team(id=self._team.id, name=self._team.name, default=True, created_at=self._team.created_at)
         return json_response({"teams": [team]})
 
+    @described("Get the user's configuration", _Config)
     async def get_config(self, _request: web.Request) -> web.Response:
         config = types.UserConfig(
             trainer_accelerator_priority=self._config.trainer_accelerator_priority,
@@ -74,6 +79,7 @@ class AccountRoutes:
         )
         return json_response({"user_config": config})
 
+    @described("Change the user's configuration", _Config, body=_PatchUserConfig)
     async def patch_config(self, request: web.Request) -> web.Response:
         patch = await decode_body(request, _PATCH)
         for name in patch.__struct_fields__:

@@ -12,13 +12,14 @@ from loops_async import types
 from loops_async.errors import InputError
 from loops_async.protocol import CheckpointUri
 
+from .._http.openapi import described, object_with
 from .._http.parsing import decode_body
 from .._http.paths import CONTROL_PLANE
 from .._http.responses import json_response
 from .._resources.lifecycle import Lifecycle
 from .._resources.registry import Registry
 from .._storage.records import CheckpointRecord
-from .files import FileRoutes
+from .files import PAGE_QUERY, FileRoutes
 from .representations import represent_checkpoint
 
 __all__ = ["CheckpointRoutes"]
@@ -32,6 +33,9 @@ class _Validate(Struct):
     run_id: str | None = None
 
 
+_Checkpoints = object_with("ListCheckpointsResponse", checkpoints=list[types.Checkpoint])
+_Source = object_with("CheckpointSourceResponse", source=types.CheckpointSource)
+_Empty = object_with("EmptyResponse")
 _VALIDATE = msgspec.json.Decoder(_Validate)
 _DEPLOY = msgspec.json.Decoder(types.DeployCheckpointsRequest)
 
@@ -54,6 +58,7 @@ class CheckpointRoutes:
             web.get(f"{_ROOT}/{{checkpoint_id}}/source", self.source),
         ]
 
+    @described("List checkpoints", _Checkpoints, query=dict.fromkeys(_FILTERS, str))
     async def list_checkpoints(self, request: web.Request) -> web.Response:
         filters = {name: request.query[name] for name in _FILTERS if name in request.query}
         if len(filters) != 1:
@@ -71,6 +76,7 @@ class CheckpointRoutes:
             self._registry.any_run(run_id)
         return await self._registry.checkpoints.select(run_id=run_id, base_model=base_model)
 
+    @described("Check that a checkpoint can be loaded", _Empty, body=_Validate)
     async def validate(self, request: web.Request) -> web.Response:
         body = await decode_body(request, _VALIDATE)
         checkpoint = await self._registry.checkpoints.argument(
@@ -83,15 +89,18 @@ class CheckpointRoutes:
                 raise InputError("checkpoint_path", problem)
         return json_response({})
 
+    @described("Deploy checkpoints", types.DeployedModel, body=types.DeployCheckpointsRequest)
     async def deploy(self, request: web.Request) -> web.Response:
         deployment = await self._lifecycle.deploy_checkpoints(await decode_body(request, _DEPLOY))
         record = deployment.record
         return json_response(types.DeployedModel(model_id=record.model_id, deployment_id=record.id))
 
+    @described("List the files of a checkpoint", types.CheckpointFilesResponse, query=PAGE_QUERY)
     async def list_files(self, request: web.Request) -> web.Response:
         record = await self._registry.checkpoints.get(request.match_info["checkpoint_id"])
         return json_response(await self._files.page(record, request))
 
+    @described("Get where the files of a checkpoint are", _Source)
     async def source(self, request: web.Request) -> web.Response:
         await self._registry.checkpoints.get(request.match_info["checkpoint_id"])
         # To clients, "s3" means that the files are behind signed URLs.

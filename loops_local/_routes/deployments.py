@@ -15,6 +15,7 @@ from msgspec import Meta, Struct
 from loops_async import types
 from loops_async.errors import InputError
 
+from .._http.openapi import described, object_with
 from .._http.parsing import choice, decode_body, query_int
 from .._http.paths import CONTROL_PLANE
 from .._http.responses import json_response
@@ -22,7 +23,7 @@ from .._resources.lifecycle import Lifecycle
 from .._resources.metrics import ProcessMetrics, Window
 from .._resources.registry import Registry
 from .._storage.logs import RETENTION_SECONDS
-from .control_plane import check_scope
+from .control_plane import SCOPE_QUERY, check_scope
 from .files import FileRoutes
 from .representations import Representations, represent_deactivated
 
@@ -39,19 +40,35 @@ _STEP_SECONDS: Final = 60
 _MAX_STEPS: Final = 10_000
 _PAGE_SIZE: Final = 1000
 
-_Millis = Annotated[int, Meta(ge=0)] | None
+_MAX_MILLIS: Final = (1 << 63) // _NANOSECONDS - 1
+"""Times are stored in nanoseconds, as int64."""
+
+_Millis = Annotated[int, Meta(ge=0, le=_MAX_MILLIS)]
 _Seconds = Annotated[int, Meta(ge=1)] | None
 
 
 class _MetricsBody(Struct):
     """`step_seconds` is the width of a point; counts are given per `time_divisor_seconds`, by default per step."""
 
-    start_epoch_millis: _Millis = None
-    end_epoch_millis: _Millis = None
+    start_epoch_millis: _Millis | None = None
+    end_epoch_millis: _Millis | None = None
     step_seconds: _Seconds = None
     time_divisor_seconds: _Seconds = None
 
 
+_LOGS_QUERY: Final = {
+    "start_epoch_millis": _Millis,
+    "end_epoch_millis": _Millis,
+    "direction": types.SortDirection,
+    "limit": Annotated[int, Meta(ge=1, le=_MAX_LOG_LINES)],
+    "min_level": types.LogLevel,
+}
+_ARCHIVE_QUERY: Final = {"page_size": Annotated[int, Meta(ge=1, le=_PAGE_SIZE)], "page_token": str}
+
+_Deployments = object_with("ListDeploymentsResponse", deployments=list[types.Deployment])
+_Deployment = object_with("DeploymentResponse", deployment=types.Deployment)
+_Metrics = object_with("DeploymentMetricsResponse", deployment_id=str, metrics=types.DeploymentMetrics)
+_Logs = object_with("LogsResponse", logs=list[types.LogLine])
 _METRICS = msgspec.json.Decoder(_MetricsBody)
 
 
@@ -85,20 +102,24 @@ class DeploymentRoutes:
             web.get(f"{one}/debug_archive/files", self.debug_archive),
         ]
 
+    @described("List the deployments of trainers", _Deployments, query=SCOPE_QUERY)
     async def list_deployments(self, request: web.Request) -> web.Response:
         check_scope(request)
         deployments = [self._represent.deployment(deployment) for deployment in self._registry.trainer_deployments()]
         return json_response({"deployments": deployments})
 
+    @described("Get a deployment of a trainer", _Deployment)
     async def get_deployment(self, request: web.Request) -> web.Response:
         deployment = self._registry.latest_run_on(request.match_info["deployment_id"]).deployment
         return json_response({"deployment": self._represent.deployment(deployment)})
 
+    @described("Deactivate a deployment and its run", types.Deactivated)
     async def deactivate(self, request: web.Request) -> web.Response:
         run = self._registry.latest_run_on(request.match_info["deployment_id"])
         await self._lifecycle.deactivate_run(run)
         return json_response(represent_deactivated(run.deployment.record))
 
+    @described("Get the metrics of a deployment", _Metrics, body=_MetricsBody, is_optional=True)
     async def metrics(self, request: web.Request) -> web.Response:
         deployment = self._registry.any_deployment(request.match_info["deployment_id"])
         body = await decode_body(request, _METRICS, default=b"{}")
@@ -106,10 +127,11 @@ class DeploymentRoutes:
         metrics = deployment.metrics.deployment_metrics(_window(body), self._process)
         return json_response({"deployment_id": deployment.record.id, "metrics": metrics})
 
+    @described("Get the log of a deployment", _Logs, query=_LOGS_QUERY)
     async def logs(self, request: web.Request) -> web.Response:
         deployment = self._registry.any_deployment(request.match_info["deployment_id"])
-        end = query_int(request, "end_epoch_millis", _now_millis() + 1, minimum=0)
-        start = query_int(request, "start_epoch_millis", max(0, end - _WINDOW_MILLIS), minimum=0)
+        end = query_int(request, "end_epoch_millis", _now_millis() + 1, minimum=0, maximum=_MAX_MILLIS)
+        start = query_int(request, "start_epoch_millis", max(0, end - _WINDOW_MILLIS), minimum=0, maximum=_MAX_MILLIS)
         if not 0 <= end - start <= _MAX_WINDOW_MILLIS:
             raise InputError("start_epoch_millis", "must be at most 7 days before end_epoch_millis, and not after it")
         lines = await self._registry.logs.read(
@@ -122,6 +144,7 @@ class DeploymentRoutes:
         )
         return json_response({"logs": lines})
 
+    @described("List the files of a debug archive", types.DebugArchiveFilesResponse, query=_ARCHIVE_QUERY)
     async def debug_archive(self, request: web.Request) -> web.Response:
         """List the archive: one file, the whole log."""
         deployment_id = self._registry.any_deployment(request.match_info["deployment_id"]).record.id

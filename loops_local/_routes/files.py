@@ -5,21 +5,27 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import Annotated, Final
 
 from aiohttp import web
+from msgspec import Meta
 
 from loops_async import types
 
 from .._errors import HttpError, not_found
+from .._http.openapi import FILE, described
 from .._http.parsing import query_int
 from .._http.paths import ARCHIVES, FILES
 from .._http.signing import UrlSigner
 from .._storage.checkpoints import Checkpoints, StoredFile, list_files
+from .._storage.private import make_tree_private
 from .._storage.records import CheckpointRecord
 
-__all__ = ["FileRoutes"]
+__all__ = ["PAGE_QUERY", "FileRoutes"]
 
 _PAGE_SIZE = 1000
+PAGE_QUERY: Final = {"page_size": Annotated[int, Meta(ge=1)], "page_token": Annotated[int, Meta(ge=0)]}
+_SIGNATURE: Final = {"expires": str, "signature": str}
 
 
 class FileRoutes:
@@ -68,6 +74,7 @@ class FileRoutes:
             last_modified=file.last_modified,
         )
 
+    @described("Download a file of a checkpoint", FILE, query=_SIGNATURE)
     async def download(self, request: web.Request) -> web.StreamResponse:
         """Send a file of a checkpoint."""
         self._check_signature(request)
@@ -75,6 +82,7 @@ class FileRoutes:
         files = await self._checkpoints.files(record)
         return _file_response(request.match_info["name"], self._checkpoints.directory(record), files)
 
+    @described("Download a file of a debug archive", FILE, query=_SIGNATURE)
     async def download_archive(self, request: web.Request) -> web.StreamResponse:
         """Send a file of a debug archive."""
         self._check_signature(request)
@@ -97,4 +105,5 @@ def _file_response(name: str, directory: Path, files: Sequence[StoredFile]) -> w
 def _write_and_list(directory: Path, name: str, content: bytes) -> list[StoredFile]:
     directory.mkdir(parents=True, exist_ok=True)
     (directory / name).write_bytes(content)
+    make_tree_private(directory)
     return list_files(directory)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from aiohttp import web
 from msgspec import UNSET
@@ -14,6 +15,7 @@ from loops_async.protocol import CheckpointUri
 
 from .._errors import FINAL, HttpError, deactivated, not_found
 from .._execution.sample_queue import SampleQueue
+from .._http.openapi import Outcome, described, object_with
 from .._http.responses import json_response, poll_response
 from .._resources.deployment import Deployment
 from .._resources.registry import Registry
@@ -21,6 +23,9 @@ from .sampler import SAMPLER, SamplerRoutes, Source, WeightsRequest, decode_samp
 
 __all__ = ["SampleQueueRoutes"]
 
+_HEADERS: Final = (wire.SAMPLER_ID, wire.RUN_ID, wire.CHECKPOINT_PATH)
+_SUBMIT_HEADERS: Final = (wire.IDEMPOTENCY_KEY, *_HEADERS)
+_Cancelled = object_with("CancelledResponse", status=str)
 _QUEUE = f"{SAMPLER}/queue"
 
 
@@ -41,6 +46,7 @@ class SampleQueueRoutes:
             web.post(f"{_QUEUE}/operations/{{operation_id}}/cancel", self.cancel),
         ]
 
+    @described("Submit a sample", wire.Accepted, body=wire.SampleBody, status=202, headers=_SUBMIT_HEADERS)
     async def submit(self, request: web.Request) -> web.Response:
         body = await decode_sample(request)
         source, deployment = self._sampler(request)
@@ -63,12 +69,14 @@ class SampleQueueRoutes:
         self._queue.submit(request.match_info["sampler_id"], operation_id, generate)
         return json_response(wire.Accepted(operation_id=operation_id), status=202)
 
+    @described("Get the outcome of a sample", Outcome, headers=_HEADERS)
     async def poll(self, request: web.Request) -> web.Response:
         self._sampler(request)
         sampler_id, operation_id = request.match_info["sampler_id"], request.match_info["operation_id"]
         outcome = self._queue.outcome(sampler_id, operation_id, hold_seconds=self._hold_seconds)
         return await poll_response(outcome, operation_id)
 
+    @described("Cancel a sample", _Cancelled, headers=_HEADERS)
     async def cancel(self, request: web.Request) -> web.Response:
         self._sampler(request)
         sampler_id, operation_id = request.match_info["sampler_id"], request.match_info["operation_id"]

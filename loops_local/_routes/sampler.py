@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 from aiohttp import web
@@ -15,6 +16,7 @@ from loops_async.protocol import CheckpointUri
 
 from .._errors import HttpError, deactivated, not_found
 from .._execution.models import ModelHost
+from .._http.openapi import FILE, described, object_with
 from .._http.parsing import decode_body, integer
 from .._http.paths import LOCAL_SAMPLER, SAMPLERS
 from .._http.responses import json_response
@@ -29,6 +31,9 @@ __all__ = ["SAMPLER", "SamplerRoutes", "Source", "WeightsRequest", "decode_sampl
 
 SAMPLER = f"{SAMPLERS}/{{sampler_id}}"
 
+_SAMPLE_HEADERS: Final = (wire.RUN_ID, wire.CHECKPOINT_PATH, wire.MIN_POLICY_VERSION)
+_Woken = object_with("WakeResponse", status=str)
+_TokenizerFiles = object_with("TokenizerFilesResponse", files=list[str])
 _SAMPLE = msgspec.json.Decoder(wire.SampleBody)
 
 
@@ -98,6 +103,7 @@ class SamplerRoutes:
             ),
         ]
 
+    @described("Sample", wire.Completions, body=wire.SampleBody, headers=_SAMPLE_HEADERS)
     async def sample(self, request: web.Request) -> web.Response:
         body = await decode_sample(request)
         source = self._source(request, body)
@@ -128,6 +134,7 @@ class SamplerRoutes:
             raise refused(str(error)) from error
         return completions(body, job, outcome), weights.version
 
+    @described("List the models that are served", wire.ServedModels, headers=(wire.RUN_ID,))
     async def models(self, request: web.Request) -> web.Response:
         source = self._source(request, None)
         served = [wire.ServedModel(id=source.host.name, tokenizer="tokenizer")]
@@ -142,10 +149,12 @@ class SamplerRoutes:
             served.append(wire.ServedModel(id=str(source.checkpoint), parent=source.host.name))
         return json_response(wire.ServedModels(served))
 
+    @described("Get the version that is served", wire.PolicyVersion, headers=(wire.RUN_ID,))
     async def policy_version(self, request: web.Request) -> web.Response:
         run = self._source(request, None).run
         return json_response(wire.PolicyVersion(policy_version=None if run is None else run.published_version))
 
+    @described("Start a sampler that is scaled to zero", _Woken, status=202)
     async def wake(self, request: web.Request) -> web.Response:
         deployment = self._registry.sampler(request.match_info["sampler_id"]).deployment
         if deployment.record.stopped:
@@ -153,10 +162,12 @@ class SamplerRoutes:
         deployment.keep_active()
         return json_response({"status": deployment.status}, status=202)
 
+    @described("List the files of the tokenizer", _TokenizerFiles, headers=(wire.RUN_ID,))
     async def list_tokenizer(self, request: web.Request) -> web.Response:
         directory = await self._source(request, None).host.tokenizer()
         return json_response({"files": sorted(path.name for path in directory.iterdir())})
 
+    @described("Download a file of the tokenizer", FILE, headers=(wire.RUN_ID,))
     async def get_tokenizer(self, request: web.Request) -> web.StreamResponse:
         directory = await self._source(request, None).host.tokenizer()
         name = request.match_info["name"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -20,6 +20,7 @@ from loops_async.errors import InputError
 
 from .._errors import HttpError, deactivated
 from .._execution.operations import Operations
+from .._http.openapi import Outcome, described, object_with
 from .._http.parsing import decode_body
 from .._http.paths import LOCAL_TRAINER, TRAINERS
 from .._http.responses import json_response, poll_response
@@ -34,7 +35,10 @@ _Save: TypeAlias = wire.SaveStateBody | wire.SaveWeightsForSamplerBody
 B = TypeVar("B", bound=wire.ForwardBody | wire.OptimStepBody | wire.LoadStateBody | _Save)
 
 _MAX_KEY_LENGTH = 255
+_MAX_TTL_SECONDS = 100 * 366 * 24 * 3600
 
+_HEADERS: Final = (wire.IDEMPOTENCY_KEY, wire.RUN_ID)
+_Health = object_with("HealthResponse", status=str)
 _INIT = msgspec.json.Decoder(wire.InitTrainerServerBody)
 
 
@@ -75,6 +79,7 @@ class TrainerRoutes:
             )
         ]
 
+    @described("Start to train", wire.Accepted, body=wire.InitTrainerServerBody, status=202, headers=_HEADERS)
     async def init_trainer_server(self, request: web.Request) -> web.Response:
         body = await decode_body(request, _INIT)
         if "run_id" not in request.match_info:
@@ -95,6 +100,7 @@ class TrainerRoutes:
         """Return the handler that submits an operation with a body of this kind."""
         decoder = msgspec.json.Decoder(kind)
 
+        @described("Submit an operation", wire.Accepted, body=kind, status=202, headers=_HEADERS)
         async def submit(request: web.Request) -> web.Response:
             body = await decode_body(request, decoder)
             run = self._run(request, body.run_id)
@@ -104,6 +110,7 @@ class TrainerRoutes:
 
         return submit
 
+    @described("Get the outcome of an operation", Outcome, headers=(wire.RUN_ID,))
     async def poll(self, request: web.Request) -> web.Response:
         run = self._run(request)
         operation_id = request.match_info["operation_id"]
@@ -111,6 +118,7 @@ class TrainerRoutes:
             outcome = self._operations.outcome(run.record.id, operation_id, hold_seconds=self._hold_seconds)
             return await poll_response(outcome, operation_id)
 
+    @described("Get whether the trainer is ready", _Health, headers=(wire.RUN_ID,))
     async def health(self, request: web.Request) -> web.Response:
         if "run_id" not in request.match_info:
             return json_response({"status": "ok"})
@@ -122,6 +130,7 @@ class TrainerRoutes:
             raise problem
         return json_response({"status": "ok"})
 
+    @described("Get the number of optimizer steps", wire.PolicyVersion, headers=(wire.RUN_ID,))
     async def policy_version(self, request: web.Request) -> web.Response:
         if self._serverless and "run_id" in request.match_info:
             message = "a serverless trainer does not report its policy version"
@@ -181,5 +190,5 @@ def _check_forward(body: wire.ForwardBody, run: Run) -> None:
 
 def _check_save(body: _Save, _run: Run) -> None:
     wire.check_checkpoint_name(body.name)
-    if isinstance(body.ttl_seconds, int) and body.ttl_seconds < 1:
-        raise InputError("ttl_seconds", f"must be at least 1; got {body.ttl_seconds}")
+    if isinstance(body.ttl_seconds, int) and not 1 <= body.ttl_seconds <= _MAX_TTL_SECONDS:
+        raise InputError("ttl_seconds", f"must be 1 to {_MAX_TTL_SECONDS}; got {body.ttl_seconds}")

@@ -165,10 +165,14 @@ class Checkpoints:
     def _inside_data_dir(self, path: str) -> Path:
         data_dir = self._root.parent.resolve()
         named = Path(unquote(urlsplit(path).path) if path.startswith("file:") else path)
-        found = (data_dir / named).resolve()
+        try:
+            found = (data_dir / named).resolve()
+            is_directory = found.is_dir()
+        except (OSError, ValueError) as error:
+            raise InputError("path", f"cannot be the path of a directory: {error}") from error
         if not found.is_relative_to(data_dir):
             raise InputError("path", f"files can only be read from the service's data directory; got {path!r}")
-        if not found.is_dir():
+        if not is_directory:
             raise InputError("path", f"there is no directory {path!r}")
         return found
 

@@ -17,6 +17,7 @@ from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import msgspec
 
+from .private import make_private_file
 from .records import Record
 
 __all__ = ["LogRow", "Store", "StoreLockedError"]
@@ -142,7 +143,7 @@ class Store:
         return asyncio.wrap_future(self._thread.submit(work, self, *args, **kwargs))
 
     def _open(self) -> None:
-        self._path.touch(mode=0o600)  # it holds the secret that signs URLs
+        make_private_file(self._path)  # it holds the secret that signs URLs
         self._db = sqlite3.connect(self._path, timeout=0, isolation_level=None, cached_statements=32)
         try:
             self._db.executescript(_SCHEMA)

@@ -28,6 +28,7 @@ __all__ = ["EchoEngine", "logprob"]
 
 STATE_FILE = "trainer_state.json"
 GRADIENTS_FILE = "gradients.json"
+MAX_SEQ_LEN = 32768
 CONFIG_FILE = "adapter_config.json"
 
 
@@ -144,7 +145,7 @@ class EchoEngine:
     """The engine; it accepts any `name`."""
 
     def __init__(self, name: str) -> None:
-        self.model = ModelInfo(name=name, arch="echo", max_seq_len=32768, vocab_size=byte_tokenizer.VOCAB_SIZE)
+        self.model = ModelInfo(name=name, arch="echo", max_seq_len=MAX_SEQ_LEN, vocab_size=byte_tokenizer.VOCAB_SIZE)
 
     def trainer(self, rank: int, seed: int | None = None) -> EchoTrainer:
         """Return a trainer; nothing is random, so `seed` has no effect."""

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from loops_local.engine.echo import EchoEngine
 from tests.service.api import MODEL, Api
 
 
@@ -135,13 +136,19 @@ async def test_capabilities_tell_the_models_and_their_length(serve: Any) -> None
         models = (await api.get("/v1/loops/capabilities", params=query))["supported_models"]
         return [(model["model_name"], model["max_context_length"], model["enabled"]) for model in models]
 
-    assert await told() == [("a", 32768, True), ("b", None, True)]
-    assert await told(model="b") == [("b", None, True)]
+    assert await told() == [("a", 32768, True), ("b", 32768, True)]
+    assert await told(model="b") == [("b", 32768, True)]
     assert await told(model="c") == []
     assert await told(model="a", max_seq_len=40000) == [("a", 32768, False)]
     for query in ({"use_case": "fun"}, {"max_seq_len": "0"}):
         error = await api.get("/v1/loops/capabilities", params=query, status=400)
         assert error["details"] == {"field": next(iter(query))}
+
+
+async def test_the_length_of_a_model_is_a_number_before_it_is_loaded(serve: Any) -> None:
+    api = await serve(engine=EchoEngine, models=["a"])
+    [model] = (await api.get("/v1/loops/capabilities"))["supported_models"]
+    assert (model["max_context_length"], model["max_seq_len"]) == (0, None)
 
 
 async def test_checkpoint_list_wants_exactly_one_filter(api: Api) -> None:

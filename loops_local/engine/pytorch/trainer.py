@@ -45,7 +45,7 @@ class _State(msgspec.Struct, kw_only=True):
 
 
 class _Pending(msgspec.Struct, kw_only=True):
-    """`gradients.json`: what the gradients are sums over; `skip` is None without a backward pass since the last step."""
+    """`gradients.json`: the tokens in the gradients; `skip` is None if no backward pass followed the last step."""
 
     tokens: int
     skip: bool | None
