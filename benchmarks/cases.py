@@ -80,6 +80,7 @@ def _ahead_of_published(measure: str) -> Budget:
     )
 
 
+NAMES = ("--token-names",)
 SLOW = ("--sample-seconds", "1")
 SAMPLING = [
     Case("sample, 1 in flight", "sample", 2000, "cpu_us", rounds=9, budgets=[_near_limit("cpu_us", 1.25)]),
@@ -102,6 +103,21 @@ SAMPLING = [
             (4_096, 8_192, 5, WITHOUT_PUBLISHED),
             (10_000, 10_000, 5, WITHOUT_PUBLISHED),
         )
+    ),
+    *(
+        Case(
+            f"sample, {in_flight:,} in flight, names of tokens",
+            "sample",
+            count,
+            "cpu_us",
+            WITHOUT_PUBLISHED,
+            in_flight,
+            NAMES,
+            NAMES,
+            rounds=9,
+            budgets=[_near_limit("cpu_us", 1.25)],
+        )
+        for in_flight, count in ((1, 2_000), (64, 3_200), (512, 8_192))
     ),
     *(
         Case(

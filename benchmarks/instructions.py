@@ -22,8 +22,11 @@ from .harness import ROOT, peer_command, serving
 BASELINE = Path(__file__).with_name("instructions.json")
 MOST_GROWTH = 1.15
 
+NAMES = "--token-names"
+
 PATHS = {
     "sample": ["sample", "--count", "60", "--in-flight", "10"],
+    "sample, names of tokens": ["sample", "--count", "60", "--in-flight", "10", NAMES],
     "batch": ["train", "--count", "3", "--cold"],
     "batch from lists": ["train", "--count", "3", "--cold", "--make", "lists"],
     "batch from numpy": ["train", "--count", "3", "--cold", "--make", "numpy"],
@@ -59,7 +62,7 @@ def verdict(ratios: dict[str, float], baseline: dict[str, float]) -> tuple[list[
 
 def counted(peer: str, path: list[str]) -> int:
     """Return the number of instructions of the measured part."""
-    with serving() as url, tempfile.TemporaryDirectory() as directory:
+    with serving([NAMES] if NAMES in path else []) as url, tempfile.TemporaryDirectory() as directory:
         callgrind = ["valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={directory}/out"]
         command = [*callgrind, *peer_command(peer), *path, "--url", url, "--blind", "--callgrind"]
         environment = {**os.environ, "PYTHONHASHSEED": "0"}

@@ -26,8 +26,8 @@ def _json(value: object) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
 
 
-def completion() -> bytes:
-    """Return the answer to a sample: four completions of 256 tokens with logprobs, as ids and as strings."""
+def completion(*, with_ids: bool) -> bytes:
+    """Return the answer to a sample: four completions of 256 tokens with logprobs, as strings and perhaps as ids."""
     random.seed(0)
     choices = []
     for index in range(SAMPLES):
@@ -41,8 +41,8 @@ def completion() -> bytes:
                     "tokens": [f"token_id:{token}" for token in tokens],
                     "token_logprobs": [-3.0 * random.random() for _ in tokens],
                 },
-                "token_ids": tokens,
             }
+            | ({"token_ids": tokens} if with_ids else {})
         )
     return _json({"choices": choices})
 
@@ -50,11 +50,11 @@ def completion() -> bytes:
 class Answers:
     """The routes that the benchmarks use, in the formats of older and newer services."""
 
-    def __init__(self, base_url: str, *, sample_seconds: float, ready_seconds: float) -> None:
+    def __init__(self, base_url: str, *, sample_seconds: float, ready_seconds: float, with_ids: bool) -> None:
         self._base_url = base_url
         self._sample_seconds = sample_seconds
         self._ready_seconds = ready_seconds
-        self._completion = completion()
+        self._completion = completion(with_ids=with_ids)
         self._ready_at: dict[str, float] = {}
         self._operations = 0
 
@@ -201,9 +201,11 @@ class Connection(asyncio.Protocol):
             self._transport.write(head.encode() + body)
 
 
-async def serve(port: int, sample_seconds: float, ready_seconds: float) -> None:
+async def serve(port: int, sample_seconds: float, ready_seconds: float, *, with_ids: bool) -> None:
     """Serve until cancelled; prints ``ready`` when connections are accepted."""
-    answers = Answers(f"http://127.0.0.1:{port}", sample_seconds=sample_seconds, ready_seconds=ready_seconds)
+    answers = Answers(
+        f"http://127.0.0.1:{port}", sample_seconds=sample_seconds, ready_seconds=ready_seconds, with_ids=with_ids
+    )
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: Connection(answers.reply), "127.0.0.1", port, backlog=16_384)
     print("ready", flush=True)
@@ -216,5 +218,6 @@ if __name__ == "__main__":
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--sample-seconds", type=float, default=0.0)
     parser.add_argument("--ready-seconds", type=float, default=3.0)
+    parser.add_argument("--token-names", action="store_true", help="answer with the names of tokens only, without ids")
     given = parser.parse_args()
-    asyncio.run(serve(given.port, given.sample_seconds, given.ready_seconds))
+    asyncio.run(serve(given.port, given.sample_seconds, given.ready_seconds, with_ids=not given.token_names))

@@ -31,6 +31,26 @@ class Choice(msgspec.Struct):
     token_ids: list[int]
 
 
+class NamedLogprobs(Logprobs):
+    """The same, where the tokens' ids are in their names."""
+
+    tokens: list[str]
+
+
+class NamedChoice(msgspec.Struct):
+    """A completion without `token_ids`."""
+
+    text: str
+    finish_reason: str
+    logprobs: NamedLogprobs
+
+
+class NamedCompletions(msgspec.Struct):
+    """The answer to a sample, without `token_ids`."""
+
+    choices: list[NamedChoice]
+
+
 class Completions(msgspec.Struct):
     """The answer to a sample."""
 
@@ -47,7 +67,7 @@ def _run(work: Callable[[aiohttp.ClientSession, argparse.Namespace], Coroutine[A
 
 async def sample(session: aiohttp.ClientSession, given: argparse.Namespace) -> dict[str, float]:
     """Sample `count` times."""
-    decode = msgspec.json.Decoder(Completions).decode
+    decode = msgspec.json.Decoder[Any](NamedCompletions if given.token_names else Completions).decode
     encode = msgspec.json.Encoder().encode
     url = f"{given.url}/sampler/sync/sample"
     body = {"prompt": PROMPT, "n": SAMPLES, "max_tokens": MAX_TOKENS, "logprobs": 0, "temperature": 1.0, "top_p": 1.0}

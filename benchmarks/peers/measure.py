@@ -33,6 +33,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--cold", action="store_true", help="no warm-up, so that connections count too")
     parser.add_argument("--make", choices=["lists", "numpy"], help="also measure building the datums, from these")
     parser.add_argument("--processes", type=int, help="the worker processes of sample_many")
+    parser.add_argument("--token-names", action="store_true", help="the answers name tokens and have no ids")
     parser.add_argument("--uvloop", action="store_true", help="run on uvloop's event loop")
     parser.add_argument("--blind", action="store_true", help="do not watch the event loop, which costs a little")
     parser.add_argument("--callgrind", action="store_true", help="let callgrind count the measured part only")

@@ -25,7 +25,7 @@ from loops_async.types import (
 from .._errors import deactivated
 from .._execution.models import ModelHost
 from .._storage.checkpoints import Checkpoints, total_size
-from .._storage.private import make_tree_private
+from .._storage.private import make_private_directory, make_tree_private
 from .._storage.records import CheckpointRecord, CheckpointTargetName, PublishedWeights, RunRecord, new_id, now
 from .._storage.store import Store
 from ..engine import Engine, RefusedError
@@ -245,7 +245,8 @@ class Run:
         directory = self._checkpoints.path(self.record.id, checkpoint_id)
 
         def save(trainer: Trainer) -> tuple[int, int, list[str]]:
-            directory.mkdir(parents=True)
+            make_private_directory(directory.parent)
+            directory.mkdir()
             try:
                 write(trainer, directory)
                 make_tree_private(directory)
