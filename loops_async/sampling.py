@@ -299,12 +299,11 @@ class SamplingClient:
         async def probe() -> bool | None:
             nonlocal seen
             try:
-                answer = await runtime.transport.ask(request)
-                seen = msgspec.json.decode(answer.body, type=protocol.PolicyVersion).policy_version
+                seen = (await runtime.transport.fetch(request, protocol.PolicyVersion)).policy_version
             except ApiError as error:
                 # Without this route, the sampler still checks the minimum version in each request, and that is enough.
                 return True if error.status in (404, 501) else None
-            except (TransportError, msgspec.MsgspecError):
+            except TransportError:
                 return None
             return True if seen is not None and seen >= version else None
 

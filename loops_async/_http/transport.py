@@ -7,15 +7,16 @@ import re
 import socket
 import time
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from email.utils import parsedate_to_datetime
 from functools import cache, lru_cache
 from typing import Any, Final, TypeVar, cast
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import aiohttp
-import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
+from yarl import URL
 
 from .. import protocol
 from .._tasks import check_loop
@@ -37,7 +38,10 @@ from ..errors import (
     RequestTimeoutError,
     ServerError,
 )
+from ..types.identifiers import split_http_url
 from .body import Body
+from .compression import ACCEPTED_ENCODINGS, CompressionError, decompressed
+from .decoding import UnreadableError, decode_answer, decode_json
 from .retry import RetryBudget
 from .settings import Settings
 
@@ -45,6 +49,12 @@ T = TypeVar("T")
 
 CONNECT_SECONDS: Final = 10.0
 KEEPALIVE_SECONDS: Final = 60.0
+REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+MOST_REDIRECTS: Final = 5
+LONGEST_HEADER: Final = 64 * 1024
+ERROR_BYTES: Final = 1 << 20
+"""How much is read of the body of an error."""
+
 PROBES: Final = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 30, "TCP_KEEPCNT": 5}
 """TCP keep-alive: idle seconds before the first probe, seconds between probes, and the limit of unanswered probes."""
 LONGEST_MESSAGE: Final = 2000
@@ -93,6 +103,8 @@ class Request(Struct, kw_only=True, gc=False):
     """Whether to connect for this request alone."""
     idle_timeout: float | None = None
     """The longest time in seconds without new data, for bodies without a total time limit."""
+    most_bytes: int = 64 << 20
+    """The size of the largest answer that is read, before and after decompression."""
 
 
 class Answer(Struct, gc=False):
@@ -145,9 +157,9 @@ class Transport:
     async def send(self, request: Request) -> Answer:
         """Send a request and return the answer, whatever its status."""
         try:
-            async with self._start(request, self._authorization) as response:
-                return Answer(response.status, response.headers, await response.read())
-        except _NETWORK_ERRORS as cause:
+            async with self._start(request, request.url, self._authorization) as response:
+                return await self._read(request, response)
+        except (*_NETWORK_ERRORS, ValueError) as cause:
             failure = self._transport_error(request, cause)
         # Not chained to aiohttp's error, which contains the request with the API key and the signature in its URL.
         raise failure
@@ -156,13 +168,12 @@ class Transport:
     async def stream(self, request: Request) -> AsyncGenerator[aiohttp.ClientResponse]:
         """Yield a 2xx response of a file store to read piece by piece; raise the error of any other response.
 
-        The API key is not sent: a signed URL carries its own permission, and the store is not the service.
+        The API key is not sent: a signed URL carries its own permission, and the store is not the service. So
+        redirects are followed. The body is as the store keeps it, also where that is compressed.
         """
         try:
-            async with self._start(request, {}) as response:
-                if not 200 <= response.status < 300:
-                    raise self.error(request, Answer(response.status, response.headers, await response.read()))
-                yield response
+            async with AsyncExitStack() as stack:
+                yield await self._opened(request, stack)
                 return
         except _NETWORK_ERRORS as cause:
             if isinstance(cause, LoopsError):
@@ -170,8 +181,57 @@ class Transport:
             failure = self._transport_error(request, cause)
         raise failure
 
+    async def _opened(self, request: Request, stack: AsyncExitStack) -> aiohttp.ClientResponse:
+        for _ in range(MOST_REDIRECTS + 1):
+            try:
+                # A signature is of the URL as it is written, which aiohttp would write otherwise.
+                url = URL(request.url, encoded=request.url.isascii())
+                response = await stack.enter_async_context(self._start(request, url, {}))
+            except ValueError as cause:
+                raise self._transport_error(request, cause) from None
+            if 200 <= response.status < 300:
+                return response
+            place = response.headers.get("Location", "")
+            if response.status not in REDIRECTS or not place:
+                raise self.error(request, await self._read(request, response))
+            request = replace(request, url=self._redirected(request, place))
+            await stack.aclose()
+        raise ProtocolError(f"{_described(request)}: redirected more than {MOST_REDIRECTS} times")
+
+    def _redirected(self, request: Request, place: str) -> str:
+        url = urljoin(request.url, place)
+        parts = split_http_url(url)
+        if parts is None or (parts.scheme == "http" and request.url.startswith("https:")):
+            raise ProtocolError(f"{_described(request)}: redirected to {self._excerpt(place)}, which is not followed")
+        return url
+
+    async def _read(self, request: Request, response: aiohttp.ClientResponse) -> Answer:
+        """Read a whole answer; of an error's body, its beginning."""
+        answer = Answer(response.status, response.headers, b"")
+        most = request.most_bytes if answer.is_success else ERROR_BYTES
+        if answer.is_success and (response.content_length or 0) > most:
+            raise self._too_large(request, most)
+        answer.body = await _up_to(response, most)
+        encoding = response.headers.get("Content-Encoding")
+        if encoding is not None:
+            await self._decompress(request, answer, encoding, most)
+        if answer.is_success and len(answer.body) > most:
+            raise self._too_large(request, most)
+        return answer
+
+    async def _decompress(self, request: Request, answer: Answer, encoding: str, most: int) -> None:
+        body, answer.body = answer.body, b""
+        try:
+            answer.body = await decompressed(body, encoding, most)
+        except CompressionError as problem:
+            if answer.is_success:  # the status of an error says enough
+                raise self.protocol_error(request, answer, str(problem)) from None
+
+    def _too_large(self, request: Request, most: int) -> ProtocolError:
+        return ProtocolError(f"{_described(request)}: answered with more than {most:,} bytes, the most that is read")
+
     def _start(
-        self, request: Request, authorization: Mapping[str, str]
+        self, request: Request, url: str | URL, authorization: Mapping[str, str]
     ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
         self.check_usable()
         headers = {**request.headers, **authorization}
@@ -184,7 +244,7 @@ class Transport:
         session = self._new_connections if request.new_connection else self._session
         return session.request(
             request.method,
-            request.url,
+            url,
             data=data,
             headers=headers,
             timeout=_time_limit(request.timeout, request.idle_timeout),
@@ -194,8 +254,8 @@ class Transport:
     def decode(self, request: Request, answer: Answer, kind: type[T]) -> T:
         """Return the body as `kind`, or raise a `ProtocolError`."""
         try:
-            return msgspec.json.decode(answer.body, type=kind)
-        except msgspec.MsgspecError as problem:
+            return decode_answer(answer.body, kind)
+        except UnreadableError as problem:
             raise self.protocol_error(request, answer, str(problem)) from problem
 
     def protocol_error(self, request: Request, answer: Answer, problem: str) -> ProtocolError:
@@ -268,6 +328,8 @@ class Transport:
         if isinstance(cause, aiohttp.ClientResponseError):
             problem = self._excerpt(cause.message)
             return ProtocolError(f"{described}: {host} does not follow HTTP: {problem}. Check base_url.")
+        if isinstance(cause, ValueError):
+            return ConfigError(f"{described}: cannot be sent: {self._excerpt(str(cause))}")
         broke = f"{described}: the connection to {host} broke: {self._excerpt(_reason(cause))}"
         return ConnectError(broke, has_begun=isinstance(cause, aiohttp.ClientPayloadError))
 
@@ -306,8 +368,8 @@ class ErrorBody(Struct, kw_only=True):
     def read(cls, body: bytes) -> ErrorBody | None:
         """Read a JSON error body; None if it is anything else."""
         try:
-            raw = msgspec.json.decode(body)
-        except msgspec.MsgspecError:
+            raw = decode_json(body, object)
+        except UnreadableError:
             return None
         if not isinstance(raw, dict):
             return None
@@ -338,7 +400,15 @@ def _session(**connections: Any) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, socket_factory=_socket, **connections),
         cookie_jar=aiohttp.DummyCookieJar(),
-        headers={"User-Agent": f"loops-async/{__version__}", protocol.ACCEPT_ERROR: "1"},
+        headers={
+            "User-Agent": f"loops-async/{__version__}",
+            "Accept-Encoding": ACCEPTED_ENCODINGS,
+            protocol.ACCEPT_ERROR: "1",
+        },
+        # aiohttp would decompress answers of any size, and also the files that a store keeps compressed.
+        auto_decompress=False,
+        max_line_size=LONGEST_HEADER,
+        max_field_size=LONGEST_HEADER,
     )
 
 
@@ -355,6 +425,20 @@ def _socket(address: tuple[Any, ...]) -> socket.socket:
 @lru_cache(maxsize=64)
 def _time_limit(seconds: float | None, idle_seconds: float | None) -> aiohttp.ClientTimeout:
     return aiohttp.ClientTimeout(total=seconds, sock_connect=CONNECT_SECONDS, sock_read=idle_seconds)
+
+
+async def _up_to(response: aiohttp.ClientResponse, most: int) -> bytes:
+    """Return the body; of one with more than `most` bytes, a little more than the first `most`."""
+    length = response.content_length
+    if length is not None and length <= most:
+        return await response.read()
+    pieces: list[bytes] = []
+    async for piece in response.content.iter_any():
+        pieces.append(piece)
+        most -= len(piece)
+        if most < 0:
+            break
+    return b"".join(pieces)
 
 
 def _text_of(body: bytes) -> str:
@@ -396,7 +480,7 @@ def _seconds(text: str | None) -> float | None:
         pass
     try:
         seconds = parsedate_to_datetime(text).timestamp() - time.time()
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return seconds if seconds > 0 else None  # a past date carries no information
 
