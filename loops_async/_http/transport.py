@@ -52,8 +52,12 @@ KEEPALIVE_SECONDS: Final = 60.0
 REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 MOST_REDIRECTS: Final = 5
 LONGEST_HEADER: Final = 64 * 1024
-ERROR_BYTES: Final = 1 << 20
-"""How much is read of the body of an error."""
+MOST_BYTES: Final = 64 << 20
+"""The largest answer of most routes; a page of files or of log lines has a few megabytes."""
+MOST_RESULT_BYTES: Final = 1 << 30
+"""The largest completion or result of an operation; the logprobs of the largest batch have some hundred megabytes."""
+MOST_ERROR_BYTES: Final = 1 << 20
+"""How much of the body of an error is read."""
 
 PROBES: Final = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 30, "TCP_KEEPCNT": 5}
 """TCP keep-alive: idle seconds before the first probe, seconds between probes, and the limit of unanswered probes."""
@@ -103,8 +107,10 @@ class Request(Struct, kw_only=True, gc=False):
     """Whether to connect for this request alone."""
     idle_timeout: float | None = None
     """The longest time in seconds without new data, for bodies without a total time limit."""
-    most_bytes: int = 64 << 20
-    """The size of the largest answer that is read, before and after decompression."""
+    has_signed_url: bool = False
+    """Whether the URL must be sent exactly as it is written."""
+    most_bytes: int = MOST_BYTES
+    """The largest answer that is read, before and after decompression."""
 
 
 class Answer(Struct, gc=False):
@@ -157,7 +163,7 @@ class Transport:
     async def send(self, request: Request) -> Answer:
         """Send a request and return the answer, whatever its status."""
         try:
-            async with self._start(request, request.url, self._authorization) as response:
+            async with self._start(request, self._authorization) as response:
                 return await self._read(request, response)
         except (*_NETWORK_ERRORS, ValueError) as cause:
             failure = self._transport_error(request, cause)
@@ -169,7 +175,7 @@ class Transport:
         """Yield a 2xx response of a file store to read piece by piece; raise the error of any other response.
 
         The API key is not sent: a signed URL carries its own permission, and the store is not the service. So
-        redirects are followed. The body is as the store keeps it, also where that is compressed.
+        redirects are followed. The body has the encoding in which the store keeps it.
         """
         try:
             async with AsyncExitStack() as stack:
@@ -182,11 +188,10 @@ class Transport:
         raise failure
 
     async def _opened(self, request: Request, stack: AsyncExitStack) -> aiohttp.ClientResponse:
+        """Follow redirects to a 2xx response, which `stack` closes."""
         for _ in range(MOST_REDIRECTS + 1):
             try:
-                # A signature is of the URL as it is written, which aiohttp would write otherwise.
-                url = URL(request.url, encoded=request.url.isascii())
-                response = await stack.enter_async_context(self._start(request, url, {}))
+                response = await stack.enter_async_context(self._start(request, {}))
             except ValueError as cause:
                 raise self._transport_error(request, cause) from None
             if 200 <= response.status < 300:
@@ -208,7 +213,7 @@ class Transport:
     async def _read(self, request: Request, response: aiohttp.ClientResponse) -> Answer:
         """Read a whole answer; of an error's body, its beginning."""
         answer = Answer(response.status, response.headers, b"")
-        most = request.most_bytes if answer.is_success else ERROR_BYTES
+        most = request.most_bytes if answer.is_success else MOST_ERROR_BYTES
         if answer.is_success and (response.content_length or 0) > most:
             raise self._too_large(request, most)
         answer.body = await _up_to(response, most)
@@ -231,7 +236,7 @@ class Transport:
         return ProtocolError(f"{_described(request)}: answered with more than {most:,} bytes, the most that is read")
 
     def _start(
-        self, request: Request, url: str | URL, authorization: Mapping[str, str]
+        self, request: Request, authorization: Mapping[str, str]
     ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
         self.check_usable()
         headers = {**request.headers, **authorization}
@@ -244,7 +249,7 @@ class Transport:
         session = self._new_connections if request.new_connection else self._session
         return session.request(
             request.method,
-            url,
+            _as_written(request.url) if request.has_signed_url else request.url,
             data=data,
             headers=headers,
             timeout=_time_limit(request.timeout, request.idle_timeout),
@@ -427,8 +432,13 @@ def _time_limit(seconds: float | None, idle_seconds: float | None) -> aiohttp.Cl
     return aiohttp.ClientTimeout(total=seconds, sock_connect=CONNECT_SECONDS, sock_read=idle_seconds)
 
 
+def _as_written(url: str) -> URL:
+    """Return a URL that is sent byte for byte; without this, some escapes are written in another way."""
+    return URL(url, encoded=url.isascii())
+
+
 async def _up_to(response: aiohttp.ClientResponse, most: int) -> bytes:
-    """Return the body; of one with more than `most` bytes, a little more than the first `most`."""
+    """Return the body; only the first part of one with more than `most` bytes, but more than `most` bytes of it."""
     length = response.content_length
     if length is not None and length <= most:
         return await response.read()
