@@ -12,7 +12,7 @@ from ..errors import ProtocolError
 from ..types import BasetenDeployment, LocalDeployment, Run, Sampler, ServerlessDeployment
 from .body import Body
 from .settings import Settings, resolve_settings
-from .transport import Request
+from .transport import MOST_BYTES, Request
 
 Deployment: TypeAlias = BasetenDeployment | ServerlessDeployment | LocalDeployment
 
@@ -109,6 +109,7 @@ class Endpoint(Struct, frozen=True, kw_only=True):
         body: bytes | Body | None = None,
         headers: Mapping[str, str] | None = None,
         timeout: float | None | UnsetType = UNSET,
+        most_bytes: int = MOST_BYTES,
     ) -> Request:
         """Make a request to this endpoint; `headers`, if given, replace the headers of the endpoint."""
         return Request(
@@ -118,6 +119,7 @@ class Endpoint(Struct, frozen=True, kw_only=True):
             body=body,
             headers=self.headers if headers is None else headers,
             timeout=self.timeout if timeout is UNSET else timeout,
+            most_bytes=most_bytes,
         )
 
     def settings(self) -> Settings:

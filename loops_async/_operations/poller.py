@@ -16,7 +16,7 @@ from .. import protocol
 from .._http.decoding import UnreadableError
 from .._http.endpoint import Endpoint
 from .._http.retry import POLL, Failure, failure_of, retry
-from .._http.transport import Answer, Request, Transport
+from .._http.transport import MOST_RESULT_BYTES, Answer, Request, Transport
 from ..errors import ApiError, ConnectError, LoopsError, ProtocolError, RemoteOpError, UnknownRequestError
 
 T = TypeVar("T")
@@ -79,6 +79,7 @@ class Poller:
             f"/operations/{protocol.segment(operation_id)}",
             f"wait for {operation}" + (f" of run {run_id}" if run_id else ""),
             timeout=POLL_SECONDS,
+            most_bytes=MOST_RESULT_BYTES,
         )
         # Operations finish in order: the oldest hold the gate until they are done.
         async with self._gate:
