@@ -63,6 +63,8 @@ PROBES: Final = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 30, "TCP_KEEPCNT": 5}
 """TCP keep-alive: idle seconds before the first probe, seconds between probes, and the limit of unanswered probes."""
 LONGEST_MESSAGE: Final = 2000
 LONGEST_EXCERPT: Final = 200
+LONGEST_TEXT: Final = 64 * 1024
+"""How many bytes of a body are looked through for what is shown of it."""
 
 _ERRORS: Final[dict[int, type[ApiError]]] = {
     status: kind
@@ -87,7 +89,7 @@ _ADVICE: Final[dict[int, str]] = {
 _QUERY: Final = re.compile(r"(?<=[^\s\"'<>])\?[^\s\"'<>]+")
 """The query of an absolute or relative URL: a question mark within a word and the rest of that word."""
 
-_PASSWORD: Final = re.compile(r"//[^/@]*@")
+_PASSWORD: Final = re.compile(r"(?<=://)[^\s/?#@\"'<>]*@")
 """The user and password of a URL."""
 
 _NETWORK_ERRORS: Final = (aiohttp.ClientError, TimeoutError, ConnectionError)
@@ -215,13 +217,13 @@ class Transport:
         answer = Answer(response.status, response.headers, b"")
         most = request.most_bytes if answer.is_success else MOST_ERROR_BYTES
         if answer.is_success and (response.content_length or 0) > most:
-            raise self._too_large(request, most)
+            raise self._too_large(request, answer, most)
         answer.body = await _up_to(response, most)
         encoding = response.headers.get("Content-Encoding")
         if encoding is not None:
             await self._decompress(request, answer, encoding, most)
         if answer.is_success and len(answer.body) > most:
-            raise self._too_large(request, most)
+            raise self._too_large(request, answer, most)
         return answer
 
     async def _decompress(self, request: Request, answer: Answer, encoding: str, most: int) -> None:
@@ -232,8 +234,11 @@ class Transport:
             if answer.is_success:  # the status of an error says enough
                 raise self.protocol_error(request, answer, str(problem)) from None
 
-    def _too_large(self, request: Request, most: int) -> ProtocolError:
-        return ProtocolError(f"{_described(request)}: answered with more than {most:,} bytes, the most that is read")
+    def _too_large(self, request: Request, answer: Answer, most: int) -> ProtocolError:
+        return ProtocolError(
+            f"{_described(request)}: answered with more than {most:,} bytes, the most that is read",
+            status=answer.status,
+        )
 
     def _start(
         self, request: Request, authorization: Mapping[str, str]
@@ -358,7 +363,7 @@ class Transport:
         It is one line of at most `most` characters, without secrets that the service might have put there, and with
         control characters made visible.
         """
-        text = _QUERY.sub("?…", text)
+        text = _PASSWORD.sub("…@", _QUERY.sub("?…", text))
         return one_line(self._settings.api_key.scrub(text) if self._settings.api_key else text, most)
 
 
@@ -452,7 +457,9 @@ async def _up_to(response: aiohttp.ClientResponse, most: int) -> bytes:
 
 
 def _text_of(body: bytes) -> str:
-    return body.decode("utf-8", "replace")
+    """Return the beginning of a body as text, without a last word that was cut: it may be half a secret."""
+    text = body[:LONGEST_TEXT].decode("utf-8", "replace")
+    return text if len(body) <= LONGEST_TEXT else "".join(text.rsplit(maxsplit=1)[:1])
 
 
 def is_final(answer: Answer) -> bool:
@@ -462,7 +469,7 @@ def is_final(answer: Answer) -> bool:
 
 
 def _described(request: Request) -> str:
-    url = _PASSWORD.sub("//", request.url.split("?", 1)[0])
+    url = _PASSWORD.sub("", request.url.split("?", 1)[0])
     return f"{request.what} ({request.method} {url})"
 
 
