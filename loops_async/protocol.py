@@ -17,6 +17,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from .errors import InputError
 from .types import AdamParams, Datum, TensorData
+from .types.identifiers import GivenId
 from .types.inputs import Chunk, ExternalRef
 from .types.tensors import plain_scalar
 
@@ -131,7 +132,7 @@ class LoadStateBody(Struct, kw_only=True):
 class Accepted(Struct, kw_only=True):
     """Body of the 202 answer that accepts an operation."""
 
-    operation_id: str
+    operation_id: GivenId
     schema_version: int = SCHEMA_VERSION
 
 

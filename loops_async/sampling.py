@@ -20,7 +20,7 @@ from ._arguments import check_at_least, check_kind, check_model_input, check_pos
 from ._http.endpoint import Endpoint
 from ._http.retry import SAMPLE, Failure, failure_of, retry, until
 from ._http.settings import checked_url, resolve_settings
-from ._http.transport import Answer, Request
+from ._http.transport import MOST_RESULT_BYTES, Answer, Request
 from ._sampling.completions import read_completions
 from ._sampling.many import BoundedMap, map_in_processes, run_in_worker
 from ._sampling.queue import SampleQueue
@@ -169,7 +169,14 @@ class SamplingClient:
             body.include_routed_experts = bool(include_routed_experts)
         key = str(uuid4())
         headers = {**self._endpoint.headers, protocol.IDEMPOTENCY_KEY: key, **_affinity_header(affinity_key)}
-        request = self._endpoint.request("POST", "/sample", "sample", body=protocol.encode(body), headers=headers)
+        request = self._endpoint.request(
+            "POST",
+            "/sample",
+            "sample",
+            body=protocol.encode(body),
+            headers=headers,
+            most_bytes=MOST_RESULT_BYTES,
+        )
         runtime = await self._usable_runtime()
         completions: bytes | msgspec.Raw
         async with runtime.admission:
@@ -299,12 +306,11 @@ class SamplingClient:
         async def probe() -> bool | None:
             nonlocal seen
             try:
-                answer = await runtime.transport.ask(request)
-                seen = msgspec.json.decode(answer.body, type=protocol.PolicyVersion).policy_version
+                seen = (await runtime.transport.fetch(request, protocol.PolicyVersion)).policy_version
             except ApiError as error:
                 # Without this route, the sampler still checks the minimum version in each request, and that is enough.
                 return True if error.status in (404, 501) else None
-            except (TransportError, msgspec.MsgspecError):
+            except TransportError:
                 return None
             return True if seen is not None and seen >= version else None
 

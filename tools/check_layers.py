@@ -57,19 +57,25 @@ ORDER: dict[str, tuple[str, ...]] = {
 INTERNAL: dict[str, tuple[str, ...]] = {
     "loops_async": (),
     "loops_sync": ("loops_async",),
-    "loops_local": ("loops_async.types", "loops_async.protocol", "loops_async.errors", "loops_async._tasks"),
+    "loops_local": (
+        "loops_async.types",
+        "loops_async.protocol",
+        "loops_async.errors",
+        "loops_async._tasks",
+        "loops_async._http.decoding",
+    ),
 }
 """Which parts of our other packages a package may import."""
 
 LIBRARIES: dict[str, frozenset[str]] = {
     "loops_async": frozenset({"anyio", "msgspec"}),
-    "loops_async._http.transport": frozenset({"aiohttp"}),
+    "loops_async._http.transport": frozenset({"aiohttp", "yarl"}),  # yarl: the URLs of aiohttp
     "loops_async._http.retry": frozenset({"backoff"}),
     "loops_async.cli": frozenset({"rich", "typer"}),  # the extra of that name
     "loops_sync": frozenset({"msgspec"}),
     "loops_local": frozenset({"msgspec"}),
     "loops_local.faults": frozenset({"aiohttp", "yarl"}),
-    "loops_local._http": frozenset({"aiohttp", "yarl"}),  # yarl: the URLs of aiohttp
+    "loops_local._http": frozenset({"aiohttp", "yarl"}),
     "loops_local._routes": frozenset({"aiohttp", "yarl"}),
     "loops_local._service": frozenset({"aiohttp", "yarl"}),
     "loops_local.engine.pytorch": frozenset({"gguf", "numpy", "safetensors", "tokenizers", "torch", "transformers"}),

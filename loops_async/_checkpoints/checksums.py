@@ -50,3 +50,9 @@ def stated_checksum(headers: Mapping[str, str]) -> Checksum | None:
         if len(digest) == hashlib.new(algorithm, usedforsecurity=False).digest_size:
             return Checksum(algorithm, digest)
     return None
+
+
+def stated_version(headers: Mapping[str, str]) -> str:
+    """Return what tells this version of a file from others byte by byte, as ``If-Range`` takes it; empty if nothing."""
+    tag = headers.get("ETag", "")
+    return headers.get("Last-Modified", "") if not tag or tag.startswith("W/") else tag

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -20,10 +21,10 @@ from .._http.transport import Request
 from .._session.runtime import Runtime
 from .._tasks import SingleFlight
 from ..errors import ApiError, ConnectError, InputError, LoopsError, ProtocolError, UnsupportedError
-from ..protocol import segment
+from ..protocol import encode, segment
 from ..types import CheckpointDownload, CheckpointFile, DownloadProgress
-from .checksums import stated_checksum
-from .paths import local_paths, reject_symlinks
+from .checksums import stated_checksum, stated_version
+from .paths import local_paths, name_errors, reject_symlinks
 
 __all__ = ["checkpoint_files", "download"]
 
@@ -38,6 +39,9 @@ MTIME_TOLERANCE_SECONDS: Final = 0.001
 
 EXPIRED_STATUSES: Final = (400, 401, 403, 410)
 """The statuses with which file stores answer an expired signed URL."""
+
+RANGE_NOT_SATISFIABLE: Final = 416
+"""The status of a store that does not have the rest of a partial file, which is then downloaded anew."""
 
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-")
 
@@ -99,12 +103,13 @@ async def download(
 
     Files are fetched into ``.<checkpoint_id>.part`` and moved to their final paths when all are complete. A later call
     resumes an interrupted download, and skips files that have the size and time of the listing. Nothing is written if
-    a name is unsafe. Sizes are compared with the listing, and checksums if the file store sends one. The API key is
-    not sent to the file URLs; expired URLs are renewed.
+    a name is unsafe. Sizes are compared with the listing, and checksums if the file store sends one. A file that was
+    changed since it was interrupted is downloaded anew. The API key is not sent to the file URLs; expired URLs are
+    renewed.
 
     Raises:
-        ProtocolError: the listing names a file outside `dest_dir` or the same file twice, or a file has another
-            size or checksum than stated.
+        ProtocolError: the listing names a file outside `dest_dir`, the same file twice, or one that this file system
+            or Windows cannot hold; or a file has another size or checksum than stated.
         UnsupportedError: the checkpoint is stored where there are no file URLs.
         InputError: `dest_dir` is a file.
         OSError: the disk is full or not writable.
@@ -135,20 +140,33 @@ async def download(
 
 
 class Item(Struct, frozen=True):
-    """A file of the listing and its paths: the final one, and those while it is fetched and once it is complete."""
+    """A file of the listing and its paths: the final one, and those while it is fetched and once it is complete.
+
+    `validator` is the path of what the store calls the version of the partial file.
+    """
 
     file: CheckpointFile
     target: Path
     partial: Path
+    validator: Path
     complete: Path
 
     @property
     def name(self) -> str:
         return self.file.relative_file_name
 
+    @property
+    def modified(self) -> float | None:
+        """The Unix time of the listing; None if there is none. Some stores state the year 1 for an unknown time."""
+        seconds = self.file.last_modified.timestamp() if self.file.last_modified else 0.0
+        return seconds if seconds > 0.0 else None
+
 
 class Staging:
-    """The directory for files until all are complete: ``half/`` for partial files, ``whole/`` for checked ones."""
+    """The directory for files until all are complete: ``half/`` for partial files, ``whole/`` for checked ones.
+
+    A file's name there is made of all that the listing says of it, so that no file is resumed from another version.
+    """
 
     def __init__(self, root: Path, name: str) -> None:
         self._root = root
@@ -158,18 +176,27 @@ class Staging:
     def arrange(self, files: list[CheckpointFile]) -> list[Item]:
         """Return the paths of each file, or reject the whole listing."""
         items = [
-            Item(file, self._root / path, self._directory / "half" / path, self._directory / "whole" / path)
+            self._item(file, self._root / path)
             for file, path in zip(files, local_paths(files, reserved=self._name), strict=True)
         ]
-        reject_symlinks(self._root, [path for item in items for path in (item.target, item.partial, item.complete)])
+        for item in items:
+            with name_errors(item.name):
+                reject_symlinks(self._root, [item.target, item.partial, item.validator, item.complete])
         return items
+
+    def _item(self, file: CheckpointFile, target: Path) -> Item:
+        version = [file.relative_file_name, file.node_rank, file.size_bytes, file.last_modified]
+        name = hashlib.sha256(encode(version)).hexdigest()[:32]
+        half, whole = self._directory / "half", self._directory / "whole"
+        return Item(file, target, half / name, half / f"{name}.version", whole / name)
 
     def move_into_place(self, items: list[Item]) -> None:
         """Move every fetched file to its final path; call this when all files are complete."""
         for item in items:
             if item.complete.exists():
-                item.target.parent.mkdir(parents=True, exist_ok=True)
-                item.complete.replace(item.target)
+                with name_errors(item.name):
+                    item.target.parent.mkdir(parents=True, exist_ok=True)
+                    item.complete.replace(item.target)
         shutil.rmtree(self._directory, ignore_errors=True)
 
 
@@ -255,10 +282,9 @@ async def _fetch_all(runtime: Runtime, waiting: Iterator[Item], urls: FileUrls, 
 def _is_done(item: Item) -> bool:
     if item.complete.is_file():
         return True
-    written, size = item.file.last_modified, item.file.size_bytes
-    if written is None or not item.target.is_file() or item.target.stat().st_size != size:
+    if item.modified is None or not item.target.is_file() or item.target.stat().st_size != item.file.size_bytes:
         return False
-    return abs(item.target.stat().st_mtime - written.timestamp()) < MTIME_TOLERANCE_SECONDS
+    return abs(item.target.stat().st_mtime - item.modified) < MTIME_TOLERANCE_SECONDS
 
 
 async def _fetch(runtime: Runtime, item: Item, urls: FileUrls, progress: Progress) -> None:
@@ -269,9 +295,12 @@ async def _fetch(runtime: Runtime, item: Item, urls: FileUrls, progress: Progres
         try:
             await _fetch_remaining(runtime, item, url, progress)
         except ApiError as error:
-            if error.status not in EXPIRED_STATUSES:
+            if error.status in EXPIRED_STATUSES:
+                await urls.renew(item.file, url)
+            elif error.status == RANGE_NOT_SATISFIABLE:
+                await _discard_partial(item)
+            else:
                 raise
-            await urls.renew(item.file, url)
             await _fetch_remaining(runtime, item, urls.of(item.file), progress)
 
     try:
@@ -290,11 +319,10 @@ async def _fetch(runtime: Runtime, item: Item, urls: FileUrls, progress: Progres
 
 def _mark_complete(item: Item) -> None:
     """Flush a checked file to disk, so that it survives a crash, and move it to the complete files."""
-    with item.partial.open("rb") as file:
+    with item.partial.open("r+b") as file:  # Windows flushes only files that are open for writing
         os.fsync(file.fileno())
-    if item.file.last_modified is not None:
-        written = item.file.last_modified.timestamp()
-        os.utime(item.partial, (written, written))
+    if item.modified is not None:
+        os.utime(item.partial, (item.modified, item.modified))
     item.complete.parent.mkdir(parents=True, exist_ok=True)
     item.partial.replace(item.complete)
 
@@ -305,12 +333,13 @@ async def _fetch_remaining(runtime: Runtime, item: Item, url: str, progress: Pro
     offset = await to_thread.run_sync(_size, item.partial)
     # If all bytes are there but unchecked, the last one is fetched again, since the answer carries the checksum.
     offset = max(0, size - 1) if offset == size else offset if offset < size else 0
+    resumed = await to_thread.run_sync(_read_version, item.validator) if offset else ""
     request = Request(
         method="GET",
         url=url,
+        has_signed_url=True,
         what=f"download {item.name}",
-        # A compressed answer would have another length and other offsets.
-        headers={"Accept-Encoding": "identity"} | ({"Range": f"bytes={offset}-"} if offset else {}),
+        headers=_headers(offset, resumed),
         timeout=None,
         idle_timeout=IDLE_SECONDS,
     )
@@ -320,10 +349,17 @@ async def _fetch_remaining(runtime: Runtime, item: Item, url: str, progress: Pro
             raise ProtocolError(
                 f"{item.name}: requested bytes from {start}, got {response.headers.get('Content-Range')}"
             )
+        version = stated_version(response.headers)
+        if start and resumed and version and version != resumed:
+            await _discard_partial(item)
+            raise ConnectError(f"{item.name} was changed at its store while it was downloaded")
         checksum = stated_checksum(response.headers)
         async with _open_file(item.partial, "r+b" if start else "wb") as out:
             await out.truncate(start)
             await out.seek(start)
+            if not start:
+                # Written after the old bytes are gone, and before the new ones come.
+                await anyio.Path(item.validator).write_text(version, encoding="utf-8")
             written = start
             progress.set_size(item, written)
             async for block in response.content.iter_chunked(BLOCK_BYTES):
@@ -343,6 +379,25 @@ async def _fetch_remaining(runtime: Runtime, item: Item, url: str, progress: Pro
         )
 
 
+def _headers(offset: int, version: str) -> dict[str, str]:
+    # A compressed answer would have another length and other offsets.
+    headers = {"Accept-Encoding": "identity"}
+    if offset:
+        headers["Range"] = f"bytes={offset}-"
+        if version:
+            headers["If-Range"] = version
+    return headers
+
+
+def _read_version(path: Path) -> str:
+    """Return what was written when the download of a file began, empty if it is missing or damaged."""
+    try:
+        version = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeError):
+        return ""
+    return version if version.isascii() and version.isprintable() else ""
+
+
 @asynccontextmanager
 async def _open_file(path: Path, mode: Literal["r+b", "wb"]) -> AsyncGenerator[anyio.AsyncFile[bytes]]:
     """Open a file, and close it even when cancelled, which anyio before 4.14 does not do."""
@@ -357,6 +412,7 @@ async def _open_file(path: Path, mode: Literal["r+b", "wb"]) -> AsyncGenerator[a
 async def _discard_partial(item: Item) -> None:
     """Remove a partial file that may hold wrong bytes, so that no later call resumes from it."""
     await anyio.Path(item.partial).unlink(missing_ok=True)
+    await anyio.Path(item.validator).unlink(missing_ok=True)
 
 
 def _starts_at(content_range: str, start: int) -> bool:

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import unicodedata
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import Final
 
 from ..errors import ProtocolError
 from ..types import CheckpointFile
+
+LONGEST_SEGMENT: Final = 255
+"""Bytes of one path segment that common file systems can hold."""
+
+_FORBIDDEN: Final = frozenset('\\<>:"|?*')
+"""Characters that no name on Windows has; a colon there begins a drive, or a second stream of a file."""
+_DEVICES: Final = frozenset(
+    {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"}
+    | {f"{device}{number}" for device in ("COM", "LPT") for number in "0123456789\u00b9\u00b2\u00b3"}
+)
+"""Names of devices on Windows, with any extension."""
+
+_NAME_ERRORS: Final = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
 
 
 def local_paths(files: list[CheckpointFile], *, reserved: str) -> list[PurePosixPath]:
@@ -29,6 +46,19 @@ def local_paths(files: list[CheckpointFile], *, reserved: str) -> list[PurePosix
     return paths
 
 
+@contextmanager
+def name_errors(name: str) -> Generator[None]:
+    """Raise a `ProtocolError` if the file system cannot hold this name of the listing."""
+    try:
+        yield
+    except (OSError, UnicodeEncodeError) as problem:
+        if isinstance(problem, OSError) and problem.errno not in _NAME_ERRORS:
+            raise
+        raise ProtocolError(
+            f"this file system cannot hold {name!r:.300} of the checkpoint's listing in this directory: {problem}"
+        ) from problem
+
+
 def reject_symlinks(root: Path, paths: list[Path]) -> None:
     """Reject paths below `root` that lead outside it through a symbolic link, or are one."""
     real_root = root.resolve()
@@ -45,12 +75,18 @@ def _fold(text: str) -> str:
 def _safe_parts(name: str) -> list[str]:
     """Split a file's name into path segments, or reject an unsafe one."""
     parts = name.split("/")
-    is_unsafe = (
-        not name
-        or "\\" in name
-        or not name.isprintable()
-        or any(part in ("", ".", "..") or part[1:2] == ":" or part.endswith((".", " ")) for part in parts)
-    )
-    if is_unsafe:
-        raise ProtocolError(f"the checkpoint's listing has an unsafe file name {name!r}; nothing was written")
+    if not name.isprintable() or not all(map(_is_safe, parts)):
+        raise ProtocolError(f"the checkpoint's listing has an unsafe file name {name!r:.300}; nothing was written")
     return parts
+
+
+def _is_safe(part: str) -> bool:
+    """Whether a path segment has the same meaning on every system, Windows included."""
+    stem = part.partition(".")[0].rstrip(" ").upper()
+    return (
+        part not in ("", ".", "..")
+        and not part.endswith((".", " "))
+        and not _FORBIDDEN.intersection(part)
+        and stem not in _DEVICES
+        and len(part.encode()) <= LONGEST_SEGMENT
+    )

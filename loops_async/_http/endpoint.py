@@ -12,7 +12,7 @@ from ..errors import ProtocolError
 from ..types import BasetenDeployment, LocalDeployment, Run, Sampler, ServerlessDeployment
 from .body import Body
 from .settings import Settings, resolve_settings
-from .transport import Request
+from .transport import MOST_BYTES, Request
 
 Deployment: TypeAlias = BasetenDeployment | ServerlessDeployment | LocalDeployment
 
@@ -36,7 +36,7 @@ class Endpoint(Struct, frozen=True, kw_only=True):
     @classmethod
     def of_run(cls, run: Run, *, timeout: float | None = None, ready_timeout: float = 3600.0) -> Endpoint:
         """Return the endpoint of a run's trainer."""
-        if run.base_url is None:
+        if not run.base_url:
             raise ProtocolError(f"run {run.id} was created without the URL of its trainer; check it with get_run")
         deployment: Deployment
         if run.session_id == protocol.LOCAL_ID:
@@ -66,6 +66,8 @@ class Endpoint(Struct, frozen=True, kw_only=True):
 
         `service_url` is the URL of the control plane, which reports the state of a dedicated sampler.
         """
+        if not sampler.base_url:
+            raise ProtocolError(f"sampler {sampler.id} was created without its URL; check it with get_sampler")
         deployment: Deployment
         if sampler.id == protocol.LOCAL_ID:
             deployment = LocalDeployment(base_url=sampler.base_url)
@@ -107,6 +109,7 @@ class Endpoint(Struct, frozen=True, kw_only=True):
         body: bytes | Body | None = None,
         headers: Mapping[str, str] | None = None,
         timeout: float | None | UnsetType = UNSET,
+        most_bytes: int = MOST_BYTES,
     ) -> Request:
         """Make a request to this endpoint; `headers`, if given, replace the headers of the endpoint."""
         return Request(
@@ -116,6 +119,7 @@ class Endpoint(Struct, frozen=True, kw_only=True):
             body=body,
             headers=self.headers if headers is None else headers,
             timeout=self.timeout if timeout is UNSET else timeout,
+            most_bytes=most_bytes,
         )
 
     def settings(self) -> Settings:

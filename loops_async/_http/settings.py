@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from typing import Any, Final, NoReturn
-from urllib.parse import SplitResult, urlsplit
 
 from msgspec import Struct
 
 from ..errors import ConfigError
+from ..types.identifiers import split_http_url
 
 DEFAULT_BASE_URL: Final = "https://api.baseten.co"
 
@@ -108,22 +108,12 @@ def resolve_settings(
 
 def checked_url(url: str, name: str) -> str:
     """Return `url` without its trailing slash if it is an absolute HTTP URL; errors name the argument `name`."""
-    parts = _split(url)
+    parts = split_http_url(url) if isinstance(url, str) else None
     if parts is None:
         raise ConfigError(f"{name} must be an absolute http or https URL; got {url!r}")
     if parts.query or parts.fragment or parts.username or parts.password:
         raise ConfigError(f"{name} must not contain a user, a query or a fragment; host {parts.hostname!r}")
     return url.rstrip("/")
-
-
-def _split(url: Any) -> SplitResult | None:
-    """Return the parts of an absolute HTTP URL; None for anything else."""
-    try:
-        parts = urlsplit(url) if isinstance(url, str) else None
-        fits = parts is not None and parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:  # an invalid address or port
-        return None
-    return parts if fits else None
 
 
 def _max_connections() -> int:

@@ -7,15 +7,16 @@ import re
 import socket
 import time
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from email.utils import parsedate_to_datetime
 from functools import cache, lru_cache
 from typing import Any, Final, TypeVar, cast
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import aiohttp
-import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
+from yarl import URL
 
 from .. import protocol
 from .._tasks import check_loop
@@ -37,7 +38,10 @@ from ..errors import (
     RequestTimeoutError,
     ServerError,
 )
+from ..types.identifiers import split_http_url
 from .body import Body
+from .compression import ACCEPTED_ENCODINGS, CompressionError, decompressed
+from .decoding import UnreadableError, decode_answer, decode_json
 from .retry import RetryBudget
 from .settings import Settings
 
@@ -45,10 +49,22 @@ T = TypeVar("T")
 
 CONNECT_SECONDS: Final = 10.0
 KEEPALIVE_SECONDS: Final = 60.0
+REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+MOST_REDIRECTS: Final = 5
+LONGEST_HEADER: Final = 64 * 1024
+MOST_BYTES: Final = 64 << 20
+"""The largest answer of most routes; a page of files or of log lines has a few megabytes."""
+MOST_RESULT_BYTES: Final = 1 << 30
+"""The largest completion or result of an operation; the logprobs of the largest batch have some hundred megabytes."""
+MOST_ERROR_BYTES: Final = 1 << 20
+"""How much of the body of an error is read."""
+
 PROBES: Final = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 30, "TCP_KEEPCNT": 5}
 """TCP keep-alive: idle seconds before the first probe, seconds between probes, and the limit of unanswered probes."""
 LONGEST_MESSAGE: Final = 2000
 LONGEST_EXCERPT: Final = 200
+LONGEST_TEXT: Final = 64 * 1024
+"""How many bytes of a body are looked through for what is shown of it."""
 
 _ERRORS: Final[dict[int, type[ApiError]]] = {
     status: kind
@@ -73,7 +89,7 @@ _ADVICE: Final[dict[int, str]] = {
 _QUERY: Final = re.compile(r"(?<=[^\s\"'<>])\?[^\s\"'<>]+")
 """The query of an absolute or relative URL: a question mark within a word and the rest of that word."""
 
-_PASSWORD: Final = re.compile(r"//[^/@]*@")
+_PASSWORD: Final = re.compile(r"(?<=://)[^\s/?#@\"'<>]*@")
 """The user and password of a URL."""
 
 _NETWORK_ERRORS: Final = (aiohttp.ClientError, TimeoutError, ConnectionError)
@@ -93,6 +109,10 @@ class Request(Struct, kw_only=True, gc=False):
     """Whether to connect for this request alone."""
     idle_timeout: float | None = None
     """The longest time in seconds without new data, for bodies without a total time limit."""
+    has_signed_url: bool = False
+    """Whether the URL must be sent exactly as it is written."""
+    most_bytes: int = MOST_BYTES
+    """The largest answer that is read, before and after decompression."""
 
 
 class Answer(Struct, gc=False):
@@ -146,8 +166,8 @@ class Transport:
         """Send a request and return the answer, whatever its status."""
         try:
             async with self._start(request, self._authorization) as response:
-                return Answer(response.status, response.headers, await response.read())
-        except _NETWORK_ERRORS as cause:
+                return await self._read(request, response)
+        except (*_NETWORK_ERRORS, ValueError) as cause:
             failure = self._transport_error(request, cause)
         # Not chained to aiohttp's error, which contains the request with the API key and the signature in its URL.
         raise failure
@@ -156,19 +176,69 @@ class Transport:
     async def stream(self, request: Request) -> AsyncGenerator[aiohttp.ClientResponse]:
         """Yield a 2xx response of a file store to read piece by piece; raise the error of any other response.
 
-        The API key is not sent: a signed URL carries its own permission, and the store is not the service.
+        The API key is not sent: a signed URL carries its own permission, and the store is not the service. So
+        redirects are followed. The body has the encoding in which the store keeps it.
         """
         try:
-            async with self._start(request, {}) as response:
-                if not 200 <= response.status < 300:
-                    raise self.error(request, Answer(response.status, response.headers, await response.read()))
-                yield response
+            async with AsyncExitStack() as stack:
+                yield await self._opened(request, stack)
                 return
         except _NETWORK_ERRORS as cause:
             if isinstance(cause, LoopsError):
                 raise
             failure = self._transport_error(request, cause)
         raise failure
+
+    async def _opened(self, request: Request, stack: AsyncExitStack) -> aiohttp.ClientResponse:
+        """Follow redirects to a 2xx response, which `stack` closes."""
+        for _ in range(MOST_REDIRECTS + 1):
+            try:
+                response = await stack.enter_async_context(self._start(request, {}))
+            except ValueError as cause:
+                raise self._transport_error(request, cause) from None
+            if 200 <= response.status < 300:
+                return response
+            place = response.headers.get("Location", "")
+            if response.status not in REDIRECTS or not place:
+                raise self.error(request, await self._read(request, response))
+            request = replace(request, url=self._redirected(request, place))
+            await stack.aclose()
+        raise ProtocolError(f"{_described(request)}: redirected more than {MOST_REDIRECTS} times")
+
+    def _redirected(self, request: Request, place: str) -> str:
+        url = urljoin(request.url, place)
+        parts = split_http_url(url)
+        if parts is None or (parts.scheme == "http" and request.url.startswith("https:")):
+            raise ProtocolError(f"{_described(request)}: redirected to {self._excerpt(place)}, which is not followed")
+        return url
+
+    async def _read(self, request: Request, response: aiohttp.ClientResponse) -> Answer:
+        """Read a whole answer; of an error's body, its beginning."""
+        answer = Answer(response.status, response.headers, b"")
+        most = request.most_bytes if answer.is_success else MOST_ERROR_BYTES
+        if answer.is_success and (response.content_length or 0) > most:
+            raise self._too_large(request, answer, most)
+        answer.body = await _up_to(response, most)
+        encoding = response.headers.get("Content-Encoding")
+        if encoding is not None:
+            await self._decompress(request, answer, encoding, most)
+        if answer.is_success and len(answer.body) > most:
+            raise self._too_large(request, answer, most)
+        return answer
+
+    async def _decompress(self, request: Request, answer: Answer, encoding: str, most: int) -> None:
+        body, answer.body = answer.body, b""
+        try:
+            answer.body = await decompressed(body, encoding, most)
+        except CompressionError as problem:
+            if answer.is_success:  # the status of an error says enough
+                raise self.protocol_error(request, answer, str(problem)) from None
+
+    def _too_large(self, request: Request, answer: Answer, most: int) -> ProtocolError:
+        return ProtocolError(
+            f"{_described(request)}: answered with more than {most:,} bytes, the most that is read",
+            status=answer.status,
+        )
 
     def _start(
         self, request: Request, authorization: Mapping[str, str]
@@ -184,7 +254,7 @@ class Transport:
         session = self._new_connections if request.new_connection else self._session
         return session.request(
             request.method,
-            request.url,
+            _as_written(request.url) if request.has_signed_url else request.url,
             data=data,
             headers=headers,
             timeout=_time_limit(request.timeout, request.idle_timeout),
@@ -194,8 +264,8 @@ class Transport:
     def decode(self, request: Request, answer: Answer, kind: type[T]) -> T:
         """Return the body as `kind`, or raise a `ProtocolError`."""
         try:
-            return msgspec.json.decode(answer.body, type=kind)
-        except msgspec.MsgspecError as problem:
+            return decode_answer(answer.body, kind)
+        except UnreadableError as problem:
             raise self.protocol_error(request, answer, str(problem)) from problem
 
     def protocol_error(self, request: Request, answer: Answer, problem: str) -> ProtocolError:
@@ -268,6 +338,8 @@ class Transport:
         if isinstance(cause, aiohttp.ClientResponseError):
             problem = self._excerpt(cause.message)
             return ProtocolError(f"{described}: {host} does not follow HTTP: {problem}. Check base_url.")
+        if isinstance(cause, ValueError):
+            return ConfigError(f"{described}: cannot be sent: {self._excerpt(str(cause))}")
         broke = f"{described}: the connection to {host} broke: {self._excerpt(_reason(cause))}"
         return ConnectError(broke, has_begun=isinstance(cause, aiohttp.ClientPayloadError))
 
@@ -291,7 +363,7 @@ class Transport:
         It is one line of at most `most` characters, without secrets that the service might have put there, and with
         control characters made visible.
         """
-        text = _QUERY.sub("?…", text)
+        text = _PASSWORD.sub("…@", _QUERY.sub("?…", text))
         return one_line(self._settings.api_key.scrub(text) if self._settings.api_key else text, most)
 
 
@@ -306,8 +378,8 @@ class ErrorBody(Struct, kw_only=True):
     def read(cls, body: bytes) -> ErrorBody | None:
         """Read a JSON error body; None if it is anything else."""
         try:
-            raw = msgspec.json.decode(body)
-        except msgspec.MsgspecError:
+            raw = decode_json(body, object)
+        except UnreadableError:
             return None
         if not isinstance(raw, dict):
             return None
@@ -338,7 +410,15 @@ def _session(**connections: Any) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, socket_factory=_socket, **connections),
         cookie_jar=aiohttp.DummyCookieJar(),
-        headers={"User-Agent": f"loops-async/{__version__}", protocol.ACCEPT_ERROR: "1"},
+        headers={
+            "User-Agent": f"loops-async/{__version__}",
+            "Accept-Encoding": ACCEPTED_ENCODINGS,
+            protocol.ACCEPT_ERROR: "1",
+        },
+        # aiohttp would decompress answers of any size, and also the files that a store keeps compressed.
+        auto_decompress=False,
+        max_line_size=LONGEST_HEADER,
+        max_field_size=LONGEST_HEADER,
     )
 
 
@@ -357,8 +437,29 @@ def _time_limit(seconds: float | None, idle_seconds: float | None) -> aiohttp.Cl
     return aiohttp.ClientTimeout(total=seconds, sock_connect=CONNECT_SECONDS, sock_read=idle_seconds)
 
 
+def _as_written(url: str) -> URL:
+    """Return a URL that is sent byte for byte; without this, some escapes are written in another way."""
+    return URL(url, encoded=url.isascii())
+
+
+async def _up_to(response: aiohttp.ClientResponse, most: int) -> bytes:
+    """Return the body; only the first part of one with more than `most` bytes, but more than `most` bytes of it."""
+    length = response.content_length
+    if length is not None and length <= most:
+        return await response.read()
+    pieces: list[bytes] = []
+    async for piece in response.content.iter_any():
+        pieces.append(piece)
+        most -= len(piece)
+        if most < 0:
+            break
+    return b"".join(pieces)
+
+
 def _text_of(body: bytes) -> str:
-    return body.decode("utf-8", "replace")
+    """Return the beginning of a body as text, without a last word that was cut: it may be half a secret."""
+    text = body[:LONGEST_TEXT].decode("utf-8", "replace")
+    return text if len(body) <= LONGEST_TEXT else "".join(text.rsplit(maxsplit=1)[:1])
 
 
 def is_final(answer: Answer) -> bool:
@@ -368,7 +469,7 @@ def is_final(answer: Answer) -> bool:
 
 
 def _described(request: Request) -> str:
-    url = _PASSWORD.sub("//", request.url.split("?", 1)[0])
+    url = _PASSWORD.sub("", request.url.split("?", 1)[0])
     return f"{request.what} ({request.method} {url})"
 
 
@@ -396,7 +497,7 @@ def _seconds(text: str | None) -> float | None:
         pass
     try:
         seconds = parsedate_to_datetime(text).timestamp() - time.time()
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return seconds if seconds > 0 else None  # a past date carries no information
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -14,11 +13,11 @@ import msgspec
 from msgspec import Struct
 
 from .. import protocol
+from .._http.decoding import UnreadableError
 from .._http.endpoint import Endpoint
 from .._http.retry import POLL, Failure, failure_of, retry
-from .._http.transport import Answer, Request, Transport
+from .._http.transport import MOST_RESULT_BYTES, Answer, Request, Transport
 from ..errors import ApiError, ConnectError, LoopsError, ProtocolError, RemoteOpError, UnknownRequestError
-from .results import has_nan
 
 T = TypeVar("T")
 
@@ -80,6 +79,7 @@ class Poller:
             f"/operations/{protocol.segment(operation_id)}",
             f"wait for {operation}" + (f" of run {run_id}" if run_id else ""),
             timeout=POLL_SECONDS,
+            most_bytes=MOST_RESULT_BYTES,
         )
         # Operations finish in order: the oldest hold the gate until they are done.
         async with self._gate:
@@ -109,7 +109,7 @@ class Poller:
             try:
                 answer = await self._transport.send(request)
                 if answer.status == 200:
-                    return answer, self._read(request, answer)
+                    return answer, self._transport.decode(request, answer, _Poll)
                 if answer.status != 408:
                     raise self._error(request, answer, operation, operation_id)
             except (ApiError, ConnectError) as error:
@@ -120,15 +120,6 @@ class Poller:
             return None
 
         return await retry(ask, POLL, what=f"could not {request.what}", budget=self._transport.retry_budget)
-
-    def _read(self, request: Request, answer: Answer) -> _Poll:
-        try:
-            return self._transport.decode(request, answer, _Poll)
-        except ProtocolError:
-            poll = _with_nan(answer.body)
-            if poll is None:
-                raise
-            return poll
 
     def _error(self, request: Request, answer: Answer, operation: str, operation_id: str) -> LoopsError:
         error = self._transport.error(request, answer)
@@ -143,25 +134,13 @@ class Poller:
     async def _decode(self, request: Request, answer: Answer, raw: msgspec.Raw, decode: Decode[T]) -> T:
         try:
             return await decode(raw)
-        except msgspec.MsgspecError as problem:
+        except UnreadableError as problem:
             raise self._transport.protocol_error(request, answer, str(problem)) from problem
-
-
-def _with_nan(body: bytes) -> _Poll | None:
-    """Read a poll whose result has NaN or Infinity, which msgspec refuses."""
-    if not has_nan(body):
-        return None
-    try:
-        fields = json.loads(body)
-        result = json.dumps(fields.pop("result", None)).encode()
-        return msgspec.structs.replace(msgspec.convert(fields, _Poll), result=msgspec.Raw(result))
-    except (ValueError, AttributeError, msgspec.MsgspecError):
-        return None
 
 
 def accepted_id(transport: Transport, request: Request, answer: Answer) -> str:
     """Return the id of the operation that an answer accepts."""
     accepted = transport.decode(request, answer, protocol.Accepted)
-    if not accepted.operation_id or accepted.schema_version != protocol.SCHEMA_VERSION:
-        raise transport.protocol_error(request, answer, "expected an operation_id and schema_version 1")
+    if accepted.schema_version != protocol.SCHEMA_VERSION:
+        raise transport.protocol_error(request, answer, "expected schema_version 1")
     return accepted.operation_id

@@ -2,43 +2,35 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from typing import Any, TypeVar
 
-import msgspec
+from msgspec import Raw, Struct
 
 from .._http.body import Pacer
+from .._http.decoding import decode_answer
 from ..types import ForwardBackwardOutput, OptimStepResponse, TensorData
 
 T = TypeVar("T")
 
 
-class _Output(msgspec.Struct):
+class _RawOutput(Struct):
     loss: float | None = None
     loss_fn_output_type: str = ""
+    loss_fn_outputs: list[Raw] = []
     metrics: dict[str, float | None] = {}
 
 
-class _RawOutput(_Output):
-    loss_fn_outputs: list[msgspec.Raw] = []
+async def decode_output(raw: bytes | Raw) -> ForwardBackwardOutput:
+    """Decode the result of a forward pass, datum by datum; a null in place of a number becomes NaN.
 
-
-class _ParsedOutput(_Output):
-    loss_fn_outputs: list[dict[str, TensorData]] = []
-
-
-_decode_output = msgspec.json.Decoder(_RawOutput).decode
-_decode_tensors = msgspec.json.Decoder(dict[str, TensorData]).decode
-
-
-async def decode_output(raw: bytes | msgspec.Raw) -> ForwardBackwardOutput:
-    """Decode the result of a forward pass, datum by datum; a null in place of a number becomes NaN."""
+    Raises:
+        UnreadableError: `raw` is not such a result.
+    """
     pacer = Pacer()
-    output: _RawOutput | _ParsedOutput = _read(raw, _decode_output, _ParsedOutput)
+    output = decode_answer(raw, _RawOutput)
     tensors: list[dict[str, TensorData]] = []
-    for datum in output.loss_fn_outputs:
-        tensors.append(_decode_tensors(datum) if isinstance(datum, msgspec.Raw) else datum)
+    for raw_tensors in output.loss_fn_outputs:
+        tensors.append(decode_answer(raw_tensors, dict[str, TensorData]))
         await pacer.pause()
     return ForwardBackwardOutput(
         loss=_number(output.loss),
@@ -48,37 +40,14 @@ async def decode_output(raw: bytes | msgspec.Raw) -> ForwardBackwardOutput:
     )
 
 
-class _RawStep(msgspec.Struct):
+class _RawStep(Struct):
     metrics: dict[str, float | None] | None = None
 
 
-_decode_step = msgspec.json.Decoder(_RawStep).decode
-
-
-async def decode_step(raw: bytes | msgspec.Raw) -> OptimStepResponse:
+async def decode_step(raw: bytes | Raw) -> OptimStepResponse:
     """Decode the result of an optimizer step; a null metric, e.g. the norm of an overflowed gradient, becomes NaN."""
-    metrics = _read(raw, _decode_step, _RawStep).metrics
+    metrics = decode_answer(raw, _RawStep).metrics
     return OptimStepResponse(metrics=None if metrics is None else _numbers(metrics))
-
-
-def has_nan(body: bytes) -> bool:
-    """Whether a body may contain NaN or Infinity, which JSON does not have but some services write."""
-    return b"NaN" in body or b"Infinity" in body
-
-
-def _read(raw: bytes | msgspec.Raw, decode: Callable[[Any], Any], kind: Any) -> Any:
-    """Decode JSON; where it has NaN or Infinity, parse it in a way that accepts them, and return it as `kind`."""
-    try:
-        return decode(raw)
-    except msgspec.DecodeError as problem:
-        body = bytes(raw)
-        if not has_nan(body):
-            raise
-        try:
-            parsed = json.loads(body)
-        except ValueError:
-            raise problem from None
-        return msgspec.convert(parsed, kind)
 
 
 def _numbers(metrics: dict[str, float | None]) -> dict[str, float]:
@@ -95,10 +64,8 @@ def decoder_for(kind: type[T]) -> Any:
         return decode_output
     if kind is OptimStepResponse:
         return decode_step
-    decode = msgspec.json.Decoder(kind).decode
 
-    async def decode_small(raw: bytes | msgspec.Raw) -> T:
-        found: T = _read(raw, decode, kind)
-        return found
+    async def decode_small(raw: bytes | Raw) -> T:
+        return decode_answer(raw, kind)
 
     return decode_small

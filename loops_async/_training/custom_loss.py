@@ -7,6 +7,7 @@ Source: data-plane reference 2.5.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final, TypeGuard
@@ -19,6 +20,7 @@ from .._operations.submitter import Submitter
 from ..errors import InputError, ProtocolError, UnsupportedError
 from ..protocol import SKIP_NORMALIZATION, ForwardBody
 from ..types import CustomLossFn, Datum, ForwardBackwardOutput, TensorData
+from ..types.tensors import FLOATS
 
 if TYPE_CHECKING:
     import torch
@@ -104,7 +106,7 @@ def replayed(
             "use one of the trainer's own losses"
         )
     scores = [output["logprobs"] for output in scored.loss_fn_outputs if "logprobs" in output]
-    if [one.shape for one in scores] != [_targets(datum).shape for datum in data]:
+    if [one.shape for one in scores] != [_targets(datum).shape for datum in data] or not all(map(_are_floats, scores)):
         raise ProtocolError(f"the trainer did not return a logprob for each target of all {len(data)} examples")
     logprobs = [one.to_torch() for one in scores]
     leaves = [torch.nan_to_num(one, nan=0.0).requires_grad_() for one in logprobs]
@@ -118,6 +120,11 @@ def replayed(
     weights = [_weights(index, leaf, one) for index, (leaf, one) in enumerate(zip(leaves, logprobs, strict=True))]
     report = {"loss": loss.item()} | {str(name): _number(name, value) for name, value in metrics.items()}
     return [_weighted(datum, weight) for datum, weight in zip(data, weights, strict=True)], report
+
+
+def _are_floats(scores: TensorData) -> bool:
+    """Whether a tensor of the trainer is what torch can hold: of a known dtype, with a number for each place."""
+    return scores.dtype in FLOATS and len(scores.data) == math.prod(scores.shape)
 
 
 def _is_loss_with_metrics(returned: Any) -> TypeGuard[tuple[torch.Tensor, Mapping[str, Any]]]:

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, Final
 import msgspec
 from msgspec import Struct
 
+from .._http.decoding import UnreadableError, decode_json
 from ..errors import InputError
 from ..types import SampleResponse
 
@@ -58,8 +59,8 @@ def read_input(path: Path) -> Iterator[tuple[int, InputLine]]:
             if not line.strip():
                 continue
             try:
-                row = msgspec.json.decode(line, type=InputLine)
-            except msgspec.MsgspecError as problem:
+                row = decode_json(line, InputLine)
+            except UnreadableError as problem:
                 raise InputError(f"{path}:{number + 1}", f"is not a prompt: {problem}") from None
             if (row.prompt is None) == (row.messages is None):
                 raise InputError(f"{path}:{number + 1}", 'must have either "prompt" or "messages"')
@@ -85,8 +86,8 @@ def finished(path: Path | None) -> set[int]:
             if not line.endswith(b"\n"):
                 break
             try:
-                found.add(msgspec.json.decode(line, type=OutputLine).index)
-            except msgspec.MsgspecError as problem:
+                found.add(decode_json(line, OutputLine).index)
+            except UnreadableError as problem:
                 raise InputError(
                     f"{path}:{number + 1}",
                     f"is not a line that `loops sample` wrote: {problem}. Choose another --output",

@@ -14,6 +14,8 @@ from typing import Annotated, Literal, TypeAlias
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from .identifiers import GivenId, check_service_url
+
 __all__ = [
     "AuthScheme",
     "AvailabilityModel",
@@ -97,6 +99,8 @@ UseCase: TypeAlias = Literal["rl", "sft"]
 _Id = Annotated[str, Meta(min_length=1)]
 _Positive = Annotated[int, Meta(ge=1)]
 _Name = Annotated[str, Meta(min_length=1, max_length=255)]
+
+_Time = Annotated[datetime, Meta(tz=True)]
 
 # --- requests --------------------------------------------------------------------------------------------------------
 
@@ -195,10 +199,10 @@ class User(Struct, frozen=True):
 class Team(Struct, frozen=True, kw_only=True):
     """A team of the organization; `default` is True for the team of calls that name none."""
 
-    id: str
+    id: GivenId
     name: str
     default: bool = False
-    created_at: datetime | None = None
+    created_at: _Time | None = None
 
 
 class InstanceType(Struct, frozen=True, kw_only=True):
@@ -216,54 +220,60 @@ class InstanceType(Struct, frozen=True, kw_only=True):
 class Session(Struct, frozen=True, kw_only=True):
     """A session, which groups runs and samplers."""
 
-    id: str
+    id: GivenId
 
 
 class Sampler(Struct, frozen=True, kw_only=True):
     """A sampler at `base_url`. `model_id` and `deployment_id` are None for a serverless sampler."""
 
-    id: str
+    id: GivenId
     base_url: str
     base_model: str
-    created_at: datetime
-    model_id: str | None = None
-    deployment_id: str | None = None
+    created_at: _Time
+    model_id: GivenId | None = None
+    deployment_id: GivenId | None = None
     status: Status = Status()
     user: User | None = None
     instance_type: InstanceType | None = None
     node_count: int | None = None
     base_checkpoint: str | None = None
 
+    def __post_init__(self) -> None:
+        check_service_url(self.base_url)
+
 
 class Run(Struct, frozen=True, kw_only=True):
     """A run: a trainer at `base_url`, with its paired sampler if it has one."""
 
-    id: str
-    session_id: str
+    id: GivenId
+    session_id: GivenId
     base_model: str
     base_url: str | None
-    created_at: datetime
+    created_at: _Time
     sampler: Sampler | None = None
     name: str | None = None
-    deployment_id: str | None = None
+    deployment_id: GivenId | None = None
     lora_config_version: str | None = None
     status: Status = Status()
     user: User | None = None
     base_checkpoint: str | None = None
 
+    def __post_init__(self) -> None:
+        check_service_url(self.base_url)
+
 
 class Deployment(Struct, frozen=True, kw_only=True):
     """The deployment of a trainer; `status` is e.g. ``RUNNING``, ``SCALED_TO_ZERO`` or ``FAILED``."""
 
-    id: str
+    id: GivenId
     base_model: str
     base_url: str | None = None
     status: Status = Status()
     sampler: Sampler | None = None
     user: User | None = None
-    active_run_id: str | None = None
-    latest_run_id: str | None = None
-    created_at: datetime | None = None
+    active_run_id: GivenId | None = None
+    latest_run_id: GivenId | None = None
+    created_at: _Time | None = None
     availability_model: str | None = None
     instance_type: InstanceType | None = None
     node_count: int | None = None
@@ -272,7 +282,7 @@ class Deployment(Struct, frozen=True, kw_only=True):
 class Deactivated(Struct, frozen=True, kw_only=True):
     """The run, sampler or deployment that was deactivated."""
 
-    id: str
+    id: GivenId
     base_model: str | None = None
     user: User | None = None
 
@@ -298,11 +308,11 @@ class Checkpoint(Struct, frozen=True, kw_only=True):
     `CheckpointTarget`, or a value that this version does not know.
     """
 
-    id: str = ""
-    run_id: str
+    id: GivenId | Literal[""] = ""
+    run_id: GivenId
     checkpoint_id: str
     checkpoint_type: str | None = None
-    created_at: datetime
+    created_at: _Time
     base_model: str | None = None
     lora_adapter_config: LoraAdapterConfig | None = None
     size_bytes: int = 0
@@ -318,7 +328,10 @@ class CheckpointFile(Struct, frozen=True, kw_only=True):
     relative_file_name: str
     node_rank: int = 0
     size_bytes: int = 0
-    last_modified: datetime | None = None
+    last_modified: _Time | None = None
+
+    def __post_init__(self) -> None:
+        check_service_url(self.url)
 
     def __repr__(self) -> str:
         shown = self.url.split("?", 1)[0]
@@ -382,7 +395,7 @@ class ProvisioningEvent(Struct, frozen=True, kw_only=True):
     """
 
     kind: Literal["run", "sampler"]
-    id: str
+    id: GivenId
     stage: Literal["created", "waiting", "ready", "failed", "deactivated"]
     status: str | None = None
     seconds: float = 0.0
@@ -391,8 +404,8 @@ class ProvisioningEvent(Struct, frozen=True, kw_only=True):
 class DeployedModel(Struct, frozen=True, kw_only=True):
     """A model that was created from checkpoints, and its first deployment."""
 
-    model_id: str
-    deployment_id: str
+    model_id: GivenId
+    deployment_id: GivenId
 
 
 class EnablementDetails(Struct, frozen=True, kw_only=True):
@@ -456,13 +469,13 @@ class MetricPoint(Struct, frozen=True, kw_only=True):
     """One measurement."""
 
     value: float | None
-    timestamp: datetime
+    timestamp: _Time
 
 
 class ResponseTimes(Struct, frozen=True, kw_only=True):
     """Percentiles of the response time in milliseconds."""
 
-    timestamp: datetime
+    timestamp: _Time
     p50: float | None = None
     p95: float | None = None
     p99: float | None = None
@@ -471,7 +484,7 @@ class ResponseTimes(Struct, frozen=True, kw_only=True):
 class StatusCounts(Struct, frozen=True, kw_only=True):
     """The number of answers by class of HTTP status."""
 
-    timestamp: datetime
+    timestamp: _Time
     status_2xx: float = 0.0
     status_4xx: float = 0.0
     status_5xx: float = 0.0

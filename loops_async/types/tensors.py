@@ -20,9 +20,9 @@ __all__ = ["ArrayLike", "TensorData"]
 
 Number: TypeAlias = bool | int | float
 
-_FLOATS = frozenset({"float32", "float16", "bfloat16", "float64"})
+FLOATS = frozenset({"float32", "float16", "bfloat16", "float64"})
 _INTS = frozenset({"int32", "int64", "int8"})
-DTYPES = _FLOATS | _INTS | {"bool"}
+DTYPES = FLOATS | _INTS | {"bool"}
 _NUMBERS: frozenset[type] = frozenset({bool, int, float})
 _DTYPE_OF: tuple[tuple[Any, str], ...] = ((list[int], "int64"), (list[float], "float32"), (list[bool], "bool"))
 """The default dtype of a list, by the type of its numbers."""
@@ -61,7 +61,7 @@ class TensorData(msgspec.Struct, frozen=True, kw_only=True):
     shape: list[int]
 
     def __post_init__(self) -> None:
-        if self.dtype in _FLOATS and not _are_numbers(self.data):
+        if self.dtype in FLOATS and not _are_numbers(self.data):
             force_setattr(self, "data", [math.nan if x is None else x for x in self.data])
 
     @classmethod

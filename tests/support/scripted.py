@@ -174,7 +174,7 @@ class ScriptedService:
                 return Say(body={})
             case ["trainer", "policy_version"] | ["sampler", "trainers_policy_version"]:
                 return Say(body={"policy_version": 1})
-            case ["trainer", "operations", operation_id]:
+            case ["trainer", "operations", operation_id] if operation_id in self._operations:
                 return Say(body={"status": "done", "result": RESULTS[self._operations[operation_id]]})
             case ["trainer", operation] if operation in RESULTS:
                 operation_id = seen.headers["Idempotency-Key"]

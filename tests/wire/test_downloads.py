@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -38,6 +39,71 @@ async def test_files_arrive_whole_and_without_the_key(
     assert all(seen.query.startswith(SIGNED) and "Authorization" not in seen.headers for seen in fetched)
 
 
+async def test_a_signed_url_is_sent_byte_for_byte(
+    client: ServiceClient, service: ScriptedService, tmp_path: Path
+) -> None:
+    path, query = "/store/runs%3Ar1/a%2Bb%28v1%29.bin", "X-Amz-Credential=AK%2F2026%2Fs3&sig=ab%2bc%3D"
+    service.always("GET", FILES, Say(body=page([entry(f"{service.url}{path}?{query}", "a", 5)])))
+    service.always("GET", path, Say(body=b"12345"))
+    await client.download_checkpoint("c1", dest_dir=tmp_path)
+    assert found_in(tmp_path) == {"a": b"12345"}
+    assert service.seen_at("GET", path)[0].query == query
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("is_relative", [True, False])
+async def test_a_redirect_of_a_file_store_is_followed_without_the_key(
+    client: ServiceClient, store: FileStore, service: ScriptedService, tmp_path: Path, status: int, is_relative: bool
+) -> None:
+    store.holds({"a": b"12345"})
+    place = "/elsewhere%3A?sig=a%2fb"
+    service.always("GET", "/store/c1/0", Say(status, "", {"Location": place if is_relative else service.url + place}))
+    service.always("GET", "/elsewhere%3A", Say(body=b"12345"))
+    await client.download_checkpoint("c1", dest_dir=tmp_path)
+    assert found_in(tmp_path) == {"a": b"12345"}
+    [seen] = service.seen_at("GET", "/elsewhere%3A")
+    assert seen.query == "sig=a%2fb"
+    assert "Authorization" not in seen.headers
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("/store/c1/0", "redirected more than 5 times"),
+        ("file:///etc/passwd", "which is not followed"),
+        ("", "redirect"),
+    ],
+)
+async def test_a_redirect_that_leads_nowhere_is_refused(
+    client: ServiceClient, store: FileStore, service: ScriptedService, tmp_path: Path, place: str, said: str
+) -> None:
+    store.holds({"a": b"12345"})
+    service.always("GET", "/store/c1/0", Say(302, "", {"Location": place}))
+    with pytest.raises(ProtocolError, match=said):
+        await client.download_checkpoint("c1", dest_dir=tmp_path)
+    assert store.asked() <= 6
+
+
+async def test_a_file_that_is_stored_compressed_is_kept_as_it_is_stored(
+    client: ServiceClient, store: FileStore, tmp_path: Path
+) -> None:
+    stored = gzip.compress(b'{"r": 16}' * 100)
+    store.holds({"a": stored}, headers={"Content-Encoding": "gzip"})
+    await client.download_checkpoint("c1", dest_dir=tmp_path)
+    assert found_in(tmp_path) == {"a": stored}
+
+
+@pytest.mark.parametrize(
+    "time", ["Wed, 24 Jun 2026 18:20:39 GMT", "", "2026-06-24T18:20:39", "0001-01-01T00:00:00", 1782325239, None]
+)
+async def test_times_of_any_form_are_read(
+    client: ServiceClient, store: FileStore, tmp_path: Path, time: str | int | None
+) -> None:
+    store.holds({"a": b"12345"}, last_modified=time)
+    await client.download_checkpoint("c1", dest_dir=tmp_path)
+    assert found_in(tmp_path) == {"a": b"12345"}
+
+
 # --- names ---
 
 UNSAFE = [
@@ -63,6 +129,16 @@ UNSAFE = [
     "a/.. /b",
     "x.",
     "x ",
+    "weights.bin:stream",
+    "CON",
+    "a/aux.safetensors",
+    "com1.json",
+    "LPT\u00b9",
+    "nul .txt",
+    "a?b",
+    "a|b",
+    "x" * 256,
+    "\u00e9" * 128,
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import gc
 import hashlib
 import os
@@ -16,13 +17,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import anyio
+import msgspec
 import pytest
 from aiohttp import web
 
-from loops_async import ConnectError, LoopsError, PermissionDeniedError, ProtocolError, ServiceClient
+from loops_async import CheckpointFile, ConnectError, LoopsError, PermissionDeniedError, ProtocolError, ServiceClient
 from loops_async._checkpoints import download
+from loops_async._checkpoints.download import Item, Staging
 from tests.support.clock import Clock
-from tests.support.files import SIGNED, FileStore, found_in
+from tests.support.files import SIGNED, FileStore, entry, found_in
 from tests.support.scripted import KEY, Hold, Say, ScriptedService, hang_up_in_the_body
 from tests.support.secrecy import all_that_it_shows
 
@@ -40,11 +43,22 @@ asyncio.run(main())
 """
 
 
-def leave_half(directory: Path, content: bytes) -> None:
-    """Leave what an interrupted download of file ``a`` of checkpoint ``c1`` would."""
-    half = directory / ".c1.part" / "half" / "a"
-    half.parent.mkdir(parents=True)
-    half.write_bytes(content)
+def staged(directory: Path, name: str, size: int) -> Item:
+    """Return the paths of a file of checkpoint ``c1`` while it is downloaded."""
+    file = msgspec.convert(entry("http://files.invalid/x", name, size), CheckpointFile)
+    return Staging(directory, ".c1.part").arrange([file])[0]
+
+
+def leave_half(directory: Path, content: bytes, version: str = "") -> None:
+    """Leave what an interrupted download of `CONTENT` as file ``a`` of checkpoint ``c1`` would."""
+    item = staged(directory, "a", len(CONTENT))
+    write(item.partial, content)
+    write(item.validator, version.encode())
+
+
+def write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
 
 
 def base64(algorithm: str, content: bytes) -> str:
@@ -68,8 +82,10 @@ async def test_a_download_that_is_killed_goes_on(
     killed.kill()
     await killed.wait()
     assert not found_in(tmp_path).keys() & files.keys(), "whole or not at all"
-    left = found_in(tmp_path / ".c1.part")
-    assert any(name.startswith("whole/") for name in left)
+    items = [staged(tmp_path, name, len(content)) for name, content in files.items()]
+    fetched = {item.name: item.partial.stat().st_size for item in items if item.partial.exists()}
+    complete = {item.name for item in items if item.complete.exists()}
+    assert complete
 
     store.go.set()
     service.seen.clear()
@@ -79,12 +95,12 @@ async def test_a_download_that_is_killed_goes_on(
     ranges = {seen.path: seen.headers.get("Range") for seen in service.seen}
     spared = 0
     for number, (name, content) in enumerate(files.items()):
-        if f"whole/{name}" in left:
+        if name in complete:
             assert f"/store/c1/{number}" not in ranges
             spared += len(content)
         else:
             # A file that was not yet checked is asked for its last byte at least.
-            start = min(len(left.get(f"half/{name}", b"")), len(content) - 1)
+            start = min(fetched.get(name, 0), len(content) - 1)
             assert ranges[f"/store/c1/{number}"] == (f"bytes={start}-" if start else None)
             spared += start
     assert done.bytes_fetched == total - spared
@@ -99,7 +115,7 @@ async def test_a_download_that_is_cancelled_goes_on(
     service.answer("GET", "/store/c1/1", held)
     stopped = asyncio.create_task(client.download_checkpoint("c1", dest_dir=tmp_path))
     await held.arrived.wait()
-    while ".c1.part/whole/a" not in found_in(tmp_path):  # noqa: ASYNC110 - nothing else tells when a file is whole
+    while not staged(tmp_path, "a", 4).complete.exists():  # noqa: ASYNC110 - nothing else tells when a file is whole
         await asyncio.sleep(0)
     stopped.cancel()
     await asyncio.wait([stopped])
@@ -137,7 +153,7 @@ async def test_a_broken_connection_goes_on_where_it_broke(
         response = web.StreamResponse(headers={"Content-Length": str(len(CONTENT))})
         await response.prepare(request)
         await response.write(CONTENT[:50_000])
-        partial = tmp_path / ".c1.part" / "half" / "a"
+        partial = staged(tmp_path, "a", len(CONTENT)).partial
         while not partial.exists() or not partial.stat().st_size:  # noqa: ASYNC110 - nothing else tells
             await asyncio.sleep(0)
         assert request.transport is not None
@@ -194,6 +210,76 @@ async def test_a_refused_file_is_an_error_that_says_so_without_the_signature(
         await client.download_checkpoint("c1", dest_dir=tmp_path)
     assert "5ecret" not in all_that_it_shows(refused.value)
     assert found_in(tmp_path) == {}
+
+
+# --- files that changed, and stores that refuse ---
+
+
+@pytest.mark.parametrize(
+    ("headers", "sent"),
+    [
+        ({"ETag": '"v1"'}, '"v1"'),
+        ({"ETag": 'W/"v1"', "Last-Modified": "Wed, 24 Jun 2026 18:20:39 GMT"}, "Wed, 24 Jun 2026 18:20:39 GMT"),
+        ({"ETag": 'W/"v1"'}, None),
+        ({}, None),
+    ],
+    ids=["tag", "time", "weak tag", "nothing"],
+)
+async def test_a_resumed_download_names_the_version_it_began_with(
+    client: ServiceClient,
+    store: FileStore,
+    service: ScriptedService,
+    tmp_path: Path,
+    headers: dict[str, str],
+    sent: str,
+) -> None:
+    store.holds({"a": CONTENT}, headers=headers)
+    store.limit = 50_000
+    stopped = asyncio.create_task(client.download_checkpoint("c1", dest_dir=tmp_path))
+    await store.waiting.wait()
+    while not (partial := staged(tmp_path, "a", len(CONTENT)).partial).exists() or not partial.stat().st_size:  # noqa: ASYNC110 - nothing else tells
+        await asyncio.sleep(0)
+    stopped.cancel()
+    await asyncio.wait([stopped])
+    store.go.set()
+    await client.download_checkpoint("c1", dest_dir=tmp_path)
+    assert found_in(tmp_path) == {"a": CONTENT}
+    last = service.seen_at("GET", "/store/c1/0")[-1]
+    assert "Range" in last.headers
+    assert last.headers.get("If-Range") == sent
+
+
+@pytest.mark.parametrize("stage", ["partial", "complete"])
+async def test_what_was_downloaded_of_another_version_is_not_used(
+    client: ServiceClient, store: FileStore, service: ScriptedService, tmp_path: Path, stage: str
+) -> None:
+    write(getattr(staged(tmp_path, "a", len(CONTENT)), stage), b"x" * (len(CONTENT) if stage == "complete" else 1000))
+    store.holds({"a": CONTENT}, last_modified="2026-06-25T09:00:00Z")
+    await client.download_checkpoint("c1", dest_dir=tmp_path)
+    assert found_in(tmp_path) == {"a": CONTENT}
+    [seen] = service.seen_at("GET", "/store/c1/0")
+    assert "Range" not in seen.headers
+
+
+async def test_a_file_that_changes_at_a_store_that_ignores_if_range_is_downloaded_anew(
+    client: ServiceClient, store: FileStore, service: ScriptedService, tmp_path: Path, quick: Clock
+) -> None:
+    store.holds({"a": CONTENT}, headers={"ETag": '"v2"'})
+    leave_half(tmp_path, b"x" * 1000, '"v1"')
+    await client.download_checkpoint("c1", dest_dir=tmp_path)
+    assert found_in(tmp_path) == {"a": CONTENT}
+    assert ["Range" in seen.headers for seen in service.seen_at("GET", "/store/c1/0")] == [True, False]
+
+
+async def test_a_store_that_does_not_have_the_range_is_asked_for_the_whole_file_once(
+    client: ServiceClient, store: FileStore, service: ScriptedService, tmp_path: Path
+) -> None:
+    store.holds({"a": CONTENT})
+    leave_half(tmp_path, CONTENT[:1000])
+    service.answer("GET", "/store/c1/0", Say(416, "", {"Content-Range": f"bytes */{len(CONTENT)}"}))
+    await client.download_checkpoint("c1", dest_dir=tmp_path)
+    assert found_in(tmp_path) == {"a": CONTENT}
+    assert ["Range" in seen.headers for seen in service.seen_at("GET", "/store/c1/0")] == [True, False]
 
 
 # --- contents that are not what they should be ---
@@ -285,6 +371,30 @@ async def test_another_part_than_the_one_requested_is_refused(
 # --- the disk ---
 
 
+async def test_files_are_flushed_where_only_a_writable_one_can_be(
+    client: ServiceClient, store: FileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.fsync
+
+    def fsync_of_windows(number: int) -> None:
+        if fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        real(number)
+
+    monkeypatch.setattr(os, "fsync", fsync_of_windows)
+    store.holds({"a": CONTENT})
+    await client.download_checkpoint("c1", dest_dir=tmp_path)
+    assert found_in(tmp_path) == {"a": CONTENT}
+
+
+async def test_a_name_that_the_file_system_refuses_is_a_typed_error(
+    client: ServiceClient, store: FileStore, tmp_path: Path
+) -> None:
+    store.holds({"/".join(["x" * 250] * 20): b"1"})  # each part is short enough, the whole path is not
+    with pytest.raises(ProtocolError, match=r"cannot hold 'xxx.*too long"):
+        await client.download_checkpoint("c1", dest_dir=tmp_path)
+
+
 @contextmanager
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     async def no_space(*_: object) -> None:
@@ -317,8 +427,10 @@ async def test_a_symbolic_link_in_place_of_a_half_file_is_not_followed(
     service.always("GET", "/store/c1/0", hang_up_in_the_body)
     with pytest.raises(ConnectError):
         await client.download_checkpoint("c1", dest_dir=dest)
-    [half] = [path for path in dest.rglob("*") if path.is_file()]
+    item = staged(dest, "file", len(b"the new content"))
+    half = item.partial
     half.unlink()
+    item.validator.unlink()
     if planted == "file":
         half.symlink_to(outside / "file")
     else:

@@ -275,7 +275,8 @@ async def test_a_trainer_that_was_never_reached_leaves_nothing_unfinished(
         {"operation_id": "", "schema_version": 1},
         {"operation_id": 5, "schema_version": 1},
         {"operation_id": "x", "schema_version": 2},
-        {"operation_id": "x", "schema_version": None},
+        {"operation_id": "x\r\nX-Evil: 1", "schema_version": 1},
+        {"operation_id": "x" * 300, "schema_version": 1},
         ["x"],
         None,
         "<html>Welcome</html>",
@@ -295,10 +296,11 @@ async def test_an_acceptance_that_cannot_be_read_is_asked_for_again_with_the_sam
     assert len({seen.headers["Idempotency-Key"] for seen in service.seen_at("POST", STEP)}) == 2
 
 
+@pytest.mark.parametrize("extra", [{"extra": [1]}, {"schema_version": None}], ids=repr)
 async def test_an_acceptance_without_a_schema_version_is_good(
-    service: ScriptedService, trainer: TrainingClient
+    service: ScriptedService, trainer: TrainingClient, extra: dict[str, Any]
 ) -> None:
-    service.answer("POST", STEP, Say(202, {"operation_id": "x", "extra": [1]}))
+    service.answer("POST", STEP, Say(202, {"operation_id": "x", **extra}))
     assert (await trainer.optim_step(AdamParams())).operation_id == "x"
 
 

@@ -13,7 +13,6 @@ import pytest
 
 from loops_async import (
     AuthenticationError,
-    ConfigError,
     ConnectError,
     LoopsError,
     ProtocolError,
@@ -221,7 +220,7 @@ async def test_a_signature_is_not_in_the_errors_of_a_connection(
     for url, kind in (
         (f"http://127.0.0.1:{dead_port()}/x", ConnectError),
         ("http://nowhere.invalid/x", ConnectError),
-        ("ftp://files/x", ConfigError),
+        ("ftp://files/x", ProtocolError),
     ):
         assert isinstance(await failed_download(url), kind)
     async with tcp_server(None) as url:
