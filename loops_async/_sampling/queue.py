@@ -42,20 +42,31 @@ class SampleQueue:
 
         Raises:
             SampleTimeoutError: there is no completion within `timeout`; the sample was cancelled.
+            LostAnswerError: the queue did not answer for more than a minute, and may have the sample.
             RemoteOpError: the sampler failed.
         """
         timeout, submission = request.timeout, msgspec.structs.replace(request, timeout=SUBMIT_SECONDS)
         operation_id = key  # the operation's id, unless the service chooses another
+        may_be_queued = False
+
+        async def submit() -> Answer | str:
+            nonlocal may_be_queued
+            try:
+                return await self._submit(submission)
+            except LoopsError as error:
+                may_be_queued = may_be_queued or may_have_acted(error)
+                raise
+
         try:
             accepted = await retry(
-                lambda: self._submit(submission),
+                submit,
                 QUEUED_SAMPLE.waiting(self._endpoint.ready_timeout),
                 what="the sample was not accepted",
                 budget=self._transport.retry_budget,
             )
             if isinstance(accepted, Answer):
                 return accepted.body  # completed without waiting in the queue
-            operation_id = accepted
+            operation_id, may_be_queued = accepted, True
             with anyio.move_on_after(timeout):
                 return await self._poller.result("sample", operation_id, _raw)
             raise SampleTimeoutError(
@@ -67,11 +78,9 @@ class SampleQueue:
             await self._cancel(operation_id)
             raise
         except LoopsError as error:
-            if failure_of(error) is None:
+            if failure_of(error) is None or not may_be_queued:
                 raise
             await self._cancel(operation_id)
-            if operation_id == key and not may_have_acted(error):
-                raise
             raise LostAnswerError(
                 f"{error} The sample may have been generated and paid for; it was cancelled in case it was not. Sample "
                 "again if you accept to pay for it twice."

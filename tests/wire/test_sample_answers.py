@@ -430,6 +430,35 @@ async def test_a_full_queue_is_asked_again_when_it_says(
     assert quick.pauses == [3.0]
 
 
+@pytest.mark.parametrize("lost", [Say(504, "<html>"), Say(202, "<html>"), Say(202, {"operation_id": "o"})], ids=repr)
+async def test_a_queued_sample_is_repeated_with_its_key_and_then_said_to_be_lost(
+    client: ServiceClient, service: ScriptedService, quick: Clock, lost: Say
+) -> None:
+    serverless = service.sampler(model_id=None, deployment_id=None)
+    service.answer("POST", "/v1/loops/samplers", Say(body={"sampler": serverless}))
+    sampler = await client.create_sampling_client(MODEL)
+    service.always("POST", SAMPLE, lost)
+    service.always("GET", "/sampler/operations/o", Say(502, ""))
+    with pytest.raises(LostAnswerError, match="may have been generated and paid for; it was cancelled"):
+        await sampler.sample([1])
+    keys = {seen.headers["Idempotency-Key"] for seen in service.seen_at("POST", SAMPLE)}
+    assert len(keys) == 1
+    operation = "o" if lost.body == {"operation_id": "o"} else keys.pop()
+    assert len(service.seen_at("POST", f"/sampler/operations/{operation}/cancel")) == 1
+
+
+async def test_a_sample_that_a_queue_turned_away_was_not_paid(
+    client: ServiceClient, service: ScriptedService, quick: Clock
+) -> None:
+    serverless = service.sampler(model_id=None, deployment_id=None)
+    service.answer("POST", "/v1/loops/samplers", Say(body={"sampler": serverless}))
+    sampler = await client.create_sampling_client(MODEL, ready_timeout=100.0)
+    service.always("POST", SAMPLE, Say(503, {"error": "full"}, {"Retry-After": "3"}))
+    with pytest.raises(ServerError, match="full") as full:
+        await sampler.sample([1])
+    assert full.value.retryable
+
+
 # --- arguments ---
 
 
