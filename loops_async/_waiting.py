@@ -1,4 +1,4 @@
-"""Waiting: how long it may take, and what is said while it takes long."""
+"""Time limits, and warnings about what takes long."""
 
 from __future__ import annotations
 
@@ -15,32 +15,31 @@ from .errors import LoopsError
 log = logging.getLogger("loops_async")
 
 LATE_SECONDS: Final = 0.1
-"""A timer that fires this late shows that the program held the event loop, so answers may have arrived unread."""
+"""A timer that fires so late shows that the program held the event loop; answers may have arrived that nothing read."""
 
 GRACE_SECONDS: Final = 1.0
-"""How long a late time limit is extended, to read them."""
+"""The extension of a late time limit, in which such answers are read."""
 
 MOST_GRACES: Final = 10
-"""A program that always holds the event loop must not make a time limit endless."""
+"""The most extensions, so that a time limit ends even if the program always holds the event loop."""
 
 HELD_SECONDS: Final = 1.0
-"""A hold of the event loop that is worth a warning."""
+"""A warning reports that the event loop was held for so long."""
 
 SILENCE_SECONDS: Final = 30.0
-"""Waiting without news for this long is worth a warning; the next ones come after twice the time each."""
+"""The first warning comes after so long without news, each further one after twice the time."""
 
 
 class TimeLimit:
     """Ends the block that it guards when `seconds` are over; None never does.
 
-    A block that ends otherwise leaves the function, so what follows it is for a limit that has expired::
+    If the block returns, the code after it runs only when the limit has expired::
 
         with TimeLimit(seconds):
             return await answer()
         raise TimeoutError
 
-    Unlike `asyncio.timeout`, it does not expire before answers were read that arrived while the program held the event
-    loop.
+    Unlike `asyncio.timeout`, it first lets answers be read that arrived while the program held the event loop.
     """
 
     __slots__ = ("_cancelling", "_due", "_graces", "_has_expired", "_loop", "_task", "_timer", "seconds")
@@ -71,12 +70,12 @@ class TimeLimit:
             self._timer.cancel()
         if not self._has_expired:
             return False
-        # As in `asyncio.timeout`: a cancellation by somebody else at the same time is let on.
+        # As in `asyncio.timeout`: a cancellation from elsewhere at the same time must not be swallowed.
         return self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError
 
     @contextmanager
     def paused(self) -> Generator[None]:
-        """Let time pass that does not count."""
+        """Do not count the time that the block takes."""
         if self._timer is None:
             yield
             return
@@ -104,7 +103,7 @@ class TimeLimit:
 
 
 class _HoldWarning:
-    """Says once for each hold of the event loop, which many time limits notice."""
+    """Warns once of each time that the event loop was held, although many time limits notice it."""
 
     def __init__(self) -> None:
         self._said = float("-inf")
@@ -115,8 +114,8 @@ class _HoldWarning:
             return
         self._said = now
         log.warning(
-            "the program held the event loop for %.1f s or longer, so no answer could be read and time limits end "
-            "late; call what blocks with asyncio.to_thread",
+            "the program held the event loop for at least %.1f s, so no answer could be read and time limits expire "
+            "late; run blocking code with asyncio.to_thread",
             seconds,
         )
 
@@ -136,14 +135,14 @@ class Wait:
         self._queue = queue
 
     def heard(self, answer: str) -> None:
-        """Note the last answer; another one than before is news."""
+        """Record the last answer; if it differs from the one before, it is news."""
         if answer != self.answer:
             self.answer = answer
             self._queue.news()
 
     @contextmanager
     def hearing(self) -> Generator[None]:
-        """Take the error of one of several attempts as the last answer."""
+        """Record the error of an attempt as the last answer."""
         try:
             yield
         except LoopsError as error:
@@ -152,7 +151,7 @@ class Wait:
 
 
 class _Queue:
-    """What waits for the same thing: news for one of them is news for all."""
+    """Waits for the same thing: news for one is news for all."""
 
     def __init__(self) -> None:
         self.waits: dict[Wait, None] = {}
@@ -163,7 +162,7 @@ class _Queue:
         self._patience = SILENCE_SECONDS
 
     def warn(self) -> None:
-        """Say what is waited for if there was no news for long."""
+        """Log a warning if there was no news for long."""
         now = time.monotonic()
         if now - self._heard < self._patience:
             return
@@ -175,9 +174,9 @@ class _Queue:
 
 
 class Waits:
-    """All that one client waits for: each says so after 30 s without news, and then at growing intervals.
+    """Everything that one client waits for; warns after 30 s without news, and then at growing intervals.
 
-    Of many that wait for the same, only the oldest is named. One timer serves all, since there may be thousands.
+    Of many waits for the same thing, only the oldest is named. One timer serves all, since there may be thousands.
     """
 
     def __init__(self) -> None:
@@ -186,7 +185,7 @@ class Waits:
 
     @contextmanager
     def on(self, what: str, *, queue: str | None = None) -> Generator[Wait]:
-        """Count the block as waiting for `what`; those with the same `queue` wait for the same."""
+        """Count the block as a wait for `what`; waits with the same `queue` are for the same thing."""
         name = queue or what
         waiting = self._queues.get(name)
         if waiting is None:
@@ -204,7 +203,7 @@ class Waits:
                 self._queues.pop(name, None)
 
     def close(self) -> None:
-        """Say nothing from now on."""
+        """Stop the timer."""
         if self._timer is not None:
             self._timer.cancel()
 

@@ -56,10 +56,10 @@ class ServiceClient(Opened[_core.ServiceClient]):
             team of the API key. Newer services only.
         availability_model: ``"dedicated"`` or ``"spot"`` machines; default ``LOOPS_AVAILABILITY_MODEL``, else the
             service's choice. Newer services only.
-        proxy: the URL of an http or https proxy for every host; default the environment's ``HTTPS_PROXY``,
-            ``HTTP_PROXY`` and ``ALL_PROXY``. This machine and what ``NO_PROXY`` lists are connected to directly.
-        allow_http: send the API key also unencrypted to other machines, for services in a network that you trust;
-            default ``LOOPS_ALLOW_HTTP``, else False.
+        proxy: the URL of an http or https proxy for all hosts; default ``HTTPS_PROXY``, ``HTTP_PROXY`` and
+            ``ALL_PROXY``. This machine and the hosts that ``NO_PROXY`` lists are connected to directly.
+        allow_http: whether the API key may be sent unencrypted to another machine, for a service in a network that you
+            trust; default ``LOOPS_ALLOW_HTTP``, else False.
 
     Raises:
         ConfigError: neither an API key nor a base_url was given, or an argument is invalid.

@@ -83,9 +83,9 @@ class SamplingClient(Handle[_core.SamplingClient]):
             affinity_key: requests with the same key go to the same replica; use one for each rollout group.
             include_routed_experts: capture which experts a mixture-of-experts model chose, for
                 `Datum.routed_experts_ref`; None is the service's default.
-            timeout: the time limit in seconds, retries included; None is this client's (`with_options`), 300 s
-                unless it was given another. It begins when the sampler is ready and, of the samples that a client may
-                have in flight (``BT_LOOPS_MAX_CONNECTIONS``), this is one.
+            timeout: the time limit in seconds, retries included; None is the client's own limit, 300 s by default (see
+                `with_options`). It starts when the sampler is ready and the sample is one of those that the service
+                client may have in flight (``BT_LOOPS_MAX_CONNECTIONS``).
 
         Raises:
             InputError: an argument is invalid; nothing was sent.

@@ -23,22 +23,22 @@ log = logging.getLogger("loops_async")
 
 LOOKUPS_AT_ONCE: Final = 4
 PROBES: Final = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 30, "TCP_KEEPCNT": 5}
-"""When a silent connection is probed, in seconds, how often, and how many probes may stay unanswered."""
+"""TCP keep-alive: idle seconds before the first probe, seconds between probes, and the limit of unanswered probes."""
 
 
 def tls_context() -> ssl.SSLContext:
-    """Return the context that verifies servers by the certificates that the environment names now.
+    """Return the context that verifies servers, with the certificates that the environment names now.
 
-    aiohttp makes its own when it is imported, which is too early for a program that sets ``SSL_CERT_FILE``.
+    aiohttp creates its own when it is imported, before a program can set ``SSL_CERT_FILE``.
     """
     return _tls_context(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"), ssl.SSLContext)
 
 
 @lru_cache(maxsize=4)
 def _tls_context(*_: Any) -> ssl.SSLContext:
-    """Reading the certificates takes some 20 ms, too long to hold the event loop for each client.
+    """Create a context, which takes 20 to 30 ms: too long to hold the event loop for each client.
 
-    The class is part of the key, since libraries that use the system's store replace it.
+    The class is part of the cache's key, since libraries that use the system's certificate store replace it.
     """
     context = ssl.create_default_context()
     context.set_alpn_protocols(["http/1.1"])
@@ -46,20 +46,20 @@ def _tls_context(*_: Any) -> ssl.SSLContext:
 
 
 def keepalive_socket(address: tuple[Any, ...]) -> socket.socket:
-    """Make a socket that notices when its peer is gone: a sample may take any time, so silence says nothing."""
-    made = socket.socket(*address[:3])
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    """Open a socket that detects a lost peer by keep-alive probes: a sample may take long, so silence is normal."""
+    opened = socket.socket(*address[:3])
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in PROBES.items():
-        if hasattr(socket, name):  # not every system has each
-            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-    return made
+        if hasattr(socket, name):  # not every system has every option
+            opened.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    return opened
 
 
 class Resolver(AbstractResolver):
-    """Looks names up on threads of its own.
+    """Looks host names up on threads of its own.
 
-    On those of the event loop it would queue behind the program's own work, and wait for ever where that work waits
-    for a sample.
+    On the threads of the event loop, a look-up would queue behind the program's own work, and never end if that work
+    waits for a sample.
     """
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ class Resolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
-        # Without a network, a system that is asked for usable addresses only may know none of its own.
+        # With AI_ADDRCONFIG, a machine without a network finds no address even for itself.
         flags = 0 if is_loopback(host) else socket.AI_ADDRCONFIG
         look_up = partial(socket.getaddrinfo, host, port, family, socket.SOCK_STREAM, flags=flags)
         found = await asyncio.get_running_loop().run_in_executor(self._threads, look_up)
@@ -97,8 +97,8 @@ def _numeric(address: tuple[Any, ...]) -> str:
 class Proxies:
     """Which proxy a request goes through.
 
-    One that was `given` counts for every host, else ``HTTPS_PROXY``, ``HTTP_PROXY`` or ``ALL_PROXY`` of the
-    environment at the time. Neither counts for this machine or for what ``NO_PROXY`` lists.
+    The `given` proxy is used for every host; without one, ``HTTPS_PROXY``, ``HTTP_PROXY`` and ``ALL_PROXY`` are, as
+    they are now. This machine and the hosts that ``NO_PROXY`` lists are connected to directly.
     """
 
     def __init__(self, given: Proxy | None) -> None:
@@ -122,7 +122,7 @@ class Proxies:
 
 
 def _covers(entry: str, host: str, port: int | None) -> bool:
-    """Whether an entry of ``NO_PROXY`` means a host: by name, domain, address, network, or * for all."""
+    """Whether an entry of ``NO_PROXY`` covers a host: by name, domain, address or network; * covers all."""
     if "/" in entry:
         return _is_within(host, entry)
     name = entry.removesuffix(f":{port}").removeprefix("*").removeprefix(".").strip("[]")
@@ -130,7 +130,7 @@ def _covers(entry: str, host: str, port: int | None) -> bool:
 
 
 def _usable(url: str | None) -> Proxy | None:
-    """Return a proxy of the environment; one that cannot be used is named."""
+    """Return a proxy of the environment; None, with a warning, if it cannot be used."""
     if not url or not url.strip():
         return None
     try:
@@ -141,7 +141,7 @@ def _usable(url: str | None) -> Proxy | None:
 
 
 def _is_within(host: str, network: str) -> bool:
-    """Whether a host is an address in a network such as 10.0.0.0/8, as clusters list theirs."""
+    """Whether a host is an address in a network, e.g. 10.0.0.0/8."""
     try:
         return ipaddress.ip_address(host) in ipaddress.ip_network(network, strict=False)
     except ValueError:

@@ -59,7 +59,7 @@ class ApiKey:
 
 
 class Proxy:
-    """A proxy, whose user and password appear only in what is sent to it."""
+    """The URL of a proxy; its user and password are sent to the proxy and appear nowhere else."""
 
     __slots__ = ("_url",)
 
@@ -108,8 +108,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     def check_key_may_go_to(self, url: str, what: str) -> None:
         """Check that a request to `url` does not send the key unencrypted over a network.
 
-        A service that is spoken to with https cannot allow it by naming an http URL: `allow_http` is for services
-        whose own base_url is http.
+        `allow_http` counts only if base_url itself is http, so a service at an https URL cannot make the client send
+        the key unencrypted by naming an http URL.
 
         Raises:
             ConfigError: it would; `what` names the URL.
@@ -119,8 +119,8 @@ class Settings(Struct, frozen=True, kw_only=True):
             return
         if self.base_url.startswith("https:"):
             raise ConfigError(
-                f"{what} is a plain http URL (host {parts.hostname}), though the service is spoken to with https, so "
-                "the API key was not sent there; tell those who run the service"
+                f"{what} is a plain http URL (host {parts.hostname}), although the service's own URL is https. The "
+                "API key was not sent there; report it to the operators of the service"
             )
         if not self.allow_http:
             raise ConfigError(

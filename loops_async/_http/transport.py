@@ -46,9 +46,9 @@ T = TypeVar("T")
 
 CONNECT_SECONDS: Final = 10.0
 KEEPALIVE_SECONDS: Final = 30.0
-"""How long an idle connection is kept: half of what the load balancers of AWS allow (60 s; nginx 75 s, others more).
+"""How long an idle connection is kept: half of the 60 s that AWS load balancers allow (nginx 75 s, others longer).
 
-A request on a connection that the other side is just closing is lost, and one that costs money may not be repeated.
+A request is lost if the other side closes the connection at the same moment, and not every request may be repeated.
 """
 LONGEST_MESSAGE: Final = 2000
 LONGEST_EXCERPT: Final = 200
@@ -130,7 +130,8 @@ class Transport:
         self._new_connections = _session(self._resolver, force_close=True)
         self._authorization = settings.authorization
         self._proxies = Proxies(settings.proxy)
-        self._routes: dict[str, str | None] = {}
+        self._routes: dict[tuple[object, ...], str | None] = {}
+        """The proxy of each scheme and host, with and without the key."""
         self.waits: Waits = Waits()
 
     async def close(self) -> None:
@@ -201,14 +202,14 @@ class Transport:
             headers=headers,
             timeout=_time_limits(request.idle_timeout),
             allow_redirects=False,
-            proxy=self._proxy(request.url, may_have_key=bool(authorization)),
+            proxy=self._proxy(request.url, has_key=bool(authorization)),
         )
 
-    def _proxy(self, url: str, *, may_have_key: bool) -> str | None:
-        """Return the proxy that a request goes through; check that the key may go there."""
-        origin = url[: url.find("/", 8)]  # what both depend on; 8 is the length of "https://"
+    def _proxy(self, url: str, *, has_key: bool) -> str | None:
+        """Return the proxy that a request goes through; check that the key may be sent there."""
+        origin = *url.split("/", 3)[:3], has_key
         if origin not in self._routes:
-            if may_have_key:
+            if has_key:
                 self._settings.check_key_may_go_to(url, "the address of the trainer or sampler")
             self._routes[origin] = self._proxies.for_url(url)
         return self._routes[origin]

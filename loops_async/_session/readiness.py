@@ -146,9 +146,9 @@ async def _poll(
 
 
 async def _ask(transport: Transport, request: Request, *, must_run: bool = False) -> Answer | LoopsError:
-    """Return the answer, or an error that may pass; raise an error that waiting cannot change.
+    """Return the answer, or an error that may be temporary; raise an error that waiting cannot change.
 
-    With `must_run`, that includes that nothing is there, or something else than Loops.
+    With `must_run`, these include that nothing answers there, or a service that is not Loops.
     """
     try:
         answer = await transport.send(request)
@@ -237,7 +237,7 @@ class SamplerGate:
         """
         if self.is_open:
             return
-        # One task polls for all callers; it ends with the last of them.
+        # One task polls for all callers, until the last of them stops waiting.
         opening = self._opening.start(self._deployment_id, self._open)
         self._listeners.append(on_status)
         try:

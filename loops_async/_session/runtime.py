@@ -20,7 +20,7 @@ from .readiness import SamplerGate
 
 
 class Admission(asyncio.Semaphore):
-    """Limits the samples in flight; those that wait for long say so."""
+    """Limits the samples in flight, and reports that samples have waited long for their turn."""
 
     def __init__(self, limit: int, waits: Waits) -> None:
         super().__init__(limit)

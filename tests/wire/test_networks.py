@@ -15,6 +15,8 @@ import pytest
 from aiohttp import web
 
 from loops_async import ConfigError, ConnectError, LoopsError, SamplingParams, ServiceClient
+from loops_async._http.settings import resolve_settings
+from loops_async._http.transport import Request, Transport
 from tests.support.colours import Colour
 from tests.support.scripted import KEY, MODEL, Say, ScriptedService
 
@@ -199,6 +201,17 @@ async def test_a_service_cannot_make_the_key_go_unencrypted(
             await sampler.sample([1], 1, SamplingParams())
         with pytest.raises(ConfigError, match=r"plain http URL \(host trainer.invalid\)"):
             await client.create_lora_training_client(MODEL)
+
+
+async def test_a_request_without_the_key_opens_no_way_for_one_with_it(quick: object) -> None:
+    transport = Transport(resolve_settings(api_key=KEY, base_url="https://loops.test"))
+    request = Request(method="GET", url="http://files.invalid/x", what="fetch a file")
+    with pytest.raises(ConnectError):
+        async with transport.stream(request):
+            pass
+    with pytest.raises(ConfigError, match="plain http URL"):
+        await transport.send(request)
+    await transport.close()
 
 
 # --- names ---
