@@ -202,17 +202,24 @@ class Transport:
             headers=headers,
             timeout=_time_limits(request.idle_timeout),
             allow_redirects=False,
-            proxy=self._proxy(request.url, has_key=bool(authorization)),
+            proxy=self._proxy(request, has_key=bool(authorization)),
         )
 
-    def _proxy(self, url: str, *, has_key: bool) -> str | None:
+    def _proxy(self, request: Request, *, has_key: bool) -> str | None:
         """Return the proxy that a request goes through; check that the key may be sent there."""
-        origin = *url.split("/", 3)[:3], has_key
+        origin = *request.url.split("/", 3)[:3], has_key
         if origin not in self._routes:
-            if has_key:
-                self._settings.check_key_may_go_to(url, "the address of the trainer or sampler")
-            self._routes[origin] = self._proxies.for_url(url)
+            self._routes[origin] = self._route(request, has_key=has_key)
         return self._routes[origin]
+
+    def _route(self, request: Request, *, has_key: bool) -> str | None:
+        try:
+            proxy = self._proxies.for_url(request.url)
+        except ValueError:  # an invalid address or port
+            raise ConfigError(f"{_described(request)}: not a usable URL") from None
+        if has_key:
+            self._settings.check_key_may_go_to(request.url, "the address of the trainer or sampler")
+        return proxy
 
     def decode(self, request: Request, answer: Answer, kind: type[T]) -> T:
         """Return the body as `kind`, or raise a `ProtocolError`."""

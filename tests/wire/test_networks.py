@@ -135,7 +135,7 @@ async def test_a_proxy_that_refuses_is_named(quick: object, refusal: str, is_ret
             await ServiceClient(api_key=KEY, base_url="https://loops.test", proxy=given).open()
     assert not error.value.was_sent
     assert error.value.retryable is is_retryable
-    assert len(proxy.lines) == (4 if is_retryable else 1)
+    assert (len(proxy.lines) > 1) is is_retryable
     assert "pa55word" not in str(error.value)
 
 
