@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from time import monotonic
@@ -18,26 +18,25 @@ from msgspec.structs import replace
 from . import protocol
 from ._arguments import check_at_least, check_kind, check_model_input, check_positive
 from ._http.endpoint import Endpoint
-from ._http.retry import SAMPLE, Failure, failure_of, retry, until
+from ._http.retry import SAMPLE, Failure, failure_of, retry
 from ._http.settings import checked_url, resolve_settings
 from ._http.transport import MOST_RESULT_BYTES, Answer, Request
 from ._sampling.completions import read_completions
 from ._sampling.many import BoundedMap, map_in_processes, run_in_worker
 from ._sampling.queue import SampleQueue
 from ._sampling.tokenizer import load_tokenizer
+from ._session.readiness import wait_for_version
 from ._session.runtime import Runtime, detached_runtime
 from ._session.served_models import base_model_of, fetch_served_models
+from ._waiting import TimeLimit
 from .errors import (
     ApiError,
     ConfigError,
     InputError,
     LoopsError,
     LostAnswerError,
-    NotReadyError,
     ProtocolError,
-    RequestTimeoutError,
     SampleTimeoutError,
-    TransportError,
 )
 from .types import (
     BasetenDeployment,
@@ -55,7 +54,6 @@ __all__ = ["SamplingClient"]
 
 MODELS_CACHE_SECONDS: Final = 5.0
 VERSION_SECONDS: Final = 600.0
-VERSION_POLL_SECONDS: Final = 2.0
 
 
 class Weights(Struct, frozen=True, kw_only=True):
@@ -129,6 +127,16 @@ class SamplingClient:
         """Return the name of the base model."""
         return self._endpoint.base_model
 
+    def with_options(self, *, timeout: float | None) -> SamplingClient:
+        """Return a client of the same sampler and weights whose samples have another time limit.
+
+        Args:
+            timeout: the time limit of one sample in seconds, as in `sample`; None for no limit.
+        """
+        if timeout is not None:
+            check_positive(timeout, "timeout")
+        return sampling_client(replace(self._sampler, timeout=timeout), self._weights, self._runtime)
+
     async def sample(
         self,
         prompt: ModelInput | Sequence[int],
@@ -139,6 +147,7 @@ class SamplingClient:
         *,
         affinity_key: str | None = None,
         include_routed_experts: bool | None = None,
+        timeout: float | None = None,
     ) -> SampleResponse:
         """Complete a prompt.
 
@@ -155,11 +164,14 @@ class SamplingClient:
             affinity_key: requests with the same key go to the same replica; use one for each rollout group.
             include_routed_experts: capture which experts a mixture-of-experts model chose, for
                 `Datum.routed_experts_ref`; None is the service's default.
+            timeout: the time limit in seconds, retries included; None is the client's own limit, 300 s by default (see
+                `with_options`). It starts when the sampler is ready and the sample is one of those that the service
+                client may have in flight (``BT_LOOPS_MAX_CONNECTIONS``).
 
         Raises:
             InputError: an argument is invalid; nothing was sent.
             LostAnswerError: the answer was lost, e.g. behind a gateway's 504; the sample may have been paid for.
-            SampleTimeoutError: no answer within this client's `timeout`.
+            SampleTimeoutError: no answer within `timeout`.
             SamplerTerminatedError: the sampler's deployment has ended, so it will not become ready.
             NotReadyError: the sampler was not ready within `ready_timeout`.
             ApiError: the service refused the request.
@@ -175,6 +187,7 @@ class SamplingClient:
             "sample",
             body=protocol.encode(body),
             headers=headers,
+            timeout=self._limit(timeout),
             most_bytes=MOST_RESULT_BYTES,
         )
         runtime = await self._usable_runtime()
@@ -202,6 +215,7 @@ class SamplingClient:
         sampling_params: SamplingParams | None = None,
         include_prompt_logprobs: bool = False,
         topk_prompt_logprobs: int = 0,
+        timeout: float | None = None,
         limit: int = 256,
         ordered: bool = False,
         keep_errors: bool = False,
@@ -220,6 +234,7 @@ class SamplingClient:
             sampling_params: how to sample; `SamplingParams()` when None.
             include_prompt_logprobs: also score the prompts' own tokens.
             topk_prompt_logprobs: also list this many most likely candidates at each prompt position.
+            timeout: the time limit of each sample in seconds, as in `sample`.
             limit: the largest number of prompts in flight at once.
             ordered: yield results in the order of the prompts; a slow prompt delays those after it.
             keep_errors: yield a prompt's error instead of raising it, and continue with the others.
@@ -244,6 +259,7 @@ class SamplingClient:
             "sampling_params": sampling_params,
             "include_prompt_logprobs": include_prompt_logprobs,
             "topk_prompt_logprobs": topk_prompt_logprobs,
+            "timeout": timeout,
         }
         if processes is None:
             work = partial(_outcome, self, arguments, keep_errors)
@@ -261,15 +277,19 @@ class SamplingClient:
                     yield SampledPrompt(index=index, response=outcome)
 
     async def compute_logprobs(
-        self, prompt: ModelInput | Sequence[int], *, affinity_key: str | None = None
+        self, prompt: ModelInput | Sequence[int], *, affinity_key: str | None = None, timeout: float | None = None
     ) -> list[float | None]:
-        """Return the logprob of each prompt token given the tokens before it, in nats; entry 0 is None."""
+        """Return the logprob of each prompt token given the tokens before it, in nats; entry 0 is None.
+
+        `affinity_key`, `timeout` and errors are those of `sample`.
+        """
         answer = await self.sample(
             prompt,
             1,
             SamplingParams(max_tokens=1, temperature=0.0),
             include_prompt_logprobs=True,
             affinity_key=affinity_key,
+            timeout=timeout,
         )
         if answer.prompt_logprobs is None:
             raise ProtocolError(
@@ -297,28 +317,10 @@ class SamplingClient:
         Raises:
             NotReadyError: the sampler does not become ready, or still serves an older version after `timeout`.
         """
-        seconds = VERSION_SECONDS if timeout is None else timeout
         runtime = await self._usable_runtime()
         await self._ready(runtime, self._endpoint.ready_timeout)
-        request = self._endpoint.request("GET", "/trainers_policy_version", f"wait for version {version}", timeout=10.0)
-        seen: int | None = None
-
-        async def probe() -> bool | None:
-            nonlocal seen
-            try:
-                seen = (await runtime.transport.fetch(request, protocol.PolicyVersion)).policy_version
-            except ApiError as error:
-                # Without this route, the sampler still checks the minimum version in each request, and that is enough.
-                return True if error.status in (404, 501) else None
-            except TransportError:
-                return None
-            return True if seen is not None and seen >= version else None
-
-        if await until(probe, seconds=seconds, longest_pause=VERSION_POLL_SECONDS) is None:
-            raise NotReadyError(
-                f"the sampler at {self._endpoint.url} serves version {seen}, not {version}, "
-                f"{seconds:g} s after it was published; publish again, or check the sampler's logs"
-            )
+        seconds = VERSION_SECONDS if timeout is None else timeout
+        await wait_for_version(self._endpoint, version, runtime.transport, seconds=seconds)
 
     @classmethod
     async def ensure_ready_for_deployment(
@@ -421,13 +423,35 @@ class SamplingClient:
 
     async def _answer(self, runtime: Runtime, request: Request) -> Answer:
         await self._ready(runtime, self._endpoint.ready_timeout)
+        timeout, attempt = request.timeout, replace(request, timeout=None)
+        failure: LoopsError | None = None
+
+        async def ask() -> Answer:
+            nonlocal failure
+            failure = None
+            try:
+                return await self._ask(runtime, attempt, limit)
+            except LoopsError as error:
+                failure = error
+                raise
+
+        with TimeLimit(timeout) as limit:
+            return await self._paid_once(ask, runtime)
+        state = (
+            f"The last attempt failed: {failure}"
+            if failure is not None
+            else "The sampler may still be working on it; it is not retried, since it would be paid for twice."
+        )
+        raise SampleTimeoutError(
+            f"{request.what} ({request.method} {request.url}): no answer within {timeout} s, retries included. "
+            f"{state} Request fewer tokens or samples, or increase `timeout`.",
+            timeout=timeout,
+        ) from failure
+
+    async def _paid_once(self, ask: Callable[[], Awaitable[Answer]], runtime: Runtime) -> Answer:
+        budget = runtime.transport.retry_budget
         try:
-            return await retry(
-                partial(self._ask, runtime, request),
-                self._call,
-                what="the sampler did not answer",
-                budget=runtime.transport.retry_budget,
-            )
+            return await retry(ask, self._call, what="the sampler did not answer", budget=budget)
         except LoopsError as error:
             if failure_of(error) not in (Failure.LOST, Failure.CUT):
                 raise
@@ -436,15 +460,15 @@ class SamplingClient:
                 "again if you accept to pay for it twice."
             ) from error
 
-    async def _ask(self, runtime: Runtime, request: Request) -> Answer:
-        try:
-            answer = await runtime.transport.send(request)
-        except RequestTimeoutError as timed_out:
-            raise SampleTimeoutError(
-                f"{timed_out}. The sampler may still be working on it; it is not retried, since it would be paid for "
-                "twice. Request fewer tokens or samples, or increase `timeout`.",
-                timeout=request.timeout,
-            ) from timed_out
+    def _limit(self, timeout: float | None) -> float | None:
+        """Return the time limit of a sample, given that of the call."""
+        if timeout is None:
+            return self._endpoint.timeout
+        check_positive(timeout, "timeout")
+        return timeout
+
+    async def _ask(self, runtime: Runtime, request: Request, limit: TimeLimit) -> Answer:
+        answer = await runtime.transport.send(request)
         if answer.is_success:
             return answer
         error = runtime.transport.error(request, answer)
@@ -454,7 +478,8 @@ class SamplingClient:
             await gate.recheck()
             if not gate.is_open:
                 error.retryable = True
-                await gate.wait(self._endpoint.ready_timeout)
+                with limit.paused():
+                    await gate.wait(self._endpoint.ready_timeout)
         if isinstance(error, ApiError) and error.status == 408 and protocol.MIN_POLICY_VERSION in request.headers:
             error.may_have_acted = False  # the sampler's own answer while it does not serve the version yet
         raise error

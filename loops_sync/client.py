@@ -56,6 +56,10 @@ class ServiceClient(Opened[_core.ServiceClient]):
             team of the API key. Newer services only.
         availability_model: ``"dedicated"`` or ``"spot"`` machines; default ``LOOPS_AVAILABILITY_MODEL``, else the
             service's choice. Newer services only.
+        proxy: the URL of an http or https proxy for all hosts; default ``HTTPS_PROXY``, ``HTTP_PROXY`` and
+            ``ALL_PROXY``. This machine and the hosts that ``NO_PROXY`` lists are connected to directly.
+        allow_http: whether the API key may be sent unencrypted to another machine, for a service in a network that you
+            trust; default ``LOOPS_ALLOW_HTTP``, else False.
 
     Raises:
         ConfigError: neither an API key nor a base_url was given, or an argument is invalid.
@@ -78,6 +82,8 @@ class ServiceClient(Opened[_core.ServiceClient]):
         reuse_from_run_id: str | None = None,
         team: str | None = None,
         availability_model: AvailabilityModel | Literal["dedicated", "spot"] | None = None,
+        proxy: str | None = None,
+        allow_http: bool | None = None,
     ) -> None:
         self._open(
             _core.ServiceClient,
@@ -89,6 +95,8 @@ class ServiceClient(Opened[_core.ServiceClient]):
             reuse_from_run_id=reuse_from_run_id,
             team=team,
             availability_model=availability_model,
+            proxy=proxy,
+            allow_http=allow_http,
         )
 
     @classmethod
@@ -320,7 +328,7 @@ class ServiceClient(Opened[_core.ServiceClient]):
 
         Args:
             base_model: a Hugging Face repository id that the service supports.
-            timeout: seconds that one sample may take.
+            timeout: seconds that one sample may take, retries included.
             ready_timeout: seconds that the sampler may take to become ready.
             model_path: not supported here; see `create_sampling_client_from_checkpoint`.
             max_seq_len: most tokens of a prompt with its completion; None is the model's maximum.

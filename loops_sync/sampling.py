@@ -48,6 +48,14 @@ class SamplingClient(Handle[_core.SamplingClient]):
         """Return the name of the base model."""
         return self._bridge.call(self._impl.get_base_model)
 
+    def with_options(self, *, timeout: float | None) -> SamplingClient:
+        """Return a client of the same sampler and weights whose samples have another time limit.
+
+        Args:
+            timeout: the time limit of one sample in seconds, as in `sample`; None for no limit.
+        """
+        return SamplingClient._of(self._bridge.call(self._impl.with_options, timeout=timeout), self)
+
     def sample(
         self,
         prompt: ModelInput | Sequence[int],
@@ -58,6 +66,7 @@ class SamplingClient(Handle[_core.SamplingClient]):
         *,
         affinity_key: str | None = None,
         include_routed_experts: bool | None = None,
+        timeout: float | None = None,
     ) -> SampleResponse:
         """Complete a prompt.
 
@@ -74,11 +83,14 @@ class SamplingClient(Handle[_core.SamplingClient]):
             affinity_key: requests with the same key go to the same replica; use one for each rollout group.
             include_routed_experts: capture which experts a mixture-of-experts model chose, for
                 `Datum.routed_experts_ref`; None is the service's default.
+            timeout: the time limit in seconds, retries included; None is the client's own limit, 300 s by default (see
+                `with_options`). It starts when the sampler is ready and the sample is one of those that the service
+                client may have in flight (``BT_LOOPS_MAX_CONNECTIONS``).
 
         Raises:
             InputError: an argument is invalid; nothing was sent.
             LostAnswerError: the answer was lost, e.g. behind a gateway's 504; the sample may have been paid for.
-            SampleTimeoutError: no answer within this client's `timeout`.
+            SampleTimeoutError: no answer within `timeout`.
             SamplerTerminatedError: the sampler's deployment has ended, so it will not become ready.
             NotReadyError: the sampler was not ready within `ready_timeout`.
             ApiError: the service refused the request.
@@ -92,6 +104,7 @@ class SamplingClient(Handle[_core.SamplingClient]):
             topk_prompt_logprobs=topk_prompt_logprobs,
             affinity_key=affinity_key,
             include_routed_experts=include_routed_experts,
+            timeout=timeout,
         )
 
     def sample_many(
@@ -102,6 +115,7 @@ class SamplingClient(Handle[_core.SamplingClient]):
         sampling_params: SamplingParams | None = None,
         include_prompt_logprobs: bool = False,
         topk_prompt_logprobs: int = 0,
+        timeout: float | None = None,
         limit: int = 256,
         ordered: bool = False,
         keep_errors: bool = False,
@@ -120,6 +134,7 @@ class SamplingClient(Handle[_core.SamplingClient]):
             sampling_params: how to sample; `SamplingParams()` when None.
             include_prompt_logprobs: also score the prompts' own tokens.
             topk_prompt_logprobs: also list this many most likely candidates at each prompt position.
+            timeout: the time limit of each sample in seconds, as in `sample`.
             limit: the largest number of prompts in flight at once.
             ordered: yield results in the order of the prompts; a slow prompt delays those after it.
             keep_errors: yield a prompt's error instead of raising it, and continue with the others.
@@ -145,6 +160,7 @@ class SamplingClient(Handle[_core.SamplingClient]):
             sampling_params=sampling_params,
             include_prompt_logprobs=include_prompt_logprobs,
             topk_prompt_logprobs=topk_prompt_logprobs,
+            timeout=timeout,
             limit=limit,
             ordered=ordered,
             keep_errors=keep_errors,
@@ -152,10 +168,13 @@ class SamplingClient(Handle[_core.SamplingClient]):
         )
 
     def compute_logprobs(
-        self, prompt: ModelInput | Sequence[int], *, affinity_key: str | None = None
+        self, prompt: ModelInput | Sequence[int], *, affinity_key: str | None = None, timeout: float | None = None
     ) -> list[float | None]:
-        """Return the logprob of each prompt token given the tokens before it, in nats; entry 0 is None."""
-        return self._bridge.run(self._impl.compute_logprobs, prompt=prompt, affinity_key=affinity_key)
+        """Return the logprob of each prompt token given the tokens before it, in nats; entry 0 is None.
+
+        `affinity_key`, `timeout` and errors are those of `sample`.
+        """
+        return self._bridge.run(self._impl.compute_logprobs, prompt=prompt, affinity_key=affinity_key, timeout=timeout)
 
     def ensure_ready(self, ready_timeout: float | None = None) -> None:
         """Wait until the sampler's deployment is ACTIVE, and start it once if it was scaled to zero.

@@ -16,6 +16,7 @@ from tests.support.colours import Async, Blocking, Colour
 from tests.support.warnings import TOLERATED
 
 MOST_CALLS_AT_ONCE = 128
+PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
 # A shell that runs the tests in the background has SIGINT ignored, which the programs that they start would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -59,5 +60,6 @@ def colour(request: pytest.FixtureRequest) -> Iterator[Colour]:
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """The person who runs the tests may have an account."""
-    for name in ("BASETEN_API_KEY", "LOOPS_BASE_URL", "BT_LOOPS_MAX_CONNECTIONS", *FROM_ENVIRONMENT.values()):
+    ours = ("BASETEN_API_KEY", "LOOPS_BASE_URL", "LOOPS_ALLOW_HTTP", "BT_LOOPS_MAX_CONNECTIONS")
+    for name in (*ours, *FROM_ENVIRONMENT.values(), *PROXY_VARIABLES, *map(str.upper, PROXY_VARIABLES)):
         monkeypatch.delenv(name, raising=False)

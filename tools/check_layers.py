@@ -20,6 +20,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "errors",
         "_text",
         "_tasks",
+        "_waiting",
         "types",
         "protocol",
         "drift",
@@ -69,6 +70,7 @@ INTERNAL: dict[str, tuple[str, ...]] = {
 
 LIBRARIES: dict[str, frozenset[str]] = {
     "loops_async": frozenset({"anyio", "msgspec"}),
+    "loops_async._http.network": frozenset({"aiohttp"}),
     "loops_async._http.transport": frozenset({"aiohttp", "yarl"}),  # yarl: the URLs of aiohttp
     "loops_async._http.retry": frozenset({"backoff"}),
     "loops_async.cli": frozenset({"rich", "typer"}),  # the extra of that name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from msgspec import UNSET, Struct, UnsetType
 
@@ -13,6 +13,9 @@ from ..types import BasetenDeployment, LocalDeployment, Run, Sampler, Serverless
 from .body import Body
 from .settings import Settings, resolve_settings
 from .transport import MOST_BYTES, Request
+
+SAMPLE_SECONDS: Final = 300.0
+"""The time limit of a sample unless another is given."""
 
 Deployment: TypeAlias = BasetenDeployment | ServerlessDeployment | LocalDeployment
 
@@ -29,7 +32,7 @@ class Endpoint(Struct, frozen=True, kw_only=True):
     headers: Mapping[str, str]
     run_id: str | None = None
     timeout: float | None = None
-    """Time limit of one request in seconds; None for no limit."""
+    """Time limit of one request, at a sampler of one sample with its retries, in seconds; None for no limit."""
     ready_timeout: float = 3600.0
     """Time limit for becoming ready, in seconds."""
 
@@ -59,7 +62,7 @@ class Endpoint(Struct, frozen=True, kw_only=True):
         *,
         service_url: str,
         run_id: str | None = None,
-        timeout: float | None = None,
+        timeout: float | None = SAMPLE_SECONDS,
         ready_timeout: float = 3600.0,
     ) -> Endpoint:
         """Return the endpoint of a sampler; `run_id` is the run that it is paired with, if any.

@@ -18,11 +18,11 @@ from enum import Enum
 from itertools import count
 from typing import Any, Final, TypeVar
 
-import anyio
 import backoff
 from msgspec import Struct
 from msgspec.structs import replace
 
+from .._waiting import TimeLimit
 from ..errors import ApiError, ConnectError, LoopsError, ProtocolError, RequestTimeoutError
 
 T = TypeVar("T")
@@ -117,8 +117,8 @@ CALLS: Final = (READ, CREATION, OPERATION, QUEUED_SAMPLE, SAMPLE, POLL, DOWNLOAD
 def failure_of(error: Exception) -> Failure | None:
     """Return how a request failed; None for a refusal, and for what is no failure of a request."""
     match error:
-        case ConnectError(was_sent=False):
-            return Failure.UNREACHED
+        case ConnectError(was_sent=False, retryable=retryable):
+            return Failure.UNREACHED if retryable else None  # e.g. an untrusted certificate
         case ConnectError(has_begun=True):
             return Failure.CUT
         case ConnectError() | RequestTimeoutError(retryable=True):
@@ -247,7 +247,7 @@ async def until(
         return pause * random.uniform(0.9, 1.1)  # noqa: S311 - spreads load, not a secret
 
     poll = backoff.on_predicate(pauses, lambda found: found is None, jitter=jitter, logger=None)
-    with anyio.move_on_after(seconds):  # also ends a probe that hangs
+    with TimeLimit(seconds):  # also ends a probe that hangs
         found: T | None = await poll(probe)()
         return found
     return None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import sys
 from typing import Any, Final, NoReturn
+from urllib.parse import urlsplit
 
 from msgspec import Struct
 
@@ -57,6 +59,31 @@ class ApiKey:
         raise TypeError("an API key is never pickled")
 
 
+class Proxy:
+    """The URL of a proxy; its user and password are sent to the proxy and appear nowhere else."""
+
+    __slots__ = ("_url",)
+
+    def __init__(self, url: str) -> None:
+        parts = split_http_url(url.strip()) if isinstance(url, str) else None
+        if parts is None:
+            raise ConfigError("proxy must be an absolute http or https URL, e.g. http://proxy.example:3128")
+        self._url = parts.geturl()
+
+    def reveal(self) -> str:
+        """Return the URL itself."""
+        return self._url
+
+    def __repr__(self) -> str:
+        return f"Proxy({self})"
+
+    def __str__(self) -> str:
+        return urlsplit(self._url).netloc.rpartition("@")[2]
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a proxy is never pickled, since its URL may contain a password")
+
+
 class Settings(Struct, frozen=True, kw_only=True):
     """Everything that a client needs to know before it connects."""
 
@@ -69,23 +96,52 @@ class Settings(Struct, frozen=True, kw_only=True):
     team: str | None = None
     availability_model: str | None = None
     max_connections: int = MAX_CONNECTIONS
+    proxy: Proxy | None = None
+    """The proxy for every host; None for those of the environment."""
+    allow_http: bool = False
+    """Whether the key may be sent unencrypted to other machines."""
 
     @property
     def authorization(self) -> dict[str, str]:
         """The headers that authorize a request."""
         return {"Authorization": f"{self.auth_scheme} {self.api_key.reveal()}"} if self.api_key else {}
 
+    def check_key_may_go_to(self, url: str, what: str) -> None:
+        """Check that a request to `url` does not send the key unencrypted over a network.
+
+        `allow_http` counts only if base_url itself is http, so a service at an https URL cannot make the client send
+        the key unencrypted by naming an http URL.
+
+        Raises:
+            ConfigError: it would; `what` names the URL.
+        """
+        parts = urlsplit(url)
+        if self.api_key is None or parts.scheme == "https" or is_loopback(parts.hostname or ""):
+            return
+        if self.base_url.startswith("https:"):
+            raise ConfigError(
+                f"{what} is a plain http URL (host {parts.hostname}), although the service's own URL is https. The "
+                "API key was not sent there; report it to the operators of the service"
+            )
+        if not self.allow_http:
+            raise ConfigError(
+                f"{what} is a plain http URL (host {parts.hostname}), over which anyone on the network could read the "
+                "API key: use https. Where the network is trusted, pass allow_http=True or set LOOPS_ALLOW_HTTP=1"
+            )
+
 
 def resolve_settings(
     *,
     api_key: str | None = None,
     base_url: str | None = None,
+    proxy: str | None = None,
+    allow_http: bool | None = None,
     **others: Any,
 ) -> Settings:
     """Fill missing settings from the environment, and check all of them.
 
-    Reads ``BASETEN_API_KEY``, ``LOOPS_BASE_URL``, ``BT_LOOPS_MAX_CONNECTIONS`` and the variables of
-    `FROM_ENVIRONMENT`; an argument takes precedence over its variable.
+    Reads ``BASETEN_API_KEY``, ``LOOPS_BASE_URL``, ``LOOPS_ALLOW_HTTP``, ``BT_LOOPS_MAX_CONNECTIONS`` and the variables
+    of `FROM_ENVIRONMENT`; an argument takes precedence over its variable.
     """
     key = api_key if api_key is not None else os.environ.get("BASETEN_API_KEY") or None
     url = base_url if base_url is not None else os.environ.get("LOOPS_BASE_URL") or None
@@ -98,22 +154,54 @@ def resolve_settings(
         raise ConfigError(f"auth_scheme must be 'Bearer' or 'Api-Key'; got {others['auth_scheme']!r}")
     if others["availability_model"] not in (None, "dedicated", "spot"):
         raise ConfigError(f"availability_model must be 'dedicated' or 'spot'; got {others['availability_model']!r}")
-    return Settings(
-        base_url=checked_url(DEFAULT_BASE_URL if url is None else url, "base_url"),
+    settings = Settings(
+        base_url=_checked_base_url(DEFAULT_BASE_URL if url is None else url),
         api_key=ApiKey(key) if key is not None else None,
         max_connections=_max_connections(),
+        proxy=None if proxy is None else Proxy(proxy),
+        allow_http=_flag("LOOPS_ALLOW_HTTP") if allow_http is None else bool(allow_http),
         **others,
     )
+    settings.check_key_may_go_to(settings.base_url, "base_url")
+    return settings
+
+
+def _checked_base_url(url: str) -> str:
+    checked = checked_url(url, "base_url")
+    if checked.endswith("/v1/loops"):
+        raise ConfigError(
+            f"base_url must not contain the path of the API, which is added to it: remove /v1/loops from {checked}"
+        )
+    return checked
 
 
 def checked_url(url: str, name: str) -> str:
-    """Return `url` without its trailing slash if it is an absolute HTTP URL; errors name the argument `name`."""
-    parts = split_http_url(url) if isinstance(url, str) else None
+    """Return an absolute HTTP URL without white space around it and slashes at its end; errors name it `name`."""
+    parts = split_http_url(url.strip()) if isinstance(url, str) else None
     if parts is None:
-        raise ConfigError(f"{name} must be an absolute http or https URL; got {url!r}")
+        shown = "one with a user" if "@" in str(url) else repr(url)
+        raise ConfigError(f"{name} must be an absolute http or https URL; got {shown}")
     if parts.query or parts.fragment or parts.username or parts.password:
         raise ConfigError(f"{name} must not contain a user, a query or a fragment; host {parts.hostname!r}")
-    return url.rstrip("/")
+    return parts.geturl().rstrip("/")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this machine, so that what is sent there passes no network."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_unspecified  # systems connect 0.0.0.0 to themselves
+
+
+def _flag(variable: str) -> bool:
+    text = os.environ.get(variable, "").strip().lower()
+    if text not in ("", "0", "1", "false", "true"):
+        raise ConfigError(f"{variable} must be 1 or 0; got {text!r}")
+    return text in ("1", "true")
 
 
 def _max_connections() -> int:

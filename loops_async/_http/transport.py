@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import socket
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -22,6 +21,7 @@ from .. import protocol
 from .._tasks import check_loop
 from .._text import one_line
 from .._version import __version__
+from .._waiting import TimeLimit, Waits
 from ..errors import (
     ApiError,
     AuthenticationError,
@@ -42,13 +42,18 @@ from ..types.identifiers import split_http_url
 from .body import Body
 from .compression import ACCEPTED_ENCODINGS, CompressionError, decompressed
 from .decoding import UnreadableError, decode_answer, decode_json
+from .network import Proxies, Resolver, keepalive_socket, tls_context
 from .retry import RetryBudget
-from .settings import Settings
+from .settings import Settings, is_loopback
 
 T = TypeVar("T")
 
 CONNECT_SECONDS: Final = 10.0
-KEEPALIVE_SECONDS: Final = 60.0
+KEEPALIVE_SECONDS: Final = 30.0
+"""How long an idle connection is kept: half of the 60 s that AWS load balancers allow (nginx 75 s, others longer).
+
+A request is lost if the other side closes the connection at the same moment, and not every request may be repeated.
+"""
 REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 MOST_REDIRECTS: Final = 5
 LONGEST_HEADER: Final = 64 * 1024
@@ -58,9 +63,6 @@ MOST_RESULT_BYTES: Final = 1 << 30
 """The largest completion or result of an operation; the logprobs of the largest batch have some hundred megabytes."""
 MOST_ERROR_BYTES: Final = 1 << 20
 """How much of the body of an error is read."""
-
-PROBES: Final = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 30, "TCP_KEEPCNT": 5}
-"""TCP keep-alive: idle seconds before the first probe, seconds between probes, and the limit of unanswered probes."""
 LONGEST_MESSAGE: Final = 2000
 LONGEST_EXCERPT: Final = 200
 LONGEST_TEXT: Final = 64 * 1024
@@ -83,6 +85,7 @@ _ADVICE: Final[dict[int, str]] = {
     401: "Check the API key (BASETEN_API_KEY or api_key=) and that it belongs to this service.",
     403: "The key is valid but not allowed to do this; ask the workspace's admin.",
     404: "Check the id and the base_url.",
+    407: "The proxy wants a user and a password: http://user:password@host:port.",
     429: "Slow down, or ask for a higher limit.",
 }
 
@@ -141,15 +144,22 @@ class Transport:
         self._loop = asyncio.get_running_loop()
         self._closed = False
         self.retry_budget: RetryBudget = RetryBudget()
-        self._session = _session(keepalive_timeout=KEEPALIVE_SECONDS)
-        self._new_connections = _session(force_close=True)
+        self._resolver = Resolver()
+        self._session = _session(self._resolver, keepalive_timeout=KEEPALIVE_SECONDS)
+        self._new_connections = _session(self._resolver, force_close=True)
         self._authorization = settings.authorization
+        self._proxies = Proxies(settings.proxy)
+        self._routes: dict[tuple[object, ...], str | None] = {}
+        """The proxy of each scheme and host, with and without the key."""
+        self.waits: Waits = Waits()
 
     async def close(self) -> None:
         """Close every connection; afterwards each call raises `ClosedError`."""
         self._closed = True
+        self.waits.close()
         await self._session.close()
         await self._new_connections.close()
+        await self._resolver.close()
 
     async def ask(self, request: Request) -> Answer:
         """Send a request and return its answer; raise the error of an answer that is not 2xx."""
@@ -165,8 +175,10 @@ class Transport:
     async def send(self, request: Request) -> Answer:
         """Send a request and return the answer, whatever its status."""
         try:
-            async with self._start(request, self._authorization) as response:
-                return await self._read(request, response)
+            with TimeLimit(request.timeout):
+                async with self._start(request, self._authorization) as response:
+                    return await self._read(request, response)
+            failure: LoopsError = _too_late(request, request.timeout)
         except (*_NETWORK_ERRORS, ValueError) as cause:
             failure = self._transport_error(request, cause)
         # Not chained to aiohttp's error, which contains the request with the API key and the signature in its URL.
@@ -257,9 +269,26 @@ class Transport:
             _as_written(request.url) if request.has_signed_url else request.url,
             data=data,
             headers=headers,
-            timeout=_time_limit(request.timeout, request.idle_timeout),
+            timeout=_time_limits(request.idle_timeout),
             allow_redirects=False,
+            proxy=self._proxy(request, has_key=bool(authorization)),
         )
+
+    def _proxy(self, request: Request, *, has_key: bool) -> str | None:
+        """Return the proxy that a request goes through; check that the key may be sent there."""
+        origin = *request.url.split("/", 3)[:3], has_key
+        if origin not in self._routes:
+            self._routes[origin] = self._route(request, has_key=has_key)
+        return self._routes[origin]
+
+    def _route(self, request: Request, *, has_key: bool) -> str | None:
+        try:
+            proxy = self._proxies.for_url(request.url)
+        except ValueError:  # an invalid address or port
+            raise ConfigError(f"{_described(request)}: not a usable URL") from None
+        if has_key:
+            self._settings.check_key_may_go_to(request.url, "the address of the trainer or sampler")
+        return proxy
 
     def decode(self, request: Request, answer: Answer, kind: type[T]) -> T:
         """Return the body as `kind`, or raise a `ProtocolError`."""
@@ -325,16 +354,19 @@ class Transport:
                 f"{described}: {host} did not accept a connection in {CONNECT_SECONDS:g} s", was_sent=False
             )
         if isinstance(cause, TimeoutError):
-            seconds = request.idle_timeout if request.timeout is None else request.timeout
-            return RequestTimeoutError(f"{described}: no answer within {seconds} s", timeout=seconds)
+            return _too_late(request, request.idle_timeout)
         if isinstance(cause, aiohttp.InvalidURL | aiohttp.NonHttpUrlClientError):
             return ConfigError(f"{described}: not a usable URL")
         if isinstance(cause, aiohttp.ClientConnectorError):
-            hint = " Is the embedded service running (`loops-local serve`)?" if _is_loopback(request.url) else ""
-            return ConnectError(
-                f"{described}: could not connect to {host}: {_reason(cause)}. Check base_url and the network.{hint}",
-                was_sent=False,
+            return _not_connected(request, cause)
+        if isinstance(cause, aiohttp.ClientHttpProxyError):
+            advice = _ADVICE[407] if cause.status == 407 else "Check the proxy, or list the host in NO_PROXY."
+            reason = f"{cause.status} {self._excerpt(cause.message)}"
+            refused = ConnectError(
+                f"{described}: the proxy did not connect to {host}: {reason}. {advice}", was_sent=False
             )
+            refused.retryable = cause.status >= 500
+            return refused
         if isinstance(cause, aiohttp.ClientResponseError):
             problem = self._excerpt(cause.message)
             return ProtocolError(f"{described}: {host} does not follow HTTP: {problem}. Check base_url.")
@@ -405,10 +437,13 @@ def _raise_trim_threshold() -> None:
     bytes(protocol.MAX_REQUEST_BYTES)
 
 
-def _session(**connections: Any) -> aiohttp.ClientSession:
+def _session(resolver: Resolver, **connections: Any) -> aiohttp.ClientSession:
     # No limit here, since a long poll must never wait for a free connection; sampling has a limit of its own.
+    connector = aiohttp.TCPConnector(
+        limit=0, resolver=resolver, ssl=tls_context(), socket_factory=keepalive_socket, **connections
+    )
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, socket_factory=_socket, **connections),
+        connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
         headers={
             "User-Agent": f"loops-async/{__version__}",
@@ -422,19 +457,35 @@ def _session(**connections: Any) -> aiohttp.ClientSession:
     )
 
 
-def _socket(address: tuple[Any, ...]) -> socket.socket:
-    """Open a socket that detects a lost peer by keep-alive probes: a sample has no time limit, so silence is normal."""
-    opened = socket.socket(*address[:3])
-    opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in PROBES.items():
-        if hasattr(socket, name):  # not every system has every option
-            opened.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-    return opened
-
-
 @lru_cache(maxsize=64)
-def _time_limit(seconds: float | None, idle_seconds: float | None) -> aiohttp.ClientTimeout:
-    return aiohttp.ClientTimeout(total=seconds, sock_connect=CONNECT_SECONDS, sock_read=idle_seconds)
+def _time_limits(idle_seconds: float | None) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=idle_seconds)
+
+
+def _too_late(request: Request, seconds: float | None) -> RequestTimeoutError:
+    return RequestTimeoutError(f"{_described(request)}: no answer within {seconds} s", timeout=seconds)
+
+
+def _not_connected(request: Request, cause: aiohttp.ClientConnectorError) -> ConnectError:
+    url = request.url
+    if isinstance(cause, aiohttp.ClientProxyConnectionError):
+        place = f"the proxy {cause.host}:{cause.port}"
+        advice = "Check HTTPS_PROXY and HTTP_PROXY or proxy=, or list the host in NO_PROXY."
+    else:
+        place, advice = _host(url), "Check base_url and the network."
+    is_certificate = isinstance(cause, aiohttp.ClientConnectorCertificateError)
+    if is_certificate:
+        advice = (
+            "The server's certificate is not trusted. Behind a proxy that inspects traffic, or for a certificate of "
+            "your own, set SSL_CERT_FILE to the file of the authority that signed it before making the client."
+        )
+    elif is_loopback(urlsplit(url).hostname or ""):
+        advice += " Is the embedded service running (`loops-local serve`)?"
+    error = ConnectError(
+        f"{_described(request)}: could not connect to {place}: {_reason(cause)}. {advice}", was_sent=False
+    )
+    error.retryable = not is_certificate
+    return error
 
 
 def _as_written(url: str) -> URL:
@@ -476,10 +527,6 @@ def _described(request: Request) -> str:
 def _host(url: str) -> str:
     # Not with `urlsplit`, which raises an error of its own for some URLs.
     return url.partition("//")[2].partition("/")[0].rpartition("@")[2]
-
-
-def _is_loopback(url: str) -> bool:
-    return urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
 
 
 def _reason(cause: Exception) -> str:

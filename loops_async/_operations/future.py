@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Generic, TypeVar
 
 from .._tasks import TaskOwner, check_loop
+from .._waiting import TimeLimit
 from ..errors import ClosedError, LoopsError, OperationError, OperationTimeoutError
 
 T = TypeVar("T")
@@ -78,7 +79,8 @@ class OperationFuture(Generic[T]):
                 self._task = self._start_collecting()
             self._waiters += 1
             try:
-                await asyncio.wait([self._task], timeout=timeout)
+                with TimeLimit(timeout):
+                    await asyncio.wait([self._task])
             finally:
                 self._waiters -= 1
         if not self._task.done():

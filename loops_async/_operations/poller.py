@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Final, TypeAlias, TypeVar
 
 import msgspec
@@ -17,6 +17,7 @@ from .._http.decoding import UnreadableError
 from .._http.endpoint import Endpoint
 from .._http.retry import POLL, Failure, failure_of, retry
 from .._http.transport import MOST_RESULT_BYTES, Answer, Request, Transport
+from .._waiting import Wait
 from ..errors import ApiError, ConnectError, LoopsError, ProtocolError, RemoteOpError, UnknownRequestError
 
 T = TypeVar("T")
@@ -82,9 +83,9 @@ class Poller:
             most_bytes=MOST_RESULT_BYTES,
         )
         # Operations finish in order: the oldest hold the gate until they are done.
-        async with self._gate:
+        async with self._turn(operation, operation_id) as wait:
             while True:
-                polled = await self._poll(request, operation, operation_id)
+                polled = await self._poll(request, operation, operation_id, wait)
                 if polled is None:
                     continue
                 answer, poll = polled
@@ -101,17 +102,28 @@ class Poller:
                 log.warning("%s: answered with the unknown status %r; polling again", operation, poll.status)
                 await asyncio.sleep(1.0)
 
-    async def _poll(self, request: Request, operation: str, operation_id: str) -> tuple[Answer, _Poll] | None:
+    @asynccontextmanager
+    async def _turn(self, operation: str, operation_id: str) -> AsyncGenerator[Wait]:
+        run = f" of run {self._endpoint.run_id}" if self._endpoint.run_id else ""
+        with self._transport.waits.on(f"{operation} {operation_id}{run}", queue=self._endpoint.url) as wait:
+            async with self._gate:
+                yield wait
+
+    async def _poll(
+        self, request: Request, operation: str, operation_id: str, wait: Wait
+    ) -> tuple[Answer, _Poll] | None:
         """Poll an operation once; None if it is not done yet."""
 
         async def ask() -> tuple[Answer, _Poll] | None:
             started = time.monotonic()
             try:
-                answer = await self._transport.send(request)
-                if answer.status == 200:
-                    return answer, self._transport.decode(request, answer, _Poll)
-                if answer.status != 408:
-                    raise self._error(request, answer, operation, operation_id)
+                with wait.hearing():
+                    answer = await self._transport.send(request)
+                    if answer.status == 200:
+                        return answer, self._transport.decode(request, answer, _Poll)
+                    if answer.status != 408:
+                        raise self._error(request, answer, operation, operation_id)
+                    wait.heard("it is not done yet")
             except (ApiError, ConnectError) as error:
                 if time.monotonic() - started < CUT_HOLD or failure_of(error) not in (Failure.LOST, Failure.CUT):
                     raise

@@ -152,19 +152,21 @@ class Submitter:
 
         async def ask() -> str:
             try:
-                answer = await self._transport.send(request)
-                if answer.is_success:
-                    return accepted_id(self._transport, request, answer)
-                raise _recognize_shutdown(self._transport.error(request, answer))
+                with wait.hearing():
+                    answer = await self._transport.send(request)
+                    if answer.is_success:
+                        return accepted_id(self._transport, request, answer)
+                    raise _recognize_shutdown(self._transport.error(request, answer))
             except LoopsError as error:
                 part.may_be_accepted = part.may_be_accepted or may_have_acted(error)
                 raise
 
         self._turns.sent = seq_id
         try:
-            part.operation_id = await retry(
-                ask, OPERATION, what=f"{name} was not accepted", budget=self._transport.retry_budget
-            )
+            with self._transport.waits.on(f"run {self._endpoint.run_id} to accept {name}") as wait:
+                part.operation_id = await retry(
+                    ask, OPERATION, what=f"{name} was not accepted", budget=self._transport.retry_budget
+                )
         except LoopsError:
             if not part.may_be_accepted:
                 self._turns.sent -= 1

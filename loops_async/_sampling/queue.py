@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from typing import Final
 
 import anyio
@@ -17,6 +18,7 @@ from .._http.endpoint import Endpoint
 from .._http.retry import QUEUED_SAMPLE, failure_of, may_have_acted, retry
 from .._http.transport import Answer, Request, Transport
 from .._operations.poller import Poller, accepted_id
+from .._waiting import TimeLimit, Wait
 from ..errors import ApiError, LoopsError, LostAnswerError, SampleTimeoutError
 
 log = logging.getLogger("loops_async")
@@ -37,8 +39,8 @@ class SampleQueue:
     async def answer(self, request: Request, *, key: str) -> bytes | msgspec.Raw:
         """Submit a sample and return the body of its completions.
 
-        The idempotency `key` in its headers makes it safe to submit again after a lost answer. The endpoint's
-        `ready_timeout` limits the attempts to submit, the request's `timeout` the wait after it was accepted.
+        The idempotency `key` in its headers makes it safe to submit again after a lost answer. The
+        request's `timeout` limits all of it, the endpoint's `ready_timeout` the attempts to submit.
 
         Raises:
             SampleTimeoutError: there is no completion within `timeout`; the sample was cancelled.
@@ -49,29 +51,30 @@ class SampleQueue:
         operation_id = key  # the operation's id, unless the service chooses another
         may_be_queued = False
 
-        async def submit() -> Answer | str:
+        async def submit(wait: Wait) -> Answer | str:
             nonlocal may_be_queued
             try:
-                return await self._submit(submission)
+                return await self._submit(submission, wait)
             except LoopsError as error:
                 may_be_queued = may_be_queued or may_have_acted(error)
                 raise
 
         try:
-            accepted = await retry(
-                submit,
-                QUEUED_SAMPLE.waiting(self._endpoint.ready_timeout),
-                what="the sample was not accepted",
-                budget=self._transport.retry_budget,
-            )
-            if isinstance(accepted, Answer):
-                return accepted.body  # completed without waiting in the queue
-            operation_id, may_be_queued = accepted, True
-            with anyio.move_on_after(timeout):
+            with TimeLimit(timeout):
+                with self._transport.waits.on(f"the queue to accept sample {key}", queue="samples to submit") as wait:
+                    accepted = await retry(
+                        partial(submit, wait),
+                        QUEUED_SAMPLE.waiting(self._endpoint.ready_timeout),
+                        what="the sample was not accepted",
+                        budget=self._transport.retry_budget,
+                    )
+                if isinstance(accepted, Answer):
+                    return accepted.body  # completed without waiting in the queue
+                operation_id, may_be_queued = accepted, True
                 return await self._poller.result("sample", operation_id, _raw)
             raise SampleTimeoutError(
-                f"{request.what} ({request.url}): no completion within {timeout} s of being queued as {operation_id}; "
-                "it was cancelled. Request fewer tokens or samples, or increase `timeout`.",
+                f"{request.what} ({request.url}): no completion within {timeout} s; it was cancelled (operation "
+                f"{operation_id}). Request fewer tokens or samples, or increase `timeout`.",
                 timeout=timeout,
             )
         except (asyncio.CancelledError, SampleTimeoutError):
@@ -86,14 +89,15 @@ class SampleQueue:
                 "again if you accept to pay for it twice."
             ) from error
 
-    async def _submit(self, request: Request) -> Answer | str:
+    async def _submit(self, request: Request, wait: Wait) -> Answer | str:
         """Submit a sample; return the id under which it is queued, or the answer if it is complete."""
-        answer = await self._transport.send(request)
-        if answer.status == 202:
-            return accepted_id(self._transport, request, answer)
-        if answer.is_success:
-            return answer
-        raise _explained(self._transport.error(request, answer))
+        with wait.hearing():
+            answer = await self._transport.send(request)
+            if answer.status == 202:
+                return accepted_id(self._transport, request, answer)
+            if answer.is_success:
+                return answer
+            raise _explained(self._transport.error(request, answer))
 
     async def _cancel(self, operation_id: str) -> None:
         """Free the place in the queue if that is still possible."""

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final, TypeAlias
 from urllib.parse import quote
 
 from .. import protocol
 from .._http.endpoint import Endpoint
 from .._http.retry import until
-from .._http.transport import Request, Transport, is_final
+from .._http.transport import Answer, Request, Transport, is_final
 from .._tasks import SingleFlight, TaskOwner
+from .._waiting import TimeLimit
 from ..control_plane import ControlPlane
 from ..errors import (
     ApiError,
     AuthenticationError,
     ClosedError,
+    ConnectError,
     LoopsError,
     NotReadyError,
     PermissionDeniedError,
@@ -32,6 +34,9 @@ from ..types import BasetenDeployment, LocalDeployment
 log = logging.getLogger("loops_async")
 
 HEALTH_SECONDS: Final = 30.0
+VERSION_REQUEST_SECONDS: Final = 10.0
+VERSION_PAUSE_SECONDS: Final = 2.0
+NO_SUCH_ROUTE: Final = (404, 405, 501)
 LONGEST_LOG_EXCERPT: Final = 500
 
 OnStatus: TypeAlias = Callable[[str | None], object]
@@ -64,38 +69,106 @@ async def wait_for_trainer(
     request = health_request(trainer)
     # A local trainer must already be running: if it is not, raise immediately.
     is_local = isinstance(trainer.deployment, LocalDeployment)
-    last = "nothing yet"
 
-    async def probe() -> bool | None:
-        nonlocal last
-        on_status(await _trainer_status(trainer, control_plane, transport))
+    async def probe() -> str | None:
+        status = await _trainer_status(trainer, control_plane, transport)
+        on_status(status)
         try:
-            answer = await transport.send(request)
-        except TransportError as error:
-            if is_local and not isinstance(error, RequestTimeoutError):
-                raise
-            last = str(error)
-            return None
-        if answer.is_success:
-            return True
-        failure = transport.error(request, answer)
-        if is_final(answer):
+            answer = await _ask(transport, request, must_run=is_local)
+        except LoopsError:
             # It may have failed since its state was read, and that error says more than this one.
             await _trainer_status(trainer, control_plane, transport)
-            raise failure
-        if isinstance(failure, AuthenticationError | PermissionDeniedError):
-            raise failure
-        if is_local and isinstance(failure, ProtocolError):
-            raise failure
-        last = str(failure)
-        return None
+            raise
+        if isinstance(answer, Answer):
+            return None
+        return f"{status}, {answer}" if status else str(answer)
 
-    if await until(probe, seconds=trainer.ready_timeout) is None:
+    name = f"the trainer of run {trainer.run_id} ({trainer.base_model})"
+    last = await _poll(probe, name, transport, seconds=trainer.ready_timeout)
+    if last is not None:
         raise NotReadyError(
-            f"the trainer of run {trainer.run_id} ({trainer.base_model}) was not ready after "
-            f"{trainer.ready_timeout:g} s; its last answer was: {last}. Wait longer with a larger ready_timeout, or "
-            "check its deployment."
+            f"{name} was not ready after {trainer.ready_timeout:g} s; its last answer was: {last}. Wait longer with a "
+            "larger ready_timeout, or check its deployment."
         )
+
+
+async def wait_for_version(sampler: Endpoint, version: int, transport: Transport, *, seconds: float) -> None:
+    """Wait until a sampler that is up serves at least version `version`, for up to `seconds`.
+
+    Raises:
+        NotReadyError: it still serves an older one.
+        ApiError: waiting would not help, e.g. the key was rejected.
+    """
+    what = f"wait for version {version}"
+    request = sampler.request("GET", "/trainers_policy_version", what, timeout=VERSION_REQUEST_SECONDS)
+
+    async def probe() -> str | None:
+        answer = await _ask(transport, request)
+        if not isinstance(answer, Answer):
+            # Without this route, the minimum version in each request is the only check, and it is enough.
+            return None if getattr(answer, "status", None) in NO_SUCH_ROUTE else str(answer)
+        try:
+            served = transport.decode(request, answer, protocol.PolicyVersion).policy_version
+        except ProtocolError as error:
+            return str(error)
+        return None if served is not None and served >= version else f"it serves version {served}"
+
+    name = f"the sampler at {sampler.url} to serve version {version}"
+    last = await _poll(probe, name, transport, seconds=seconds, longest_pause=VERSION_PAUSE_SECONDS)
+    if last is not None:
+        raise NotReadyError(
+            f"the sampler at {sampler.url} does not serve version {version} {seconds:g} s after it was published; its "
+            f"last answer was: {last}. Publish again, or check the sampler's logs."
+        )
+
+
+async def _poll(
+    probe: Callable[[], Awaitable[str | None]],
+    what: str,
+    transport: Transport,
+    *,
+    seconds: float | None,
+    longest_pause: float = 10.0,
+) -> str | None:
+    """Call `probe` until it returns None, which means ready, and return that; else its last answer after `seconds`."""
+    with transport.waits.on(what) as wait:
+
+        async def is_ready() -> bool | None:
+            answer = await probe()
+            if answer is None:
+                return True
+            wait.heard(answer)
+            return None
+
+        if await until(is_ready, seconds=seconds, longest_pause=longest_pause):
+            return None
+        return wait.answer or "none"
+
+
+async def _ask(transport: Transport, request: Request, *, must_run: bool = False) -> Answer | LoopsError:
+    """Return the answer, or an error that may be temporary; raise an error that waiting cannot change.
+
+    With `must_run`, these include that nothing answers there, or a service that is not Loops.
+    """
+    try:
+        answer = await transport.send(request)
+    except TransportError as failure:
+        if _is_final_failure(failure) or (must_run and not isinstance(failure, RequestTimeoutError)):
+            raise
+        return failure
+    if answer.is_success:
+        return answer
+    error = transport.error(request, answer)
+    if is_final(answer) or _is_final_failure(error) or (must_run and isinstance(error, ProtocolError)):
+        raise error
+    return error
+
+
+def _is_final_failure(error: LoopsError) -> bool:
+    """Whether waiting cannot help: the key was rejected, or the server's certificate."""
+    if isinstance(error, ConnectError):
+        return not error.retryable
+    return isinstance(error, AuthenticationError | PermissionDeniedError)
 
 
 async def _trainer_status(trainer: Endpoint, control_plane: ControlPlane, transport: Transport) -> str | None:
@@ -152,6 +225,7 @@ class SamplerGate:
         self._opening: SingleFlight[str, None] = SingleFlight(tasks)
         self._is_woken = False
         self._listeners: list[OnStatus] = []
+        self._last_answer = "none"
         self.is_open = False
 
     async def wait(self, ready_timeout: float | None, on_status: OnStatus = _ignore) -> None:
@@ -163,17 +237,21 @@ class SamplerGate:
         """
         if self.is_open:
             return
-        # One task polls for all callers; a caller that stops waiting does not stop it.
+        # One task polls for all callers, until the last of them stops waiting.
         opening = self._opening.start(self._deployment_id, self._open)
         self._listeners.append(on_status)
         try:
-            await asyncio.wait([opening], timeout=ready_timeout)
+            with TimeLimit(ready_timeout):
+                await asyncio.wait([opening])
         finally:
             self._listeners.remove(on_status)
+            if not self._listeners and not opening.done():
+                self._opening.discard(self._deployment_id)
+                opening.cancel()
         if not opening.done():
             raise NotReadyError(
-                f"the sampler (model {self._model_id}, deployment {self._deployment_id}) was not ready after "
-                f"{ready_timeout:g} s; wait longer with a larger ready_timeout"
+                f"{self._name} was not ready after {ready_timeout:g} s; the last answer about it was: "
+                f"{self._last_answer}. Wait longer with a larger ready_timeout, or check its deployment."
             )
         if opening.cancelled():
             raise ClosedError(f"the client was closed while it waited for sampler {self._deployment_id}")
@@ -182,23 +260,34 @@ class SamplerGate:
 
     async def recheck(self) -> None:
         """Check the deployment again, after an answer that suggests that it is not ACTIVE, and set `is_open`."""
-        self.is_open = await self._is_active() is True
+        self.is_open = await self._probe() is None
         if not self.is_open:
             self._opening.discard(self._deployment_id)
 
     async def _open(self) -> None:
         self._is_woken = False
-        self.is_open = await until(self._is_active, seconds=None) is True
+        await _poll(self._probe, self._name, self._transport, seconds=None)
+        self.is_open = True
 
-    async def _is_active(self) -> bool | None:
+    async def _probe(self) -> str | None:
+        answer = await self._ask()
+        self._last_answer = answer or "ready"
+        return answer
+
+    @property
+    def _name(self) -> str:
+        return f"the sampler (model {self._model_id}, deployment {self._deployment_id})"
+
+    async def _ask(self) -> str | None:
+        """Return None when samples may be sent, else the answer."""
         try:
             status = await self._control_plane.get_model_deployment_status(self._model_id, self._deployment_id)
-        except ApiError as error:
-            # If the service does not report the state, samples must not wait for it; they are retried anyway.
-            return None if error.status >= 500 else True
-        except TransportError as error:
-            log.debug("the state of sampler %s is unknown: %s", self._deployment_id, error)
-            return None
+        except (ApiError, TransportError) as error:
+            if _does_not_report(error):
+                return None
+            if isinstance(error, ConnectError) and not error.retryable:
+                raise
+            return str(error)
         for notify in self._listeners:
             notify(status)
         if status in protocol.SAMPLER_TERMINAL:
@@ -211,7 +300,7 @@ class SamplerGate:
         if status == protocol.SCALED_TO_ZERO and not self._is_woken:
             self._is_woken = True
             await self._wake()
-        return True if status == protocol.SAMPLER_READY else None
+        return None if status == protocol.SAMPLER_READY else str(status)
 
     async def _wake(self) -> None:
         url = f"{self._url.removesuffix('/sync')}/wake"
@@ -220,3 +309,9 @@ class SamplerGate:
             await self._transport.ask(request)
         except LoopsError as error:
             log.warning("%s", error)
+
+
+def _does_not_report(error: ApiError | TransportError) -> bool:
+    """Whether a service refuses to report the state of a sampler, so that samples must not wait for it."""
+    status = getattr(error, "status", None)
+    return status is not None and 400 <= status < 500 and status not in (408, 429)

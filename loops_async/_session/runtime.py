@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 from weakref import WeakKeyDictionary
 
 from .._http.endpoint import Endpoint
@@ -12,10 +12,26 @@ from .._http.settings import Settings
 from .._http.transport import Transport
 from .._operations.turns import Turns
 from .._tasks import SingleFlight, TaskOwner, run_to_completion
+from .._waiting import Waits
 from ..control_plane import ControlPlane, RunLedger, control_plane
 from ..types import BasetenDeployment
 from .heartbeat import Heartbeat
 from .readiness import SamplerGate
+
+
+class Admission(asyncio.Semaphore):
+    """Limits the samples in flight, and reports that samples have waited long for their turn."""
+
+    def __init__(self, limit: int, waits: Waits) -> None:
+        super().__init__(limit)
+        self._what = f"one of the {limit} samples in flight to end (BT_LOOPS_MAX_CONNECTIONS)"
+        self._waits = waits
+
+    async def acquire(self) -> Literal[True]:
+        if not self.locked():
+            return await super().acquire()
+        with self._waits.on(self._what):
+            return await super().acquire()
 
 
 class Runtime:
@@ -28,7 +44,7 @@ class Runtime:
         self.heartbeat: Heartbeat = Heartbeat(self.tasks)
         self.ledger: RunLedger = RunLedger()
         self.control_plane: ControlPlane = control_plane(self.transport, settings.base_url, self.ledger)
-        self.admission: asyncio.Semaphore = asyncio.Semaphore(settings.max_connections)
+        self.admission: Admission = Admission(settings.max_connections, self.transport.waits)
         self.tokenizers: SingleFlight[str, Any] = SingleFlight(self.tasks)
         """By base model."""
         self._gates: dict[str, SamplerGate] = {}

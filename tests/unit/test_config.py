@@ -25,8 +25,8 @@ def test_arguments_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     assert from_environment.reuse_from_session_id == "session-of-environment"
     assert from_environment.max_connections == 7
 
-    given = resolve_settings(api_key=KEY, base_url="http://given.example/", reuse_from_session_id="given")
-    assert given.base_url == "http://given.example"
+    given = resolve_settings(api_key=KEY, base_url="https://given.example/", reuse_from_session_id="given")
+    assert given.base_url == "https://given.example"
     assert given.authorization == {"Authorization": f"Bearer {KEY}"}
     assert given.reuse_from_session_id == "given"
 

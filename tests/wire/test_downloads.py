@@ -19,7 +19,7 @@ from tests.support.files import FILES, SIGNED, FileStore, entry, found_in, page
 from tests.support.scripted import KEY, Say, ScriptedService
 from tests.support.stubbed import Stubbed
 
-HOST = "http://loops.invalid"
+HOST = "https://loops.invalid"
 
 
 async def test_files_arrive_whole_and_without_the_key(

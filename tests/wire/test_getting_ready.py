@@ -28,6 +28,7 @@ from tests.support.scripted import MODEL, Hold, Say, ScriptedService, hang_up
 HEALTH = "/trainer/health"
 STATUS = "/v1/models/m1/deployments/d1"
 DEPLOYMENT = "/v1/loops/deployments/t1"
+VERSION = "/sampler/trainers_policy_version"
 
 
 def deployment(state: str) -> Say:
@@ -239,10 +240,11 @@ async def test_a_bad_moment_of_the_control_plane_is_waited_out(
 
 
 @pytest.mark.parametrize("refusal", [400, 401, 403, 404, 405, 422])
+@pytest.mark.parametrize("body", [{"error": "no such route"}, "<html>"], ids=["json", "page"])
 async def test_a_control_plane_without_states_does_not_block_sampling(
-    client: ServiceClient, service: ScriptedService, refusal: int
+    client: ServiceClient, service: ScriptedService, refusal: int, body: Any
 ) -> None:
-    service.always("GET", STATUS, Say(refusal, {"error": "no such route"}))
+    service.always("GET", STATUS, Say(refusal, body))
     sampler = await client.create_sampling_client(MODEL)
     assert (await sampler.sample([1])).sequences
     assert len(service.seen_at("GET", STATUS)) == 1
@@ -281,6 +283,69 @@ async def test_a_caller_that_gives_up_does_not_shut_the_gate_for_others(
     held.go.set()
     assert isinstance(await patient, SamplingClient)
     assert len(service.seen_at("GET", STATUS)) == 1
+
+
+async def test_a_gate_without_callers_is_not_polled(
+    client: ServiceClient, service: ScriptedService, quick: Clock
+) -> None:
+    service.always("GET", STATUS, status("BUILDING"))
+    waiting = [asyncio.create_task(client.create_sampling_client(MODEL)) for _ in range(2)]
+    await service.until_seen("GET", STATUS, 5)
+    waiting[0].cancel()
+    await service.until_seen("GET", STATUS, len(service.seen_at("GET", STATUS)) + 2)
+    waiting[1].cancel()
+    await asyncio.wait(waiting)
+    polled = len(service.seen_at("GET", STATUS))
+    await asyncio.sleep(0.05)
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert len(service.seen_at("GET", STATUS)) <= polled + 1, "one may have been on its way"
+
+    service.always("GET", STATUS, status("ACTIVE"))
+    assert await client.create_sampling_client(MODEL)
+
+
+@pytest.mark.parametrize(
+    ("answer", "quoted"), [(status("BUILDING"), "BUILDING"), (Say(500, {"error": "no disk"}), "answered 500: no disk")]
+)
+async def test_a_sampler_that_does_not_come_is_given_up_with_the_last_answer(
+    client: ServiceClient, service: ScriptedService, answer: Say, quoted: str
+) -> None:
+    service.always("GET", STATUS, answer)
+    with pytest.raises(NotReadyError, match=rf"not ready after 0.3 s; the last answer about it was: .*{quoted}"):
+        await client.create_sampling_client(MODEL, ready_timeout=0.3)
+
+
+@pytest.mark.parametrize("status_code", [401, 403])
+async def test_a_version_is_not_waited_for_with_a_key_that_is_refused(
+    sampler: SamplingClient, service: ScriptedService, status_code: int
+) -> None:
+    service.always("GET", VERSION, Say(status_code, {"error": "no"}))
+    with pytest.raises(AuthenticationError if status_code == 401 else PermissionDeniedError):
+        await sampler.wait_for_version(3)
+    assert len(service.seen_at("GET", VERSION)) == 1
+
+
+@pytest.mark.parametrize("body", [{"error": "no such route"}, "<html>"], ids=["json", "page"])
+@pytest.mark.parametrize("missing", [404, 405, 501])
+async def test_a_sampler_that_tells_no_version_is_not_waited_for(
+    sampler: SamplingClient, service: ScriptedService, missing: int, body: Any
+) -> None:
+    service.always("GET", VERSION, Say(missing, body))
+    await sampler.wait_for_version(3)
+    assert len(service.seen_at("GET", VERSION)) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "quoted"),
+    [(Say(200, "<html>"), "not what Loops sends"), (Say(400, {"error": "no adapter"}), "answered 400: no adapter")],
+)
+async def test_a_version_that_does_not_come_is_given_up_with_the_last_answer(
+    sampler: SamplingClient, service: ScriptedService, answer: Say, quoted: str
+) -> None:
+    service.always("GET", VERSION, answer)
+    with pytest.raises(NotReadyError, match=f"last answer was: .*{quoted}"):
+        await sampler.wait_for_version(3, timeout=0.1)
 
 
 async def test_closing_ends_the_wait(service: ScriptedService) -> None:

@@ -548,7 +548,7 @@ async def test_a_version_that_never_comes_is_given_up(
 ) -> None:
     monkeypatch.setattr(sampling, "VERSION_SECONDS", 0.02)
     service.always("GET", VERSION, Say(body={"policy_version": 0}))
-    with pytest.raises(NotReadyError, match=r"serves version 0, not 1"):
+    with pytest.raises(NotReadyError, match=r"does not serve version 1 .*last answer was: it serves version 0"):
         await trainer.save_weights_and_get_sampling_client("x")
 
 

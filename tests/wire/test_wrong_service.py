@@ -119,7 +119,7 @@ async def test_a_dead_port(quick: Clock) -> None:
 
 
 async def test_a_host_that_does_not_exist(quick: Clock) -> None:
-    error = await open_error("http://nowhere.invalid")
+    error = await open_error("https://nowhere.invalid")
     assert isinstance(error, ConnectError)
     assert "nowhere.invalid" in str(error)
     assert "loops-local serve" not in str(error), "that hint is for this machine"
@@ -244,14 +244,14 @@ async def test_a_connection_that_is_not_accepted_in_time(
     failed_download: Callable[[str], Awaitable[LoopsError]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transport_module, "CONNECT_SECONDS", 0.01)
-    transport_module._time_limit.cache_clear()
+    transport_module._time_limits.cache_clear()
     with socket.socket() as listening, socket.socket() as filling:
         # A queue of connections that is never accepted is full after the first.
         listening.bind(("127.0.0.1", 0))
         listening.listen(0)
         filling.connect(listening.getsockname())
         error = await failed_download(f"http://127.0.0.1:{listening.getsockname()[1]}/x")
-    transport_module._time_limit.cache_clear()
+    transport_module._time_limits.cache_clear()
     assert isinstance(error, ConnectError)
     assert not error.was_sent
     assert "did not accept a connection" in str(error)
