@@ -224,7 +224,7 @@ class ServiceClient:
             ProvisioningError: the deployment failed.
             NotReadyError: it was not ready within `ready_timeout`.
         """
-        check_at_least(rank, 1, "rank")
+        rank = check_at_least(rank, 1, "rank")
         request = run_request(
             self._settings,
             self.session_id,
@@ -299,7 +299,7 @@ class ServiceClient:
             ready_timeout=ready_timeout, keep_on_failure=keep_on_failure, on_progress=on_progress
         )
 
-        check_request(request, CreateRunRequest)
+        request = check_request(request, CreateRunRequest)
         session = self._open_session
 
         async def provision() -> Run:
@@ -340,7 +340,7 @@ class ServiceClient:
             ProvisioningError: its deployment has ended.
             NotReadyError: its trainer was not ready within `ready_timeout`.
         """
-        check_positive(timeout, "timeout")
+        timeout = check_positive(timeout, "timeout")
         _check_wandb(wandb_config)
         run = await self.wait_for_run(run_id, ready_timeout=ready_timeout)
         return training_client(
@@ -555,8 +555,8 @@ class ServiceClient:
         *,
         with_optimizer: bool = False,
     ) -> TrainingClient:
-        check_request(request, CreateRunRequest)
-        check_positive(timeout, "timeout")
+        request = check_request(request, CreateRunRequest)
+        timeout = check_positive(timeout, "timeout")
         _check_wandb(wandb_config)
         session = self._open_session
 
@@ -589,7 +589,7 @@ class ServiceClient:
     async def _start_sampling(
         self, request: CreateSamplerRequest, options: ProvisioningOptions, timeout: float
     ) -> SamplingClient:
-        check_positive(timeout, "timeout")
+        timeout = check_positive(timeout, "timeout")
         sampler = Endpoint.of_sampler(
             await self._provision_sampler(request, options),
             service_url=self._settings.base_url,
@@ -599,7 +599,7 @@ class ServiceClient:
         return sampling_client(sampler, Weights(checkpoint_path=request.model_path), self._open_session.runtime)
 
     async def _provision_sampler(self, request: CreateSamplerRequest, options: ProvisioningOptions) -> Sampler:
-        check_request(request, CreateSamplerRequest)
+        request = check_request(request, CreateSamplerRequest)
         session = self._open_session
         provisioning = session.provisioner.sampler(request, options)
         return await session.runtime.tasks.run(provisioning, name="provision a sampler")

@@ -202,7 +202,7 @@ class ControlPlane:
             InputError: a field of `request` is invalid; nothing was sent.
             LostAnswerError: the answer was lost, and `request` names no run. The sampler may exist.
         """
-        check_request(request, CreateSamplerRequest)
+        request = check_request(request, CreateSamplerRequest)
         if request.model_path is not None:
             CheckpointUri.parse(request.model_path, kind="sampler_weights", path="model_path")
         is_harmless = request.run_id is not UNSET and request.run_id is not None
@@ -292,7 +292,7 @@ class ControlPlane:
             InputError: a field of `request` is invalid; nothing was sent.
             LostAnswerError: the answer was lost. The model may exist.
         """
-        check_request(request, DeployCheckpointsRequest)
+        request = check_request(request, DeployCheckpointsRequest)
         what = f"deploy {len(request.checkpoint_ids)} checkpoints as {request.model_name}"
         url = f"{self._loops}/checkpoints/deploy"
         try:
@@ -421,7 +421,7 @@ class ControlPlane:
     # --- internals ---
 
     async def _create_run(self, request: NewRun, kind: type[NewRun], route: str, team_id: str | None) -> Run:
-        check_request(request, kind)
+        request = check_request(request, kind)
         if request.path is not None:
             CheckpointUri.parse(request.path, kind="weights")
         url = f"{self._team(team_id)}/{route}"

@@ -231,7 +231,7 @@ class SamplingClient:
                 async for done in sampler.sample_many(prompts, sampling_params=params, limit=64):
                     print(done.index, done.response.sequences[0].text)
         """
-        check_at_least(limit, 1, "limit")
+        limit = check_at_least(limit, 1, "limit")
         arguments = {
             "num_samples": num_samples,
             "sampling_params": sampling_params,
@@ -242,7 +242,7 @@ class SamplingClient:
             work = partial(_outcome, self, arguments, keep_errors)
             outcomes = BoundedMap(prompts, work, limit=limit, ordered=ordered).results()
         else:
-            check_at_least(processes, 1, "processes")
+            processes = check_at_least(processes, 1, "processes")
             self._check_key_in_environment()
             sample_chunk = partial(_chunk_outcomes, self, arguments, keep_errors)
             outcomes = map_in_processes(prompts, sample_chunk, processes=processes, limit=limit, ordered=ordered)
@@ -290,7 +290,8 @@ class SamplingClient:
         Raises:
             NotReadyError: the sampler does not become ready, or still serves an older version after `timeout`.
         """
-        seconds = VERSION_SECONDS if timeout is None else timeout
+        version = check_at_least(version, 0, "version")
+        seconds = VERSION_SECONDS if timeout is None else check_positive(timeout, "timeout")
         runtime = await self._usable_runtime()
         await self._ready(runtime, self._endpoint.ready_timeout)
         request = self._endpoint.request("GET", "/trainers_policy_version", f"wait for version {version}", timeout=10.0)
@@ -396,9 +397,9 @@ class SamplingClient:
     ) -> protocol.SampleBody:
         params = SamplingParams() if sampling_params is None else sampling_params
         prompt = check_model_input(prompt, "prompt")
-        check_at_least(num_samples, 1, "num_samples")
-        check_kind(params, SamplingParams, "sampling_params")
-        check_at_least(topk_prompt_logprobs, 0, "topk_prompt_logprobs")
+        num_samples = check_at_least(num_samples, 1, "num_samples")
+        params = check_kind(params, SamplingParams, "sampling_params")
+        topk_prompt_logprobs = check_at_least(topk_prompt_logprobs, 0, "topk_prompt_logprobs")
         scores_prompt = include_prompt_logprobs or topk_prompt_logprobs > 0
         body = _sample_body(prompt, num_samples, params, topk_prompt_logprobs if scores_prompt else None)
         # A queue serves many models, and so may a local sampler without a run id; a dedicated sampler may refuse a

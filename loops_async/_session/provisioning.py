@@ -13,6 +13,7 @@ from typing import Any, Final, Literal, Protocol, TypeAlias, TypeVar
 
 import anyio
 from msgspec import Struct
+from msgspec.structs import force_setattr
 
 from .._arguments import check_positive
 from .._http.endpoint import Endpoint
@@ -44,7 +45,7 @@ class ProvisioningOptions(Struct, frozen=True, kw_only=True):
     on_progress: Callable[[ProvisioningEvent], object] | None = None
 
     def __post_init__(self) -> None:
-        check_positive(self.ready_timeout, "ready_timeout")
+        force_setattr(self, "ready_timeout", check_positive(self.ready_timeout, "ready_timeout"))
 
 
 class ProgressReporter:
