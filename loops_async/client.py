@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from ._arguments import check_at_least, check_kind, check_positive, check_request
 from ._checkpoints.download import checkpoint_files, download
+from ._copies import SameWhenCopied
 from ._http.endpoint import Endpoint
 from ._http.settings import Settings, checked_url, resolve_settings
 from ._session.local import LocalProvisioner, LocalUrls
@@ -46,7 +47,7 @@ from .types import (
 __all__ = ["ServiceClient"]
 
 
-class ServiceClient:
+class ServiceClient(SameWhenCopied):
     """A session on a Loops service.
 
     Entering it (or `open`) creates the session; leaving it (or `close`) ends every background task and connection.
@@ -145,6 +146,7 @@ class ServiceClient:
                     await runtime.close()
                     raise
                 self._session = session
+                runtime.warn_if_unclosed(repr(self))
         return self
 
     async def close(self) -> None:

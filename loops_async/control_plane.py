@@ -12,6 +12,7 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from ._arguments import check, check_request
+from ._copies import SameWhenCopied
 from ._http.retry import CREATION, READ, Call, may_have_acted, retry
 from ._http.transport import Request, Transport
 from .errors import ConfigError, InputError, LoopsError, LostAnswerError, NotFoundError
@@ -113,7 +114,7 @@ class _ModelDeployment(Struct):
     status: Status | str | None = None
 
 
-class ControlPlane:
+class ControlPlane(SameWhenCopied):
     """The REST API under ``/v1/loops``, typed.
 
     Any number of calls may be made concurrently; at most 64 requests are in flight at once. A call that is safe to

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from . import protocol
 from ._arguments import check_at_least, check_kind, check_model_input, check_positive
+from ._copies import SameWhenCopied
 from ._http.endpoint import Endpoint
 from ._http.retry import SAMPLE, Failure, failure_of, retry, until
 from ._http.settings import checked_url, resolve_settings
@@ -83,7 +84,7 @@ class Weights(Struct, frozen=True, kw_only=True):
 _LIVE_WEIGHTS: Final = Weights()
 
 
-class SamplingClient:
+class SamplingClient(SameWhenCopied):
     """Samples from one sampler.
 
     A lightweight value that shares the service client's connection pool: a thousand cost nothing, and none needs

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from ._arguments import check_at_least, check_data, check_examples, check_kind
 from ._checkpoints.download import download
+from ._copies import SameWhenCopied
 from ._http.endpoint import Endpoint
 from ._http.retry import READ, retry
 from ._operations.batch import Batch
@@ -67,7 +68,7 @@ T = TypeVar("T")
 ForwardBackwardFuture: TypeAlias = OperationFuture[ForwardBackwardOutput]
 
 
-class TrainingClient:
+class TrainingClient(SameWhenCopied):
     """Trains one run. Created by `ServiceClient.create_lora_training_client` or `ServiceClient.attach_training_client`.
 
     Operations are submitted in the order of the calls. A call returns a future as soon as the trainer has accepted
@@ -107,7 +108,13 @@ class TrainingClient:
         )
         about = {"run_id": run.id, "base_model": run.base_model, "lora_rank": lora_rank}
         self._log = StepLog(wandb_config, about, runtime.tasks) if wandb_config is not None else None
-        runtime.heartbeat.add(f"the trainer of run {run.id}", self.health)
+        self._heartbeat_name = f"the trainer of run {run.id}"
+        transport, request = runtime.transport, health_request(endpoint)
+
+        async def ping() -> None:
+            await transport.ask(request)
+
+        runtime.heartbeat.add(self._heartbeat_name, self, ping)
 
     # --- properties that need no request ---
 
@@ -164,7 +171,8 @@ class TrainingClient:
 
         Args:
             data: the examples, whose ``loss_fn_inputs`` are the inputs of the loss; N is an example's number of
-                positions.
+                positions. Inputs that the loss does not read are refused, except a ``mask`` (N,) for the drift
+                metrics, which is not sent, and is refused where the loss counts a position that it masks.
             loss_fn: ``cross_entropy`` reads ``target_tokens`` of shape (N,) or (N, K) and ``weights`` of the same
                 shape, both optional. ``importance_sampling``, ``ppo``, ``cispo``, ``dro`` and ``dppo`` need the
                 sampler's ``logprobs`` (N,) in nats and ``advantages`` (N,) or (1,); ``target_tokens`` (N,) are
@@ -408,7 +416,7 @@ class TrainingClient:
         if self._is_closed:
             return
         self._is_closed = True
-        self._runtime.heartbeat.remove(f"the trainer of run {self.run_id}")
+        self._runtime.heartbeat.remove(self._heartbeat_name, self)
         if self._log is not None:
             await self._log.close()
 
