@@ -121,7 +121,7 @@ class Bridge:
         try:
             self.post(start)
             while not outcome.wait(WAKE_SECONDS):
-                pass
+                self._check_alive()
         except BaseException as interruption:
             if self.post(cancel):
                 deadline = monotonic() + CLEANUP_SECONDS
@@ -170,6 +170,10 @@ class Bridge:
         if self._loop is None:
             self._start()
 
+    def _check_alive(self) -> None:
+        if self._thread is not None and not self._thread.is_alive() and not self._is_stopping:
+            raise ClosedError("the thread of loops_sync has died; its traceback is in the program's error output")
+
     def _start(self) -> None:
         with self._starting:
             if self._loop is None:
@@ -185,8 +189,8 @@ def _serve(loop: asyncio.AbstractEventLoop) -> None:
         try:
             loop.run_forever()
             break
-        except BaseException:
-            # A task that raises SystemExit ends `run_forever`, but all other calls must continue.
+        except (SystemExit, KeyboardInterrupt):
+            # Raised by a task; the calls of other threads must continue.
             log.exception("a background task tried to end the thread of loops_sync")
     loop.run_until_complete(_cancel_all())
     loop.run_until_complete(loop.shutdown_asyncgens())

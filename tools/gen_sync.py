@@ -89,7 +89,8 @@ COVERED: Final = (
     "__del__",
     "__class_getitem__",
 )
-"""Special methods that `loops_sync._handle` has in some form for all twins, or that ``result`` replaces."""
+"""Special methods that `loops_sync._handle` has in some form for all twins, that ``result`` replaces, or that only
+the core's object needs."""
 
 COVERED_BASES: Final = ("SameWhenCopied",)
 """Base classes that all twins have by `loops_sync._handle`."""
