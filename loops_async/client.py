@@ -322,7 +322,9 @@ class ServiceClient(SameWhenCopied):
         The run is not deactivated when this fails or is cancelled. Errors are those of `create_lora_training_client`.
         """
         options = ProvisioningOptions(ready_timeout=ready_timeout, on_progress=on_progress)
-        return await self._open_session.provisioner.existing_run(run_id, options)
+        session = self._open_session
+        waiting = session.provisioner.existing_run(run_id, options)
+        return await session.runtime.tasks.run(waiting, name=f"wait for run {run_id}")
 
     async def attach_training_client(
         self,

@@ -128,6 +128,7 @@ class Transport:
     async def close(self) -> None:
         """Close every connection; afterwards each call raises `ClosedError`."""
         self._closed = True
+        await self.retry_budget.close()
         await self._session.close()
         await self._new_connections.close()
 
