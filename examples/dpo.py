@@ -63,7 +63,7 @@ def turn(prompt: list[int], answer: Sequence[int]) -> loops.Datum:
 
 async def preferred(trainer: loops.TrainingClient, data: list[loops.Datum]) -> float:
     """Return the share of pairs whose chosen answer gained at least a nat more on the reference than the rejected."""
-    scored = await (await trainer.forward(data)).result()
+    scored = await (await trainer.forward(data, "dpo")).result()
     gains = [
         float(
             (output["logprobs"].to_numpy() - datum.loss_fn_inputs["ref_logprobs"].to_numpy())

@@ -4,33 +4,39 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeGuard, TypeVar, cast
+import sys
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Annotated, Any, Final, TypeAlias, TypeGuard, TypeVar, cast
 
 import msgspec
 import msgspec.inspect
-from msgspec import UNSET, Struct
+from msgspec import UNSET, Meta, Struct
+from msgspec.structs import replace
 
 from .errors import InputError
-from .protocol import check_loss_data, is_for_all_positions, loss_rule, loss_settings
+from .protocol import LOGPROBS, MASK, LossRule, check_loss_data, is_for_all_positions, loss_rule, loss_settings
 from .types import Datum, EncodedTextChunk, ImageChunk, ModelInput, TensorData
-from .types.inputs import token_ids
-from .types.tensors import DTYPES, is_list_like, plain_scalar
+from .types.inputs import text_input
+from .types.tensors import DTYPES, FLOATS, is_list_like, plain_number, plain_scalar
 
 S = TypeVar("S", bound=Struct)
 
 
 def check(value: S, *, path: str = "") -> S:
-    """Return `value` if each of its fields satisfies the constraints of its type."""
+    """Return a copy of `value` in plain Python values if each of its fields keeps the rule that its type states.
+
+    The copy is what to send: the original may hold arrays and lists, which the caller may change.
+    """
     raw = _plain_fields(value, path)
     try:
-        msgspec.convert(raw, type(value))
+        plain = msgspec.convert(raw, type(value))
     except msgspec.ValidationError as problem:
         raise _input_error(path, type(value), raw, str(problem)) from None
     for name, number in raw.items():
         if isinstance(number, float) and not math.isfinite(number):
             raise InputError(_join(path, name), f"must be a finite number; got {number}")
-    return value
+    return plain
 
 
 def _plain_fields(value: Struct, path: str) -> dict[str, Any]:
@@ -86,7 +92,7 @@ def _join(path: str, field: str) -> str:
 
 
 def check_kind(value: Any, kind: type[S], path: str) -> S:
-    """Return `value` if it is a valid `kind`."""
+    """Return a plain copy of `value` if it is a valid `kind`."""
     if not isinstance(value, kind):
         raise InputError(path, f"expected {kind.__name__}, got {type(value).__name__}")
     return check(value, path=path)
@@ -99,21 +105,25 @@ def check_request(value: Any, kind: type[S]) -> S:
     return check(value)
 
 
-def check_positive(value: Any, path: str) -> None:
-    """Reject a number of seconds that is not positive and finite."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+def check_positive(value: Any, path: str) -> float:
+    """Return a number of seconds if it is positive and finite."""
+    seconds = plain_number(value)
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
         raise InputError(path, f"must be a number of seconds greater than 0; got {value!r}")
+    return seconds
 
 
-def check_at_least(value: Any, smallest: int, path: str) -> None:
-    """Reject anything but a whole number of at least `smallest`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
+def check_at_least(value: Any, smallest: int, path: str) -> int:
+    """Return a whole number if it is at least `smallest`."""
+    number = plain_number(value)
+    if isinstance(number, bool) or not isinstance(number, int) or number < smallest:
         raise InputError(path, f"must be a whole number of at least {smallest}; got {value!r}")
+    return number
 
 
 def check_model_input(value: Any, path: str, *, max_seq_len: int | None = None) -> ModelInput:
     """Return `value` as a `ModelInput` if it has tokens and fits the model."""
-    prompt = value if isinstance(value, ModelInput) else ModelInput([EncodedTextChunk(token_ids(value, path=path))])
+    prompt = value if isinstance(value, ModelInput) else text_input(value, path=path)
     for index, chunk in enumerate(prompt.chunks):
         if not isinstance(chunk, EncodedTextChunk | ImageChunk):
             raise InputError(
@@ -128,8 +138,18 @@ def check_model_input(value: Any, path: str, *, max_seq_len: int | None = None) 
 
 def check_data(
     data: Any, loss_fn: Any, config: Any, *, max_seq_len: int | None = None
-) -> tuple[Sequence[Datum], dict[str, Any] | None]:
-    """Return the datums and the loss's configuration if the loss can be computed from them."""
+) -> tuple[list[Datum], dict[str, Any] | None]:
+    """Return the datums and the loss's configuration as they are to be sent, if the loss can be computed from them."""
+    listed = check_examples(data, loss_fn, max_seq_len=max_seq_len)
+    rule = loss_rule(loss_fn)
+    for index, datum in enumerate(listed):
+        _check_names(datum, loss_fn, rule, f"data[{index}].loss_fn_inputs")
+    sent = [_without_mask(datum, loss_fn, rule, f"data[{index}].loss_fn_inputs") for index, datum in enumerate(listed)]
+    return sent, _checked_config(loss_fn, config)
+
+
+def check_examples(data: Any, loss_fn: Any, *, max_seq_len: int | None = None) -> list[Datum]:
+    """Return the datums if they have what the loss reads; they may have other inputs, too."""
     loss_rule(loss_fn)
     listed = _listed(data)
     for index, datum in enumerate(listed):
@@ -140,7 +160,7 @@ def check_data(
         for name, tensor in datum.loss_fn_inputs.items():
             _check_tensor(tensor, f"{path}.loss_fn_inputs[{name!r}]", datum.model_input.length, name)
     check_loss_data(loss_fn, listed)
-    return listed, _checked_config(loss_fn, config)
+    return listed
 
 
 def _check_tensor(tensor: Any, path: str, positions: int, name: str) -> None:
@@ -152,6 +172,83 @@ def _check_tensor(tensor: Any, path: str, positions: int, name: str) -> None:
         raise InputError(path, f"shape {tensor.shape} does not hold {len(tensor.data)} numbers")
     if tensor.shape[:1] != [positions] and not is_for_all_positions(name, tensor):
         raise InputError(path, f"needs one entry for each of the {positions} positions; shape is {tensor.shape}")
+    _check_numbers(tensor, path, is_logprob=name in LOGPROBS)
+
+
+_LARGEST: Final = sys.float_info.max
+_ROUNDING: Final = 1e-3
+"""How far above 0 a logprob may be, because samplers compute with rounded numbers."""
+
+_Finite: TypeAlias = list[Annotated[float, Meta(ge=-_LARGEST, le=_LARGEST)]]
+_Logprobs: TypeAlias = list[Annotated[float, Meta(ge=-_LARGEST, le=_ROUNDING)]]
+
+
+def _check_numbers(tensor: TensorData, path: str, *, is_logprob: bool) -> None:
+    """Refuse values that the dtype does not have, infinities (JSON has none), and logprobs above 0."""
+    is_float = tensor.dtype in FLOATS
+    numbers: Any = bool if tensor.dtype == "bool" else int
+    allowed: Any = _Logprobs if is_logprob else _Finite if is_float else list[numbers]
+    try:
+        msgspec.convert(tensor.data, allowed)  # several times faster than a loop
+    except msgspec.ValidationError:
+        pass
+    else:
+        return
+    for position, value in enumerate(tensor.data):
+        problem = _problem(value, numbers=float if is_float else numbers, is_logprob=is_logprob)
+        if problem is not None:
+            raise InputError(path, f"{problem}; got {value!r} at position {position}")
+
+
+def _problem(value: Any, *, numbers: type, is_logprob: bool) -> str | None:
+    """Say what is wrong with one number of a tensor; None for nothing."""
+    if numbers is not float:
+        return None if type(value) is numbers else f"must hold {numbers.__name__} values, as its dtype says"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "must hold numbers"
+    if value != value:  # NaN, which travels as null
+        return None
+    if not -_LARGEST <= value <= _LARGEST:
+        return "must be finite: JSON has no infinity"
+    if is_logprob and value > _ROUNDING:
+        return "a logprob must not be greater than 0; give logprobs in nats, not probabilities"
+    return None
+
+
+def _check_names(datum: Datum, loss_fn: str, rule: LossRule, path: str) -> None:
+    """Refuse inputs that the loss does not read; the user who gives them expects that they count."""
+    for name in datum.loss_fn_inputs:
+        if name in rule.inputs or name == MASK:
+            continue
+        similar = get_close_matches(str(name), rule.inputs, n=1)
+        hint = f"; did you mean {similar[0]!r}?" if similar else ""
+        if name == "weights":
+            hint = f"; a position whose {rule.excluding} are 0 does not count"
+        raise InputError(f"{path}[{name!r}]", f"{loss_fn} does not read it, only {', '.join(rule.inputs)}{hint}")
+
+
+def _without_mask(datum: Datum, loss_fn: str, rule: LossRule, path: str) -> Datum:
+    """Return the datum without its mask, which only the drift metrics read, if the loss leaves out the same positions.
+
+    Raises:
+        InputError: the loss would count a position that is masked.
+    """
+    inputs = dict(datum.loss_fn_inputs)
+    mask = inputs.pop(MASK, None)
+    if mask is None:
+        return datum
+    path = f"{path}[{MASK!r}]"
+    positions = datum.model_input.length
+    if mask.shape != [positions]:
+        raise InputError(path, f"must have the shape [{positions}]; got {mask.shape}")
+    for position, (kept, counts) in enumerate(zip(mask.data, rule.counted(datum), strict=True)):
+        if counts and not (kept is not None and kept > 0):
+            raise InputError(
+                path,
+                f"masks position {position}, which {loss_fn} counts, since it does not read a mask: set "
+                f"{rule.excluding} to 0 there",
+            )
+    return replace(datum, loss_fn_inputs=inputs)
 
 
 def _checked_config(loss_fn: str, config: Any) -> dict[str, Any] | None:
@@ -160,16 +257,16 @@ def _checked_config(loss_fn: str, config: Any) -> dict[str, Any] | None:
         return None
     if not _is_mapping(config):
         raise InputError("loss_fn_config", f"expected a dict, got {type(config).__name__}")
-    loss_settings(loss_fn, config)
-    return dict(config)
+    settings = loss_settings(loss_fn, config)
+    return {name: settings[name] for name in config}
 
 
-def _listed(data: Any) -> Sequence[Any]:
+def _listed(data: Any) -> list[Any]:
     if not is_list_like(data):
         raise InputError("data", f"expected a list of Datum, got {type(data).__name__}")
     if not data:
         raise InputError("data", "must have at least one Datum")
-    return data
+    return list(data)  # a copy: the caller may change the list before it is sent
 
 
 def _is_mapping(value: Any) -> TypeGuard[Mapping[Any, Any]]:

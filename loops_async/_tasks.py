@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine, Hashable, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -12,6 +13,8 @@ from .errors import ClosedError, LoopsError
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
+
+log = logging.getLogger("loops_async")
 
 
 def check_loop(loop: asyncio.AbstractEventLoop) -> None:
@@ -34,6 +37,12 @@ class TaskOwner:
         task = asyncio.create_task(coroutine, name=f"loops_async: {name}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
+
+    def start_unattended(self, coroutine: Coroutine[Any, Any, None], *, name: str) -> asyncio.Task[None]:
+        """Run `coroutine`, whose end no caller waits for, until the owner closes; its failure is logged."""
+        task = self.start(coroutine, name=name)
+        task.add_done_callback(_log_failure)
         return task
 
     async def run(self, coroutine: Coroutine[Any, Any, T], *, name: str) -> T:
@@ -64,6 +73,18 @@ class TaskOwner:
             await asyncio.wait(tasks)
 
 
+def _log_failure(task: asyncio.Task[None]) -> None:
+    error = None if task.cancelled() else task.exception()
+    if error is not None:
+        log.error("the background task %s failed", task.get_name(), exc_info=error)
+
+
+def _take_exception(task: asyncio.Task[Any]) -> None:
+    """Keep asyncio from logging a failure whose waiters have all been cancelled."""
+    if not task.cancelled():
+        task.exception()
+
+
 class SingleFlight(Generic[K, T]):
     """A cache that creates each value once, however many callers request it at the same time.
 
@@ -80,6 +101,7 @@ class SingleFlight(Generic[K, T]):
         task = self._tasks.get(key)
         if task is None or _has_failed(task):
             task = self._tasks[key] = self._owner.start(make(), name=f"make {key}")
+            task.add_done_callback(_take_exception)
         return task
 
     async def get(self, key: K, make: Callable[[], Coroutine[Any, Any, T]]) -> T:

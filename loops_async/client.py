@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from ._arguments import check_at_least, check_kind, check_positive, check_request
 from ._checkpoints.download import checkpoint_files, download
+from ._copies import SameWhenCopied
 from ._http.endpoint import Endpoint
 from ._http.settings import Settings, checked_url, resolve_settings
 from ._session.local import LocalProvisioner, LocalUrls
@@ -46,7 +47,7 @@ from .types import (
 __all__ = ["ServiceClient"]
 
 
-class ServiceClient:
+class ServiceClient(SameWhenCopied):
     """A session on a Loops service.
 
     Entering it (or `open`) creates the session; leaving it (or `close`) ends every background task and connection.
@@ -153,6 +154,7 @@ class ServiceClient:
                     await runtime.close()
                     raise
                 self._session = session
+                runtime.warn_if_unclosed(repr(self))
         return self
 
     async def close(self) -> None:
@@ -232,7 +234,7 @@ class ServiceClient:
             ProvisioningError: the deployment failed.
             NotReadyError: it was not ready within `ready_timeout`.
         """
-        check_at_least(rank, 1, "rank")
+        rank = check_at_least(rank, 1, "rank")
         request = run_request(
             self._settings,
             self.session_id,
@@ -307,7 +309,7 @@ class ServiceClient:
             ready_timeout=ready_timeout, keep_on_failure=keep_on_failure, on_progress=on_progress
         )
 
-        check_request(request, CreateRunRequest)
+        request = check_request(request, CreateRunRequest)
         session = self._open_session
 
         async def provision() -> Run:
@@ -328,7 +330,9 @@ class ServiceClient:
         The run is not deactivated when this fails or is cancelled. Errors are those of `create_lora_training_client`.
         """
         options = ProvisioningOptions(ready_timeout=ready_timeout, on_progress=on_progress)
-        return await self._open_session.provisioner.existing_run(run_id, options)
+        session = self._open_session
+        waiting = session.provisioner.existing_run(run_id, options)
+        return await session.runtime.tasks.run(waiting, name=f"wait for run {run_id}")
 
     async def attach_training_client(
         self,
@@ -348,7 +352,7 @@ class ServiceClient:
             ProvisioningError: its deployment has ended.
             NotReadyError: its trainer was not ready within `ready_timeout`.
         """
-        check_positive(timeout, "timeout")
+        timeout = check_positive(timeout, "timeout")
         _check_wandb(wandb_config)
         run = await self.wait_for_run(run_id, ready_timeout=ready_timeout)
         return training_client(
@@ -563,8 +567,8 @@ class ServiceClient:
         *,
         with_optimizer: bool = False,
     ) -> TrainingClient:
-        check_request(request, CreateRunRequest)
-        check_positive(timeout, "timeout")
+        request = check_request(request, CreateRunRequest)
+        timeout = check_positive(timeout, "timeout")
         _check_wandb(wandb_config)
         session = self._open_session
 
@@ -597,7 +601,7 @@ class ServiceClient:
     async def _start_sampling(
         self, request: CreateSamplerRequest, options: ProvisioningOptions, timeout: float
     ) -> SamplingClient:
-        check_positive(timeout, "timeout")
+        timeout = check_positive(timeout, "timeout")
         sampler = Endpoint.of_sampler(
             await self._provision_sampler(request, options),
             service_url=self._settings.base_url,
@@ -607,7 +611,7 @@ class ServiceClient:
         return sampling_client(sampler, Weights(checkpoint_path=request.model_path), self._open_session.runtime)
 
     async def _provision_sampler(self, request: CreateSamplerRequest, options: ProvisioningOptions) -> Sampler:
-        check_request(request, CreateSamplerRequest)
+        request = check_request(request, CreateSamplerRequest)
         session = self._open_session
         provisioning = session.provisioner.sampler(request, options)
         return await session.runtime.tasks.run(provisioning, name="provision a sampler")

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from ._arguments import check, check_request
+from ._copies import SameWhenCopied
 from ._http.retry import CREATION, READ, Call, may_have_acted, retry
 from ._http.transport import Request, Transport
 from .errors import ConfigError, InputError, LoopsError, LostAnswerError, NotFoundError
@@ -113,7 +114,7 @@ class _ModelDeployment(Struct):
     status: Status | str | None = None
 
 
-class ControlPlane:
+class ControlPlane(SameWhenCopied):
     """The REST API under ``/v1/loops``, typed.
 
     Any number of calls may be made concurrently; at most 64 requests are in flight at once. A call that is safe to
@@ -202,7 +203,7 @@ class ControlPlane:
             InputError: a field of `request` is invalid; nothing was sent.
             LostAnswerError: the answer was lost, and `request` names no run. The sampler may exist.
         """
-        check_request(request, CreateSamplerRequest)
+        request = check_request(request, CreateSamplerRequest)
         if request.model_path is not None:
             CheckpointUri.parse(request.model_path, kind="sampler_weights", path="model_path")
         is_harmless = request.run_id is not UNSET and request.run_id is not None
@@ -292,7 +293,7 @@ class ControlPlane:
             InputError: a field of `request` is invalid; nothing was sent.
             LostAnswerError: the answer was lost. The model may exist.
         """
-        check_request(request, DeployCheckpointsRequest)
+        request = check_request(request, DeployCheckpointsRequest)
         what = f"deploy {len(request.checkpoint_ids)} checkpoints as {request.model_name}"
         url = f"{self._loops}/checkpoints/deploy"
         try:
@@ -421,7 +422,7 @@ class ControlPlane:
     # --- internals ---
 
     async def _create_run(self, request: NewRun, kind: type[NewRun], route: str, team_id: str | None) -> Run:
-        check_request(request, kind)
+        request = check_request(request, kind)
         if request.path is not None:
             CheckpointUri.parse(request.path, kind="weights")
         url = f"{self._team(team_id)}/{route}"

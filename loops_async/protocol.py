@@ -19,7 +19,7 @@ from .errors import InputError
 from .types import AdamParams, Datum, TensorData
 from .types.identifiers import GivenId
 from .types.inputs import Chunk, ExternalRef
-from .types.tensors import plain_scalar
+from .types.tensors import plain_number, plain_scalar
 
 _encoder = msgspec.json.Encoder(enc_hook=plain_scalar)
 encode: Final = _encoder.encode
@@ -145,6 +145,12 @@ class PolicyVersion(Struct, kw_only=True):
 # --- losses ----------------------------------------------------------------------------------------------------------
 
 TARGET_TOKENS: Final = "target_tokens"
+WEIGHTS: Final = "weights"
+ADVANTAGES: Final = "advantages"
+MASK: Final = "mask"
+"""Read by the drift metrics alone, and not sent."""
+LOGPROBS: Final = frozenset({"logprobs", "ref_logprobs"})
+"""The inputs that are logprobs in nats."""
 SKIP_NORMALIZATION: Final = "skip_token_normalization"
 
 IGNORED_TARGET: Final = -100
@@ -160,6 +166,7 @@ class Setting(Struct, frozen=True):
 
     def checked(self, value: Any, path: str) -> float | bool:
         """Return `value` if the setting allows it; errors name the argument `path`."""
+        value = plain_number(value)
         if isinstance(self.default, bool):
             if not isinstance(value, bool):
                 raise InputError(path, f"must be true or false; got {value!r}")
@@ -190,6 +197,22 @@ class LossRule(Struct, frozen=True, kw_only=True):
         """All inputs that the loss reads, required and optional."""
         return self.required + self.optional
 
+    @property
+    def excluding(self) -> str:
+        """The input whose zeros exclude positions."""
+        return ADVANTAGES if ADVANTAGES in self.inputs else WEIGHTS
+
+    def counted(self, datum: Datum) -> list[bool]:
+        """Whether each position of a datum counts; its inputs have passed `check_loss_data`."""
+        positions = datum.model_input.length
+        targets, factors = datum.loss_fn_inputs.get(TARGET_TOKENS), datum.loss_fn_inputs.get(self.excluding)
+        counts = [True] * positions if targets is None else [target != IGNORED_TARGET for target in targets.data]
+        if factors is not None:
+            repeated = factors.data * (len(counts) // len(factors.data))  # one advantage may hold for all positions
+            counts = [scored and factor != 0 for scored, factor in zip(counts, repeated, strict=True)]
+        width = len(counts) // positions
+        return counts if width == 1 else [any(counts[at : at + width]) for at in range(0, len(counts), width)]
+
 
 # The reference lists this setting for cross_entropy only. Every loss has it here, since "More facts" there says that
 # all losses are sums, which `optim_step` divides by the number of tokens unless this is set.
@@ -205,11 +228,11 @@ _DPO: Final = {"beta": Setting(0.1), "label_smoothing": Setting(0.0, at_most=1.0
 
 
 def _policy_loss(settings: Mapping[str, Setting]) -> LossRule:
-    return LossRule(required=("logprobs", "advantages"), optional=(TARGET_TOKENS,), settings={**settings, **_EVERY})
+    return LossRule(required=("logprobs", ADVANTAGES), optional=(TARGET_TOKENS,), settings={**settings, **_EVERY})
 
 
 LOSSES: Final[Mapping[str, LossRule]] = {
-    "cross_entropy": LossRule(optional=(TARGET_TOKENS, "weights"), settings=_EVERY, target_rank=2),
+    "cross_entropy": LossRule(optional=(TARGET_TOKENS, WEIGHTS), settings=_EVERY, target_rank=2),
     "importance_sampling": _policy_loss({}),
     "ppo": _policy_loss(_CLIP),
     "dppo": _policy_loss(_DPPO),
@@ -219,7 +242,7 @@ LOSSES: Final[Mapping[str, LossRule]] = {
     # cross_entropy: the embedded trainer and `attach_reference_logprobs` both accept pairs without them. Targets are
     # required.
     "dpo": LossRule(
-        required=(TARGET_TOKENS, "ref_logprobs"), optional=("weights",), settings={**_DPO, **_EVERY}, group=2
+        required=(TARGET_TOKENS, "ref_logprobs"), optional=(WEIGHTS,), settings={**_DPO, **_EVERY}, group=2
     ),
 }
 """All built-in losses (data-plane reference 2.4).
@@ -292,7 +315,7 @@ def _target_shape(loss_fn: str, datum: Datum, path: str) -> list[int]:
 
 def is_for_all_positions(name: str, tensor: TensorData) -> bool:
     """Whether an input is one number for all positions, which only advantages may be."""
-    return name == "advantages" and tensor.shape == [1]
+    return name == ADVANTAGES and tensor.shape == [1]
 
 
 # --- sampling --------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from . import protocol
 from ._arguments import check_at_least, check_kind, check_model_input, check_positive
+from ._copies import SameWhenCopied
 from ._http.endpoint import Endpoint
 from ._http.retry import SAMPLE, Failure, failure_of, retry
 from ._http.settings import checked_url, resolve_settings
@@ -81,7 +82,7 @@ class Weights(Struct, frozen=True, kw_only=True):
 _LIVE_WEIGHTS: Final = Weights()
 
 
-class SamplingClient:
+class SamplingClient(SameWhenCopied):
     """Samples from one sampler.
 
     A lightweight value that shares the service client's connection pool: a thousand cost nothing, and none needs
@@ -134,7 +135,7 @@ class SamplingClient:
             timeout: the time limit of one sample in seconds, as in `sample`; None for no limit.
         """
         if timeout is not None:
-            check_positive(timeout, "timeout")
+            timeout = check_positive(timeout, "timeout")
         return sampling_client(replace(self._sampler, timeout=timeout), self._weights, self._runtime)
 
     async def sample(
@@ -253,7 +254,7 @@ class SamplingClient:
                 async for done in sampler.sample_many(prompts, sampling_params=params, limit=64):
                     print(done.index, done.response.sequences[0].text)
         """
-        check_at_least(limit, 1, "limit")
+        limit = check_at_least(limit, 1, "limit")
         arguments = {
             "num_samples": num_samples,
             "sampling_params": sampling_params,
@@ -265,7 +266,7 @@ class SamplingClient:
             work = partial(_outcome, self, arguments, keep_errors)
             outcomes = BoundedMap(prompts, work, limit=limit, ordered=ordered).results()
         else:
-            check_at_least(processes, 1, "processes")
+            processes = check_at_least(processes, 1, "processes")
             self._check_key_in_environment()
             sample_chunk = partial(_chunk_outcomes, self, arguments, keep_errors)
             outcomes = map_in_processes(prompts, sample_chunk, processes=processes, limit=limit, ordered=ordered)
@@ -317,9 +318,10 @@ class SamplingClient:
         Raises:
             NotReadyError: the sampler does not become ready, or still serves an older version after `timeout`.
         """
+        version = check_at_least(version, 0, "version")
+        seconds = VERSION_SECONDS if timeout is None else check_positive(timeout, "timeout")
         runtime = await self._usable_runtime()
         await self._ready(runtime, self._endpoint.ready_timeout)
-        seconds = VERSION_SECONDS if timeout is None else timeout
         await wait_for_version(self._endpoint, version, runtime.transport, seconds=seconds)
 
     @classmethod
@@ -404,9 +406,9 @@ class SamplingClient:
     ) -> protocol.SampleBody:
         params = SamplingParams() if sampling_params is None else sampling_params
         prompt = check_model_input(prompt, "prompt")
-        check_at_least(num_samples, 1, "num_samples")
-        check_kind(params, SamplingParams, "sampling_params")
-        check_at_least(topk_prompt_logprobs, 0, "topk_prompt_logprobs")
+        num_samples = check_at_least(num_samples, 1, "num_samples")
+        params = check_kind(params, SamplingParams, "sampling_params")
+        topk_prompt_logprobs = check_at_least(topk_prompt_logprobs, 0, "topk_prompt_logprobs")
         scores_prompt = include_prompt_logprobs or topk_prompt_logprobs > 0
         body = _sample_body(prompt, num_samples, params, topk_prompt_logprobs if scores_prompt else None)
         # A queue serves many models, and so may a local sampler without a run id; a dedicated sampler may refuse a
@@ -464,8 +466,7 @@ class SamplingClient:
         """Return the time limit of a sample, given that of the call."""
         if timeout is None:
             return self._endpoint.timeout
-        check_positive(timeout, "timeout")
-        return timeout
+        return check_positive(timeout, "timeout")
 
     async def _ask(self, runtime: Runtime, request: Request, limit: TimeLimit) -> Answer:
         answer = await runtime.transport.send(request)

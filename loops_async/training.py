@@ -10,8 +10,9 @@ from uuid import uuid4
 
 from msgspec.structs import replace
 
-from ._arguments import check_at_least, check_data, check_kind
+from ._arguments import check_at_least, check_data, check_examples, check_kind
 from ._checkpoints.download import download
+from ._copies import SameWhenCopied
 from ._http.endpoint import Endpoint
 from ._http.retry import READ, retry
 from ._operations.batch import Batch
@@ -67,7 +68,7 @@ T = TypeVar("T")
 ForwardBackwardFuture: TypeAlias = OperationFuture[ForwardBackwardOutput]
 
 
-class TrainingClient:
+class TrainingClient(SameWhenCopied):
     """Trains one run. Created by `ServiceClient.create_lora_training_client` or `ServiceClient.attach_training_client`.
 
     Operations are submitted in the order of the calls. A call returns a future as soon as the trainer has accepted
@@ -107,7 +108,13 @@ class TrainingClient:
         )
         about = {"run_id": run.id, "base_model": run.base_model, "lora_rank": lora_rank}
         self._log = StepLog(wandb_config, about, runtime.tasks) if wandb_config is not None else None
-        runtime.heartbeat.add(f"the trainer of run {run.id}", self.health)
+        self._heartbeat_name = f"the trainer of run {run.id}"
+        transport, request = runtime.transport, health_request(endpoint)
+
+        async def ping() -> None:
+            await transport.ask(request)
+
+        runtime.heartbeat.add(self._heartbeat_name, self, ping)
 
     # --- properties that need no request ---
 
@@ -164,7 +171,8 @@ class TrainingClient:
 
         Args:
             data: the examples, whose ``loss_fn_inputs`` are the inputs of the loss; N is an example's number of
-                positions.
+                positions. Inputs that the loss does not read are refused, except a ``mask`` (N,) for the drift
+                metrics, which is not sent, and is refused where the loss counts a position that it masks.
             loss_fn: ``cross_entropy`` reads ``target_tokens`` of shape (N,) or (N, K) and ``weights`` of the same
                 shape, both optional. ``importance_sampling``, ``ppo``, ``cispo``, ``dro`` and ``dppo`` need the
                 sampler's ``logprobs`` (N,) in nats and ``advantages`` (N,) or (1,); ``target_tokens`` (N,) are
@@ -229,7 +237,7 @@ class TrainingClient:
                 step = await trainer.forward_backward_custom(pair, push_apart)
         """
         self._check_open()
-        checked, _ = check_data(data, SURROGATE, SURROGATE_CONFIG, max_seq_len=self._max_seq_len)
+        checked = check_examples(data, SURROGATE, max_seq_len=self._max_seq_len)
         check_custom_loss(checked, loss_fn, loss_type_input)
         body = self._forward_body(SURROGATE, SURROGATE_CONFIG)
         step = await self._submitter.submit(CustomLossBatch(checked, loss_fn, body, self._submitter))
@@ -246,7 +254,7 @@ class TrainingClient:
             adam_params: the settings of Adam.
             resume: as in `forward_backward`.
         """
-        check_kind(adam_params, AdamParams, "adam_params")
+        adam_params = check_kind(adam_params, AdamParams, "adam_params")
         body = OptimStepBody(adam_params=adam_params)
         step = await self._submit("optim_step", OptimStepResponse, body, resume)
         if self._log is not None:
@@ -255,7 +263,7 @@ class TrainingClient:
 
     async def init_trainer_server(self, lora_rank: int) -> OperationFuture[InitTrainerServerResponse]:
         """Start again with a new adapter of this rank; unsaved training is lost."""
-        check_at_least(lora_rank, 1, "lora_rank")
+        lora_rank = check_at_least(lora_rank, 1, "lora_rank")
         body = InitTrainerServerBody(lora_rank=lora_rank, base_model=self._run.base_model)
         return await self._submit("init_trainer_server", InitTrainerServerResponse, body)
 
@@ -340,7 +348,7 @@ class TrainingClient:
         CheckpointUri.parse(model_path, kind="sampler_weights", path="model_path")
         sampler = self._sampler()
         if min_policy_version is not None:
-            check_at_least(min_policy_version, 1, "min_policy_version")
+            min_policy_version = check_at_least(min_policy_version, 1, "min_policy_version")
             if isinstance(sampler.deployment, ServerlessDeployment):
                 raise InputError("min_policy_version", "a serverless sampler serves checkpoints, not versions")
         if not isinstance(sampler.deployment, LocalDeployment):  # that has no control plane to validate with
@@ -408,7 +416,7 @@ class TrainingClient:
         if self._is_closed:
             return
         self._is_closed = True
-        self._runtime.heartbeat.remove(f"the trainer of run {self.run_id}")
+        self._runtime.heartbeat.remove(self._heartbeat_name, self)
         if self._log is not None:
             await self._log.close()
 
@@ -436,7 +444,7 @@ class TrainingClient:
     ) -> ForwardBackwardFuture:
         self._check_open()
         checked, config = check_data(data, loss_fn, loss_fn_config, max_seq_len=self._max_seq_len)
-        check_at_least(top_k_logprobs, 0, "top_k_logprobs")
+        top_k_logprobs = check_at_least(top_k_logprobs, 0, "top_k_logprobs")
         if top_k_logprobs > MAX_TOP_K_LOGPROBS:
             raise InputError("top_k_logprobs", f"must be at most {MAX_TOP_K_LOGPROBS}; got {top_k_logprobs}")
         body = self._forward_body(loss_fn, config, top_k_logprobs)
@@ -515,6 +523,4 @@ def training_client(
 
 
 def _checked_ttl(ttl_seconds: int | None) -> int | None:
-    if ttl_seconds is not None:
-        check_at_least(ttl_seconds, 1, "ttl_seconds")
-    return ttl_seconds
+    return None if ttl_seconds is None else check_at_least(ttl_seconds, 1, "ttl_seconds")

@@ -37,8 +37,8 @@ T = TypeVar("T")
 M = TypeVar("M")
 E = TypeVar("E")
 
-CLEANUP_SECONDS: Final = 5.0
-"""How long Ctrl-C waits for the clean-up of the interrupted coroutine."""
+CLEANUP_SECONDS: Final = 60.0
+"""The longest time that Ctrl-C waits for the cleanup of the interrupted coroutine; a second one ends the wait."""
 
 EXIT_SECONDS: Final = 2.0
 """How long the exit of the interpreter waits for everything that is still open."""
@@ -47,6 +47,9 @@ WAKE_SECONDS: Final = 0.5
 """How often a waiting thread wakes up; on Windows it notices Ctrl-C only then."""
 
 EXITING: Final = "the interpreter is exiting, and the event loop of loops_sync has ended"
+
+SUCCEEDED: Final = "its call had already succeeded: the objects that it created still exist"
+UNFINISHED: Final = f"its call did not finish its cleanup in {CLEANUP_SECONDS:g} s: what it created may still exist"
 
 log = logging.getLogger("loops_sync")
 
@@ -64,7 +67,8 @@ class Bridge:
     def run(self, function: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a coroutine function on the loop, and return its result or raise its error.
 
-        An exception that interrupts the wait, e.g. Ctrl-C, cancels the coroutine and waits up to 5 s for its clean-up.
+        An exception that interrupts the wait, e.g. Ctrl-C, cancels the coroutine and waits for its clean-up,
+        up to 60 s. Notes on the exception say what may be left.
 
         Raises:
             ClosedError: the call is not possible here: on the loop's own thread it would wait for itself; in a forked
@@ -117,10 +121,14 @@ class Bridge:
         try:
             self.post(start)
             while not outcome.wait(WAKE_SECONDS):
-                pass
-        except BaseException:
+                self._check_alive()
+        except BaseException as interruption:
             if self.post(cancel):
-                outcome.wait(CLEANUP_SECONDS)
+                deadline = monotonic() + CLEANUP_SECONDS
+                while not (has_ended := outcome.wait(WAKE_SECONDS)) and monotonic() < deadline:
+                    pass
+                for note in outcome.notes if has_ended else [UNFINISHED]:
+                    interruption.add_note(note)
             raise
         if self._is_stopping:
             # Only daemon threads still wait at this point. They stay here until the process ends, without an error.
@@ -162,6 +170,10 @@ class Bridge:
         if self._loop is None:
             self._start()
 
+    def _check_alive(self) -> None:
+        if self._thread is not None and not self._thread.is_alive() and not self._is_stopping:
+            raise ClosedError("the thread of loops_sync has died; its traceback is in the program's error output")
+
     def _start(self) -> None:
         with self._starting:
             if self._loop is None:
@@ -177,8 +189,8 @@ def _serve(loop: asyncio.AbstractEventLoop) -> None:
         try:
             loop.run_forever()
             break
-        except BaseException:
-            # A task that raises SystemExit ends `run_forever`, but all other calls must continue.
+        except (SystemExit, KeyboardInterrupt):
+            # Raised by a task; the calls of other threads must continue.
             log.exception("a background task tried to end the thread of loops_sync")
     loop.run_until_complete(_cancel_all())
     loop.run_until_complete(loop.shutdown_asyncgens())
@@ -230,6 +242,11 @@ class Outcome(Generic[T]):
         """Wait for up to `timeout` seconds; return whether the outcome is known."""
         return self._pending.acquire(timeout=timeout)
 
+    @property
+    def notes(self) -> list[str]:
+        """What a caller must know who gets another error instead of the outcome, e.g. what could not be deactivated."""
+        return [SUCCEEDED] if self._error is None else list(getattr(self._error, "__notes__", ()))
+
     def get(self) -> T:
         if self._error is None:
             return self._value
@@ -280,7 +297,7 @@ class RelayedOutcome(Outcome[T]):
         super().__init__()
         self._bridge = bridge
         self._callback_calls = callback_calls
-        self._callback_error: Exception | None = None
+        self._callback_error: BaseException | None = None
 
     def wait(self, timeout: float) -> bool:
         deadline = monotonic() + timeout
@@ -293,7 +310,7 @@ class RelayedOutcome(Outcome[T]):
                 return True
             try:
                 call()
-            except Exception as error:
+            except BaseException as error:  # Ctrl-C, too: the call cleans up before it is raised
                 # Later events are still delivered: they report how the call ends. Only the first error is raised.
                 if self._callback_error is None:
                     self._callback_error = error
@@ -302,9 +319,7 @@ class RelayedOutcome(Outcome[T]):
 
     def get(self) -> T:
         if self._callback_error is not None:
-            if self._error is None:
-                self._callback_error.add_note("its call had already succeeded: the objects that it created still exist")
-            for note in getattr(self._error, "__notes__", ()):  # e.g. which objects the core could not deactivate
+            for note in self.notes:
                 self._callback_error.add_note(note)
             self._error, self._callback_error = self._callback_error, None
         return super().get()

@@ -9,6 +9,8 @@ from types import TracebackType
 from typing import Any, Generic, NoReturn, ParamSpec, Self, TypeVar
 from weakref import WeakValueDictionary
 
+from loops_async._copies import SameWhenCopied
+
 from ._bridge import Bridge, Held, current
 
 __all__ = ["Closing", "Handle", "Opened", "unwrap"]
@@ -18,7 +20,7 @@ C = TypeVar("C")
 H = TypeVar("H", bound="Handle[Any]")
 
 
-class Handle(Generic[C]):
+class Handle(SameWhenCopied, Generic[C]):
     """The blocking form of one object of `loops_async`.
 
     It keeps a reference to the handle that created it: a service client that is garbage collected is closed, so the

@@ -104,7 +104,8 @@ class TrainingClient(Closing[_core.TrainingClient]):
 
         Args:
             data: the examples, whose ``loss_fn_inputs`` are the inputs of the loss; N is an example's number of
-                positions.
+                positions. Inputs that the loss does not read are refused, except a ``mask`` (N,) for the drift
+                metrics, which is not sent, and is refused where the loss counts a position that it masks.
             loss_fn: ``cross_entropy`` reads ``target_tokens`` of shape (N,) or (N, K) and ``weights`` of the same
                 shape, both optional. ``importance_sampling``, ``ppo``, ``cispo``, ``dro`` and ``dppo`` need the
                 sampler's ``logprobs`` (N,) in nats and ``advantages`` (N,) or (1,); ``target_tokens`` (N,) are

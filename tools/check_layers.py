@@ -19,6 +19,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     "loops_async": (
         "errors",
         "_text",
+        "_copies",
         "_tasks",
         "_waiting",
         "types",

@@ -79,8 +79,21 @@ FILES_BY_HAND: Final = frozenset({"_bridge.py", "_handle.py"})
 FROM_PRIVATE: Final = "_future"
 """The twins' module for handles that a private module of the core defines; its place is internal to the core."""
 
-COVERED: Final = ("__init__", "__aenter__", "__aexit__", "__await__", "__repr__", "__reduce__", "__class_getitem__")
-"""Special methods that `loops_sync._handle` has in some form for all twins, or that ``result`` replaces."""
+COVERED: Final = (
+    "__init__",
+    "__aenter__",
+    "__aexit__",
+    "__await__",
+    "__repr__",
+    "__reduce__",
+    "__del__",
+    "__class_getitem__",
+)
+"""Special methods that `loops_sync._handle` has in some form for all twins, that ``result`` replaces, or that only
+the core's object needs."""
+
+COVERED_BASES: Final = ("SameWhenCopied",)
+"""Base classes that all twins have by `loops_sync._handle`."""
 
 FOREIGN: Final = ("builtins", "collections.abc", "msgspec", "os", "typing")
 """Other modules whose types may appear in signatures."""
@@ -202,7 +215,7 @@ class Module:
         return f"{name}: TypeAlias = {self._core.handle(value)}[{', '.join(map(self._used, get_args(value)))}]"
 
     def _class(self, name: str, kind: type) -> str:
-        if set(kind.__bases__) - {object, Generic}:
+        if any(base not in (object, Generic) and base.__name__ not in COVERED_BASES for base in kind.__bases__):
             raise GenerationError("no rule for base classes")
         base = "Opened" if "open" in vars(kind) else "Closing" if "__aenter__" in vars(kind) else "Handle"
         self._use_runtime("_handle", base)

@@ -22,8 +22,9 @@ import backoff
 from msgspec import Struct
 from msgspec.structs import replace
 
+from .._tasks import TaskOwner
 from .._waiting import TimeLimit
-from ..errors import ApiError, ConnectError, LoopsError, ProtocolError, RequestTimeoutError
+from ..errors import ApiError, ClosedError, ConnectError, LoopsError, ProtocolError, RequestTimeoutError
 
 T = TypeVar("T")
 
@@ -150,6 +151,22 @@ class RetryBudget:
         self._rate = rate
         self._tokens = float(burst)
         self._updated = 0.0
+        self._pauses = TaskOwner()
+        self._is_closed = False
+
+    async def pause(self, seconds: float) -> None:
+        """Wait before a retry; raise `ClosedError` as soon as the client is closed."""
+        await self._pauses.run(asyncio.sleep(seconds), name="a retry")
+
+    def check_open(self) -> None:
+        """Raise `ClosedError` if the client is closed, so that closing logs no retries."""
+        if self._is_closed:
+            raise ClosedError("the client was closed before a retry")
+
+    async def close(self) -> None:
+        """End all pauses."""
+        self._is_closed = True
+        await self._pauses.close()
 
     def delay(self) -> float:
         """Return how many seconds from now a retry may be sent that is asked for now; it must then be taken."""
@@ -191,8 +208,9 @@ async def retry(
             pause = attempts.pause_after(error, policy, budget)
             if pause is None:
                 raise
+            budget.check_open()
             log.warning("%s; retrying in %.1f s: %s", what, pause, error)
-        await asyncio.sleep(pause)
+        await budget.pause(pause)
 
 
 class _Attempts:

@@ -157,6 +157,7 @@ class Transport:
         """Close every connection; afterwards each call raises `ClosedError`."""
         self._closed = True
         self.waits.close()
+        await self.retry_budget.close()
         await self._session.close()
         await self._new_connections.close()
         await self._resolver.close()

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Generic, TypeVar
 
+from .._copies import SameWhenCopied
 from .._tasks import TaskOwner, check_loop
 from .._waiting import TimeLimit
 from ..errors import ClosedError, LoopsError, OperationError, OperationTimeoutError
@@ -16,7 +17,7 @@ T = TypeVar("T")
 log = logging.getLogger("loops_async")
 
 
-class OperationFuture(Generic[T]):
+class OperationFuture(SameWhenCopied, Generic[T]):
     """The result of an operation that the service has accepted.
 
     Any number of callers may wait. A caller that stops waiting (timeout, cancellation, Ctrl-C) affects neither the
@@ -46,7 +47,7 @@ class OperationFuture(Generic[T]):
         self._operation = operation
         self._operation_id = operation_id
         self._run_id = run_id
-        self._waiters = 0
+        self._is_failure_seen = False
         self._task = self._start_collecting()
 
     @property
@@ -77,12 +78,8 @@ class OperationFuture(Generic[T]):
             check_loop(self._task.get_loop())
             if self._task.done():
                 self._task = self._start_collecting()
-            self._waiters += 1
-            try:
-                with TimeLimit(timeout):
-                    await asyncio.wait([self._task])
-            finally:
-                self._waiters -= 1
+            with TimeLimit(timeout):
+                await asyncio.wait([self._task])
         if not self._task.done():
             raise OperationTimeoutError(
                 f"no result within {timeout} s; the operation continues and can be waited for again",
@@ -94,6 +91,7 @@ class OperationFuture(Generic[T]):
             raise ClosedError(f"the client was closed before {self._operation} {self._operation_id} was done")
         error = self._task.exception()
         if error is not None:
+            self._is_failure_seen = True
             raise error.with_traceback(None)
         return self._task.result()
 
@@ -110,11 +108,13 @@ class OperationFuture(Generic[T]):
         return f"<OperationFuture {self._operation} {self._operation_id} {state}>"
 
     def _start_collecting(self) -> asyncio.Task[T]:
-        async def collect() -> T:
-            return await self._collect()
+        collect = self._collect  # not `self`, which the traceback of a failure would keep
 
-        task = self._tasks.start(collect(), name=f"{self._operation} {self._operation_id}")
-        task.add_done_callback(self._log_unseen_failure)
+        async def collected() -> T:
+            return await collect()
+
+        task = self._tasks.start(collected(), name=f"{self._operation} {self._operation_id}")
+        task.add_done_callback(self._collected)
         return task
 
     def _is_unknown(self) -> bool:
@@ -122,11 +122,17 @@ class OperationFuture(Generic[T]):
         error = None if self._task.cancelled() else self._task.exception()
         return isinstance(error, LoopsError) and not isinstance(error, OperationError | ClosedError)
 
-    def _log_unseen_failure(self, task: asyncio.Task[T]) -> None:
-        """Log the failure of an operation that no caller waits for."""
-        error = None if task.cancelled() else task.exception()
-        if isinstance(error, LoopsError) and not self._waiters:
-            log.warning("%s failed while no caller waited for it: %s", self._operation, error)
+    def _collected(self, task: asyncio.Task[T]) -> None:
+        # A bound method: as a callback it keeps this future until there is an outcome to see.
+        if not task.cancelled():
+            task.exception()
+
+    def __del__(self) -> None:
+        """Log a failure that no caller has seen, once none can see it."""
+        if self._is_failure_seen or not self._task.done() or self._task.cancelled():
+            return
+        if (error := self._task.exception()) is not None:
+            log.warning("%s failed, and its result was never waited for: %s", self._operation, error)
 
 
 OperationFuture.__module__ = "loops_async"  # where users find it

@@ -1,21 +1,30 @@
-"""One schedule of pings for all trainers of a client, which keeps them running while only samplers work."""
+"""One schedule of pings for all trainers of a client, so that they stay up while only samplers work."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Final
+from weakref import WeakSet
 
 from .._tasks import TaskOwner
-from ..errors import ApiError, LoopsError
+from ..errors import ApiError
 
 log = logging.getLogger("loops_async")
 
 PERIOD_SECONDS: Final = 60.0
-WARN_AFTER: Final = 5
-GIVE_UP_AFTER: Final = 20
+WARN_AFTER: Final = (5, 20)
+"""At how many failures in a row a warning is logged."""
+
+
+class _Pinged:
+    """A trainer that is pinged while any of its clients lives."""
+
+    def __init__(self, ping: Callable[[], Awaitable[None]]) -> None:
+        self.ping = ping
+        self.clients: WeakSet[object] = WeakSet()
+        self.failures = 0
 
 
 class Heartbeat:
@@ -24,52 +33,51 @@ class Heartbeat:
     def __init__(self, tasks: TaskOwner, period: float = PERIOD_SECONDS) -> None:
         self._tasks = tasks
         self._period = period
-        self._failures: dict[str, int] = {}
-        self._pings: dict[str, Callable[[], Awaitable[None]]] = {}
-        self._registrations: Counter[str] = Counter()
+        self._trainers: dict[str, _Pinged] = {}
         self._task: asyncio.Task[None] | None = None
 
-    def add(self, name: str, ping: Callable[[], Awaitable[None]]) -> None:
-        """Start to ping this trainer, until it was removed as often as it was added."""
-        self._registrations[name] += 1
-        self._pings[name] = ping
-        self._failures[name] = 0
-        if self._task is None:
-            self._task = self._tasks.start(self._beat(), name="heartbeat")
+    def add(self, name: str, client: object, ping: Callable[[], Awaitable[None]]) -> None:
+        """Ping a trainer until each client that was added for it was removed or collected.
 
-    def remove(self, name: str) -> None:
-        """Stop pinging this trainer, unless another client still needs it."""
-        self._registrations[name] -= 1
-        if self._registrations[name] <= 0:
-            self._forget(name)
+        `ping` must not refer to `client`, which it would keep alive.
+        """
+        pinged = self._trainers.setdefault(name, _Pinged(ping))
+        pinged.clients.add(client)
+        pinged.failures = 0
+        if self._task is None or self._task.done():
+            self._task = self._tasks.start_unattended(self._beat(), name="heartbeat")
 
-    def _forget(self, name: str) -> None:
-        del self._registrations[name]
-        self._pings.pop(name, None)
-        self._failures.pop(name, None)
+    def remove(self, name: str, client: object) -> None:
+        """Stop pinging a trainer, unless another client still needs it."""
+        if name in self._trainers:
+            self._trainers[name].clients.discard(client)
+        self._forget_unused()
+
+    def _forget_unused(self) -> None:
+        self._trainers = {name: pinged for name, pinged in self._trainers.items() if pinged.clients}
 
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(self._period)
-            await asyncio.gather(*(self._ping(name, ping) for name, ping in list(self._pings.items())))
+            self._forget_unused()
+            # Whatever a ping raises must not end those of the others.
+            pings = [self._ping(name, pinged) for name, pinged in self._trainers.items()]
+            await asyncio.gather(*pings, return_exceptions=True)
 
-    async def _ping(self, name: str, ping: Callable[[], Awaitable[None]]) -> None:
+    async def _ping(self, name: str, pinged: _Pinged) -> None:
         try:
-            await ping()
-        except LoopsError as error:
+            await pinged.ping()
+        except Exception as error:
             if isinstance(error, ApiError) and error.status < 500:
-                return  # any answer shows that the request reached it, which keeps it running
-            self._count_failure(name, error)
+                pinged.failures = 0  # any answer shows that the request reached it, which keeps it running
+            else:
+                self._count_failure(name, pinged, error)
         else:
-            if name in self._failures:
-                self._failures[name] = 0
+            pinged.failures = 0
 
-    def _count_failure(self, name: str, error: LoopsError) -> None:
-        if name not in self._failures:
+    def _count_failure(self, name: str, pinged: _Pinged, error: Exception) -> None:
+        if not pinged.clients:
             return  # removed during the ping
-        self._failures[name] += 1
-        if self._failures[name] == WARN_AFTER:
-            log.warning("%s has not answered %d pings in a row: %s", name, WARN_AFTER, error)
-        elif self._failures[name] == GIVE_UP_AFTER:
-            log.warning("%s has not answered %d pings in a row; pings are stopped: %s", name, GIVE_UP_AFTER, error)
-            self._forget(name)
+        pinged.failures += 1
+        if pinged.failures in WARN_AFTER:
+            log.warning("%s has not answered %d pings in a row: %s", name, pinged.failures, error)

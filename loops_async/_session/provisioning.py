@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from time import monotonic
@@ -13,6 +13,7 @@ from typing import Any, Final, Literal, Protocol, TypeAlias, TypeVar
 
 import anyio
 from msgspec import Struct
+from msgspec.structs import force_setattr
 
 from .._arguments import check_positive
 from .._http.endpoint import Endpoint
@@ -20,7 +21,7 @@ from ..control_plane import ControlPlane, lost_sampler
 from ..errors import ApiError, LoopsError, LostAnswerError, ProtocolError, UnsupportedError
 from ..types import CreateRunRequest, CreateSamplerRequest, ProvisioningEvent, Run, Sampler
 from .lost_runs import find_lost_run, may_be_sampler
-from .readiness import wait_for_trainer
+from .readiness import OnStatus, wait_for_trainer
 from .runtime import Runtime
 
 T = TypeVar("T", Run, Sampler)
@@ -44,7 +45,7 @@ class ProvisioningOptions(Struct, frozen=True, kw_only=True):
     on_progress: Callable[[ProvisioningEvent], object] | None = None
 
     def __post_init__(self) -> None:
-        check_positive(self.ready_timeout, "ready_timeout")
+        force_setattr(self, "ready_timeout", check_positive(self.ready_timeout, "ready_timeout"))
 
 
 class ProgressReporter:
@@ -114,7 +115,8 @@ class ServiceProvisioner:
         async with self._deactivated_on_failure(creation, deactivate_sampler, options, progress) as sampler:
             gate = self._runtime.gate(Endpoint.of_sampler(sampler, service_url=self._runtime.settings.base_url))
             if gate is not None:
-                await gate.wait(options.ready_timeout, progress.waiting(sampler))
+                with _failing_alone(progress.waiting(sampler)) as on_status:
+                    await gate.wait(options.ready_timeout, on_status)
             progress.report(sampler, "ready")
             return sampler
 
@@ -178,6 +180,28 @@ class ServiceProvisioner:
                     work = partial(deactivate, self._control_plane, abandoned)
                     await _clean_up(abandoned, work, options, progress, failure)
             raise
+
+
+@contextmanager
+def _failing_alone(callback: OnStatus) -> Generator[OnStatus]:
+    """Give a form of `callback` for a task that other callers share: what it raises ends this block, not that task."""
+    task = asyncio.current_task()
+    failures: list[BaseException] = []
+
+    def guarded(status: str | None) -> None:
+        try:
+            callback(status)
+        except BaseException as failure:
+            if not failures and task is not None:
+                failures.append(failure)
+                task.cancel()
+
+    try:
+        yield guarded
+    except asyncio.CancelledError:
+        if not failures or task is None or task.uncancel() > 0:
+            raise
+        raise failures[0] from None
 
 
 async def wait_until_ready(
@@ -254,7 +278,7 @@ async def _clean_up(
 ) -> None:
     name = f"{progress.kind} {created.id}"
     # A callback that fails must not stop the cleanup.
-    with suppress(Exception):
+    with suppress(BaseException):
         progress.report(created, "failed")
     if options.keep_on_failure:
         failure.add_note(f"{name} was kept (keep_on_failure) and costs money until it is deactivated")
@@ -266,5 +290,5 @@ async def _clean_up(
         failure.add_note(f"{name} could not be deactivated and may still cost money: {error}")
         log.warning("%s could not be deactivated and may still cost money: %s", name, error)
     else:
-        with suppress(Exception):
+        with suppress(BaseException):
             progress.report(created, "deactivated")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any, Literal, TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -17,6 +18,7 @@ from ..control_plane import ControlPlane, RunLedger, control_plane
 from ..types import BasetenDeployment
 from .heartbeat import Heartbeat
 from .readiness import SamplerGate
+from .unclosed import UnclosedGuard
 
 
 class Admission(asyncio.Semaphore):
@@ -49,6 +51,7 @@ class Runtime:
         """By base model."""
         self._gates: dict[str, SamplerGate] = {}
         self._turns: dict[str, Turns] = {}
+        self._guard: UnclosedGuard | None = None
 
     def turns(self, run_id: str) -> Turns:
         """Return the turns of a run's operations, which all of its clients share."""
@@ -73,13 +76,23 @@ class Runtime:
             )
         return gate
 
+    def warn_if_unclosed(self, client: str) -> None:
+        """Close this and name `client` in a warning when no client refers to this any longer, or when the loop ends."""
+        self._guard = UnclosedGuard(self, client, partial(_close, self.tasks, self.transport))
+
     async def close(self) -> None:
         """End all tasks, then close all connections, even if the caller is cancelled meanwhile."""
-        await run_to_completion(self._close())
+        if self._guard is not None:
+            await self._guard.disarm()
+        await _close(self.tasks, self.transport)
 
-    async def _close(self) -> None:
-        await self.tasks.close()
-        await self.transport.close()
+
+async def _close(tasks: TaskOwner, transport: Transport) -> None:
+    async def close() -> None:
+        await tasks.close()
+        await transport.close()
+
+    await run_to_completion(close())
 
 
 _OpenRuntime: TypeAlias = tuple[Runtime, AsyncIterator[Runtime]]

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 from msgspec.structs import force_setattr
 
 from ..errors import InputError
-from .tensors import ArrayLike, SupportsToList, TensorData, is_list_like, plain_scalars
+from .tensors import ArrayLike, SupportsToList, TensorData, is_list_like, plain_number, plain_scalars
 
 __all__ = ["Datum", "EncodedTextChunk", "ExternalRef", "ImageAssetPointerChunk", "ImageChunk", "ModelInput"]
+
+
+_FORMATS: Final = ("png", "jpeg")
 
 
 class EncodedTextChunk(Struct, frozen=True, tag="encoded_text", tag_field="type"):
     """A piece of text, as token ids."""
 
     tokens: list[int]
+
+    if TYPE_CHECKING:
+
+        def __init__(self, tokens: Sequence[int] | SupportsToList) -> None: ...
+
+    def __post_init__(self) -> None:
+        # A copy: what is done to the caller's list later must not change what is sent.
+        force_setattr(self, "tokens", token_ids(self.tokens, path="tokens"))
 
     @property
     def length(self) -> int:
@@ -36,14 +47,23 @@ class ImageChunk(Struct, frozen=True, tag="image", tag_field="type", kw_only=Tru
     format: Literal["png", "jpeg"]
     expected_tokens: Annotated[int, Meta(gt=0)]
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.data, bytes | bytearray):
+            raise InputError("data", f"expected the bytes of an image file, got {type(self.data).__name__}")
+        if self.format not in _FORMATS:
+            raise InputError("format", f"must be 'png' or 'jpeg'; got {self.format!r}")
+        expected: Any = plain_number(self.expected_tokens)
+        if isinstance(expected, bool) or not isinstance(expected, int) or expected < 1:
+            raise InputError("expected_tokens", f"must be a whole number of at least 1; got {expected!r}")
+        force_setattr(self, "data", bytes(self.data))
+        force_setattr(self, "expected_tokens", expected)
+
     @classmethod
     def from_bytes(cls, raw: bytes, fmt: Literal["png", "jpeg"], expected_tokens: int) -> ImageChunk:
         """Make a chunk from the bytes of an image file."""
-        if fmt not in ("png", "jpeg"):
+        if fmt not in _FORMATS:
             raise InputError("fmt", f"must be 'png' or 'jpeg'; got {fmt!r}")
-        if expected_tokens < 1:
-            raise InputError("expected_tokens", f"must be at least 1; got {expected_tokens}")
-        return cls(data=bytes(raw), format=fmt, expected_tokens=expected_tokens)
+        return cls(data=raw, format=fmt, expected_tokens=expected_tokens)
 
     def to_bytes(self) -> bytes:
         """Return the bytes of the image file."""
@@ -81,7 +101,7 @@ class ModelInput(Struct, frozen=True):
     @classmethod
     def from_ints(cls, tokens: Sequence[int] | SupportsToList) -> ModelInput:
         """Make an input of one text chunk from token ids (a list or any integer array)."""
-        return cls([EncodedTextChunk(token_ids(tokens, path="tokens"))])
+        return text_input(tokens, path="tokens")
 
     @classmethod
     def empty(cls) -> ModelInput:
@@ -167,31 +187,47 @@ class Datum(Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         given: Any = self.model_input
         if not isinstance(given, ModelInput):
-            force_setattr(self, "model_input", ModelInput([EncodedTextChunk(token_ids(given, path="model_input"))]))
-        inputs: Any = self.loss_fn_inputs
+            force_setattr(self, "model_input", text_input(given, path="model_input"))
+        inputs: Mapping[str, Any] = self.loss_fn_inputs
         if not isinstance(inputs, Mapping):
             raise InputError("loss_fn_inputs", f"expected a dict of tensors, got {type(inputs).__name__}")
-        if any(not isinstance(tensor, TensorData) for tensor in self.loss_fn_inputs.values()):
-            tensors = {
-                name: TensorData.of(value, path=f"loss_fn_inputs[{name!r}]")
-                for name, value in self.loss_fn_inputs.items()
-            }
-            force_setattr(self, "loss_fn_inputs", tensors)
+        # A copy of the dict, for the same reason as the tokens'.
+        tensors = {name: TensorData.of(value, path=f"loss_fn_inputs[{name!r}]") for name, value in inputs.items()}
+        force_setattr(self, "loss_fn_inputs", tensors)
+
+
+def text_input(tokens: Any, *, path: str) -> ModelInput:
+    """Return an input of one text chunk; `path` is the argument's name in errors."""
+    try:
+        return ModelInput([EncodedTextChunk(tokens)])
+    except InputError as refused:
+        raise InputError(path, str(refused).removeprefix(f"{refused.path}: ")) from None
 
 
 def token_ids(tokens: Any, *, path: str) -> list[int]:
     """Return `tokens` as a list of Python ints; `path` is the argument's name in errors."""
     listed = tokens if is_list_like(tokens) else tokens.tolist() if isinstance(tokens, SupportsToList) else None
     if not is_list_like(listed):
-        raise InputError(path, f"expected a list or an array of token ids, got {type(tokens).__name__}")
+        hint = _hint(tokens)
+        raise InputError(path, f"expected a list or an array of token ids, got {type(tokens).__name__}{hint}")
     try:
         return msgspec.convert(listed, list[int])  # checks and copies several times faster than a loop
     except msgspec.ValidationError:
         listed = plain_scalars(listed)
     if others := set(map(type, listed)) - {int}:
         kinds = ", ".join(sorted(kind.__name__ for kind in others))
-        raise InputError(path, f"expected integers as token ids, got {kinds}")
+        hint = "; this is a batch: give one row" if any(map(is_list_like, listed)) else ""
+        raise InputError(path, f"expected integers as token ids, got {kinds}{hint}")
     return listed
+
+
+def _hint(tokens: object) -> str:
+    """Say where the token ids are in what was given instead of them."""
+    if isinstance(tokens, str):
+        return "; encode it first (get_tokenizer)"
+    if hasattr(tokens, "ids"):  # tokenizers.Encoding
+        return "; give its .ids"
+    return '; give its ["input_ids"]' if isinstance(tokens, Mapping) and "input_ids" in tokens else ""
 
 
 # `msgspec` resolves annotations lazily; resolving them here turns a mistake into an import error.

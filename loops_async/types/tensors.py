@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeGuard, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeGuard, runtime_checkable
 
 import msgspec
 from msgspec.structs import force_setattr
@@ -20,9 +20,9 @@ __all__ = ["ArrayLike", "TensorData"]
 
 Number: TypeAlias = bool | int | float
 
-FLOATS = frozenset({"float32", "float16", "bfloat16", "float64"})
-_INTS = frozenset({"int32", "int64", "int8"})
-DTYPES = FLOATS | _INTS | {"bool"}
+FLOATS: Final = frozenset({"float32", "float16", "bfloat16", "float64"})
+INTS: Final = frozenset({"int32", "int64", "int8"})
+DTYPES = FLOATS | INTS | {"bool"}
 _NUMBERS: frozenset[type] = frozenset({bool, int, float})
 _DTYPE_OF: tuple[tuple[Any, str], ...] = ((list[int], "int64"), (list[float], "float32"), (list[bool], "bool"))
 """The default dtype of a list, by the type of its numbers."""
@@ -77,7 +77,9 @@ class TensorData(msgspec.Struct, frozen=True, kw_only=True):
             InputError: the list is ragged, a value is not a number, or the dtype is unknown.
         """
         if isinstance(value, TensorData):
-            return value if dtype in (None, value.dtype) else cls(data=value.data, dtype=dtype, shape=value.shape)
+            if dtype in (None, value.dtype):
+                return value
+            return cls(data=value.data, dtype=_known(dtype, value.dtype, path), shape=value.shape)
         if is_list_like(value):
             shape = _shape_of(value)
             flat, own_dtype = _numbers(_flatten(value, shape, path), path)
@@ -89,7 +91,7 @@ class TensorData(msgspec.Struct, frozen=True, kw_only=True):
             own_dtype = str(value.dtype).removeprefix("torch.")
         else:
             raise InputError(path, f"expected a list, a numpy array or a torch tensor, got {type(value).__name__}")
-        return cls(data=flat, dtype=_known(dtype or own_dtype, path), shape=shape)
+        return cls(data=flat, dtype=_known(dtype, own_dtype, path), shape=shape)
 
     @classmethod
     def from_list(cls, data: Sequence[Any], dtype: str = "float32") -> TensorData:
@@ -134,9 +136,13 @@ def is_list_like(value: Any) -> TypeGuard[Sequence[Any]]:
     return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
-def _known(dtype: str, path: str) -> str:
+def _known(wanted: str | None, own: str, path: str) -> str:
+    """Return the dtype on the wire of numbers whose own dtype is `own`."""
+    dtype = wanted or own
     if dtype not in DTYPES:
         raise InputError(path, f"dtype must be one of {', '.join(sorted(DTYPES))}; got {dtype!r}")
+    if own in FLOATS and dtype not in FLOATS:
+        raise InputError(path, f"holds {own} numbers, which {dtype} does not express; convert them first")
     return dtype
 
 
@@ -145,6 +151,14 @@ def plain_scalar(value: Any) -> Any:
     if isinstance(value, SupportsToList):
         return value.tolist()
     raise TypeError(f"{type(value).__name__} is not JSON serializable")
+
+
+def plain_number(value: Any) -> Any:
+    """Return the Python number of a numpy or torch scalar; anything else as it is."""
+    if type(value) in _NUMBERS:
+        return value
+    is_scalar = isinstance(value, SupportsToList) and len(value.shape) == 0
+    return value.tolist() if is_scalar else value
 
 
 def plain_scalars(values: Sequence[Any]) -> list[Any]:

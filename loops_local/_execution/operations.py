@@ -96,10 +96,12 @@ class Operations:
         outcome: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         operation = self._pending[key] = _Operation(operation_id, name, prepare, work, log, outcome)
         queue = self._queues.get(run_id)
-        if queue is None:
-            queue = self._queues[run_id] = _Queue(deque())
+        if queue is not None:
+            queue.waiting.append(operation)
+        else:
+            # Filled before its task is created: a loop with eager tasks runs that at once.
+            queue = self._queues[run_id] = _Queue(deque([operation]))
             queue.task = asyncio.create_task(self._run_queue(run_id, queue), name=f"operations of run {run_id}")
-        queue.waiting.append(operation)
 
     async def outcome(self, run_id: str, operation_id: str, *, hold_seconds: float) -> bytes | None:
         """Return an operation's outcome as JSON, None if it has not ended within `hold_seconds`.

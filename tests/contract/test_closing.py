@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import socket
+import warnings
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -285,3 +286,54 @@ async def test_a_client_must_be_opened_first(client: ServiceClient) -> None:
         await client.get_server_capabilities()
     with pytest.raises(ClosedError, match="async with"):
         _ = client.session_id
+
+
+# --- clients that are not closed -------------------------------------------------------------------------------------
+
+
+async def test_a_client_that_is_dropped_unclosed_is_closed_and_named(
+    local: LocalService, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with leaving_nothing(local):
+        client = await ServiceClient(base_url=local.base_url, api_key=local.api_key).open()
+        name = repr(client)
+        trainer = await client.create_lora_training_client("echo")
+        del client
+        await train(trainer)
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            del trainer
+            await eventually(lambda: bool(caplog.records))
+        assert [(one.category, str(one.message)) for one in warned] == [(ResourceWarning, caplog.messages[0])]
+    [record] = caplog.records
+    assert record.getMessage().startswith(f"{name} was not closed: use it in a with block")
+
+
+def test_a_client_that_is_unclosed_when_its_loop_ends_is_closed_and_named(
+    local: LocalService, caplog: pytest.LogCaptureFixture
+) -> None:
+    clients: list[ServiceClient] = []
+
+    async def forget(*, keeps: bool) -> None:
+        client = await ServiceClient(base_url=local.base_url, api_key=local.api_key).open()
+        await client.create_lora_training_client("echo")
+        if keeps:
+            clients.append(client)
+
+    for keeps in (True, False):
+        with pytest.warns(ResourceWarning, match="was not closed"):
+            asyncio.run(forget(keeps=keeps))
+        assert [record.getMessage()[:15] for record in caplog.records] == ["<ServiceClient "]
+        assert sockets_to(local) == []
+        caplog.clear()
+
+
+async def test_a_client_that_was_closed_says_nothing_when_it_is_dropped(
+    client: ServiceClient, local: LocalService, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with leaving_nothing(local):
+        async with client:
+            await train(await client.create_lora_training_client("echo"))
+        await client.close()
+        del client
+    assert not caplog.records

@@ -132,3 +132,31 @@ def test_training_and_sampling_on_uvloop() -> None:
             return [answer.index async for answer in answers]
 
     assert uvloop.run(main()) == list(range(100))
+
+
+async def use_everything(service: ServiceClient, model: str) -> None:
+    trainer = await service.create_lora_training_client(model)
+    await asyncio.gather(*(train(trainer) for _ in range(3)))
+    sampler = await trainer.save_weights_and_get_sampling_client("x")
+    answers = [done async for done in sampler.sample_many([PROMPT] * 20, sampling_params=FEW_TOKENS, limit=4)]
+    assert len(answers) == 20
+    cancelled = asyncio.create_task(trainer.forward([example()]))
+    cancelled.cancel()
+    await asyncio.wait([cancelled])
+    assert (await (await trainer.forward([example()]))).loss_fn_outputs
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
+async def test_client_and_service_in_a_loop_with_eager_tasks() -> None:
+    loop = asyncio.get_running_loop()
+    factory = loop.get_task_factory()
+    loop.set_task_factory(getattr(asyncio, "eager_task_factory"))  # noqa: B009 - older Pythons lack it
+    try:
+        async with (
+            LocalService(engine="echo", provisioning_seconds=0.0) as local,
+            ServiceClient(base_url=local.base_url, api_key=local.api_key) as service,
+            asyncio.timeout(30),
+        ):
+            await use_everything(service, "echo")
+    finally:
+        loop.set_task_factory(factory)

@@ -224,14 +224,35 @@ async def test_a_trainer_that_is_stopped_while_it_comes_up(
         await created
 
 
-async def test_a_callback_that_fails_fails_the_call(service: ServiceClient) -> None:
+class Odd(BaseException):
+    """What some frameworks raise to end a program."""
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, Odd])
+async def test_a_callback_that_fails_fails_the_call(service: ServiceClient, error: type[BaseException]) -> None:
     def fail(_: ProvisioningEvent) -> None:
-        raise ZeroDivisionError
+        raise error
 
     name = f"fails-{uuid4()}"
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(error):
         await service.create_lora_training_client(name, on_progress=fail)
     assert await status_of(service, name) == "INACTIVE"
+
+
+async def test_a_callback_that_fails_while_a_sampler_starts_fails_its_own_call_alone(
+    service: ServiceClient,
+) -> None:
+    def fail(event: ProvisioningEvent) -> None:
+        if event.stage == "waiting":
+            raise Odd
+
+    events: list[ProvisioningEvent] = []
+    failing = service.create_sampling_client("echo", on_progress=fail)
+    well = service.create_sampling_client("echo", on_progress=events.append)
+    failed, sampler = await asyncio.gather(failing, well, return_exceptions=True)
+    assert isinstance(failed, Odd)
+    assert not isinstance(sampler, BaseException)
+    assert events[-1].stage == "ready"
 
 
 async def test_a_run_whose_trainer_refuses_its_first_operation_is_deactivated(

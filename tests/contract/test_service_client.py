@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import msgspec
 import pytest
 
-from loops_async import ConfigError, CreateRunRequest, InputError, ServiceClient, UnsupportedError, WandbConfig
+from loops_async import (
+    AdamParams,
+    ConfigError,
+    CreateRunRequest,
+    InputError,
+    ServiceClient,
+    UnsupportedError,
+    WandbConfig,
+)
 from loops_local import LocalService
 from tests.support.colours import Colour
 from tests.support.engines import WatchedEngine
@@ -156,3 +165,13 @@ async def test_neither_key_nor_url(colour: Colour) -> None:
 async def test_the_key_is_nowhere_to_be_read(colour: Colour, service: ServiceClient, local: LocalService) -> None:
     assert local.api_key not in repr(colour.own(service))
     assert local.api_key not in repr(vars(colour.own(service)))
+
+
+async def test_copies_of_clients_are_the_clients(service: ServiceClient, colour: Colour) -> None:
+    trainer = await service.create_lora_training_client("echo")
+    step = await trainer.optim_step(AdamParams())
+    sampler = await service.create_sampling_client("echo")
+    for client in (service, service.control_plane, trainer, step, sampler):
+        own = colour.own(client)
+        assert copy.copy(own) is own
+        assert copy.deepcopy({"client": [own]})["client"] == [own]

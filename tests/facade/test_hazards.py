@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 
 BEGIN = """
 import asyncio, os, signal, sys, threading, time
-from workshop import BlockingWorkshop
+from workshop import BlockingWorkshop, interrupt
 """
 
 
@@ -67,6 +67,42 @@ class TestInterrupts:
                 except KeyboardInterrupt:
                     print("interrupted")
         """)[:2] == ["workshop: open", "interrupted"]
+
+    def test_a_second_one_ends_the_wait_for_the_cleanup(self) -> None:
+        done = run("""
+            shop = BlockingWorkshop()
+            threading.Timer(0.5, interrupt).start()
+            try:
+                shop.nap_interrupted(cleanup_seconds=30)
+            except KeyboardInterrupt:
+                print("interrupted")
+        """)
+        assert done.lines[:2] == ["workshop: open", "interrupted"]
+        assert done.seconds < 15
+
+    def test_it_carries_notes_of_what_is_left(self) -> None:
+        assert printed("""
+            with BlockingWorkshop() as shop:
+                threading.Timer(0.2, interrupt).start()
+                try:
+                    shop.count(1000, pause=0.01)
+                except KeyboardInterrupt as interruption:
+                    print(*interruption.__notes__)
+        """) == ["workshop: open", "something was left behind", "workshop: closed"]
+
+    def test_in_a_callback_the_call_cleans_up_first(self) -> None:
+        assert printed("""
+            def wait(number):
+                print(number)
+                interrupt()
+                time.sleep(5)
+
+            with BlockingWorkshop() as shop:
+                try:
+                    shop.count(1000, wait, pause=0.01)
+                except KeyboardInterrupt as interruption:
+                    print(*interruption.__notes__)
+        """) == ["workshop: open", "0", "-1", "something was left behind", "workshop: closed"]
 
     def test_uncaught_it_ends_the_program_as_usual(self) -> None:
         done = run("""

@@ -92,14 +92,37 @@ def test_rules_of_a_struct(value: Any, path: str, said: str) -> None:
         grad_clip_norm=st.one_of(st.floats(0, 1e308), st.integers(0, 100)),
     )
 )
-def test_what_keeps_every_rule_is_returned_as_it_is(params: AdamParams) -> None:
-    assert check(params) is params
+def test_what_keeps_every_rule_is_returned(params: AdamParams) -> None:
+    assert check(params) == params
 
 
 @pytest.mark.parametrize("scalar", [np.float64(1e-4), np.float32(1e-4)])
 def test_a_schedule_in_numpy_is_a_schedule(scalar: Any) -> None:
-    params = AdamParams(learning_rate=scalar)
-    assert check(params) is params
+    checked = check(AdamParams(learning_rate=scalar)).learning_rate
+    assert type(checked) is float
+    assert checked == float(scalar)
+
+
+def test_what_is_sent_does_not_change_with_what_was_given() -> None:
+    scheduled = np.array(1e-4)
+    stop = [7, np.int64(8)]
+    params, how = check(AdamParams(learning_rate=scheduled)), check(SamplingParams(stop=stop, max_tokens=np.int64(5)))  # type: ignore[arg-type]
+    scheduled[...] = 5.0
+    stop.clear()
+    assert params.learning_rate == 1e-4
+    assert (how.stop, how.max_tokens, type(how.max_tokens)) == ([7, 8], 5, int)
+
+
+@pytest.mark.parametrize("scalar", [np.int64(3), np.array(3), np.uint8(3)], ids=repr)
+def test_whole_numbers_of_arrays(scalar: Any) -> None:
+    assert type(check_at_least(scalar, 1, "rank")) is int
+    assert check_at_least(scalar, 1, "rank") == 3
+    assert check_positive(scalar, "timeout") == 3
+
+
+@pytest.mark.parametrize("value", [np.float64(3.0), np.array([3]), np.bool_(True), np.int64(0)], ids=repr)
+def test_arrays_and_other_scalars_are_no_whole_numbers(value: Any) -> None:
+    assert "whole number of at least 1; got" in str(refusal(check_at_least, value, 1, "rank"))
 
 
 @pytest.mark.parametrize("value", [None, 5, {"learning_rate": 1e-4}, AdamParams, SamplingParams()], ids=repr)
@@ -309,9 +332,9 @@ def test_the_names_that_type_checkers_know_are_those_of_the_table() -> None:
 @pytest.mark.parametrize("loss_fn", LOSSES)
 def test_every_loss_takes_what_it_needs(loss_fn: str) -> None:
     rule = LOSSES[loss_fn]
-    numbers = {name: [1, 2] if name == "target_tokens" else [1.0, 2.0] for name in rule.inputs}
+    numbers = {name: [1, 2] if name == "target_tokens" else [-1.0, -2.0] for name in rule.inputs}
     data = [datum(**numbers)] * 2
-    assert check_data(tuple(data), loss_fn, None) == (tuple(data), None)
+    assert check_data(tuple(data), loss_fn, None) == (data, None)
     data = [datum(**{name: numbers[name] for name in rule.required})] * 2
     config = {name: True if setting.default is False else 0.5 for name, setting in rule.settings.items()}
     assert check_data(data, loss_fn, config) == (data, config)
@@ -319,14 +342,109 @@ def test_every_loss_takes_what_it_needs(loss_fn: str) -> None:
 
 @pytest.mark.parametrize("loss_fn", LOSSES)
 def test_only_what_was_given_is_sent(loss_fn: str) -> None:
-    data = [datum(target_tokens=[1, 2], logprobs=[0.0, 0.0], advantages=[1.0], ref_logprobs=[0.0, 0.0])] * 2
+    numbers = {name: [1, 2] if name == "target_tokens" else [0.0, 0.0] for name in LOSSES[loss_fn].inputs}
+    data = [datum(**numbers)] * 2
     _, kept = check_data(data, loss_fn, {"skip_token_normalization": True})
     assert kept == {"skip_token_normalization": True}
     assert refusal(check_data, data, loss_fn, {"x": 1}).path == "loss_fn_config['x']"
 
 
-def test_inputs_of_another_loss_may_have_its_shape() -> None:
-    check_data([datum(target_tokens=PAIRS, logprobs=[0.0, 0.0], advantages=[1.0])], "cross_entropy", None)
+POLICY: dict[str, Any] = {"target_tokens": [1, 2], "logprobs": [-1.0, -1.0], "advantages": [1.0, 1.0]}
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "inputs", "name", "said"),
+    [
+        ("ppo", POLICY | {"weights": [0.0, 1.0]}, "weights", "a position whose advantages are 0 does not count"),
+        ("ppo", POLICY | {"ref_logprobs": [0.0, 0.0]}, "ref_logprobs", "only logprobs, advantages, target_tokens"),
+        ("cross_entropy", {"target_tokens": [1, 2], "weight": [0.0, 1.0]}, "weight", "did you mean 'weights'?"),
+        ("cross_entropy", POLICY, "logprobs", "cross_entropy does not read it, only target_tokens, weights"),
+        ("cross_entropy", {"targets": [1, 2]}, "targets", "did you mean 'target_tokens'?"),
+    ],
+)
+def test_inputs_that_the_loss_does_not_read(loss_fn: str, inputs: dict[str, Any], name: str, said: str) -> None:
+    refused = refusal(check_data, [datum(**inputs)], loss_fn, None)
+    assert refused.path == f"{INPUTS}[{name!r}]"
+    assert said in str(refused)
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "inputs", "key"),
+    [
+        ("cross_entropy", {}, "weights"),
+        ("cross_entropy", {"weights": [1.0, 1.0]}, "weights"),
+        ("cross_entropy", {"weights": [math.nan, 1.0]}, "weights"),
+        ("cross_entropy", {"target_tokens": PAIRS, "weights": [[0.0, 1.0], [1.0, 1.0]]}, "weights"),
+        ("ppo", POLICY, "advantages"),
+        ("ppo", POLICY | {"advantages": [1.0]}, "advantages"),
+    ],
+)
+def test_a_mask_of_a_position_that_counts(loss_fn: str, inputs: dict[str, Any], key: str) -> None:
+    refused = refusal(check_data, [datum(**inputs, mask=[0.0, 1.0])], loss_fn, None)
+    assert refused.path == f"{INPUTS}['mask']"
+    assert f"masks position 0, which {loss_fn} counts" in str(refused)
+    assert f"set {key} to 0 there" in str(refused)
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "inputs"),
+    [
+        ("cross_entropy", {"weights": [0.0, 1.0]}),
+        ("cross_entropy", {"target_tokens": [-100, 2]}),
+        ("cross_entropy", {"target_tokens": PAIRS, "weights": [[0.0, 0.0], [1.0, 1.0]]}),
+        ("ppo", POLICY | {"advantages": [0.0, 1.0]}),
+        ("ppo", POLICY | {"advantages": [0.0]}),
+        ("ppo", POLICY | {"target_tokens": [-100, 2], "advantages": [1.0]}),
+    ],
+)
+def test_a_mask_of_positions_that_do_not_count_is_not_sent(loss_fn: str, inputs: dict[str, Any]) -> None:
+    given, bare = datum(**inputs, mask=[0.0, 1.0]), datum(**inputs)
+    assert check_data([given, bare], loss_fn, None)[0] == [bare, bare]
+    assert "mask" in given.loss_fn_inputs
+
+
+def test_a_mask_has_one_entry_for_each_position() -> None:
+    masked = datum(target_tokens=PAIRS, mask=[[0.0, 1.0], [1.0, 1.0]])
+    assert "must have the shape [2]; got [2, 2]" in str(refusal(check_data, [masked], "cross_entropy", None))
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "inputs", "name", "said"),
+    [
+        ("ppo", POLICY | {"advantages": [math.inf, 0.0]}, "advantages", "finite: JSON has no infinity; got inf at pos"),
+        ("ppo", POLICY | {"advantages": [10**400, math.nan]}, "advantages", "at position 0"),
+        ("ppo", POLICY | {"logprobs": [math.nan, -math.inf]}, "logprobs", "got -inf at position 1"),
+        ("ppo", POLICY | {"logprobs": [-1.0, 0.5]}, "logprobs", "must not be greater than 0; give logprobs in nats"),
+        ("cross_entropy", {"weights": np.array([np.inf, 1.0])}, "weights", "got inf at position 0"),
+        ("cross_entropy", {"weights": raw(data=["1", 2.0])}, "weights", "must hold numbers; got '1'"),
+        ("cross_entropy", {"target_tokens": raw(data=[1.5, 2], dtype="int64")}, "target_tokens", "hold int values"),
+        ("cross_entropy", {"target_tokens": raw(data=[None, 2], dtype="int64")}, "target_tokens", "got None"),
+    ],
+)
+def test_numbers_that_cannot_be_sent(loss_fn: str, inputs: dict[str, Any], name: str, said: str) -> None:
+    refused = refusal(check_data, [datum(**inputs)], loss_fn, None)
+    assert refused.path == f"{INPUTS}[{name!r}]"
+    assert said in str(refused)
+
+
+def test_nan_and_rounded_logprobs_are_sent() -> None:
+    data = [datum(**POLICY | {"logprobs": [math.nan, 1e-6], "advantages": [math.nan, 1.0]})]
+    check_data(data, "ppo", None)
+
+
+def test_settings_of_arrays_are_numbers() -> None:
+    _, config = check_data([datum(**POLICY)], "ppo", {"clip_low_threshold": np.float32(0.5)})
+    assert config == {"clip_low_threshold": 0.5}
+    assert type(config["clip_low_threshold"]) is float
+    _, config = check_data([datum(**POLICY)], "ppo", {"skip_token_normalization": np.bool_(True)})
+    assert config == {"skip_token_normalization": True}
+
+
+def test_the_list_of_examples_is_copied() -> None:
+    data = [datum()]
+    checked, _ = check_data(data, "cross_entropy", None)
+    data.clear()
+    assert checked == [datum()]
 
 
 def test_shapes_that_fit() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections import UserDict
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -53,6 +56,59 @@ def test_what_is_not_tokens_is_refused(tokens: Any) -> None:
         ModelInput.from_ints(tokens)
     with pytest.raises(InputError, match="token ids"):
         Datum(model_input=tokens)
+
+
+class Batch(UserDict[str, Any]):
+    """As a tokenizer of transformers returns it."""
+
+
+@pytest.mark.parametrize(
+    ("tokens", "hint"),
+    [
+        (Batch(input_ids=[1], attention_mask=[1]), 'got Batch; give its ["input_ids"]'),
+        ({"input_ids": [1]}, 'got dict; give its ["input_ids"]'),
+        (SimpleNamespace(ids=[1]), "give its .ids"),
+        ("hello", "got str; encode it first"),
+        ([[1, 2]], "got list; this is a batch: give one row"),
+        (np.array([[1, 2]]), "got list; this is a batch: give one row"),
+    ],
+)
+def test_where_the_tokens_are(tokens: Any, hint: str) -> None:
+    with pytest.raises(InputError, match=re.escape(hint)) as refused:
+        Datum(model_input=tokens)
+    assert refused.value.path == "model_input"
+
+
+def test_what_is_sent_does_not_change_with_what_was_given() -> None:
+    tokens, inputs = [1, 2], {"target_tokens": TensorData.of([2, 3])}
+    chunk, datum = EncodedTextChunk(tokens), Datum(model_input=tokens, loss_fn_inputs=inputs)
+    tokens.clear()
+    inputs.clear()
+    assert chunk.tokens == [1, 2]
+    assert datum.model_input.to_ints() == [1, 2]
+    assert datum.loss_fn_inputs["target_tokens"].data == [2, 3]
+
+
+def test_a_chunk_holds_plain_token_ids() -> None:
+    assert EncodedTextChunk(np.array([1, 2])).tokens == [1, 2]
+    assert [type(token) for token in EncodedTextChunk([np.int64(1)]).tokens] == [int]  # type: ignore[list-item]
+    with pytest.raises(InputError, match="got float"):
+        EncodedTextChunk(np.array([1.5]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "path"),
+    [({"data": "text"}, "data"), ({"format": "gif"}, "format"), ({"expected_tokens": 1.5}, "expected_tokens")],
+)
+def test_rules_of_an_image_chunk(changes: dict[str, Any], path: str) -> None:
+    with pytest.raises(InputError) as refused:
+        ImageChunk(**({"data": b"", "format": "png", "expected_tokens": 1} | changes))
+    assert refused.value.path == path
+
+
+def test_an_image_chunk_holds_plain_values() -> None:
+    chunk = ImageChunk(data=bytearray(b"x"), format="png", expected_tokens=np.int64(2))  # type: ignore[arg-type]
+    assert (chunk.data, chunk.expected_tokens, type(chunk.expected_tokens)) == (b"x", 2, int)
 
 
 def test_model_input_is_a_value() -> None:

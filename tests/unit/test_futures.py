@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
@@ -161,14 +160,33 @@ async def test_what_is_known_survives_closing(owner: TaskOwner, service: Service
     assert await future == 7
 
 
-async def test_a_failure_without_a_waiter_is_logged_once(
-    owner: TaskOwner, service: Service, future: OperationFuture[int], caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("is_dropped_first", [False, True])
+async def test_a_failure_that_is_never_waited_for_is_logged_when_its_future_is_dropped(
+    owner: TaskOwner, service: Service, caplog: pytest.LogCaptureFixture, is_dropped_first: bool
 ) -> None:
-    with caplog.at_level(logging.WARNING, "loops_async"):
-        service.answer.set_exception(FAILED)
-        await turns_of_the_loop()
+    futures = [future_of(service.collect, owner)]
+    await turns_of_the_loop()
+    if is_dropped_first:
+        futures.clear()
+    service.answer.set_exception(FAILED)
+    await turns_of_the_loop()
+    assert len(caplog.records) == is_dropped_first
+    futures.clear()
     [record] = caplog.records
-    assert "no caller waited for it: ValueError: no" in record.getMessage()
+    assert record.getMessage().startswith("optim_step failed, and its result was never waited for: ValueError: no")
+
+
+async def test_a_failure_that_is_waited_for_later_is_not_logged(
+    owner: TaskOwner, service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    step, optim = future_of(service.collect, owner), future_of(service.collect, owner)
+    service.answer.set_exception(FAILED)
+    await turns_of_the_loop()
+    for future in (step, optim):
+        with pytest.raises(RemoteOpError):
+            await future
+    del future, step, optim
+    assert not caplog.records
 
 
 async def test_a_failure_that_is_waited_for_is_not_logged(

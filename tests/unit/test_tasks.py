@@ -101,6 +101,23 @@ async def test_finished_tasks_are_forgotten_and_named() -> None:
     assert not task.cancelled()
 
 
+async def test_a_background_task_that_dies_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    owner = TaskOwner()
+
+    async def dying() -> None:
+        raise ZeroDivisionError("odd")
+
+    await asyncio.wait([owner.start_unattended(dying(), name="dying"), owner.start_unattended(noop(), name="well")])
+    await asyncio.sleep(0)
+    [record] = caplog.records
+    assert record.getMessage() == "the background task loops_async: dying failed"
+    assert record.exc_info
+    assert isinstance(record.exc_info[1], ZeroDivisionError)
+
+
+async def noop() -> None: ...
+
+
 # --- single flight ---------------------------------------------------------------------------------------------------
 
 

@@ -142,3 +142,9 @@ def test_from_torch_detaches() -> None:
 
 def test_bfloat16_reads_as_float32_in_numpy() -> None:
     assert TensorData(data=[1.5], dtype="bfloat16", shape=[1]).to_numpy().dtype == np.float32
+
+
+@pytest.mark.parametrize("value", [[1.5], np.array([1.5]), TensorData.of([1.5])], ids=repr)
+def test_fractions_are_not_named_integers(value: Any) -> None:
+    with pytest.raises(InputError, match="which int64 does not express"):
+        TensorData.of(value, "int64")

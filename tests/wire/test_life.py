@@ -16,6 +16,7 @@ from aiohttp import web
 from loops_async import AdamParams, ClosedError, Datum, LoopsError, SamplingClient, ServiceClient, TrainingClient
 from tests.support.clock import Clock
 from tests.support.scripted import COMPLETIONS, KEY, MODEL, Hold, Say, ScriptedService, serving
+from tests.support.work import eventually
 
 SESSIONS = "/v1/loops/sessions"
 HEALTH = "/trainer/health"
@@ -215,3 +216,29 @@ async def test_a_trainer_is_pinged_until_the_last_of_its_clients_is_closed(
     for _ in range(5):
         await client.get_server_capabilities()
     assert len(service.seen_at("GET", HEALTH)) == pings
+
+
+async def test_closing_ends_a_pause_before_a_retry_at_once_and_quietly(
+    service: ScriptedService, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = await ServiceClient(api_key=KEY, base_url=service.url).open()
+    service.always("GET", "/v1/loops/capabilities", Say(429, {"message": "later"}, {"Retry-After": "30"}))
+    asking = asyncio.create_task(client.get_server_capabilities())
+    await eventually(lambda: bool(caplog.records))
+    caplog.clear()
+    async with asyncio.timeout(5):
+        await client.close()
+        with pytest.raises(ClosedError, match="closed before"):
+            await asking
+    assert not caplog.records
+
+
+async def test_closing_ends_a_wait_for_a_run(service: ScriptedService) -> None:
+    client = await ServiceClient(api_key=KEY, base_url=service.url).open()
+    service.always("GET", "/v1/loops/runs/r1", Say(body={"run": service.run()}))
+    service.always("GET", HEALTH, Say(503, {"message": "starting"}))
+    waiting = asyncio.create_task(client.wait_for_run("r1"))
+    await service.until_seen("GET", HEALTH)
+    await client.close()
+    with pytest.raises(ClosedError, match="wait for run r1"):
+        await waiting
