@@ -144,7 +144,7 @@ class SamplingClient(Handle[_core.SamplingClient]):
 
         Raises:
             InputError: an argument is invalid; for an invalid prompt, this is raised (or kept) as its outcome.
-            ConfigError: `processes` was given, and the API key is not in the environment.
+            ConfigError: `processes` was given, and the API key is not in the environment, or a process cannot start.
             LoopsError: a sample failed and `keep_errors` is False; the requests in flight are cancelled.
 
         Example:

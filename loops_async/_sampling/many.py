@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias, TypeVar
 
 from anyio import CancelScope, to_thread
 
+from ..errors import ConfigError
+
 if TYPE_CHECKING:
     from multiprocessing.synchronize import Event
 
@@ -100,7 +102,7 @@ async def map_in_processes(
 
     `work` must use `run_in_worker`, which stops it soon after the caller stops iterating.
     """
-    from concurrent.futures import ProcessPoolExecutor  # takes 10 ms, and few callers need it
+    from concurrent.futures import BrokenExecutor, ProcessPoolExecutor  # takes 10 ms, and few callers need it
     from multiprocessing import get_context
 
     size = max(1, limit // (processes * CHUNKS_PER_PROCESS))
@@ -110,8 +112,14 @@ async def map_in_processes(
 
     async def submit(chunk: list[T]) -> list[R]:
         # The first submission starts the processes, which would block the event loop.
-        submitted = await to_thread.run_sync(lambda: pool.submit(work, chunk))
-        return await asyncio.wrap_future(submitted)
+        try:
+            submitted = await to_thread.run_sync(lambda: pool.submit(work, chunk))
+            return await asyncio.wrap_future(submitted)
+        except BrokenExecutor as broken:
+            raise ConfigError(
+                "processes: a worker process ended. Each imports the program's main module, so that must be a file "
+                'with an `if __name__ == "__main__":`, and not come from standard input; or memory ran out'
+            ) from broken
 
     chunks = BoundedMap(_chunks(source, size), submit, limit=processes * CHUNKS_PER_PROCESS, ordered=ordered)
     try:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 
@@ -114,6 +118,29 @@ async def test_processes_share_the_work(
     )
 
     assert [(done.index, first_token(done)) async for done in results] == [(number, number) for number in range(40)]
+
+
+async def test_a_program_whose_main_module_processes_cannot_import_is_told(local: LocalService) -> None:
+    program = """
+import asyncio, sys, loops_async
+__import__("__main__").__file__ = "<stdin>"  # as it is for a program from standard input
+
+async def main():
+    async with loops_async.ServiceClient() as service:
+        sampler = await service.create_sampling_client("echo")
+        try:
+            async for _ in sampler.sample_many([[1]], processes=1):
+                pass
+        except loops_async.ConfigError as error:
+            print(str(error).partition(".")[0])
+
+asyncio.run(main())
+"""
+    environment = {**os.environ, "BASETEN_API_KEY": local.api_key, "LOOPS_BASE_URL": local.base_url}
+    ended = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert ended.stdout == "processes: a worker process ended\n", ended.stderr
 
 
 async def test_processes_need_the_key_in_the_environment(
