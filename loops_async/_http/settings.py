@@ -7,6 +7,7 @@ import os
 import sys
 from typing import Any, Final, NoReturn
 from urllib.parse import urlsplit
+from urllib.request import getproxies_environment
 
 from msgspec import Struct
 
@@ -106,8 +107,10 @@ class Settings(Struct, frozen=True, kw_only=True):
         """The headers that authorize a request."""
         return {"Authorization": f"{self.auth_scheme} {self.api_key.reveal()}"} if self.api_key else {}
 
-    def check_key_may_go_to(self, url: str, what: str) -> None:
-        """Check that a request to `url` does not send the key unencrypted over a network.
+    def check_key_may_go_to(self, url: str, what: str, *, proxy: str | None = None) -> None:
+        """Check that a request to `url`, through `proxy`, does not send the key unencrypted over a network.
+
+        A proxy on this machine belongs to its user, e.g. a sidecar that encrypts.
 
         `allow_http` counts only if base_url itself is http, so a service at an https URL cannot make the client send
         the key unencrypted by naming an http URL.
@@ -116,7 +119,8 @@ class Settings(Struct, frozen=True, kw_only=True):
             ConfigError: it would; `what` names the URL.
         """
         parts = urlsplit(url)
-        if self.api_key is None or parts.scheme == "https" or is_loopback(parts.hostname or ""):
+        first_host = urlsplit(proxy or url).hostname or ""
+        if self.api_key is None or parts.scheme == "https" or is_loopback(first_host):
             return
         if self.base_url.startswith("https:"):
             raise ConfigError(
@@ -162,7 +166,9 @@ def resolve_settings(
         allow_http=_flag("LOOPS_ALLOW_HTTP") if allow_http is None else bool(allow_http),
         **others,
     )
-    settings.check_key_may_go_to(settings.base_url, "base_url")
+    named = getproxies_environment()
+    its_proxy = settings.proxy.reveal() if settings.proxy else named.get("http") or named.get("all")
+    settings.check_key_may_go_to(settings.base_url, "base_url", proxy=its_proxy)
     return settings
 
 

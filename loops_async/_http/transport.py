@@ -288,7 +288,7 @@ class Transport:
         except ValueError:  # an invalid address or port
             raise ConfigError(f"{_described(request)}: not a usable URL") from None
         if has_key:
-            self._settings.check_key_may_go_to(request.url, "the address of the trainer or sampler")
+            self._settings.check_key_may_go_to(request.url, "the address of the trainer or sampler", proxy=proxy)
         return proxy
 
     def decode(self, request: Request, answer: Answer, kind: type[T]) -> T:

@@ -185,3 +185,11 @@ def test_certificates_are_those_that_the_environment_names_now(monkeypatch: pyte
     assert after.verify_mode is ssl.CERT_REQUIRED
     assert after.check_hostname
     assert not after.get_ca_certs()
+
+
+def test_a_key_may_go_unencrypted_to_a_proxy_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:3128")
+    assert resolve_settings(api_key=KEY, base_url="http://loops.example").base_url == "http://loops.example"
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy.example:3128")
+    with pytest.raises(ConfigError, match="plain http"):
+        resolve_settings(api_key=KEY, base_url="http://loops.example")
