@@ -228,14 +228,19 @@ class Transport:
     async def _read(self, request: Request, response: aiohttp.ClientResponse) -> Answer:
         """Read a whole answer; of an error's body, its beginning."""
         answer = Answer(response.status, response.headers, b"")
-        most = request.most_bytes if answer.is_success else MOST_ERROR_BYTES
-        if answer.is_success and (response.content_length or 0) > most:
+        is_success = answer.is_success
+        most = request.most_bytes if is_success else MOST_ERROR_BYTES
+        length = response.content_length
+        if length is not None and length <= most:
+            answer.body = await response.read()
+        elif length is not None and is_success:
             raise self._too_large(request, answer, most)
-        answer.body = await _up_to(response, most)
+        else:
+            answer.body = await _up_to(response, most)
         encoding = response.headers.get("Content-Encoding")
         if encoding is not None:
             await self._decompress(request, answer, encoding, most)
-        if answer.is_success and len(answer.body) > most:
+        if is_success and len(answer.body) > most:
             raise self._too_large(request, answer, most)
         return answer
 
@@ -496,9 +501,6 @@ def _as_written(url: str) -> URL:
 
 async def _up_to(response: aiohttp.ClientResponse, most: int) -> bytes:
     """Return the body; only the first part of one with more than `most` bytes, but more than `most` bytes of it."""
-    length = response.content_length
-    if length is not None and length <= most:
-        return await response.read()
     pieces: list[bytes] = []
     async for piece in response.content.iter_any():
         pieces.append(piece)
