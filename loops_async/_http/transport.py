@@ -383,9 +383,9 @@ class Transport:
 
     def check_usable(self) -> None:
         """Raise `ClosedError` if the transport is closed or belongs to another event loop."""
-        check_loop(self._loop)  # first: it says more of a client whose loop has ended
         if self._closed:
             raise ClosedError("this client is closed; create a new ServiceClient")
+        check_loop(self._loop)
 
     def _excerpt(self, text: str) -> str:
         """Return the beginning of `text` as one line."""
