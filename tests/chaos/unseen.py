@@ -19,7 +19,7 @@ def unseen_errors() -> Iterator[list[str]]:
             lines.append(f"logged by {record.name}: {record.getMessage():.300} {cause!r:.300}")
 
     handler = Handler(logging.ERROR)
-    logging.lastResort = None
+    logging.lastResort = logging.NullHandler()  # type: ignore[assignment]  # typeshed wants one that writes
     logging.getLogger().addHandler(handler)
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
