@@ -482,7 +482,8 @@ class SamplingClient(SameWhenCopied):
                 with limit.paused():
                     await gate.wait(self._endpoint.ready_timeout)
         if isinstance(error, ApiError) and error.status == 408 and protocol.MIN_POLICY_VERSION in request.headers:
-            error.may_have_acted = False  # the sampler's own answer while it does not serve the version yet
+            # The sampler's own answer while it does not serve the version yet; a page is a gateway's.
+            error.may_have_acted = error.from_gateway and bool(answer.body)
         raise error
 
     async def _ready(self, runtime: Runtime, ready_timeout: float) -> None:

@@ -60,7 +60,14 @@ async def _fetch(runtime: Runtime, sampler: Endpoint, route: str) -> Any:
             request = sampler.request("GET", f"{route}/{segment(name)}", f"fetch {name}", timeout=60.0)
             answer = await runtime.transport.ask(request)
             await anyio.Path(directory, name).write_bytes(answer.body)
-        return await to_thread.run_sync(_from_pretrained, directory)
+        try:
+            return await to_thread.run_sync(_from_pretrained, directory)
+        except ImportError:  # it says what to install
+            raise
+        except Exception as problem:  # of files that are no tokenizer, transformers raises anything
+            raise ProtocolError(
+                f"the sampler at {sampler.url} serves a tokenizer that cannot be read: {problem!r:.300}"
+            ) from problem
 
 
 def _from_pretrained(name: str | Path) -> Any:

@@ -208,9 +208,9 @@ class Run:
     async def _replace_trainer(self, create: Callable[[Engine], Trainer]) -> Trainer:
         engine = await self._engine()
         with self.deployment.in_use():
-            self._trainer = await self.host.run_in_training_thread(create, engine)
+            trainer = self._trainer = await self.host.run_in_training_thread(create, engine)
             await self._mark_unsaved()
-            return self._trainer
+            return trainer  # the run's own may be gone by now: it may have been deactivated meanwhile
 
     def _restore(self, engine: Engine, start: Path | None) -> Trainer:
         """Create the trainer from its snapshot, else from the checkpoint that the run was created from."""

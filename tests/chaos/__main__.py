@@ -32,6 +32,8 @@ from .unseen import unseen_errors
 
 SCHEDULES: Final = 200
 AT_ONCE: Final = 10
+LAST_SECONDS: Final = 0.2
+"""For connections that were being made while the servers closed: these are the servers', and no client's."""
 LINES_OF_A_KIND: Final = 3
 """How many findings of one kind in one schedule are printed."""
 
@@ -126,7 +128,9 @@ class Chaos:
             return await run(job.setting, colours[job.setting.colour], plan, seed, reference)
 
         async def run_all() -> list[Verdict]:
-            return await asyncio.gather(*map(run_job, jobs))
+            verdicts = await asyncio.gather(*map(run_job, jobs))
+            await asyncio.sleep(LAST_SECONDS)
+            return verdicts
 
         verdicts = asyncio.run(run_all())
         hung = any(finding.kind == "hung" for verdict in verdicts for finding in verdict.findings)

@@ -124,6 +124,10 @@ async def _create(lane: Lane) -> None:
     await (await lane.service.create_lora_training_client("echo")).close()
 
 
+async def _ensure_ready(lane: Lane) -> None:
+    await (await lane.service.create_sampling_client("echo")).ensure_ready(1.0)
+
+
 async def _attach(lane: Lane) -> None:
     await (await lane.service.attach_training_client(lane.trainer.run_id)).close()
 
@@ -157,6 +161,10 @@ def _deployment(lane: Lane) -> str:
     return str(lane.trainer.run.deployment_id)
 
 
+def _sampled(lane: Lane) -> str:
+    return f"bt://loops:{lane.trainer.run_id}/sampler_weights/a"
+
+
 def _path(lane: Lane) -> str:
     return f"bt://loops:{lane.trainer.run_id}/weights/s"
 
@@ -168,7 +176,7 @@ _OPERATIONS: tuple[tuple[str, Callable[[Lane], Awaitable[Any]]], ...] = (
     ("forward", lambda lane: _operation(lane.trainer.forward([DATUM]))),
     ("forward_backward", lambda lane: _operation(lane.trainer.forward_backward([DATUM]))),
     ("optim_step", lambda lane: _operation(lane.trainer.optim_step(loops.AdamParams()))),
-    ("save_state", lambda lane: _operation(lane.trainer.save_state("s"))),
+    ("save_state", lambda lane: _operation(lane.trainer.save_state("t"))),
     ("save_weights_for_sampler", lambda lane: _operation(lane.trainer.save_weights_for_sampler("a"))),
     ("load_state", lambda lane: _operation(lane.trainer.load_state(_path(lane)))),
 )
@@ -208,7 +216,7 @@ CALLS: tuple[Call, ...] = (
         lambda lane: lane.sampler.wait_for_version(0, timeout=1),
         only="dedicated",
     ),
-    Call("ensure_ready", "GET /v1/models/*", lambda lane: lane.sampler.ensure_ready(1.0), only="dedicated"),
+    Call("ensure_ready", "GET /v1/models/*", _ensure_ready, only="dedicated"),
     Call("get_tokenizer", "GET */tokenizer*", lambda lane: lane.trainer.get_tokenizer()),
     Call("download_checkpoint", "GET */checkpoints/*/files", _download),
     Call("download_checkpoint", "GET /files/*", _download),
@@ -221,7 +229,7 @@ CALLS: tuple[Call, ...] = (
     Call(
         "validate_checkpoint",
         "POST */validate",
-        lambda lane: _plane(lane).validate_checkpoint(_path(lane)),
+        lambda lane: _plane(lane).validate_checkpoint(_sampled(lane)),
     ),
     Call("get_checkpoint_source", "GET */source", lambda lane: _plane(lane).get_checkpoint_source(lane.checkpoint.id)),
     Call("get_user_config", "GET *config*", lambda lane: _plane(lane).get_user_config()),

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import pickle
 import random
+import re
 import sys
 import time
 import traceback
@@ -26,33 +28,37 @@ from msgspec import Struct
 import loops_async as loops
 from loops_local import LocalService
 
-from .answers import Mutation, mutations
+from .answers import Mutation
+from .answers import mutations as answer_mutations
 from .calls import CALLS, Call, Lane, outcome
 from .unseen import unseen_errors
 
-LANES: Final = 64
 EXAMPLES_OF_A_ROUND: Final = 20
 LONGEST_ERROR: Final = 20_000
 ALWAYS: Final = 1_000_000
+SHRINK_SECONDS: Final = 5.0
+"""How long one failure is made smaller."""
+
+_NAMES: Final = re.compile(r"/\S+|[0-9a-z]*[0-9][0-9a-z]*")
+"""Paths, ids and numbers, which differ between failures with the same cause."""
 
 
-class Case(Struct, frozen=True):
-    """One call, what is changed in the answers of its route, and in how many of them."""
+class Change(Struct, frozen=True):
+    """What is changed in answers, and in how many."""
 
-    call: Call
-    changes: tuple[Mutation, ...]
+    mutations: list[Mutation]
     times: int
 
     def __str__(self) -> str:
-        changes = ", ".join(f"{change!r:.200}" for change in self.changes)
-        return f"{self.call.name} with {self.call.route}: {changes}, {'always' if self.times == ALWAYS else 'once'}"
+        mutations = ", ".join(f"{mutation!r:.200}" for mutation in self.mutations)
+        return f"{mutations}, {'always' if self.times == ALWAYS else 'once'}"
 
 
 class Failure(NamedTuple):
-    """A case that went wrong: `kind` is equal for failures with the same cause."""
+    """What went wrong after a change: `kind` is equal for failures with the same cause."""
 
     kind: str
-    case: Case
+    change: Change | None
     text: str
 
 
@@ -60,46 +66,43 @@ class FoundError(Exception):
     """Tells hypothesis that there is something to make smaller."""
 
 
-def cases_of(form: str) -> st.SearchStrategy[Case]:
-    """Return the cases for a form of the service."""
-    calls = [call for call in CALLS if call.only in ("", form)]
-    times = st.sampled_from((1, 1, 1, ALWAYS))
-    changes = st.lists(mutations, min_size=1, max_size=3).map(tuple)
-    return st.builds(Case, st.sampled_from(calls), changes, times)
+# Drawing is slow, and so one change is for all calls.
+changes = st.builds(Change, st.lists(answer_mutations, min_size=1, max_size=3), st.sampled_from((1, 1, 1, ALWAYS)))
 
 
 class Fuzz:
-    """Runs cases, as many at once as there are lanes, and keeps the smallest case of each kind of failure."""
+    """Makes every call after each change, all at once, and keeps the smallest change of each kind of failure."""
 
     def __init__(self, form: str, seed: str, until: float) -> None:
         self._form = form
+        self._calls = [call for call in CALLS if call.only in ("", form)]
         self._seed = seed
         self._until = until
         self._runner = asyncio.Runner()
         self._lanes: list[Lane] = []
         self._stack = AsyncExitStack()
-        self.cases: Counter[str] = Counter()
+        self.answers: Counter[str] = Counter()
         self.failures: dict[str, Failure] = {}
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the time is over."""
-        return time.monotonic() > self._until
+        self.concerned: dict[str, set[str]] = {}
 
     def run(self) -> None:
         """Run rounds until the time is over."""
         with self._runner:
             self._runner.run(self._open())
             number = 0
-            while not self.is_over:
+            while time.monotonic() < self._until:
                 number += 1
                 self._round(number)
-            self._runner.run(self._stack.aclose())
+            with unseen_errors() as unseen:
+                self._runner.run(self._stack.aclose())
+                gc.collect()
+            for line in unseen:
+                self.failures[line] = Failure(f"unseen when the clients were closed: {line[:80]}", None, line)
 
     def _round(self, number: int) -> None:
-        """Let hypothesis draw cases; it makes the first new failure smaller, and the next round goes on."""
+        """Let hypothesis draw changes; it makes the first new failure smaller, and the next round goes on."""
         known = set(self.failures)
-        cases = cases_of(self._form)
+        until = self._until
 
         @hypothesis_seed(f"{self._seed}/{number}")
         @settings(
@@ -110,18 +113,18 @@ class Fuzz:
             suppress_health_check=list(HealthCheck),
             report_multiple_bugs=False,
         )
-        # None first, since hypothesis makes towards it what is not needed for the failure.
-        @given(st.lists(st.none() | cases | cases | cases, min_size=LANES, max_size=LANES))
-        def batch(drawn: list[Case | None]) -> None:
-            chosen = [case for case in drawn if case is not None]
-            if self.is_over or not chosen:
+        @given(changes)
+        def batch(change: Change) -> None:
+            nonlocal until
+            if time.monotonic() > until:
                 return
-            failures = self._runner.run(self._batch(chosen))
+            failures = self._runner.run(self._batch(change))
             for failure in failures:
                 smallest = self.failures.get(failure.kind)
-                if smallest is None or len(str(failure.case)) < len(str(smallest.case)):
+                if smallest is None or len(str(failure.change)) < len(str(smallest.change)):
                     self.failures[failure.kind] = failure
             if any(failure.kind not in known for failure in failures):
+                until = min(until, time.monotonic() + SHRINK_SECONDS)
                 raise FoundError
 
         try:
@@ -136,28 +139,31 @@ class Fuzz:
                 engine="echo", serverless=self._form == "queued", provisioning_seconds=0.0, poll_hold_seconds=1.0
             )
         )
-        self._lanes = [Lane(local) for _ in range(LANES)]
+        self._lanes = [Lane(local) for _ in self._calls]
         for lane in self._lanes:
             await lane.open()
             self._stack.push_async_callback(lane.close)
 
-    async def _batch(self, cases: list[Case]) -> list[Failure]:
+    async def _batch(self, change: Change) -> list[Failure]:
         with unseen_errors() as unseen:
-            found = await asyncio.gather(*map(self._case, self._lanes, cases))
+            found = await asyncio.gather(
+                *(self._one(lane, call, change) for lane, call in zip(self._lanes, self._calls, strict=True))
+            )
         failures = [failure for failure in found if failure is not None]
-        # Whose it is cannot be said: the first one's, until the batch has become small.
-        return failures + [Failure(f"unseen: {line[:80]}", cases[0], line) for line in unseen]
+        return failures + [Failure(f"unseen: {_NAMES.sub('…', line)[:150]}", change, line) for line in unseen]
 
-    async def _case(self, lane: Lane, case: Case) -> Failure | None:
-        lane.change.begin(case.call.route, list(case.changes), times=case.times)
-        error = await outcome(lane, case.call)
-        self.cases[case.call.name] += 1
+    async def _one(self, lane: Lane, call: Call, change: Change) -> Failure | None:
+        lane.change.begin(call.route, change.mutations, times=change.times)
+        error = await outcome(lane, call)
         lane.change.times = 0
-        answers = " | ".join(lane.change.seen[:3])
-        if error is not None and case.call.breaks:
+        self.answers[call.name] += len(lane.change.seen)
+        problem = None if error is None else _problem(error, call, lane.secret)
+        if error is not None and call.breaks:
             await lane.renew()
-        problem = None if error is None else _problem(error, case.call, lane.secret)
-        return None if problem is None else Failure(f"{case.call.name}: {problem}", case, answers)
+        if problem is None:
+            return None
+        self.concerned.setdefault(problem, set()).add(f"{call.name} ({call.route})")
+        return Failure(problem, change, " | ".join(lane.change.seen[:3]))
 
 
 def _problem(error: BaseException, call: Call, secret: str) -> str | None:
@@ -169,7 +175,7 @@ def _problem(error: BaseException, call: Call, secret: str) -> str | None:
         return f"{type(error).__name__} at {Path(last.filename).name}:{last.lineno}"
     text = str(error)
     if len(text) > LONGEST_ERROR:
-        return f"{type(error).__name__} with a text of {len(text)} characters"
+        return f"{type(error).__name__} with a text of over {LONGEST_ERROR} characters"
     if secret in text:
         return f"{type(error).__name__} that shows the key"
     try:
@@ -190,15 +196,19 @@ def main() -> int:
     started = time.monotonic()
     done: Counter[str] = Counter()
     failures: dict[str, Failure] = {}
+    concerned: dict[str, set[str]] = {}
     for turn, form in enumerate(forms, 1):
         fuzz = Fuzz(form, f"{asked.seed}/{form}", started + asked.seconds * turn / len(forms))
         fuzz.run()
-        done.update(fuzz.cases)
+        done.update(fuzz.answers)
         failures.update(fuzz.failures)
+        for kind, calls in fuzz.concerned.items():
+            concerned.setdefault(kind, set()).update(calls)
     for failure in failures.values():
-        print(f"\nUNTYPED {failure.kind}\n  input:  {failure.case}\n  answer: {failure.text}")
+        print(f"\nUNTYPED {failure.kind}\n  change: {failure.change}\n  answer: {failure.text}")
+        print(f"  calls:  {', '.join(sorted(concerned.get(failure.kind, ())))}")
     print("\ncalls: " + ", ".join(f"{name} {count}" for name, count in done.most_common()))
-    print(f"changed answers: {done.total():,} in {len(done)} calls of {len({call.name for call in CALLS})}")
+    print(f"changed answers: {done.total():,} of {len(done)} calls")
     print(f"untyped: {len(failures)} kinds; {time.monotonic() - started:.0f} s, seed {asked.seed}", flush=True)
     return int(bool(failures))
 

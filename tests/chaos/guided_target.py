@@ -32,6 +32,7 @@ class FakeResponse:
         self.status = status
         self.headers = CIMultiDict(headers)
         self.content_type = "application/json"
+        self.content_length = len(body)
         self._body = body
 
     async def read(self) -> bytes:

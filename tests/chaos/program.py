@@ -154,7 +154,8 @@ class Program:
                 return await call()
             except loops.LoopsError as error:
                 self.report.named.append(str(error))
-                if not error.retryable:
+                # What is unfinished goes on under the same keys when the same call is made again.
+                if not error.retryable and error.unfinished is None:
                     self.report.given_up[f"{what}: {type(error).__name__}"] += 1
                     return None
             except Exception as error:

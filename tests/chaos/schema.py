@@ -20,6 +20,7 @@ from loops_local import serve_in_thread
 from .environments import installed
 
 TOOL: Final = "schemathesis==4.32.5"
+PHASES: Final = "examples,coverage,fuzzing,stateful"
 CHECKS: Final = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 
 
@@ -28,6 +29,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.schema", description=__doc__)
     parser.add_argument("--examples", type=int, default=50, help="for each operation (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=random.randrange(2**32), help="default: a new one")
+    parser.add_argument("--phases", default=PHASES, help="of schemathesis (default: %(default)s)")
     asked = parser.parse_args()
     with serve_in_thread(engine="echo", provisioning_seconds=0.0, poll_hold_seconds=0.1) as local:
         document = f"{local.base_url}/openapi.json"
@@ -52,6 +54,7 @@ def main() -> int:
                         f"Authorization: {authorization}",
                     ),
                     *("--checks", CHECKS, "--max-examples", str(asked.examples), "--seed", str(asked.seed)),
+                    *("--phases", asked.phases),
                     *("--request-timeout", "20", "--no-color"),
                 ],
                 cwd=directory,

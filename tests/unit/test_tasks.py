@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
 import anyio
 import pytest
@@ -174,6 +175,27 @@ async def test_one_caller_that_leaves_does_not_stop_the_others() -> None:
     release.set()
     assert await staying == 1
     assert leaving.cancelled()
+    await owner.close()
+
+
+async def test_a_failure_after_all_callers_have_left_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    leave = asyncio.Event()
+
+    async def fail() -> None:
+        await leave.wait()
+        raise ConnectError("down")
+
+    owner = TaskOwner()
+    flight = SingleFlight[str, None](owner)
+    caller = asyncio.create_task(flight.get("a", fail))
+    await asyncio.sleep(0)
+    caller.cancel()
+    await asyncio.wait([caller])
+    leave.set()
+    await asyncio.sleep(0.01)
+    del caller, flight
+    gc.collect()
+    assert not caplog.records
     await owner.close()
 
 

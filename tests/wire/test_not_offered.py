@@ -125,6 +125,20 @@ async def test_a_tokenizer_is_not_written_elsewhere(
         await sampler.get_tokenizer()
 
 
+@pytest.mark.parametrize("body", [b"\x88\xb1", b"[]", b"{}"], ids=repr)
+async def test_a_tokenizer_that_cannot_be_read_is_a_typed_error(
+    client: ServiceClient, service: ScriptedService, body: bytes
+) -> None:
+    pytest.importorskip("transformers", reason="NOT TESTED: the file of a tokenizer, which needs transformers")
+    sampler = await client.create_sampling_client(MODEL)
+    served = {"data": [{"id": MODEL, "parent": None, "tokenizer": "tokenizer"}]}
+    service.always("GET", "/sampler/v1/models", Say(body=served))
+    service.always("GET", "/sampler/tokenizer", Say(body={"files": ["tokenizer.json"]}))
+    service.always("GET", "/sampler/tokenizer/tokenizer.json", Say(body=body))
+    with pytest.raises(ProtocolError, match="a tokenizer that cannot be read"):
+        await sampler.get_tokenizer()
+
+
 async def test_a_team_that_does_not_exist(service: ScriptedService, monkeypatch: pytest.MonkeyPatch) -> None:
     teams = [{"id": "t1", "name": "research"}, {"id": "t2", "name": "ops"}]
     service.always("GET", "/v1/teams", Say(body={"teams": teams}))

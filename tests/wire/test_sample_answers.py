@@ -407,6 +407,16 @@ async def test_a_sampler_that_does_not_serve_the_version_yet_is_asked_again(
     assert len(service.seen_at("POST", SAMPLE)) == 3
 
 
+async def test_the_408_of_a_gateway_is_not_the_sampler_that_lacks_the_version(
+    trainer: TrainingClient, service: ScriptedService, quick: Clock
+) -> None:
+    sampler = await trainer.save_weights_and_get_sampling_client()
+    service.answer("POST", SAMPLE, Say(408, "<html>"))
+    with pytest.raises(LostAnswerError, match="may have been generated and paid for"):
+        await sampler.sample([1])
+    assert len(service.seen_at("POST", SAMPLE)) == 1
+
+
 async def test_a_sampler_that_stays_busy_is_given_up_in_time(
     client: ServiceClient, service: ScriptedService, quick: Clock
 ) -> None:
