@@ -128,7 +128,6 @@ def test_more_than_fits_at_once(sampler: Sampler, monkeypatch: pytest.MonkeyPatc
     jobs = [job(tokens(5 + i, seed=i), n=3 + 9 * (i % 2), seed=i, max_tokens=6) for i in range(6)]
     expected = _tokens(_ask(sampler, jobs))
     monkeypatch.setattr(sampler_module, "MAX_ROWS", 5)
-    monkeypatch.setattr(sampler_module, "GROUP_ROWS", 4)
     monkeypatch.setattr(sampler_module, "PREFILL_TOKENS", 16)
     assert _tokens(_ask(sampler, jobs)) == expected
     monkeypatch.setattr(sampler_module, "MAX_CACHE_BYTES", 1)
