@@ -252,6 +252,17 @@ def test_ends(
     assert len(completion.logprobs) == len(completion.tokens)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_stop_strings_end_at_their_first_occurrence(sampler: Sampler, engine: Engine, seed: int) -> None:
+    """The end is looked for in a tail; the whole text of random bytes, with characters of several bytes, agrees."""
+    free = _one(sampler, job("x", seed=seed, max_tokens=300, stop=[]))
+    for start in (5, 40, 120):
+        stop = free.text[start : start + 1 + seed]
+        stopped = _one(sampler, job("x", seed=seed, max_tokens=300, stop=["never seen", stop])) if stop else free
+        assert stopped.text == (free.text[: free.text.find(stop)] if stop else free.text)
+        assert stopped.tokens == free.tokens[: len(stopped.tokens)]
+
+
 def test_default_length(sampler: Sampler) -> None:
     free = sampler.submit(job("x", n=8, seed=0, top_k=4)).result(10).completions
     assert {len(one.tokens) for one in free if one.finish_reason == "length"} == {512}
