@@ -16,6 +16,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,9 @@ class Bench:
         return peft.get_peft_model(network, settings).train(training)
 
     def tokens(self, count: int, seed: int) -> list[int]:
-        return np.random.default_rng(seed).integers(100, self.engine.model.vocab_size - 100, count).tolist()
+        random = np.random.default_rng(seed)
+        tokens: list[int] = random.integers(100, self.engine.model.vocab_size - 100, count).tolist()
+        return tokens
 
     def job(self, prompt: Sequence[int], samples: int, length: int) -> SampleJob:
         return SampleJob(
@@ -172,7 +175,7 @@ def sample(bench: Bench) -> list[Row]:
         times = 3 if count == 1 else 1
         jobs = [bench.job(prompt, 1, COMPLETION) for prompt in prompts]
         ours = min(sampled(bench, jobs) for _ in range(times))
-        peer = cpu(lambda prompts=prompts: bench.generate(network, prompts, 1, COMPLETION), times=times)
+        peer = cpu(partial(bench.generate, network, prompts, 1, COMPLETION), times=times)
         scale = 1000 / (count * COMPLETION)
         found.append(Row(f"sample, {count} at once", "CPU s / 1000 tokens", ours * scale, peer * scale))
     return found
@@ -185,10 +188,10 @@ def groups(bench: Bench) -> list[Row]:
     found = []
     for count, length in ((8, 8), (8, 32), (64, 8), (64, 32)):
         ours = sampled(bench, [bench.job(prompt, count, length)])
-        peer = cpu(lambda count=count, length=length: bench.generate(network, [prompt], count, length))
+        peer = cpu(partial(bench.generate, network, [prompt], count, length))
         found.append(Row(f"group of {count}, {GROUP_PROMPT} + {length} tokens", "CPU s", ours, peer))
     ours = sampled(bench, [bench.job(prompt, 1, 32)] * 16)
-    peer = cpu(lambda: bench.generate(network, [prompt], 16, 32))
+    peer = cpu(partial(bench.generate, network, [prompt], 16, 32))
     found.append(
         Row(
             f"16 requests of one prompt, {GROUP_PROMPT} + 32 tokens",
@@ -206,7 +209,7 @@ def turns(bench: Bench) -> list[Row]:
     network = bench.peer()
     first, both = bench.tokens(GROUP_PROMPT, 2), bench.tokens(GROUP_PROMPT, 2) + bench.tokens(50, 3)
     ours = sampled(bench, [bench.job(both, 1, 8)], before=[bench.job(first, 1, 1)])
-    peer = cpu(lambda: bench.generate(network, [both], 1, 8))
+    peer = cpu(partial(bench.generate, network, [both], 1, 8))
     return [Row(f"next turn, {GROUP_PROMPT} known + 50 new tokens", "CPU s", ours, peer)]
 
 
@@ -253,7 +256,7 @@ def filters(bench: Bench) -> list[Row]:
                 scores = step(None, scores)
             torch.multinomial(scores.softmax(-1), 1)
 
-        ours = cpu(lambda params=params: pick(logprobs, [params] * 64, draws), times=7)
+        ours = cpu(partial(pick, logprobs, [params] * 64, draws), times=7)
         found.append(Row(f"choose tokens of 64 rows, {name}", "CPU ms", ours * 1e3, cpu(peer, times=7) * 1e3))
     return found
 

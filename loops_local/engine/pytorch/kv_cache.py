@@ -232,7 +232,8 @@ class _Step:
         keys, values = self.prefix.layers[index]
         shared = _split(_joined(query) @ keys.transpose(1, 2), rows)
         of_prefix, of_own = torch.cat([shared, scores], -1).softmax(-1).split([len(self.prefix), longest], -1)
-        return _split(_joined(of_prefix) @ values, rows) + of_own @ v
+        attended: Tensor = _split(_joined(of_prefix) @ values, rows) + of_own @ v
+        return attended
 
 
 def _joined(parts: Tensor) -> Tensor:
@@ -242,7 +243,8 @@ def _joined(parts: Tensor) -> Tensor:
 
 def _split(parts: Tensor, rows: int) -> Tensor:
     """The reverse of `_joined`."""
-    return parts.unflatten(1, (rows, -1)).transpose(0, 1)
+    split: Tensor = parts.unflatten(1, (rows, -1)).transpose(0, 1)
+    return split
 
 
 class _Layer(CacheLayerMixin):
