@@ -1,6 +1,6 @@
 """The embedded engine beside transformers and PEFT, in CPU seconds of one process.
 
-``python -m benchmarks.engine`` runs everything (some 15 minutes on two cores) and saves `results/engine.json` and
+``python -m benchmarks.engine`` runs everything (some 15 minutes on two free cores) and saves `results/engine.json` and
 `results/engine.png`. CPU time includes that of all threads, so other processes on the machine affect it little.
 
 Both have the same weights, an adapter of rank 16 that is not merged, float32, temperature 1, and no end token, so that
@@ -14,7 +14,7 @@ import gc
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -48,22 +48,25 @@ class Row:
 
 
 def main() -> None:
-    """Measure, print, and save unless only a part was measured."""
+    """Measure, save each result, and print all of them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--cache-dir", type=Path, default=Path.home() / ".cache" / "loops-async")
-    parser.add_argument("--only", default="", help="measurements whose names contain this; nothing saved")
+    parser.add_argument(
+        "--only", default="", help="measurements whose names contain this; the others keep their saved results"
+    )
     given = parser.parse_args()
     console = Console()
     bench = Bench(given.model, given.cache_dir)
-    rows: list[Row] = []
+    rows = {row.case: row for row in saved()}
     for name, measure in MEASUREMENTS.items():
         if given.only in name:
-            with console.status(name):
-                rows += measure(bench)
-                show(console, rows)
-    if not given.only:
-        save(rows, given.model)
+            for row in measure(bench):
+                rows[row.case] = row
+                save([*rows.values()], given.model)
+                console.print(f"{row.case}: ours {row.ours:.2f}, peer {row.peer or 0:.2f} {row.unit} {row.note}")
+    show(console, [*rows.values()])
+    draw([*rows.values()], RESULTS / "engine.png")
 
 
 class Bench:
@@ -141,7 +144,7 @@ def sampled(bench: Bench, jobs: Sequence[SampleJob], *, before: Sequence[SampleJ
         sampler.close()
 
 
-def train(bench: Bench) -> list[Row]:
+def train(bench: Bench) -> Iterator[Row]:
     """One step on 8 sequences of 128 tokens."""
     import torch
 
@@ -163,13 +166,12 @@ def train(bench: Bench) -> list[Row]:
         optimizer.zero_grad()
 
     scale = 1000 / (rows * length)
-    return [Row("train, 8 x 128", "CPU s / 1000 tokens", cpu(ours, times=3) * scale, cpu(peer, times=3) * scale)]
+    yield Row("train, 8 x 128", "CPU s / 1000 tokens", cpu(ours, times=3) * scale, cpu(peer, times=3) * scale)
 
 
-def sample(bench: Bench) -> list[Row]:
+def sample(bench: Bench) -> Iterator[Row]:
     """Different prompts at once."""
     network = bench.peer()
-    found = []
     for count in (1, 8, 32, 128):
         prompts = [bench.tokens(PROMPT, seed) for seed in range(count)]
         times = 3 if count == 1 else 1
@@ -177,43 +179,33 @@ def sample(bench: Bench) -> list[Row]:
         ours = min(sampled(bench, jobs) for _ in range(times))
         peer = cpu(partial(bench.generate, network, prompts, 1, COMPLETION), times=times)
         scale = 1000 / (count * COMPLETION)
-        found.append(Row(f"sample, {count} at once", "CPU s / 1000 tokens", ours * scale, peer * scale))
-    return found
+        yield Row(f"sample, {count} at once", "CPU s / 1000 tokens", ours * scale, peer * scale)
 
 
-def groups(bench: Bench) -> list[Row]:
+def groups(bench: Bench) -> Iterator[Row]:
     """Samples of one prompt, in one request and in a request each."""
     network = bench.peer()
     prompt = bench.tokens(GROUP_PROMPT, 1)
-    found = []
-    for count, length in ((8, 8), (8, 32), (64, 8), (64, 32)):
+    for count, length in ((8, 8), (64, 8), (8, 32), (64, 32)):
         ours = sampled(bench, [bench.job(prompt, count, length)])
         peer = cpu(partial(bench.generate, network, [prompt], count, length))
-        found.append(Row(f"group of {count}, {GROUP_PROMPT} + {length} tokens", "CPU s", ours, peer))
+        yield Row(f"group of {count}, {GROUP_PROMPT} + {length} tokens", "CPU s", ours, peer)
     ours = sampled(bench, [bench.job(prompt, 1, 32)] * 16)
     peer = cpu(partial(bench.generate, network, [prompt], 16, 32))
-    found.append(
-        Row(
-            f"16 requests of one prompt, {GROUP_PROMPT} + 32 tokens",
-            "CPU s",
-            ours,
-            peer,
-            "peer: num_return_sequences=16",
-        )
-    )
-    return found
+    note = "peer: num_return_sequences=16"
+    yield Row(f"16 requests of one prompt, {GROUP_PROMPT} + 32 tokens", "CPU s", ours, peer, note)
 
 
-def turns(bench: Bench) -> list[Row]:
+def turns(bench: Bench) -> Iterator[Row]:
     """The next turn of a conversation."""
     network = bench.peer()
     first, both = bench.tokens(GROUP_PROMPT, 2), bench.tokens(GROUP_PROMPT, 2) + bench.tokens(50, 3)
     ours = sampled(bench, [bench.job(both, 1, 8)], before=[bench.job(first, 1, 1)])
     peer = cpu(partial(bench.generate, network, [both], 1, 8))
-    return [Row(f"next turn, {GROUP_PROMPT} known + 50 new tokens", "CPU s", ours, peer)]
+    yield Row(f"next turn, {GROUP_PROMPT} known + 50 new tokens", "CPU s", ours, peer)
 
 
-def long_beside_short(bench: Bench) -> list[Row]:
+def long_beside_short(bench: Bench) -> Iterator[Row]:
     """63 short completions, alone and while one of `LONG` tokens continues."""
     short = [bench.job(bench.tokens(PROMPT, seed), 1, SHORT_COMPLETION) for seed in range(63)]
     long = bench.tokens(bench.longest, 100)
@@ -222,18 +214,16 @@ def long_beside_short(bench: Bench) -> list[Row]:
     beside = sampled(bench, [bench.job(long, 1, SHORT_COMPLETION), *short], before=[bench.job(long, 1, 1)])
     scale = 1000 / (63 * SHORT_COMPLETION)
     memory = 64 * bench.longest * bench.base.cache_bytes / 1e9
-    return [
-        Row("63 short", "CPU s / 1000 tokens", alone * scale),
-        Row(
-            f"63 short beside one of {bench.longest} tokens",
-            "CPU s / 1000 tokens",
-            beside * scale,
-            note=f"{alone / beside:.0%} of the throughput alone; one padded batch would take {memory:.0f} GB",
-        ),
-    ]
+    yield Row("63 short", "CPU s / 1000 tokens", alone * scale)
+    yield Row(
+        f"63 short beside one of {bench.longest} tokens",
+        "CPU s / 1000 tokens",
+        beside * scale,
+        note=f"{alone / beside:.0%} of the throughput alone; one padded batch would take {memory:.0f} GB",
+    )
 
 
-def filters(bench: Bench) -> list[Row]:
+def filters(bench: Bench) -> Iterator[Row]:
     """Choosing tokens for 64 rows: flat logits, which no early end of a sort would help."""
     import torch
     from transformers import TopKLogitsWarper, TopPLogitsWarper
@@ -247,7 +237,6 @@ def filters(bench: Bench) -> list[Row]:
         "top_k 50": (SamplingParams(top_k=50), [TopKLogitsWarper(50)]),
         "top_p 0.95": (SamplingParams(top_p=0.95), [TopPLogitsWarper(0.95)]),
     }
-    found = []
     for name, (params, steps) in warpers.items():
 
         def peer(steps: list[Any] = steps) -> None:
@@ -257,11 +246,10 @@ def filters(bench: Bench) -> list[Row]:
             torch.multinomial(scores.softmax(-1), 1)
 
         ours = cpu(partial(pick, logprobs, [params] * 64, draws), times=7)
-        found.append(Row(f"choose tokens of 64 rows, {name}", "CPU ms", ours * 1e3, cpu(peer, times=7) * 1e3))
-    return found
+        yield Row(f"choose tokens of 64 rows, {name}", "CPU ms", ours * 1e3, cpu(peer, times=7) * 1e3)
 
 
-MEASUREMENTS: dict[str, Callable[[Bench], list[Row]]] = {
+MEASUREMENTS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "filters": filters,
     "train": train,
     "sample": sample,
@@ -283,7 +271,7 @@ def show(console: Console, rows: Sequence[Row]) -> None:
 
 
 def save(rows: Sequence[Row], model: str) -> None:
-    """Write the numbers and the chart."""
+    """Write the numbers."""
     import peft
     import torch
     import transformers
@@ -297,7 +285,12 @@ def save(rows: Sequence[Row], model: str) -> None:
     }
     report = {"machine": about, "rows": [asdict(row) for row in rows]}
     (RESULTS / "engine.json").write_text(json.dumps(report, indent=1) + "\n")
-    draw(rows, RESULTS / "engine.png")
+
+
+def saved() -> list[Row]:
+    """Return the results of earlier runs."""
+    file = RESULTS / "engine.json"
+    return [Row(**row) for row in json.loads(file.read_text())["rows"]] if file.exists() else []
 
 
 def draw(rows: Sequence[Row], to: Path) -> None:
