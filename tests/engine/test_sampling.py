@@ -128,7 +128,6 @@ def test_more_than_fits_at_once(sampler: Sampler, monkeypatch: pytest.MonkeyPatc
     jobs = [job(tokens(5 + i, seed=i), n=3 + 9 * (i % 2), seed=i, max_tokens=6) for i in range(6)]
     expected = _tokens(_ask(sampler, jobs))
     monkeypatch.setattr(sampler_module, "MAX_ROWS", 5)
-    monkeypatch.setattr(sampler_module, "GROUP_ROWS", 4)
     monkeypatch.setattr(sampler_module, "PREFILL_TOKENS", 16)
     assert _tokens(_ask(sampler, jobs)) == expected
     monkeypatch.setattr(sampler_module, "MAX_CACHE_BYTES", 1)
@@ -251,6 +250,17 @@ def test_ends(
     completion = _one(sampler, job("say:", parrot, **{"temperature": 0.0, "max_tokens": 40, **params}))
     assert (completion.tokens, completion.text, completion.finish_reason) == (kept_tokens, kept_text, reason)
     assert len(completion.logprobs) == len(completion.tokens)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_stop_strings_end_at_their_first_occurrence(sampler: Sampler, engine: Engine, seed: int) -> None:
+    """The end is looked for in a tail; the whole text of random bytes, with characters of several bytes, agrees."""
+    free = _one(sampler, job("x", seed=seed, max_tokens=300, stop=[]))
+    for start in (5, 40, 120):
+        stop = free.text[start : start + 1 + seed]
+        stopped = _one(sampler, job("x", seed=seed, max_tokens=300, stop=["never seen", stop])) if stop else free
+        assert stopped.text == (free.text[: free.text.find(stop)] if stop else free.text)
+        assert stopped.tokens == free.tokens[: len(stopped.tokens)]
 
 
 def test_default_length(sampler: Sampler) -> None:

@@ -1,126 +1,292 @@
-"""The KV cache of a batch: one tensor of keys and one of values for each layer, with one slot for each sequence.
+"""The KV cache of a batch, in which each sequence takes the memory and the time of its own length.
 
-Slots 0 to R - 1 are in use, without gaps, so that a decoding step works on a slice.
+A sequence is in a block of sequences whose capacity is the next size above its length, and moves to another block when
+it has grown. Sequences that start with the same prefix can share its keys and values, which are then stored and read
+once for all of them.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
-__all__ = ["KvCache", "contents"]
+from .attention import next_layer
 
-_LENGTH_STEP = 128
+__all__ = ["KvCache", "Prefix", "capacity", "contents", "prefilled"]
+
+SMALLEST_CAPACITY = 32
+
+_T = TypeVar("_T")
+
+_KeysValues: TypeAlias = "list[tuple[Tensor, Tensor]]"
 
 
-def contents(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """The keys and values (heads, length, width) of each layer for some tokens, and the last token's hidden state."""
+
+    layers: _KeysValues
+    last: Tensor
+
+    def __len__(self) -> int:
+        return self.layers[0][0].shape[1]
+
+    @classmethod
+    def of(cls, cache: DynamicCache, row: int, length: int, last: Tensor) -> Prefix:
+        """Copy the first `length` positions of a row of a prefill."""
+        layers = [(keys[row, :, :length].clone(), values[row, :, :length].clone()) for keys, values in contents(cache)]
+        return cls(layers, last.clone())
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for layer in self.layers for part in layer) + self.last.nbytes
+
+
+def contents(cache: DynamicCache) -> _KeysValues:
     """Return the keys and values (rows, heads, length, width) of each layer after a prefill."""
     layers: Any = cache.layers
     return [(layer.keys, layer.values) for layer in layers]
 
 
-class KvCache:
-    """A cache that grows with the number and the length of the sequences."""
+def prefilled(prefixes: Sequence[Prefix | None], length: int) -> DynamicCache:
+    """Return the cache of a prefill whose rows continue the first `length` positions of these prefixes."""
+    cache = DynamicCache()
+    if length:
+        for index, layers in enumerate(zip(*(prefix.layers for prefix in prefixes if prefix), strict=True)):
+            keys, values = (torch.stack([part[:, :length] for part in parts]) for parts in zip(*layers, strict=True))
+            cache.update(keys, values, index)
+    return cache
+
+
+class KvCache(Generic[_T]):
+    """The sequences that are under way, each with the object that the caller knows it by.
+
+    Each object occurs once. Its sequence has a shared prefix, or none, and its own positions after that.
+    """
 
     def __init__(self) -> None:
-        self._layers: list[_Layer] = []
-        self._lengths: list[int] = []
+        self._blocks: dict[tuple[Prefix | None, int], _Block[_T]] = {}
 
     def __len__(self) -> int:
-        return len(self._lengths)
+        return sum(len(block.rows) for block in self._blocks.values())
 
-    def add(self, prefilled: DynamicCache, row: int, length: int) -> None:
-        """Copy a row of a prefill, whose first `length` positions are its prompt, into the next slot."""
-        filled = contents(prefilled)
-        if not self._layers:
-            self._layers = [_Layer(keys, values) for keys, values in filled]
-        slot = len(self)
-        for layer, (keys, values) in zip(self._layers, filled, strict=True):
-            layer.reserve(slot + 1, length + 1, used=slot)
-            layer.k[slot, :, :length] = keys[row, :, :length]
-            layer.v[slot, :, :length] = values[row, :, :length]
-        self._lengths.append(length)
+    def add(self, row: _T, prefix: Prefix, *, shared: bool) -> None:
+        """Start a sequence with a prefix: shared with other sequences, or copied to its own positions."""
+        if shared:
+            self._block(prefix, 0, like=prefix.layers).append(row, prefix.layers, 0)
+        else:
+            self._block(None, len(prefix), like=prefix.layers).append(row, prefix.layers, len(prefix))
+
+    def sharing(self, prefix: Prefix) -> bool:
+        """Return whether a sequence shares this prefix."""
+        return any(shared is prefix for shared, _ in self._blocks)
+
+    def remove(self, rows: Sequence[_T]) -> None:
+        """Free the memory of these sequences."""
+        gone = {id(row) for row in rows}
+        for key, block in [*self._blocks.items()]:
+            for slot in reversed([slot for slot, row in enumerate(block.rows) if id(row) in gone]):
+                block.remove(slot)
+            if not block.rows:
+                del self._blocks[key]
+
+    def positions(self) -> int:
+        """Return the positions that the next step needs memory for; that of a shared prefix counts once."""
+        prefixes = {prefix for prefix, _ in self._blocks if prefix is not None}
+        own = sum(capacity(length + 1) for block in self._blocks.values() for length in block.lengths)
+        return sum(map(len, prefixes)) + own
+
+    def next(self) -> tuple[list[_T], dict[str, Any]]:
+        """Add one position to every sequence.
+
+        Returns:
+            The objects of the sequences, in the order of the batch, and the arguments with which `Base.hidden` fills
+            the new positions.
+        """
+        for full in [block for block in self._blocks.values() if max(block.lengths) == block.capacity]:
+            self._move_full(full)
+        blocks = [*self._blocks.values()]
+        next_layer(None)
+        steps = [block.step() for block in blocks]
+        layers = [_Layer(index, steps) for index in range(len(blocks[0].layers))]
+        positions = torch.cat([step.positions for step in steps])
+        return [row for block in blocks for row in block.rows], {
+            "position_ids": positions[:, None],
+            # Not read, since these layers attend by themselves; without it, transformers would build one.
+            "attention_mask": positions.new_ones(len(positions), 1, 1, 1, dtype=torch.bool),
+            "cache": Cache(layers=[*layers]),
+        }
+
+    def _block(self, prefix: Prefix | None, length: int, *, like: _KeysValues) -> _Block[_T]:
+        key = prefix, capacity(length + 1)
+        if key not in self._blocks:
+            self._blocks[key] = _Block(*key, like)
+        return self._blocks[key]
+
+    def _move_full(self, block: _Block[_T]) -> None:
+        """Move the sequences that have no position left to the next size."""
+        for slot in reversed([slot for slot, length in enumerate(block.lengths) if length == block.capacity]):
+            length = block.lengths[slot]
+            own = [(k[slot], v[slot]) for k, v in block.layers]
+            self._block(block.prefix, length, like=own).append(block.rows[slot], own, length)
+            block.remove(slot)
+        if not block.rows:
+            del self._blocks[block.prefix, block.capacity]
+
+
+def capacity(length: int) -> int:
+    """Return the size of the block for a sequence with `length` own positions: 32, 48, 64, 96, 128, 192, ..."""
+    size = max(SMALLEST_CAPACITY, 1 << (length - 1).bit_length())
+    return size * 3 // 4 if size > SMALLEST_CAPACITY and length <= size * 3 // 4 else size
+
+
+class _Block(Generic[_T]):
+    """Sequences of one capacity and one shared prefix, in slots 0 to R - 1 of one tensor pair for each layer."""
+
+    def __init__(self, prefix: Prefix | None, capacity: int, like: _KeysValues) -> None:
+        self.prefix = prefix
+        self.capacity = capacity
+        self.rows: list[_T] = []
+        self.lengths: list[int] = []
+        # Unused positions are multiplied by weights of zero, where a NaN would spread; so memory is always zeroed.
+        self.layers = [
+            (k.new_zeros(0, k.shape[0], capacity, k.shape[2]), v.new_zeros(0, v.shape[0], capacity, v.shape[2]))
+            for k, v in like
+        ]
+
+    def append(self, row: _T, source: _KeysValues, length: int) -> None:
+        """Add a sequence whose own positions are the first `length` of `source`."""
+        slot = len(self.rows)
+        if slot == len(self.layers[0][0]):
+            self.layers = [(_doubled(k), _doubled(v)) for k, v in self.layers]
+        for (k, v), (keys, values) in zip(self.layers, source, strict=True):
+            if length:
+                k[slot, :, :length] = keys[:, :length]
+                v[slot, :, :length] = values[:, :length]
+        self.rows.append(row)
+        self.lengths.append(length)
 
     def remove(self, slot: int) -> None:
         """Free a slot; the sequence of the last slot moves into it."""
-        last = len(self) - 1
-        length = self._lengths[last]
+        last = len(self.rows) - 1
+        length = self.lengths[last]
         if slot != last:
-            for layer in self._layers:
-                layer.k[slot, :, :length] = layer.k[last, :, :length]
-                layer.v[slot, :, :length] = layer.v[last, :, :length]
-        self._lengths[slot] = length
-        self._lengths.pop()
-        if not self._lengths:
-            self._layers = []
+            for k, v in self.layers:
+                k[slot, :, :length] = k[last, :, :length]
+                v[slot, :, :length] = v[last, :, :length]
+        self.rows[slot], self.lengths[slot] = self.rows[last], length
+        self.rows.pop()
+        self.lengths.pop()
+        slots = len(self.layers[0][0])
+        if len(self.rows) * 4 <= slots:
+            self.layers = [(k[: slots // 2].clone(), v[: slots // 2].clone()) for k, v in self.layers]
 
-    def next(self) -> dict[str, Any]:
-        """Add one position to every slot; return the arguments with which `Base.hidden` fills it."""
-        positions = torch.tensor(self._lengths)
-        self._lengths = [length + 1 for length in self._lengths]
-        longest = max(self._lengths)
-        for layer in self._layers:
-            layer.reserve(len(self), longest, used=len(self))
-            layer.positions, layer.length = positions, longest
-        seen = torch.arange(longest) <= positions[:, None]
-        return {
-            "position_ids": positions[:, None],
-            "attention_mask": seen[:, None, None],
-            "cache": Cache(layers=[*self._layers]),
-        }
+    def step(self) -> _Step:
+        """Add one position to every sequence."""
+        at = torch.tensor(self.lengths)
+        self.lengths = [length + 1 for length in self.lengths]
+        longest = max(self.lengths)
+        unseen = torch.arange(longest) > at[:, None]
+        k = self.layers[0][0]
+        mask = torch.zeros(unseen.shape, dtype=k.dtype).masked_fill_(unseen, -torch.inf)[:, None, None]
+        return _Step(self.prefix, self.layers, at, mask)
+
+
+@dataclass(eq=False)
+class _Step:
+    """One decoding step of a block: R sequences get a token at their own positions `at`."""
+
+    prefix: Prefix | None
+    layers: _KeysValues
+    at: Tensor
+    mask: Tensor
+    """(R, 1, 1, longest): what to add to the scores, so that a sequence sees its own positions only."""
+    slots: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.slots = torch.arange(len(self.at))
+
+    @property
+    def positions(self) -> Tensor:
+        return self.at + (0 if self.prefix is None else len(self.prefix))
+
+    def write(self, index: int, key: Tensor, value: Tensor) -> None:
+        """Store the keys and values (R, heads, width) of the new tokens in a layer."""
+        k, v = self.layers[index]
+        k[self.slots, :, self.at] = key
+        v[self.slots, :, self.at] = value
+
+    def attend(self, index: int, query: Tensor) -> Tensor:
+        """Attend with scaled queries (R, heads of the keys, queries of each head, width)."""
+        rows, longest = len(self.at), self.mask.shape[-1]
+        k, v = (part[:rows, :, :longest] for part in self.layers[index])
+        scores = query @ k.transpose(2, 3) + self.mask
+        if self.prefix is None:
+            return scores.softmax(-1) @ v
+        # One product for all sequences: their queries are the rows of one matrix, and the prefix is read once.
+        keys, values = self.prefix.layers[index]
+        shared = _split(_joined(query) @ keys.transpose(1, 2), rows)
+        of_prefix, of_own = torch.cat([shared, scores], -1).softmax(-1).split([len(self.prefix), longest], -1)
+        attended: Tensor = _split(_joined(of_prefix) @ values, rows) + of_own @ v
+        return attended
+
+
+def _joined(parts: Tensor) -> Tensor:
+    """(rows, heads, queries, n) to (heads, rows * queries, n)."""
+    return parts.transpose(0, 1).flatten(1, 2)
+
+
+def _split(parts: Tensor, rows: int) -> Tensor:
+    """The reverse of `_joined`."""
+    split: Tensor = parts.unflatten(1, (rows, -1)).transpose(0, 1)
+    return split
 
 
 class _Layer(CacheLayerMixin):
-    """Keys and values (slots, heads, length, width) of one layer; each row is written at its own position."""
+    """One layer of a decoding step, as transformers sees it."""
 
     is_sliding = False
 
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
+    def __init__(self, index: int, steps: Sequence[_Step]) -> None:
         CacheLayerMixin.__init__(self)
-        # The parent's `keys` and `values` may be None; these are always tensors.
-        self.k = keys.new_empty(0, keys.shape[1], 0, keys.shape[3])
-        self.v = values.new_empty(0, values.shape[1], 0, values.shape[3])
         self.is_initialized = True
-        self.positions = torch.empty(0, dtype=torch.int64)
-        self.length = 0
-
-    def reserve(self, rows: int, length: int, *, used: int) -> None:
-        """Grow to this size; the content of the first `used` slots is kept."""
-        slots, _, capacity, _ = self.k.shape
-        if rows <= slots and length <= capacity:
-            return
-        slots = slots if rows <= slots else 1 << (rows - 1).bit_length()
-        capacity = capacity if length <= capacity else -(-length // _LENGTH_STEP) * _LENGTH_STEP
-        self.k = _grown(self.k, slots, capacity, used)
-        self.v = _grown(self.v, slots, capacity, used)
+        self._index = index
+        self._steps = steps
+        self._rows = [len(step.at) for step in steps]
+        self._heads = 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Write one position of every row, and return all positions that attention may use."""
-        rows = torch.arange(len(self.positions))
-        self.k[rows, :, self.positions] = key_states[:, :, 0]
-        self.v[rows, :, self.positions] = value_states[:, :, 0]
-        used = slice(len(rows)), slice(None), slice(self.length)
-        return self.k[used], self.v[used]
+        """Write one position of every sequence; the attention that follows is `attend`."""
+        self._heads = key_states.shape[1]
+        keys, values = key_states[:, :, 0].split(self._rows), value_states[:, :, 0].split(self._rows)
+        for step, key, value in zip(self._steps, keys, values, strict=True):
+            step.write(self._index, key, value)
+        next_layer(self)
+        return key_states, value_states
+
+    def attend(self, query: Tensor, scaling: float) -> Tensor:
+        rows, heads, _, _ = query.shape
+        queries = (query * scaling).view(rows, self._heads, heads // self._heads, -1).split(self._rows)
+        attended = [step.attend(self._index, part) for step, part in zip(self._steps, queries, strict=True)]
+        return torch.cat(attended).reshape(rows, heads, 1, -1)
 
     def get_seq_length(self) -> int:
-        return self.length
+        return 0
 
     def get_max_length(self) -> int:
         return -1
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.length, 0
+        return query_length, 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         raise AssertionError("the layer is initialized by its constructor")
 
 
-def _grown(old: Tensor, slots: int, length: int, used: int) -> Tensor:
-    new = old.new_empty(slots, old.shape[1], length, old.shape[3])
-    # Unused positions are multiplied by weights of zero, where an old NaN would spread.
-    new.zero_()
-    new[:used, :, : old.shape[2]] = old[:used]
-    return new
+def _doubled(old: Tensor) -> Tensor:
+    return torch.cat([old, torch.zeros_like(old) if len(old) else old.new_zeros(1, *old.shape[1:])])

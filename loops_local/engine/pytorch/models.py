@@ -19,8 +19,8 @@ from transformers.utils import logging as transformers_logging
 
 from .. import byte_tokenizer
 from ..base import ModelInfo, RefusedError
-from . import pretrained, recompute
-from .kv_cache import KvCache, contents
+from . import attention, pretrained, recompute
+from .kv_cache import KvCache, Prefix, contents
 from .lora import Active, Shapes, fresh, inject, pairs, using
 
 __all__ = ["Base", "load_base"]
@@ -114,6 +114,7 @@ def _from_transformers(model: str) -> tuple[Any, Any]:
 
 def _base(name: str, network: Any, tokenizer: Any) -> Base:
     network.eval().requires_grad_(False)
+    network.set_attn_implementation(attention.NAME)
     info = ModelInfo(
         name=name,
         arch=type(network).__name__,
@@ -156,13 +157,14 @@ def _probe(base: Base) -> int:
         raise _unfit(base, "has no linear layers that LoRA could train")
     tokens = torch.arange(8).view(2, 4) % base.info.vocab_size
     changing_nothing = Active(pairs(fresh(base.shapes, 1, 0), base.shapes, 1), torch.ones(2, 1, 1))
-    cache, kv_cache = DynamicCache(), KvCache()
+    cache, kv_cache = DynamicCache(), KvCache[int]()
     try:
         with using(changing_nothing):
             prompt = base.hidden(tokens[:, :3], cache)
             for row in range(2):
-                kv_cache.add(cache, row, 3)
-            following = base.hidden(tokens[:, 3:], **kv_cache.next())
+                kv_cache.add(row, Prefix.of(cache, row, 3, prompt[row, 2]), shared=row == 1)
+            rows, placement = kv_cache.next()
+            following = base.hidden(tokens[rows, 3:], **placement)[rows]
         ours = base.logits(torch.cat([prompt, following], 1))
         own = base.network(tokens).logits
     except Warning as warning:

@@ -22,6 +22,9 @@ __all__ = ["Request", "Row"]
 DEFAULT_MAX_TOKENS = 512
 """The limit of a completion's tokens if `max_tokens` is not given; lower near the end of the model's context."""
 
+OPEN_TOKENS = 4
+"""The last tokens, whose text may change with the next one: a character has up to four bytes, each a token."""
+
 
 @dataclass(eq=False, kw_only=True)
 class Request:
@@ -36,6 +39,7 @@ class Request:
     adapter: LoraAdapter | None
     wanted_prompt_logprobs: int | None
     future: Future[SampleOutcome] = field(default_factory=Future)
+    arrival: int = 0
     started: int = 0
     prompt_logprobs: list[dict[int, float] | None] | None = None
     completions: dict[int, Completion] = field(default_factory=dict)
@@ -58,7 +62,7 @@ class Request:
             prompt=prompt,
             num_samples=job.num_samples,
             params=params,
-            max_tokens=_token_limit(params.max_tokens, len(prompt), base),
+            max_tokens=_token_limit(params.max_tokens, len(prompt), base, scoring=job.prompt_logprobs is not None),
             stop_strings=[stop for stop in stops if isinstance(stop, str)],
             stop_tokens=base.end_tokens.union(stop for stop in stops if isinstance(stop, int)),
             adapter=_own(job.adapter, base),
@@ -66,15 +70,15 @@ class Request:
         )
 
     @property
-    def longest(self) -> int:
-        """The largest number of positions of each of its sequences."""
-        return len(self.prompt) + self.max_tokens
+    def lacks_prompt_logprobs(self) -> bool:
+        """Whether logprobs of the prompt are wanted and not computed yet."""
+        return self.wanted_prompt_logprobs is not None and self.prompt_logprobs is None
 
-    def start(self, count: int) -> list[Row]:
-        """Start the next `count` samples."""
-        indices = range(self.started, self.started + count)
-        self.started += count
-        return [Row(self, index, self._random(index)) for index in indices]
+    def start(self) -> Row:
+        """Start the next sample."""
+        index = self.started
+        self.started += 1
+        return Row(self, index, self._random(index))
 
     def finish(self, index: int, completion: Completion) -> None:
         """Add a completion; the last one sets the future's result, unless it was cancelled."""
@@ -118,18 +122,41 @@ class Row:
             self.request.finish(self.index, done)
         return end is not None
 
+    @property
+    def age(self) -> tuple[int, int]:
+        """The order of arrival: less is earlier."""
+        return self.request.arrival, self.index
+
+    @property
+    def context(self) -> list[int]:
+        """The tokens before the next one."""
+        return self.request.prompt + self.tokens if self.tokens else self.request.prompt
+
     def _end(self, tokenizer: Any) -> tuple[str, str] | None:
         request = self.request
         if self.tokens[-1] in request.stop_tokens:
             return _text(tokenizer, self.tokens[:-1]), "stop"
         last = len(self.tokens) == request.max_tokens
-        if not (last or request.stop_strings):
+        if not (last or self._may_have_stopped(tokenizer)):
             return None
         text = _text(tokenizer, self.tokens)
         found = [at for stop in request.stop_strings if (at := text.find(stop)) >= 0]
         if found:
             return text[: min(found)], "stop"
         return (text, "length") if last else None
+
+    def _may_have_stopped(self, tokenizer: Any) -> bool:
+        """Look for stop strings at the end of the text only, where the newest token can have completed one."""
+        stops = self.request.stop_strings
+        if not stops:
+            return False
+        needed = max(map(len, stops)) + OPEN_TOKENS
+        count = needed
+        # Tokens without text, and parts of characters, make a text that is shorter than the number of its tokens.
+        while count < len(self.tokens) and len(_text(tokenizer, self.tokens[-count:-OPEN_TOKENS])) < needed:
+            count *= 2
+        tail = _text(tokenizer, self.tokens[-count:])
+        return any(stop in tail for stop in stops)
 
 
 def _text(tokenizer: Any, tokens: list[int]) -> str:
@@ -147,8 +174,11 @@ def _valid(params: SamplingParams) -> SamplingParams:
     return valid
 
 
-def _token_limit(max_tokens: int | None, prompt: int, base: Base) -> int:
+def _token_limit(max_tokens: int | None, prompt: int, base: Base, *, scoring: bool) -> int:
     room = base.info.max_seq_len - prompt
+    if scoring and room == 0 and max_tokens == 1:
+        # So that a sequence of the longest length can be scored. The one token is not fed back to the model.
+        return 1
     if room < (max_tokens or 1):
         asked = "" if max_tokens is None else f", and max_tokens is {max_tokens}"
         raise RefusedError(

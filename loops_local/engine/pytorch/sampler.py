@@ -11,34 +11,41 @@ import logging
 import queue
 import threading
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from ..base import SampleJob, SampleOutcome
 from . import cores
 from .adapter_batch import AdapterBatch
-from .kv_cache import KvCache
+from .kv_cache import KvCache, Prefix, capacity, prefilled
 from .lora import using
 from .models import Base
 from .picking import pick
+from .prefix_cache import PrefixCache
 from .request import Request, Row
 
-__all__ = ["TorchSampler"]
+__all__ = ["SamplerUsage", "TorchSampler"]
 
 MAX_ROWS = 64
 """The largest number of completions generated at once."""
 
 MAX_CACHE_BYTES = 2 * 1024**3
-"""The memory of the KV cache; a single completion may exceed it."""
+"""The memory of the KV cache of the completions under way; a single completion may exceed it."""
 
-GROUP_ROWS = 16
-"""The largest number of samples of one request that start together, to share the prefill of their prompt."""
+MAX_PREFIX_BYTES = 512 * 1024**2
+"""The memory of the prompts that are kept for later requests."""
+
+SHARED_POSITIONS = 256
+"""The positions of the KV cache that rows must save by sharing their prompt; otherwise each has a copy.
+
+A shared prompt is one more product in each layer and step.
+"""
 
 PREFILL_TOKENS = 2048
 """The prompt positions, with padding, of one prefill between two decoding steps; a longer prompt is prefilled alone."""
@@ -51,6 +58,24 @@ _Inbox: TypeAlias = "queue.SimpleQueue[Request | None]"
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class SamplerUsage:
+    """Figures of a sampler. Bytes are those in use now; the others count from its start.
+
+    `prefix_bytes` are those of the prompts that are kept for later requests. `prefilled` and `reused` are positions of
+    prompts: computed, and taken from a kept prompt or from another sample of the same prompt. `put_back` are
+    completions that were interrupted, because memory was full, and continued later.
+    """
+
+    running: int = 0
+    waiting: int = 0
+    cache_bytes: int = 0
+    prefix_bytes: int = 0
+    prefilled: int = 0
+    reused: int = 0
+    put_back: int = 0
+
+
 class TorchSampler:
     """Generates samples with any adapters of one base model, many requests at a time."""
 
@@ -59,7 +84,8 @@ class TorchSampler:
         self._inbox: _Inbox = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._closed = False
-        self._thread = threading.Thread(target=_Loop(base, self._inbox).run, name="loops-sampler", daemon=True)
+        self._loop = _Loop(base, self._inbox)
+        self._thread = threading.Thread(target=self._loop.run, name="loops-sampler", daemon=True)
         self._thread.start()
 
     def submit(self, job: SampleJob) -> Future[SampleOutcome]:
@@ -71,6 +97,11 @@ class TorchSampler:
             self._inbox.put(request)
         return request.future
 
+    @property
+    def usage(self) -> SamplerUsage:
+        """What the sampler holds and has done; may be read from any thread."""
+        return self._loop.usage
+
     def close(self) -> None:
         """Stop the thread and cancel the pending futures."""
         with self._lock:
@@ -81,23 +112,31 @@ class TorchSampler:
 
 
 class _Loop:
-    """The state of the thread. Row i of `_rows` is in slot i of the KV cache."""
+    """The state of the thread. Completions start in the order of arrival, and those put back are first."""
 
     def __init__(self, base: Base, inbox: _Inbox) -> None:
         self._base = base
         self._inbox = inbox
         self._closing = False
+        self._arrivals = 0
         self._waiting: deque[Request] = deque()
+        self._put_back: list[Row] = []
+        self._prefixes = PrefixCache()
+        self.usage = SamplerUsage()
         self._clear()
 
     def run(self) -> None:
         while self._receive(wait=True):
             with cores.working(), torch.inference_mode():
-                while (self._waiting or self._rows) and self._receive(wait=False):
+                while self._has_work and self._receive(wait=False):
                     cores.adjust()
                     self._step()
-        for request in {*self._waiting, *(row.request for row in self._rows)}:
+        for request in {*self._waiting, *(row.request for row in (*self._put_back, *self._rows))}:
             request.future.cancel()
+
+    @property
+    def _has_work(self) -> bool:
+        return bool(self._waiting or self._put_back or self._rows)
 
     def _receive(self, *, wait: bool) -> bool:
         """Receive the new requests, with `wait` at least one; return False once the sampler is closed."""
@@ -109,88 +148,153 @@ class _Loop:
             if request is None:
                 self._closing = True
             else:
+                self._arrivals += 1
+                request.arrival = self._arrivals
                 self._waiting.append(request)
             wait = False
         return not self._closing
 
     def _step(self) -> None:
         self._remove_done()
-        if groups := self._admit():
-            with _failing_together({group[0].request for group in groups}):
-                self._prefill(groups)
+        if contexts := self._admit():
+            with _failing_together({row.request for context in contexts for row in context.rows}):
+                self._start(contexts)
         if self._rows:
             with _failing_together({row.request for row in self._rows}):
                 self._decode()
         if not self._rows:
             self._clear()
+        self._count()
 
     def _clear(self) -> None:
         """Release the memory that only running sequences need."""
         self._rows: list[Row] = []
-        self._kv_cache = KvCache()
+        self._kv_cache: KvCache[Row] = KvCache()
         self._prefilling, self._decoding = AdapterBatch(), AdapterBatch()
+
+    def _count(self, *, prefilled: int = 0, reused: int = 0, put_back: int = 0) -> None:
+        self.usage = SamplerUsage(
+            running=len(self._rows),
+            waiting=len(self._put_back) + sum(request.num_samples - request.started for request in self._waiting),
+            cache_bytes=self._kv_cache.positions() * self._base.cache_bytes,
+            prefix_bytes=self._prefixes.nbytes,
+            prefilled=self.usage.prefilled + prefilled,
+            reused=self.usage.reused + reused,
+            put_back=self.usage.put_back + put_back,
+        )
 
     def _remove_done(self) -> None:
         """Remove requests that were cancelled or have failed."""
         self._waiting = deque(request for request in self._waiting if not request.future.done())
-        self._release([slot for slot, row in enumerate(self._rows) if row.request.future.done()])
+        self._put_back = [row for row in self._put_back if not row.request.future.done()]
+        self._release([row for row in self._rows if row.request.future.done()])
 
-    def _release(self, slots: Sequence[int]) -> None:
-        for slot in reversed(slots):
-            self._kv_cache.remove(slot)
-            self._rows[slot] = self._rows[-1]
-            self._rows.pop()
+    def _release(self, rows: Sequence[Row]) -> None:
+        if rows:
+            self._kv_cache.remove(rows)
+            ended = set(rows)
+            self._rows = [row for row in self._rows if row not in ended]
 
-    def _admit(self) -> list[list[Row]]:
-        """Start samples in order of arrival, as many as fit; each group shares a prompt."""
-        groups: list[list[Row]] = []
-        rows = len(self._rows)
-        longest = max((row.request.longest for row in self._rows), default=0)
-        widest = 0
-        while self._waiting:
-            request = self._waiting[0]
-            longest = max(longest, request.longest)
-            widest = max(widest, len(request.prompt))
-            limit = max(1, min(MAX_ROWS, MAX_CACHE_BYTES // (self._base.cache_bytes * longest)))
-            count = min(request.num_samples - request.started, GROUP_ROWS, limit)
-            if rows + count > limit or (groups and (len(groups) + 1) * widest > PREFILL_TOKENS):
+    def _admit(self) -> list[_Context]:
+        """Start samples in order of arrival, as many as fit; those with the same tokens so far share a context."""
+        contexts: dict[Hashable, _Context] = {}
+        rows, used, prefill = len(self._rows), self._kv_cache.positions(), 0
+        while rows < MAX_ROWS and (upcoming := self._upcoming()):
+            request, tokens = upcoming
+            key = id(request.adapter), request.lacks_prompt_logprobs, tuple(tokens)
+            context = contexts.get(key) or self._context(request, tokens)
+            more = context.positions(len(context.rows) + 1) - context.positions(len(context.rows))
+            if rows and (used + more) * self._base.cache_bytes > MAX_CACHE_BYTES:
                 break
-            groups.append(request.start(count))
-            rows += count
-            if request.started == request.num_samples:
-                self._waiting.popleft()
-        return groups
+            if key not in contexts:
+                prefill += len(tokens) - context.matched
+                if contexts and prefill > PREFILL_TOKENS:
+                    break
+                contexts[key] = context
+            context.rows.append(self._pop())
+            rows += 1
+            used += more
+        return [*contexts.values()]
 
-    def _prefill(self, groups: list[list[Row]]) -> None:
-        """Process the prompts, and generate each row's first token."""
-        requests = [group[0].request for group in groups]
-        lengths = [len(request.prompt) for request in requests]
+    def _upcoming(self) -> tuple[Request, list[int]] | None:
+        """Return the request of the next sample, and the sample's tokens so far."""
+        if self._put_back:
+            return self._put_back[0].request, self._put_back[0].context
+        return (self._waiting[0], self._waiting[0].prompt) if self._waiting else None
+
+    def _pop(self) -> Row:
+        if self._put_back:
+            return self._put_back.pop(0)
+        request = self._waiting[0]
+        row = request.start()
+        if request.started == request.num_samples:
+            self._waiting.popleft()
+        return row
+
+    def _context(self, request: Request, tokens: list[int]) -> _Context:
+        if request.lacks_prompt_logprobs:
+            return _Context(request, tokens)
+        prefix, matched = self._prefixes.find(request.adapter, tokens)
+        joins = prefix is not None and matched == len(tokens) and self._kv_cache.sharing(prefix)
+        return _Context(request, tokens, prefix, matched, joins=joins)
+
+    def _start(self, contexts: list[_Context]) -> None:
+        """Process the tokens so far of each context, and generate each row's next token."""
+        computed = sum(len(context.tokens) - context.matched for context in contexts)
+        everything = sum(len(context.tokens) * len(context.rows) for context in contexts)
+        for batch in _prefills(contexts):
+            self._prefill(batch)
+        last = self._logprobs(torch.stack([context.whole.last for context in contexts]))
+        owners = [i for i, context in enumerate(contexts) for _ in context.rows]
+        starting = [row for context in contexts for row in context.rows]
+        ended = self._extend(starting, last[owners])
+        for row, i, has_ended in zip(starting, owners, ended, strict=True):
+            if not has_ended:
+                self._kv_cache.add(row, contexts[i].whole, shared=contexts[i].is_shared)
+                self._rows.append(row)
+        self._count(prefilled=computed, reused=everything - computed)
+
+    def _prefill(self, contexts: Sequence[_Context]) -> None:
+        """Compute the rest of contexts that have equally much already."""
+        done = contexts[0].matched
+        lengths = [len(context.tokens) - done for context in contexts]
         # Padding on the right needs no mask, since causal attention uses no position to the right.
-        tokens = torch.zeros(len(groups), max(lengths), dtype=torch.int64)
-        for row, request in zip(tokens, requests, strict=True):
-            row[: len(request.prompt)] = torch.tensor(request.prompt)
-        cache = DynamicCache()
-        with using(self._prefilling.combine([request.adapter for request in requests])):
+        tokens = torch.zeros(len(contexts), max(lengths), dtype=torch.int64)
+        for row, context, length in zip(tokens, contexts, lengths, strict=True):
+            row[:length] = torch.tensor(context.tokens[done:])
+        cache = prefilled([context.prefix for context in contexts], done)
+        with using(self._prefilling.combine([context.request.adapter for context in contexts])):
             hidden = self._base.hidden(tokens, cache)
-        for states, request in zip(hidden, requests, strict=True):
+        for index, (context, length) in enumerate(zip(contexts, lengths, strict=True)):
+            self._score_prompts(context, hidden[index])
+            context.prefix = Prefix.of(cache, index, len(context.tokens), hidden[index, length - 1])
+            if context.is_prompt:
+                adapter = context.request.adapter
+                self._prefixes.add(adapter, context.tokens, context.prefix, limit=MAX_PREFIX_BYTES)
+
+    def _score_prompts(self, context: _Context, states: Tensor) -> None:
+        """Set the logprobs of the prompt in the requests that want them."""
+        for request in {row.request for row in context.rows}:
             if request.wanted_prompt_logprobs is not None and request.prompt_logprobs is None:
                 request.prompt_logprobs = self._prompt_logprobs(states, request.prompt, request.wanted_prompt_logprobs)
-        last = self._logprobs(hidden[torch.arange(len(groups)), torch.tensor(lengths) - 1])
-        row_of = [i for i, group in enumerate(groups) for _ in group]
-        starting = [row for group in groups for row in group]
-        ended = self._extend(starting, last[row_of])
-        for row, i, has_ended in zip(starting, row_of, ended, strict=True):
-            if not has_ended:
-                self._kv_cache.add(cache, i, lengths[i])
-                self._rows.append(row)
 
     def _decode(self) -> None:
         """Generate one more token for every row."""
-        tokens = torch.tensor([row.tokens[-1:] for row in self._rows])
-        with using(self._decoding.combine([row.request.adapter for row in self._rows])):
-            hidden = self._base.hidden(tokens, **self._kv_cache.next())
-        ended = self._extend(self._rows, self._logprobs(hidden[:, -1]))
-        self._release([slot for slot, has_ended in enumerate(ended) if has_ended])
+        self._make_room()
+        rows, placement = self._kv_cache.next()
+        tokens = torch.tensor([row.tokens[-1:] for row in rows])
+        with using(self._decoding.combine([row.request.adapter for row in rows])):
+            hidden = self._base.hidden(tokens, **placement)
+        ended = self._extend(rows, self._logprobs(hidden[:, -1]))
+        self._release([row for row, has_ended in zip(rows, ended, strict=True) if has_ended])
+
+    def _make_room(self) -> None:
+        """Put the youngest rows back until the next step of the others fits in memory."""
+        while len(self._rows) > 1 and self._kv_cache.positions() * self._base.cache_bytes > MAX_CACHE_BYTES:
+            youngest = max(self._rows, key=lambda row: row.age)
+            self._release([youngest])
+            self._put_back.insert(0, youngest)
+            self._count(put_back=1)
 
     def _extend(self, rows: Sequence[Row], logprobs: Tensor) -> list[bool]:
         """Add a token to each row by its own sampling parameters; return which rows have ended."""
@@ -217,6 +321,58 @@ class _Loop:
                 token, logprob, top_ids, top_logprobs = row
                 found.append({token: logprob} | dict(zip(top_ids, top_logprobs, strict=True)))
         return found
+
+
+@dataclass(eq=False)
+class _Context:
+    """Rows that start from the same tokens with the same adapter, which is that of `request`.
+
+    `prefix` has the first `matched` of the tokens, and all of them after the prefill.
+    """
+
+    request: Request
+    tokens: list[int]
+    prefix: Prefix | None = None
+    matched: int = 0
+    joins: bool = False
+    """Whether rows under way share this prefix already."""
+    rows: list[Row] = field(default_factory=list)
+
+    @property
+    def whole(self) -> Prefix:
+        if self.prefix is None:
+            raise AssertionError("the prefill has not run")
+        return self.prefix
+
+    @property
+    def is_prompt(self) -> bool:
+        return self.tokens is self.request.prompt
+
+    @property
+    def is_shared(self) -> bool:
+        return self._shares(len(self.rows))
+
+    def positions(self, rows: int) -> int:
+        """Return the positions of the KV cache that this many rows add to it."""
+        if not self._shares(rows):
+            return rows * capacity(len(self.tokens) + 1)
+        return rows * capacity(1) + (0 if self.joins else len(self.tokens))
+
+    def _shares(self, rows: int) -> bool:
+        return self.joins or (rows - 1) * len(self.tokens) >= SHARED_POSITIONS
+
+
+def _prefills(contexts: Sequence[_Context]) -> Iterator[list[_Context]]:
+    """Yield the contexts that lack positions, in batches that have equally much already and are of similar length."""
+    lacking = [context for context in contexts if context.matched < len(context.tokens)]
+    for matched in {context.matched for context in lacking}:
+        batch: list[_Context] = []
+        for context in sorted((one for one in lacking if one.matched == matched), key=lambda one: len(one.tokens)):
+            if batch and (len(batch) + 1) * (len(context.tokens) - matched) > PREFILL_TOKENS:
+                yield batch
+                batch = []
+            batch.append(context)
+        yield batch
 
 
 @contextmanager

@@ -1,0 +1,179 @@
+"""Prompts that are computed once, rows of very different lengths, and memory that is full."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from loops_local.engine.base import Adapter, Engine, SampleJob, SampleOutcome, Trainer
+from loops_local.engine.pytorch import load
+from loops_local.engine.pytorch import sampler as sampler_module
+from loops_local.engine.pytorch.kv_cache import capacity
+from loops_local.engine.pytorch.sampler import TorchSampler
+
+from .tools import job, randomize, tokens
+
+PROMPT = tokens(100, seed=0)
+
+
+@pytest.fixture
+def torch_sampler(engine: Engine) -> Iterator[TorchSampler]:
+    sampler = engine.sampler()
+    assert isinstance(sampler, TorchSampler)
+    yield sampler
+    sampler.close()
+
+
+def _ask(sampler: TorchSampler, jobs: Sequence[SampleJob]) -> list[SampleOutcome]:
+    return [future.result(30) for future in [sampler.submit(one) for one in jobs]]
+
+
+def _tokens(outcomes: Sequence[SampleOutcome]) -> list[list[list[int]]]:
+    return [[completion.tokens for completion in outcome.completions] for outcome in outcomes]
+
+
+def _adapter(engine: Engine, scratch: Path, seed: int) -> Adapter:
+    trainer: Trainer = engine.trainer(4)
+    randomize(trainer, scratch, seed=seed)
+    return trainer.adapter()
+
+
+@pytest.mark.parametrize("samples", [16, 64, 100])
+def test_a_request_computes_its_prompt_once(torch_sampler: TorchSampler, samples: int) -> None:
+    torch_sampler.submit(job(PROMPT, n=samples, max_tokens=3)).result(20)
+    torch_sampler.close()
+    assert torch_sampler.usage.prefilled == len(PROMPT)
+    assert torch_sampler.usage.reused == len(PROMPT) * (samples - 1)
+
+
+def test_requests_of_one_prompt_compute_it_once(torch_sampler: TorchSampler) -> None:
+    _ask(torch_sampler, [job(PROMPT, seed=i, max_tokens=3) for i in range(16)])
+    torch_sampler.submit(job(PROMPT, max_tokens=2)).result(20)
+    torch_sampler.close()
+    assert torch_sampler.usage.prefilled == len(PROMPT)
+
+
+def test_the_next_turn_computes_only_what_is_new(torch_sampler: TorchSampler, engine: Engine) -> None:
+    longer = PROMPT + tokens(30, seed=1)
+    torch_sampler.submit(job(PROMPT, max_tokens=1)).result(20)
+    [found] = torch_sampler.submit(job(longer, max_tokens=20, seed=3)).result(20).completions
+    fork = PROMPT[:60] + tokens(10, seed=2)
+    [forked] = torch_sampler.submit(job(fork, max_tokens=20, seed=3)).result(20).completions
+    torch_sampler.close()
+    assert torch_sampler.usage.prefilled == len(longer) + 10
+    for prompt, completion in ((longer, found), (fork, forked)):
+        fresh = engine.sampler()
+        [alone] = fresh.submit(job(prompt, max_tokens=20, seed=3)).result(20).completions
+        fresh.close()
+        assert completion.tokens == alone.tokens
+        np.testing.assert_allclose(completion.logprobs, alone.logprobs, atol=1e-4)
+
+
+def test_another_version_never_gets_the_prompt_of_the_first(
+    torch_sampler: TorchSampler, engine: Engine, tmp_path: Path
+) -> None:
+    for seed in range(3):
+        adapter = _adapter(engine, tmp_path, seed)
+        [found] = torch_sampler.submit(job(PROMPT, adapter, max_tokens=5, temperature=0.0)).result(20).completions
+        fresh = engine.sampler()
+        [alone] = fresh.submit(job(PROMPT, adapter, max_tokens=5, temperature=0.0)).result(20).completions
+        fresh.close()
+        assert found.tokens == alone.tokens
+        np.testing.assert_allclose(found.logprobs, alone.logprobs, atol=1e-4)
+        del adapter
+        gc.collect()
+    torch_sampler.close()
+    assert torch_sampler.usage.prefilled == 3 * len(PROMPT)
+
+
+def test_kept_prompts_are_bounded_by_bytes(torch_sampler: TorchSampler, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(2):
+        torch_sampler.submit(job(PROMPT, max_tokens=1)).result(20)
+    one = torch_sampler.usage.prefix_bytes
+    assert one > 0
+    monkeypatch.setattr(sampler_module, "MAX_PREFIX_BYTES", 3 * one)
+    for seed in range(1, 10):
+        torch_sampler.submit(job(tokens(100, seed=seed), max_tokens=1)).result(20)
+    torch_sampler.submit(job(tokens(100, seed=9), max_tokens=1)).result(20)
+    torch_sampler.submit(job(tokens(100, seed=1), max_tokens=1)).result(20)
+    torch_sampler.close()
+    assert torch_sampler.usage.prefix_bytes <= 3 * one
+    assert torch_sampler.usage.prefilled == 11 * len(PROMPT)
+
+
+def test_one_long_request_leaves_room_for_the_others(
+    torch_sampler: TorchSampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With room for one sequence of the longest length, many short ones run beside a request that may become long."""
+    steps: list[int] = []
+    plain = sampler_module.pick
+
+    def counted(logprobs: torch.Tensor, *rest: object) -> list[int]:
+        steps.append(len(logprobs))
+        return plain(logprobs, *rest)  # type: ignore[arg-type] # passed through
+
+    monkeypatch.setattr(sampler_module, "pick", counted)
+    monkeypatch.setattr(sampler_module, "MAX_CACHE_BYTES", 2048 * 512 * 2)
+    long = torch_sampler.submit(job("long", max_tokens=2000))
+    _ask(torch_sampler, [job(tokens(20, seed=i), max_tokens=8) for i in range(40)])
+    long.cancel()
+    assert max(steps) > 30
+
+
+@pytest.mark.parametrize("positions", [200, 400])
+def test_the_youngest_is_put_back_and_ends_the_same(
+    engine: Engine, torch_sampler: TorchSampler, monkeypatch: pytest.MonkeyPatch, positions: int
+) -> None:
+    jobs = [job(tokens(20 + i, seed=i), n=2, seed=i, max_tokens=120) for i in range(4)]
+    expected = _tokens(_ask(torch_sampler, jobs))
+    assert torch_sampler.usage.put_back == 0
+    bytes_of_one = 2 * 2 * 2 * 16 * 4
+    monkeypatch.setattr(sampler_module, "MAX_CACHE_BYTES", positions * bytes_of_one)
+    again = engine.sampler()
+    assert isinstance(again, TorchSampler)
+    assert _tokens(_ask(again, jobs)) == expected
+    again.close()
+    assert again.usage.put_back > 0
+
+
+def test_a_group_is_what_transformers_generates(model_directory: Path, tmp_path: Path) -> None:
+    """Greedy, in a batch that shares one prompt, beside another of a different length."""
+    engine = load(str(model_directory), cache_dir=tmp_path)
+    network = transformers.AutoModelForCausalLM.from_pretrained(model_directory, dtype=torch.float32)
+    sampler = engine.sampler()
+    prompts = [tokens(n, seed=n) for n in (150, 40)]
+    outcomes = [
+        future.result(20)
+        for future in [sampler.submit(job(prompt, n=4, max_tokens=60, temperature=0.0)) for prompt in prompts]
+    ]
+    sampler.close()
+    for prompt, outcome in zip(prompts, outcomes, strict=True):
+        own = network.generate(
+            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), do_sample=False, max_new_tokens=60
+        )[0, len(prompt) :].tolist()
+        for completion in outcome.completions:
+            assert completion.tokens == own
+
+
+def test_prompt_logprobs_are_computed_though_the_prompt_is_kept(torch_sampler: TorchSampler) -> None:
+    torch_sampler.submit(job(PROMPT, max_tokens=1)).result(20)
+    found = torch_sampler.submit(job(PROMPT, max_tokens=1, prompt_logprobs=0)).result(20).prompt_logprobs
+    assert found is not None
+    assert len(found) == len(PROMPT)
+
+
+def test_a_prompt_of_the_longest_length_can_be_scored(torch_sampler: TorchSampler) -> None:
+    full = tokens(2048, seed=5)
+    found = torch_sampler.submit(job(full, max_tokens=1, temperature=0.0, prompt_logprobs=0)).result(30)
+    assert found.prompt_logprobs is not None
+    assert len(found.prompt_logprobs) == 2048
+
+
+def test_capacities() -> None:
+    assert [capacity(n) for n in (1, 32, 33, 48, 49, 64, 65, 97, 129)] == [32, 32, 48, 48, 64, 64, 96, 128, 192]
