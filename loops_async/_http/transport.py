@@ -353,6 +353,8 @@ class Transport:
 
     def _transport_error(self, request: Request, cause: Exception) -> LoopsError:
         described, host = _described(request), _host(request.url)
+        if isinstance(cause, LoopsError):  # ours already, e.g. that the key may not be sent there
+            return cause
         if self._closed:
             return ClosedError(f"{described}: the client was closed before the answer came")
         if isinstance(cause, aiohttp.ConnectionTimeoutError):
