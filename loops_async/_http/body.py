@@ -33,8 +33,8 @@ class Body:
     __slots__ = ("parts", "size")
 
     def __init__(self, *parts: bytes | bytearray) -> None:
-        self.parts = parts
-        self.size = sum(map(len, parts))
+        self.parts: tuple[bytes | bytearray, ...] = parts
+        self.size: int = sum(map(len, parts))
 
     async def stream(self) -> AsyncIterator[memoryview]:
         """Yield the pieces as slices that are not copied; call it once for each attempt."""

@@ -226,7 +226,7 @@ class SamplerGate:
         self._is_woken = False
         self._listeners: list[OnStatus] = []
         self._last_answer = "none"
-        self.is_open = False
+        self.is_open: bool = False
 
     async def wait(self, ready_timeout: float | None, on_status: OnStatus = _ignore) -> None:
         """Wait until samples may be sent; wake a sampler that was scaled to zero, once.
