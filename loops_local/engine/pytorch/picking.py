@@ -47,7 +47,7 @@ def pick(logprobs: Tensor, rules: Sequence[SamplingParams], draws: Sequence[floa
     if greedy:
         chosen[greedy] = logprobs[greedy].argmax(-1)
     if plain:
-        chosen[plain] = _draw(_tempered(logprobs, rules, plain).exp(), draws, plain)
+        chosen[plain] = _draw(_tempered(logprobs, rules, plain).exp_(), draws, plain)
     if top_k:
         scaled = _tempered(logprobs, rules, top_k)
         best = scaled.topk(min(scaled.shape[-1], max(rules[row].top_k for row in top_k)))
@@ -64,7 +64,7 @@ def pick(logprobs: Tensor, rules: Sequence[SamplingParams], draws: Sequence[floa
 def _tempered(logprobs: Tensor, rules: Sequence[SamplingParams], rows: list[int]) -> Tensor:
     own = logprobs if len(rows) == len(logprobs) else logprobs[rows]
     # Shifted so that the best is 0, since otherwise a low temperature could give infinity.
-    return (own - own.amax(-1, keepdim=True)) / torch.tensor([[rules[row].temperature] for row in rows])
+    return (own - own.amax(-1, keepdim=True)).div_(torch.tensor([[rules[row].temperature] for row in rows]))
 
 
 def _cut(best_first: Tensor, rules: Sequence[SamplingParams]) -> Tensor:
