@@ -47,7 +47,7 @@ def mutated(draw: st.DrawFn, answer: Any) -> bytes:
             break
         holder, key = draw(st.sampled_from(places))
         if draw(st.booleans()):
-            holder[key] = draw(VALUES)
+            holder[key] = deepcopy(draw(VALUES))  # it may be mutated, too
         else:
             del holder[key]
     raw = json.dumps(value).encode()
