@@ -26,8 +26,6 @@ public module with only such names                 module of the same name that 
 Docstrings keep their prose, which must be true of both forms: it must not mention awaiting, event loops and the like,
 except in a paragraph that `PROSE` replaces. In their code blocks ``await`` is removed, or becomes ``.result()`` where
 no call is awaited. A construct without a rule is an error that names it, never a guess.
-
-Usage: python tools/gen_sync.py [--check]
 """
 
 from __future__ import annotations
@@ -79,21 +77,11 @@ FILES_BY_HAND: Final = frozenset({"_bridge.py", "_handle.py"})
 FROM_PRIVATE: Final = "_future"
 """The twins' module for handles that a private module of the core defines; its place is internal to the core."""
 
-COVERED: Final = (
-    "__init__",
-    "__aenter__",
-    "__aexit__",
-    "__await__",
-    "__repr__",
-    "__reduce__",
-    "__del__",
-    "__class_getitem__",
-)
-"""Special methods that `loops_sync._handle` has in some form for all twins, that ``result`` replaces, or that only
-the core's object needs."""
+COVERED: Final = ("__init__", "__aenter__", "__aexit__", "__await__", "__repr__", "__reduce__", "__class_getitem__")
+"""Special methods that `loops_sync._handle` has in some form for all twins, or that ``result`` replaces."""
 
-COVERED_BASES: Final = ("SameWhenCopied",)
-"""Base classes that all twins have by `loops_sync._handle`."""
+CORE_ONLY: Final = ("__del__", "SameWhenCopied")
+"""A special method that only the core's object needs, and a base class that `loops_sync._handle` has for all twins."""
 
 FOREIGN: Final = ("builtins", "collections.abc", "msgspec", "os", "typing")
 """Other modules whose types may appear in signatures."""
@@ -215,7 +203,7 @@ class Module:
         return f"{name}: TypeAlias = {self._core.handle(value)}[{', '.join(map(self._used, get_args(value)))}]"
 
     def _class(self, name: str, kind: type) -> str:
-        if any(base not in (object, Generic) and base.__name__ not in COVERED_BASES for base in kind.__bases__):
+        if any(base not in (object, Generic) and base.__name__ not in CORE_ONLY for base in kind.__bases__):
             raise GenerationError("no rule for base classes")
         base = "Opened" if "open" in vars(kind) else "Closing" if "__aenter__" in vars(kind) else "Handle"
         self._use_runtime("_handle", base)
@@ -233,7 +221,7 @@ class Module:
         function = function_of(member)
         if name == "__init__" and is_opened and function:
             return self._function(function, Place(f"_core.{owner}", "self"), "self._open")
-        if name.startswith("__") and name not in COVERED and function:
+        if name.startswith("__") and name not in (*COVERED, *CORE_ONLY) and function:
             raise GenerationError("no rule for this special method")
         if name.startswith("_") or (name == "open" and is_opened):
             return ""
