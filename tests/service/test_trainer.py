@@ -51,7 +51,7 @@ async def test_operations_of_a_run_keep_their_order_and_runs_take_turns(serve: A
     of_one, of_two = ([p for p in gate.passed if p.startswith(f"rank {rank}")] for rank in (1, 2))
     assert of_one == ["rank 1 forward 1", "rank 1 forward 2", "rank 1 forward 3", "rank 1 optim"]
     assert len(of_two) == 4
-    assert gate.passed[-1] == "rank 2 optim"
+    # No more than this: after each operation, the run whose outcome is stored sooner comes next.
     assert gate.passed.index(of_two[0]) < gate.passed.index(of_one[-1]), (
         "the second run did not wait for all of the first"
     )
