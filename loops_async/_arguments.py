@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any, Final, TypeGuard, TypeVar, cast
 
@@ -15,7 +15,7 @@ from msgspec import UNSET, Struct
 from msgspec.structs import replace
 
 from .errors import InputError
-from .protocol import LOGPROBS, MASK, LossRule, check_loss_data, is_for_all_positions, loss_rule, loss_settings
+from .protocol import LOGPROBS, MASK, LossRule, checked_loss_data, is_for_all_positions, loss_rule, loss_settings
 from .types import Datum, EncodedTextChunk, ImageChunk, ModelInput, TensorData
 from .types.inputs import text_input
 from .types.tensors import DTYPES, FLOATS, is_list_like, plain_number, plain_scalar
@@ -136,31 +136,42 @@ def check_model_input(value: Any, path: str, *, max_seq_len: int | None = None) 
     return prompt
 
 
-def check_data(
-    data: Any, loss_fn: Any, config: Any, *, max_seq_len: int | None = None
-) -> tuple[list[Datum], dict[str, Any] | None]:
-    """Return the datums and the loss's configuration as they are to be sent, if the loss can be computed from them."""
-    listed = check_examples(data, loss_fn, max_seq_len=max_seq_len)
-    rule = loss_rule(loss_fn)
-    for index, datum in enumerate(listed):
-        _check_names(datum, loss_fn, rule, f"data[{index}].loss_fn_inputs")
-    sent = [_without_mask(datum, loss_fn, rule, f"data[{index}].loss_fn_inputs") for index, datum in enumerate(listed)]
-    return sent, _checked_config(loss_fn, config)
-
-
-def check_examples(data: Any, loss_fn: Any, *, max_seq_len: int | None = None) -> list[Datum]:
-    """Return the datums if they have what the loss reads; they may have other inputs, too."""
+def check_config(loss_fn: Any, config: Any) -> dict[str, Any] | None:
+    """Return the configuration of a loss as a dict, without defaults, which the service adds."""
     loss_rule(loss_fn)
+    if config is None:
+        return None
+    if not _is_mapping(config):
+        raise InputError("loss_fn_config", f"expected a dict, got {type(config).__name__}")
+    settings = loss_settings(loss_fn, config)
+    return {name: settings[name] for name in config}
+
+
+def checked_data(data: Any, loss_fn: str, *, max_seq_len: int | None = None) -> Iterator[Datum]:
+    """Return an iterator over the datums as they are to be sent; each step checks one.
+
+    All together may take long, so that the caller must be able to pause between them. The list itself is read and
+    checked at once.
+    """
+    rule = loss_rule(loss_fn)
+    examples = checked_examples(data, loss_fn, max_seq_len=max_seq_len)
+    return (_as_sent(datum, loss_fn, rule, f"data[{index}].loss_fn_inputs") for index, datum in enumerate(examples))
+
+
+def checked_examples(data: Any, loss_fn: str, *, max_seq_len: int | None = None) -> Iterator[Datum]:
+    """Do the same for datums that may have inputs which the loss does not read, and are not sent as they are."""
     listed = _listed(data)
-    for index, datum in enumerate(listed):
-        path = f"data[{index}]"
-        if not isinstance(datum, Datum):
-            raise InputError(path, f"expected Datum, got {type(datum).__name__}")
-        check_model_input(datum.model_input, f"{path}.model_input", max_seq_len=max_seq_len)
-        for name, tensor in datum.loss_fn_inputs.items():
-            _check_tensor(tensor, f"{path}.loss_fn_inputs[{name!r}]", datum.model_input.length, name)
-    check_loss_data(loss_fn, listed)
-    return listed
+    examples = (_checked_example(datum, f"data[{index}]", max_seq_len) for index, datum in enumerate(listed))
+    return checked_loss_data(loss_fn, examples, len(listed))
+
+
+def _checked_example(datum: Any, path: str, max_seq_len: int | None) -> Datum:
+    if not isinstance(datum, Datum):
+        raise InputError(path, f"expected Datum, got {type(datum).__name__}")
+    check_model_input(datum.model_input, f"{path}.model_input", max_seq_len=max_seq_len)
+    for name, tensor in datum.loss_fn_inputs.items():
+        _check_tensor(tensor, f"{path}.loss_fn_inputs[{name!r}]", datum.model_input.length, name)
+    return datum
 
 
 def _check_tensor(tensor: Any, path: str, positions: int, name: str) -> None:
@@ -223,6 +234,11 @@ def _problem(value: Any, *, numbers: type, is_logprob: bool) -> str | None:
     return None
 
 
+def _as_sent(datum: Datum, loss_fn: str, rule: LossRule, path: str) -> Datum:
+    _check_names(datum, loss_fn, rule, path)
+    return _without_mask(datum, loss_fn, rule, path)
+
+
 def _check_names(datum: Datum, loss_fn: str, rule: LossRule, path: str) -> None:
     """Refuse inputs that the loss does not read; the user who gives them expects that they count."""
     for name in datum.loss_fn_inputs:
@@ -269,16 +285,6 @@ def _masked_positions(mask: TensorData) -> list[int]:
     except TypeError:  # None, which stands for NaN
         pass
     return [position for position, kept in enumerate(numbers) if kept is None or not kept > 0]
-
-
-def _checked_config(loss_fn: str, config: Any) -> dict[str, Any] | None:
-    """Return the configuration as a dict, without defaults, which the service adds."""
-    if config is None:
-        return None
-    if not _is_mapping(config):
-        raise InputError("loss_fn_config", f"expected a dict, got {type(config).__name__}")
-    settings = loss_settings(loss_fn, config)
-    return {name: settings[name] for name in config}
 
 
 def _listed(data: Any) -> list[Any]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from msgspec.structs import replace
 
-from ._arguments import check_examples
+from ._arguments import checked_examples
 from ._tasks import gather_or_raise
 from .errors import InputError
 from .protocol import IGNORED_TARGET
@@ -41,7 +41,7 @@ async def attach_reference_logprobs(data: Sequence[Datum], reference: SamplingCl
             pairs = await loops.attach_reference_logprobs(pairs, reference)
             step = await trainer.forward_backward(pairs, "dpo", {"beta": 0.1})
     """
-    listed = check_examples(data, "cross_entropy")
+    listed = list(checked_examples(data, "cross_entropy"))
     sequences = [_sequence(datum, index) for index, datum in enumerate(listed)]
     scores = await gather_or_raise([reference.compute_logprobs(sequence) for sequence in sequences])
     return [_with_reference(datum, scored) for datum, scored in zip(listed, scores, strict=True)]

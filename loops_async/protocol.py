@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, Literal, TypeAlias
 from urllib.parse import quote
 
@@ -203,7 +203,7 @@ class LossRule(Struct, frozen=True, kw_only=True):
         return ADVANTAGES if ADVANTAGES in self.inputs else WEIGHTS
 
     def counted(self, datum: Datum) -> list[bool]:
-        """Whether each position of a datum counts; its inputs have passed `check_loss_data`."""
+        """Whether each position of a datum counts; its inputs have passed `checked_loss_data`."""
         positions = datum.model_input.length
         targets, factors = datum.loss_fn_inputs.get(TARGET_TOKENS), datum.loss_fn_inputs.get(self.excluding)
         counts = [True] * positions if targets is None else [target != IGNORED_TARGET for target in targets.data]
@@ -275,13 +275,11 @@ def loss_settings(loss_fn: str, config: Mapping[Any, Any]) -> dict[str, float | 
     return values
 
 
-def check_loss_data(loss_fn: str, data: Sequence[Datum]) -> None:
-    """Reject examples whose inputs are missing or have shapes that the loss does not accept."""
+def checked_loss_data(loss_fn: str, data: Iterable[Datum], count: int) -> Iterator[Datum]:
+    """Yield `count` examples, each when it is checked: that its inputs are there, in shapes that the loss accepts."""
     rule = loss_rule(loss_fn)
-    if len(data) % rule.group:
-        raise InputError(
-            "data", f"{loss_fn} needs (chosen, rejected) pairs, so an even number of datums; got {len(data)}"
-        )
+    if count % rule.group:
+        raise InputError("data", f"{loss_fn} needs (chosen, rejected) pairs, so an even number of datums; got {count}")
     first: list[int] = []
     for index, datum in enumerate(data):
         path = f"data[{index}].loss_fn_inputs"
@@ -296,6 +294,7 @@ def check_loss_data(loss_fn: str, data: Sequence[Datum]) -> None:
             own = datum.loss_fn_inputs.get(name)
             if own is not None and own.shape != shape and not is_for_all_positions(name, own):
                 raise InputError(f"{path}[{name!r}]", f"must have the shape of the targets, {shape}; got {own.shape}")
+        yield datum
 
 
 def _target_shape(loss_fn: str, datum: Datum, path: str) -> list[int]:

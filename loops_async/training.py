@@ -10,7 +10,7 @@ from uuid import uuid4
 
 from msgspec.structs import replace
 
-from ._arguments import check_at_least, check_data, check_examples, check_kind
+from ._arguments import check_at_least, check_config, check_kind, checked_data, checked_examples
 from ._checkpoints.download import download
 from ._copies import SameWhenCopied
 from ._http.endpoint import Endpoint
@@ -237,7 +237,7 @@ class TrainingClient(SameWhenCopied):
                 step = await trainer.forward_backward_custom(pair, push_apart)
         """
         self._check_open()
-        checked = check_examples(data, SURROGATE, max_seq_len=self._max_seq_len)
+        checked = list(checked_examples(data, SURROGATE, max_seq_len=self._max_seq_len))
         check_custom_loss(checked, loss_fn, loss_type_input)
         body = self._forward_body(SURROGATE, SURROGATE_CONFIG)
         step = await self._submitter.submit(CustomLossBatch(checked, loss_fn, body, self._submitter))
@@ -443,7 +443,8 @@ class TrainingClient(SameWhenCopied):
         resume: UnfinishedSubmission | None = None,
     ) -> ForwardBackwardFuture:
         self._check_open()
-        checked, config = check_data(data, loss_fn, loss_fn_config, max_seq_len=self._max_seq_len)
+        config = check_config(loss_fn, loss_fn_config)
+        checked = checked_data(data, loss_fn, max_seq_len=self._max_seq_len)
         top_k_logprobs = check_at_least(top_k_logprobs, 0, "top_k_logprobs")
         if top_k_logprobs > MAX_TOP_K_LOGPROBS:
             raise InputError("top_k_logprobs", f"must be at most {MAX_TOP_K_LOGPROBS}; got {top_k_logprobs}")

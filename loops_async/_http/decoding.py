@@ -35,8 +35,9 @@ LONGEST_PROBLEM: Final = 300
 MILLISECONDS_FROM: Final = 1e11
 """A time that is a number of at least this counts milliseconds: in seconds it would be beyond the year 5000."""
 
-# Besides its own errors, msgspec raises those of Python: UnicodeDecodeError and the limit on digits are ValueErrors.
-_PROBLEMS: Final = (msgspec.MsgspecError, ValueError, OverflowError, RecursionError, MemoryError)
+UNREADABLE: Final = (ValueError, OverflowError, RecursionError, MemoryError)
+"""What decoders of JSON raise; the errors of msgspec, UnicodeDecodeError and the limit on digits are ValueErrors."""
+
 _PLAIN: Final = (AnyType, BoolType, FloatType, IntType, NoneType, StrType)
 
 
@@ -60,7 +61,7 @@ def decode_json(raw: bytes | Raw, kind: type[T]) -> T:
     try:
         value: T = _decoder(cast("Any", kind))(raw)
         return value
-    except _PROBLEMS as problem:
+    except UNREADABLE as problem:
         unreadable = UnreadableError(problem)
     # Not chained to the problem, whose traceback holds the whole body.
     raise unreadable
@@ -82,11 +83,11 @@ def decode_answer(raw: bytes | Raw, kind: type[T]) -> T:
         unreadable = strict
     try:
         value = json.loads(bytes(raw))
-    except _PROBLEMS:
+    except UNREADABLE:
         raise unreadable from None  # which says more precisely what is not JSON
     try:
         return msgspec.convert(_tolerated(value, type_info(kind)), kind)
-    except _PROBLEMS as problem:
+    except UNREADABLE as problem:
         unreadable = UnreadableError(problem)
     raise unreadable
 

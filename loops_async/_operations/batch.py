@@ -8,8 +8,9 @@ Source: data-plane reference 1.7.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
+from itertools import islice
 from typing import Final
 
 from msgspec import Struct
@@ -34,12 +35,15 @@ class DatumArray(Struct):
 
 
 class Batch:
-    """A forward pass over datums, with or without a backward pass. `body` is its request body without the datums."""
+    """A forward pass over datums, with or without a backward pass. `body` is its request body without the datums.
+
+    Each datum is taken from `data` when it is encoded; there, an iterator may raise the error of an invalid one.
+    """
 
     result = ForwardBackwardOutput
     is_dependent = False
 
-    def __init__(self, name: str, data: Sequence[Datum], body: ForwardBody) -> None:
+    def __init__(self, name: str, data: Iterable[Datum], body: ForwardBody) -> None:
         self.name = name
         self._data = data
         self._body = body
@@ -79,7 +83,7 @@ def _encode_tail(body: ForwardBody, seq_id: int) -> bytes:
     return encode(replace(body, seq_id=seq_id)).removeprefix(_HEAD + _NO_DATA)
 
 
-async def encode_data(data: Sequence[Datum], *, group: int, overhead: int) -> list[DatumArray]:
+async def encode_data(data: Iterable[Datum], *, group: int, overhead: int) -> list[DatumArray]:
     """Encode datums and split them, in order, into as few bodies as the size limit allows.
 
     Each body is written into one growing buffer: the allocator keeps a large block for the next batch, but returns
@@ -96,10 +100,11 @@ async def encode_data(data: Sequence[Datum], *, group: int, overhead: int) -> li
     pacer = Pacer()
     limit = MAX_REQUEST_BYTES - overhead + 1  # every datum is counted with a comma, but the last one has none
     arrays = [DatumArray(bytearray(b"["), 0)]
-    for start in range(0, len(data), group):
-        array = arrays[-1]
+    numbered = enumerate(data)
+    while together := list(islice(numbered, group)):
+        array, start = arrays[-1], together[0][0]
         before = len(array.json)
-        for index, datum in enumerate(data[start : start + group], start):
+        for index, datum in together:
             try:
                 encode_into(datum, array.json, -1)
             except TypeError as error:

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta, Raw, Struct
 
 from .. import protocol
+from .._http.decoding import UNREADABLE
 from ..errors import ProtocolError
 from ..types import ExternalRef, SampledSequence, SampleResponse
 from ..types.sampling import TopK
@@ -23,8 +24,6 @@ log = logging.getLogger("loops_async")
 
 _TokenIds: TypeAlias = list[Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]]
 """As int64 holds them."""
-_UNREADABLE: Final = (ValueError, RecursionError, OverflowError)
-"""What the decoders raise; msgspec's errors, and those about characters that are not UTF-8, are ValueErrors."""
 
 
 class _Usage(Struct):
@@ -80,7 +79,7 @@ def read_completions(
     """
     try:
         answer = _with_ids(_decode(body))
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         answer = _read_malformed(bytes(body), error, clean)
     first = answer.choices[0] if answer.choices else None
     expanded = first.prompt_token_ids if first else None
@@ -194,7 +193,7 @@ def _object_in(text: str) -> dict[str, Any]:
     """Read a JSON object; if it is damaged, its completions before the damage."""
     try:
         return _dict(_json.decode(text))
-    except _UNREADABLE as problem:
+    except UNREADABLE as problem:
         choices = list(_choices_in(text))
         if not choices:
             return {}
@@ -207,7 +206,7 @@ def _choices_in(text: str) -> Iterator[Any]:
     while place is not None:
         try:
             choice, end = _json.raw_decode(text, place.end())
-        except _UNREADABLE:
+        except UNREADABLE:
             return
         yield choice
         place = _COMMA.match(text, end)
@@ -233,7 +232,7 @@ def _token_ids(*candidates: Any) -> list[int]:
     for names in given:
         try:
             return msgspec.convert([_token_id(name) for name in names], _TokenIds)
-        except _UNREADABLE:
+        except UNREADABLE:
             continue
     if given:
         log.warning("the sampler's names of tokens are not their ids, so only the text is known: %.80r", given[-1])
@@ -257,7 +256,7 @@ def _prompt_logprobs(scored: Any) -> protocol.PromptLogprobs | None:
 def _number(value: Any) -> float:
     try:
         return float(value)
-    except (TypeError, *_UNREADABLE):
+    except (TypeError, *UNREADABLE):
         return math.nan
 
 
@@ -274,7 +273,7 @@ def _converted(value: Any, kind: type[T] | Any, *, is_logged: bool = True) -> T 
         return None
     try:
         found: T = msgspec.convert(value, kind)
-    except _UNREADABLE as problem:
+    except UNREADABLE as problem:
         if is_logged:
             log.warning("a part of the sampler's answer is invalid and ignored: %s", problem)
         return None

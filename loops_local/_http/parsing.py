@@ -10,6 +10,7 @@ from typing import Final, TypeVar
 import msgspec
 from aiohttp import web
 
+from loops_async._http.decoding import UNREADABLE
 from loops_async.errors import InputError
 
 from .._errors import FINAL, HttpError
@@ -34,7 +35,7 @@ async def decode_body(request: web.Request, decoder: msgspec.json.Decoder[T], *,
         raise input_error(error) from error
     except msgspec.DecodeError as error:
         raise InputError("body", f"is not JSON: {error}") from error
-    except (ValueError, RecursionError, OverflowError) as error:
+    except UNREADABLE as error:
         # It is not UTF-8, or nested too deeply.
         raise _refused(422, "UNREADABLE_BODY", f"cannot be read as JSON: {error}") from error
 

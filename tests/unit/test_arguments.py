@@ -24,7 +24,15 @@ from loops_async import (
     TensorData,
     WandbConfig,
 )
-from loops_async._arguments import check, check_at_least, check_data, check_kind, check_model_input, check_positive
+from loops_async._arguments import (
+    check,
+    check_at_least,
+    check_config,
+    check_kind,
+    check_model_input,
+    check_positive,
+    checked_data,
+)
 from loops_async.protocol import LOSSES
 
 
@@ -36,6 +44,14 @@ def refusal(call: Any, *arguments: Any, **named: Any) -> InputError:
     assert str(refused.value).startswith(f"{refused.value.path}: ")
     assert pickle.loads(pickle.dumps(refused.value)).path == refused.value.path
     return refused.value
+
+
+def check_data(
+    data: Any, loss_fn: Any, config: Any, *, max_seq_len: int | None = None
+) -> tuple[list[Datum], dict[str, Any] | None]:
+    """Check all arguments of a pass."""
+    kept = check_config(loss_fn, config)
+    return list(checked_data(data, loss_fn, max_seq_len=max_seq_len)), kept
 
 
 RUN: dict[str, Any] = {"session_id": "s", "base_model": "m"}
@@ -442,9 +458,15 @@ def test_settings_of_arrays_are_numbers() -> None:
 
 def test_the_list_of_examples_is_copied() -> None:
     data = [datum()]
-    checked, _ = check_data(data, "cross_entropy", None)
+    checked = checked_data(data, "cross_entropy")
     data.clear()
-    assert checked == [datum()]
+    assert list(checked) == [datum()]
+
+
+def test_examples_are_checked_one_by_one() -> None:
+    checked = checked_data([datum(), datum(weights=[1.0])], "cross_entropy")
+    assert next(checked) == datum()
+    assert refusal(next, checked).path == "data[1].loss_fn_inputs['weights']"
 
 
 def test_shapes_that_fit() -> None:

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from loops_async.protocol import IGNORED_TARGET, LOSSES, TARGET_TOKENS, check_loss_data
+from loops_async.protocol import IGNORED_TARGET, LOSSES, TARGET_TOKENS, checked_loss_data
 from loops_async.types import Datum, ModelInput, TensorData
 
 from ..base import ModelInfo, RefusedError
@@ -57,8 +57,8 @@ def examples(data: Sequence[Datum], loss: Loss, model: ModelInfo) -> list[Exampl
     """Check `data` and turn it into arrays; an `InputError` or a `RefusedError` names the datum and the field."""
     if not data:
         raise RefusedError("data: must have at least one datum")
-    check_loss_data(loss.name, data)
-    return [_example(datum, loss, model, f"data[{i}]") for i, datum in enumerate(data)]
+    checked = checked_loss_data(loss.name, data, len(data))
+    return [_example(datum, loss, model, f"data[{i}]") for i, datum in enumerate(checked)]
 
 
 def check_tokens(prompt: ModelInput, model: ModelInfo, where: str) -> list[int]:
