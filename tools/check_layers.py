@@ -36,6 +36,8 @@ ORDER: dict[str, tuple[str, ...]] = {
         "sampling",
         "dpo",
         "_training",
+        "_rollouts",
+        "rollouts",
         "training",
         "client",
         "cli",

@@ -1,0 +1,52 @@
+"""What a stream of rollouts needs of a trainer: to publish, to freeze and to save its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import Protocol
+
+from msgspec import Struct
+
+from ..sampling import SamplingClient
+
+__all__ = ["Policy", "Trainer"]
+
+
+class Policy(Struct, frozen=True):
+    """Weights that can be sampled.
+
+    `version` is the service's number of them, the optimizer steps that led there. A stream calls only `sample` of
+    `sampler`, which answers with these weights or newer ones; one that is bound to a checkpoint, with exactly these.
+    """
+
+    sampler: SamplingClient
+    version: int
+
+
+class Trainer(Protocol):
+    """One run's trainer. Each of its coroutines returns as soon as the operation has its turn in the order of calls.
+
+    What it returns then waits for the result; this wait may be cancelled without an effect on the operation.
+    """
+
+    @property
+    def run_id(self) -> str:
+        """The id of the run that is trained."""
+        ...
+
+    @property
+    def max_seq_len(self) -> int | None:
+        """The longest training example in tokens; None: that of the model, which is not known here."""
+        ...
+
+    async def publish(self, name: str) -> Awaitable[Policy]:
+        """Save the weights under `name` for the paired sampler; the result comes when that serves them."""
+        ...
+
+    async def freeze(self, name: str) -> Awaitable[Policy]:
+        """Save the weights under `name` without publishing them; the result samples exactly these."""
+        ...
+
+    async def save_state(self, name: str) -> Awaitable[str]:
+        """Save weights, optimizer and step under `name`; the result is the checkpoint's path."""
+        ...
