@@ -32,7 +32,7 @@ Elsewhere:
 - ``loops``: the command line (the ``cli`` extra).
 """
 
-from . import errors, types
+from . import errors, rollouts, types
 from ._operations.future import OperationFuture
 from ._version import __version__
 from .client import ServiceClient
@@ -40,6 +40,7 @@ from .control_plane import ControlPlane
 from .dpo import attach_reference_logprobs
 from .drift import loops_compute_kl_sample_train, loops_log_kl_sample_train, top_divergent_tokens
 from .errors import *  # noqa: F403 - each module lists its public names in `__all__`
+from .rollouts import *  # noqa: F403
 from .sampling import SamplingClient
 from .training import ForwardBackwardFuture, TrainingClient
 
@@ -65,4 +66,5 @@ __all__ = [
     "top_divergent_tokens",
 ]
 __all__ += errors.__all__
+__all__ += rollouts.__all__
 __all__ += types.__all__

@@ -121,6 +121,14 @@ def check_at_least(value: Any, smallest: int, path: str) -> int:
     return number
 
 
+def check_finite(value: Any, path: str) -> float:
+    """Return a number as a float if it is finite."""
+    number = plain_number(value)
+    if not isinstance(number, int | float) or not math.isfinite(number):
+        raise InputError(path, f"must be a finite number; got {value!r}")
+    return float(number)
+
+
 def check_model_input(value: Any, path: str, *, max_seq_len: int | None = None) -> ModelInput:
     """Return `value` as a `ModelInput` if it has tokens and fits the model."""
     prompt = value if isinstance(value, ModelInput) else text_input(value, path=path)

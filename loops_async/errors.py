@@ -25,6 +25,7 @@
     │   ├── RateLimitError          429, `.retry_after`
     │   └── ServerError             5xx
     │       └── ServerShutdownError 503 of a trainer
+    ├── RolloutError                also RuntimeError: rollouts cannot go on: `.failures`
     └── OperationError              an accepted operation failed: `.operation_id`, `.category`
         ├── RemoteOpError           `.error_class`
         ├── UnknownRequestError     the service does not know the operation, or no longer does
@@ -36,6 +37,7 @@ No message contains an API key or the query of a signed URL.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from msgspec import Struct
@@ -61,6 +63,7 @@ __all__ = [
     "RateLimitError",
     "RemoteOpError",
     "RequestTimeoutError",
+    "RolloutError",
     "SampleTimeoutError",
     "SamplerTerminatedError",
     "ServerError",
@@ -285,6 +288,18 @@ class ServerError(ApiError):
 
 class ServerShutdownError(ServerError):
     """The trainer is shutting down (503); its run must be provisioned again."""
+
+
+class RolloutError(LoopsError, RuntimeError):
+    """Rollouts cannot go on: too many have failed or were dropped, or a call that they wait for is missing.
+
+    `failures` counts the errors of the groups that have failed so far, by the names of their classes; the last of them
+    is the ``__cause__``.
+    """
+
+    def __init__(self, message: str, *, failures: Mapping[str, int] | None = None) -> None:
+        super().__init__(message)
+        self.failures = dict(failures or {})
 
 
 class OperationError(LoopsError):

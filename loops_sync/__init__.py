@@ -7,6 +7,7 @@ runs in one thread of its own, so any number of threads may make calls, includin
 
 from loops_async import (
     AdamParams,
+    AdvantageMethod,
     ApiError,
     ArrayLike,
     AuthenticationError,
@@ -39,8 +40,11 @@ from loops_async import (
     DownloadProgress,
     EnablementDetails,
     EncodedTextChunk,
+    Episode,
     ExternalRef,
+    FailurePolicy,
     ForwardBackwardOutput,
+    GateState,
     GetInfoResponse,
     ImageAssetPointerChunk,
     ImageChunk,
@@ -73,6 +77,8 @@ from loops_async import (
     RemoteOpError,
     RequestTimeoutError,
     ResponseTimes,
+    RolloutError,
+    RolloutState,
     Run,
     SampledPrompt,
     SampledSequence,
@@ -98,6 +104,7 @@ from loops_async import (
     SupportedModel,
     Team,
     TensorData,
+    Ticket,
     TransportError,
     UnfinishedSubmission,
     UnknownRequestError,
@@ -107,6 +114,7 @@ from loops_async import (
     UserConfig,
     WandbConfig,
     __version__,
+    group_advantages,
     loops_compute_kl_sample_train,
     loops_log_kl_sample_train,
     top_divergent_tokens,
@@ -115,7 +123,7 @@ from loops_async import (
 from . import drift as drift
 from . import errors as errors
 from . import types as types
-from ._future import ForwardBackwardFuture, OperationFuture
+from ._future import ForwardBackwardFuture, OperationFuture, StalenessGate
 from .client import ServiceClient
 from .control_plane import ControlPlane
 from .dpo import attach_reference_logprobs
@@ -124,6 +132,7 @@ from .training import TrainingClient
 
 __all__ = [
     "AdamParams",
+    "AdvantageMethod",
     "ApiError",
     "ArrayLike",
     "AuthScheme",
@@ -157,9 +166,12 @@ __all__ = [
     "DownloadProgress",
     "EnablementDetails",
     "EncodedTextChunk",
+    "Episode",
     "ExternalRef",
+    "FailurePolicy",
     "ForwardBackwardFuture",
     "ForwardBackwardOutput",
+    "GateState",
     "GetInfoResponse",
     "ImageAssetPointerChunk",
     "ImageChunk",
@@ -193,6 +205,8 @@ __all__ = [
     "RemoteOpError",
     "RequestTimeoutError",
     "ResponseTimes",
+    "RolloutError",
+    "RolloutState",
     "Run",
     "SampleResponse",
     "SampleResult",
@@ -214,12 +228,14 @@ __all__ = [
     "ServiceClient",
     "Session",
     "SortDirection",
+    "StalenessGate",
     "Status",
     "StatusCounts",
     "StorageMetrics",
     "SupportedModel",
     "Team",
     "TensorData",
+    "Ticket",
     "TrainingClient",
     "TransportError",
     "UnfinishedSubmission",
@@ -231,6 +247,7 @@ __all__ = [
     "WandbConfig",
     "__version__",
     "attach_reference_logprobs",
+    "group_advantages",
     "loops_compute_kl_sample_train",
     "loops_log_kl_sample_train",
     "top_divergent_tokens",

@@ -26,6 +26,7 @@
     │   ├── RateLimitError          429, `.retry_after`
     │   └── ServerError             5xx
     │       └── ServerShutdownError 503 of a trainer
+    ├── RolloutError                also RuntimeError: rollouts cannot go on: `.failures`
     └── OperationError              an accepted operation failed: `.operation_id`, `.category`
         ├── RemoteOpError           `.error_class`
         ├── UnknownRequestError     the service does not know the operation, or no longer does
@@ -56,6 +57,7 @@ from loops_async import (
     RateLimitError,
     RemoteOpError,
     RequestTimeoutError,
+    RolloutError,
     SamplerTerminatedError,
     SampleTimeoutError,
     ServerError,
@@ -87,6 +89,7 @@ __all__ = [
     "RateLimitError",
     "RemoteOpError",
     "RequestTimeoutError",
+    "RolloutError",
     "SampleTimeoutError",
     "SamplerTerminatedError",
     "ServerError",

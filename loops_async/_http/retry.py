@@ -231,10 +231,11 @@ class _Attempts:
         if self._tries[policy] >= policy.tries or seconds_left <= 0 or delay > seconds_left:
             return None
         budget.take()
-        return min(max(delay, _pause(self._tries[policy] - 1, error, policy)), seconds_left)
+        return min(max(delay, pause_before(self._tries[policy] - 1, error, policy)), seconds_left)
 
 
-def _pause(attempt: int, error: Exception, policy: RetryPolicy) -> float:
+def pause_before(attempt: int, error: BaseException, policy: RetryPolicy) -> float:
+    """Return the seconds to wait before a retry, after `attempt` others; an error may ask for more."""
     longest = min(policy.longest_pause, policy.first_pause * 2.0 ** min(attempt, 30))
     pause = longest * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, keeps no secret
     hint = getattr(error, "retry_after", None)

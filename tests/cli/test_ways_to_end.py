@@ -92,7 +92,7 @@ def test_the_team_of_the_environment_counts_as_the_option(cli: Cli) -> None:
 
 
 def test_no_service(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("loops_async._http.retry._pause", lambda *_: 0.0)
+    monkeypatch.setattr("loops_async._http.retry.pause_before", lambda *_: 0.0)
     complaint = cli.fails("--base-url", "http://127.0.0.1:1", "runs", "list", code=6)
     assert "could not connect to 127.0.0.1:1" in complaint
 

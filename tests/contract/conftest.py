@@ -17,7 +17,7 @@ from tests.support.engines import Engines, WatchedEngine
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between tries, what would be half a second and more is a hundredth."""
-    monkeypatch.setattr(retry, "_pause", lambda *_: 0.01)
+    monkeypatch.setattr(retry, "pause_before", lambda *_: 0.01)
 
 
 @pytest.fixture(autouse=True)

@@ -45,6 +45,7 @@ EXAMPLES: list[LoopsError] = [
             errors.ServerShutdownError,
         )
     ),
+    errors.RolloutError("m", failures={"OSError": 2}),
     errors.OperationError("m", **IDS),
     errors.RemoteOpError("m", error_class="ValueError", **IDS),
     errors.UnknownRequestError("m", **IDS),
