@@ -34,6 +34,8 @@ Elsewhere:
 
 from . import errors, rollouts, types
 from ._operations.future import OperationFuture
+from ._sampling.adaptive import Adaptive
+from ._sampling.limiter import Limiter
 from ._version import __version__
 from .client import ServiceClient
 from .control_plane import ControlPlane
@@ -53,8 +55,10 @@ from .types.tensors import *  # noqa: F403
 from .types.training import *  # noqa: F403
 
 __all__ = [
+    "Adaptive",
     "ControlPlane",
     "ForwardBackwardFuture",
+    "Limiter",
     "OperationFuture",
     "SamplingClient",
     "ServiceClient",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias
 from uuid import uuid4
 
 import msgspec
@@ -22,7 +23,9 @@ from ._http.endpoint import Endpoint
 from ._http.retry import SAMPLE, Failure, failure_of, retry
 from ._http.settings import checked_url, resolve_settings
 from ._http.transport import MOST_RESULT_BYTES, Answer, Request
+from ._sampling.adaptive import Adaptive
 from ._sampling.completions import read_completions
+from ._sampling.limiter import Limiter, as_limiter, report_rejection, slots
 from ._sampling.many import BoundedMap, map_in_processes, run_in_worker
 from ._sampling.queue import SampleQueue
 from ._sampling.tokenizer import load_tokenizer
@@ -52,6 +55,10 @@ from .types import (
 )
 
 __all__ = ["SamplingClient"]
+
+log = logging.getLogger("loops_async")
+
+_Prompt: TypeAlias = "ModelInput | Sequence[int]"
 
 MODELS_CACHE_SECONDS: Final = 5.0
 VERSION_SECONDS: Final = 600.0
@@ -217,15 +224,16 @@ class SamplingClient(SameWhenCopied):
         include_prompt_logprobs: bool = False,
         topk_prompt_logprobs: int = 0,
         timeout: float | None = None,
-        limit: int = 256,
+        limit: int | Adaptive | Limiter = 256,
         ordered: bool = False,
+        on_error: Literal["raise", "return", "skip"] | None = None,
         keep_errors: bool = False,
         processes: int | None = None,
     ) -> AsyncIterator[SampledPrompt]:
         """Complete any number of prompts, in constant memory, and yield the outcome of each when it completes.
 
-        At most `limit` prompts are in flight or wait for the consumer, so a slow consumer slows the sampling down.
-        Leaving the loop early cancels the requests in flight.
+        A slow consumer slows the sampling down: no more is sampled while `limit` completions wait for it. Leaving the
+        loop early cancels the requests in flight.
 
         A plain iterable is read on the event loop: each of its steps must be quick.
 
@@ -236,17 +244,20 @@ class SamplingClient(SameWhenCopied):
             include_prompt_logprobs: also score the prompts' own tokens.
             topk_prompt_logprobs: also list this many most likely candidates at each prompt position.
             timeout: the time limit of each sample in seconds, as in `sample`.
-            limit: the largest number of prompts in flight at once.
+            limit: the most completions in flight at once (`num_samples` for each prompt; a prompt with more is sampled
+                alone). `Adaptive` finds the number at which the sampler is fastest; a `Limiter` is shared with others.
             ordered: yield results in the order of the prompts; a slow prompt delays those after it.
-            keep_errors: yield a prompt's error instead of raising it, and continue with the others.
+            on_error: what follows when a prompt fails: ``"raise"`` (the default) ends the loop with its error,
+                ``"return"`` yields the error as its outcome, and ``"skip"`` logs a warning and yields nothing for it.
+            keep_errors: the same as ``on_error="return"``.
             processes: distribute the work over this many processes, if one core cannot decode the answers fast
-                enough. They read the API key from ``BASETEN_API_KEY``; as always with `multiprocessing`, the
-                script needs ``if __name__ == "__main__":``.
+                enough; `limit` must be a number then. They read the API key from ``BASETEN_API_KEY``; as always with
+                `multiprocessing`, the script needs ``if __name__ == "__main__":``.
 
         Raises:
-            InputError: an argument is invalid; for an invalid prompt, this is raised (or kept) as its outcome.
+            InputError: an argument is invalid; an invalid prompt is a prompt that fails.
             ConfigError: `processes` was given, and the API key is not in the environment, or a process cannot start.
-            LoopsError: a sample failed and `keep_errors` is False; the requests in flight are cancelled.
+            LoopsError: a prompt failed, and `on_error` is ``"raise"``; the requests in flight are cancelled.
 
         Example:
             ::
@@ -254,28 +265,37 @@ class SamplingClient(SameWhenCopied):
                 async for done in sampler.sample_many(prompts, sampling_params=params, limit=64):
                     print(done.index, done.response.sequences[0].text)
         """
-        limit = check_at_least(limit, 1, "limit")
+        limiter = as_limiter(limit)
+        on_failure = _checked_on_error(on_error, keep_errors=keep_errors)
         arguments = {
-            "num_samples": num_samples,
+            "num_samples": check_at_least(num_samples, 1, "num_samples"),
             "sampling_params": sampling_params,
             "include_prompt_logprobs": include_prompt_logprobs,
             "topk_prompt_logprobs": topk_prompt_logprobs,
             "timeout": timeout,
         }
+        is_raised = on_failure == "raise"
         if processes is None:
-            work = partial(_outcome, self, arguments, keep_errors)
-            outcomes = BoundedMap(prompts, work, limit=limit, ordered=ordered).results()
+            work = partial(_outcome, partial(_limited, self, limiter, arguments), is_raised)
+            # One more than have a place: it waits, which shows an adaptive limit that it could be larger.
+            most = lambda: limiter.limit // num_samples + 1  # noqa: E731
+            outcomes = BoundedMap(prompts, work, most=most, ordered=ordered).results()
         else:
             processes = check_at_least(processes, 1, "processes")
+            if isinstance(limit, Adaptive | Limiter):
+                raise InputError("limit", f"must be a number with `processes`, which share no limiter; got {limit!r}")
             self._check_key_in_environment()
-            sample_chunk = partial(_chunk_outcomes, self, arguments, keep_errors)
-            outcomes = map_in_processes(prompts, sample_chunk, processes=processes, limit=limit, ordered=ordered)
+            sample_chunk = partial(_chunk_outcomes, self, arguments, is_raised)
+            most_prompts = limiter.limit // num_samples
+            outcomes = map_in_processes(prompts, sample_chunk, processes=processes, limit=most_prompts, ordered=ordered)
         async with aclosing(outcomes):
             async for index, outcome in outcomes:
-                if isinstance(outcome, LoopsError):
+                if not isinstance(outcome, LoopsError):
+                    yield SampledPrompt(index=index, response=outcome)
+                elif on_failure == "return":
                     yield SampledPrompt(index=index, error=outcome)
                 else:
-                    yield SampledPrompt(index=index, response=outcome)
+                    log.warning("prompt %d is skipped: %s", index, outcome)
 
     async def compute_logprobs(
         self, prompt: ModelInput | Sequence[int], *, affinity_key: str | None = None, timeout: float | None = None
@@ -435,6 +455,7 @@ class SamplingClient(SameWhenCopied):
                 return await self._ask(runtime, attempt, limit)
             except LoopsError as error:
                 failure = error
+                report_rejection(error)
                 raise
 
         with TimeLimit(timeout) as limit:
@@ -515,27 +536,43 @@ def sampling_client(
     return client
 
 
+def _checked_on_error(on_error: Any, *, keep_errors: bool) -> str:
+    if on_error not in (None, "raise", "return", "skip"):
+        raise InputError("on_error", f"must be 'raise', 'return' or 'skip'; got {on_error!r}")
+    if keep_errors and on_error not in (None, "return"):
+        raise InputError("on_error", f"contradicts keep_errors=True, which means 'return'; got {on_error!r}")
+    return "return" if keep_errors else on_error or "raise"
+
+
+async def _limited(
+    client: SamplingClient, limiter: Limiter, arguments: Mapping[str, Any], prompt: _Prompt
+) -> SampleResponse:
+    """Sample a prompt when the limiter has places for it."""
+    async with slots(limiter, arguments["num_samples"]) as held:
+        response = await client.sample(prompt, **arguments)
+        held.finished(sum(len(sequence.tokens) for sequence in response.sequences))
+    return response
+
+
 async def _outcome(
-    client: SamplingClient, arguments: Mapping[str, Any], keep_errors: bool, prompt: ModelInput | Sequence[int]
+    sample: Callable[[_Prompt], Awaitable[SampleResponse]], is_raised: bool, prompt: _Prompt
 ) -> SampleResponse | LoopsError:
     try:
-        return await client.sample(prompt, **arguments)
+        return await sample(prompt)
     except LoopsError as error:
-        if keep_errors:
-            return error
-        raise
+        if is_raised:
+            raise
+        return error
 
 
 def _chunk_outcomes(
-    client: SamplingClient,
-    arguments: Mapping[str, Any],
-    keep_errors: bool,
-    prompts: Sequence[ModelInput | Sequence[int]],
+    client: SamplingClient, arguments: Mapping[str, Any], is_raised: bool, prompts: Sequence[_Prompt]
 ) -> list[SampleResponse | LoopsError]:
     """Sample a chunk of the prompts in a worker process."""
+    sample = partial(client.sample, **arguments)
 
     async def sample_all() -> list[SampleResponse | LoopsError]:
-        return await asyncio.gather(*(_outcome(client, arguments, keep_errors, prompt) for prompt in prompts))
+        return await asyncio.gather(*(_outcome(sample, is_raised, prompt) for prompt in prompts))
 
     return run_in_worker(sample_all())
 

@@ -7,6 +7,7 @@ runs in one thread of its own, so any number of threads may make calls, includin
 
 from loops_async import (
     AdamParams,
+    Adaptive,
     AdvantageMethod,
     ApiError,
     ArrayLike,
@@ -51,6 +52,7 @@ from loops_async import (
     InitTrainerServerResponse,
     InputError,
     InstanceType,
+    Limiter,
     LoadWeightsResponse,
     LocalDeployment,
     LogLevel,
@@ -132,6 +134,7 @@ from .training import TrainingClient
 
 __all__ = [
     "AdamParams",
+    "Adaptive",
     "AdvantageMethod",
     "ApiError",
     "ArrayLike",
@@ -178,6 +181,7 @@ __all__ = [
     "InitTrainerServerResponse",
     "InputError",
     "InstanceType",
+    "Limiter",
     "LoadWeightsResponse",
     "LocalDeployment",
     "LogLevel",

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import loops_async as _core
-from loops_async import ModelInput, SampledPrompt, SamplerDeployment, SampleResponse, SamplingParams
+from loops_async import Adaptive, Limiter, ModelInput, SampledPrompt, SamplerDeployment, SampleResponse, SamplingParams
 from loops_sync._bridge import Items, current, stepped_in_worker_threads
 from loops_sync._handle import Handle
 
@@ -116,15 +116,16 @@ class SamplingClient(Handle[_core.SamplingClient]):
         include_prompt_logprobs: bool = False,
         topk_prompt_logprobs: int = 0,
         timeout: float | None = None,
-        limit: int = 256,
+        limit: int | Adaptive | Limiter = 256,
         ordered: bool = False,
+        on_error: Literal["raise", "return", "skip"] | None = None,
         keep_errors: bool = False,
         processes: int | None = None,
     ) -> Items[SampledPrompt]:
         """Complete any number of prompts, in constant memory, and yield the outcome of each when it completes.
 
-        At most `limit` prompts are in flight or wait for the consumer, so a slow consumer slows the sampling down.
-        Leaving the loop early cancels the requests in flight.
+        A slow consumer slows the sampling down: no more is sampled while `limit` completions wait for it. Leaving the
+        loop early cancels the requests in flight.
 
         Worker threads read the prompts one by one: reading may block and use the client.
 
@@ -135,17 +136,20 @@ class SamplingClient(Handle[_core.SamplingClient]):
             include_prompt_logprobs: also score the prompts' own tokens.
             topk_prompt_logprobs: also list this many most likely candidates at each prompt position.
             timeout: the time limit of each sample in seconds, as in `sample`.
-            limit: the largest number of prompts in flight at once.
+            limit: the most completions in flight at once (`num_samples` for each prompt; a prompt with more is sampled
+                alone). `Adaptive` finds the number at which the sampler is fastest; a `Limiter` is shared with others.
             ordered: yield results in the order of the prompts; a slow prompt delays those after it.
-            keep_errors: yield a prompt's error instead of raising it, and continue with the others.
+            on_error: what follows when a prompt fails: ``"raise"`` (the default) ends the loop with its error,
+                ``"return"`` yields the error as its outcome, and ``"skip"`` logs a warning and yields nothing for it.
+            keep_errors: the same as ``on_error="return"``.
             processes: distribute the work over this many processes, if one core cannot decode the answers fast
-                enough. They read the API key from ``BASETEN_API_KEY``; as always with `multiprocessing`, the
-                script needs ``if __name__ == "__main__":``.
+                enough; `limit` must be a number then. They read the API key from ``BASETEN_API_KEY``; as always with
+                `multiprocessing`, the script needs ``if __name__ == "__main__":``.
 
         Raises:
-            InputError: an argument is invalid; for an invalid prompt, this is raised (or kept) as its outcome.
+            InputError: an argument is invalid; an invalid prompt is a prompt that fails.
             ConfigError: `processes` was given, and the API key is not in the environment, or a process cannot start.
-            LoopsError: a sample failed and `keep_errors` is False; the requests in flight are cancelled.
+            LoopsError: a prompt failed, and `on_error` is ``"raise"``; the requests in flight are cancelled.
 
         Example:
             ::
@@ -163,6 +167,7 @@ class SamplingClient(Handle[_core.SamplingClient]):
             timeout=timeout,
             limit=limit,
             ordered=ordered,
+            on_error=on_error,
             keep_errors=keep_errors,
             processes=processes,
         )

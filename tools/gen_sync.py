@@ -299,9 +299,9 @@ class Module:
 
     def _argument(self, name: str, annotation: str) -> tuple[str, str]:
         """Return the declared type of a parameter, and the expression that the original is called with."""
-        is_callback = re.fullmatch(r"Callable\[\[.+\], object\] \| None", annotation) is not None
-        if is_callback == name.startswith("on_") == ("Callable[" in annotation) and self._is_plain(annotation):
-            return annotation, "relay.post" if is_callback else name
+        is_relayed = name[:3] == "on_" and re.fullmatch(r"Callable\[\[.+\], object\] \| None", annotation) is not None
+        if is_relayed == ("Callable[" in annotation) and self._is_plain(annotation):
+            return annotation, "relay.post" if is_relayed else name
         if self._core.handle(self._home.get(annotation)):
             self._use(annotation, self._home[annotation])
             self._use_runtime("_handle", "unwrap")

@@ -27,16 +27,20 @@ STOP_SECONDS: Final = 0.1
 
 
 class BoundedMap(Generic[T, R]):
-    """Calls `work` on each item of a source, at most `limit` at a time, and reads no further ahead than that.
+    """Calls `work` on each item of a source, and reads no further ahead than `most` allows.
 
-    Invariant: each item that was started and whose result was not yet yielded holds one of `limit` slots.
+    Invariant: no item is started while `most()` were started whose results are not yet yielded.
     """
 
-    def __init__(self, source: Source[T], work: Callable[[T], Awaitable[R]], *, limit: int, ordered: bool) -> None:
+    def __init__(
+        self, source: Source[T], work: Callable[[T], Awaitable[R]], *, most: Callable[[], int], ordered: bool
+    ) -> None:
         self._source = source
         self._work = work
         self._ordered = ordered
-        self._slots = asyncio.Semaphore(limit)
+        self._most = most
+        self._unyielded = 0
+        self._yielded = asyncio.Event()
         self._in_flight: dict[asyncio.Future[R], int] = {}
         self._completed: asyncio.Queue[asyncio.Future[R] | None] = asyncio.Queue()
         self._results: dict[int, R] = {}
@@ -55,7 +59,8 @@ class BoundedMap(Generic[T, R]):
                 self._results[index] = completed.result()
                 for ready in self._ready(index):
                     yield ready, self._results.pop(ready)
-                    self._slots.release()
+                    self._unyielded -= 1
+                    self._yielded.set()
             await reader
         finally:
             await _cancel([reader, *self._in_flight])
@@ -72,11 +77,14 @@ class BoundedMap(Generic[T, R]):
     async def _read(self) -> None:
         index = 0
         async for item in each(self._source):
-            await self._slots.acquire()
             work = asyncio.ensure_future(self._work(item))
             self._in_flight[work] = index
             work.add_done_callback(self._completed.put_nowait)
             index += 1
+            self._unyielded += 1
+            while self._unyielded >= self._most():
+                self._yielded.clear()
+                await self._yielded.wait()
 
 
 async def _cancel(tasks: list[asyncio.Future[Any]]) -> None:
@@ -121,7 +129,7 @@ async def map_in_processes(
                 'with an `if __name__ == "__main__":`, and not come from standard input; or memory ran out'
             ) from broken
 
-    chunks = BoundedMap(_chunks(source, size), submit, limit=processes * CHUNKS_PER_PROCESS, ordered=ordered)
+    chunks = BoundedMap(_chunks(source, size), submit, most=lambda: processes * CHUNKS_PER_PROCESS, ordered=ordered)
     try:
         async with aclosing(chunks.results()) as finished:
             async for number, results in finished:

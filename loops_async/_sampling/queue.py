@@ -20,6 +20,7 @@ from .._http.transport import Answer, Request, Transport
 from .._operations.poller import Poller, accepted_id
 from .._waiting import TimeLimit, Wait
 from ..errors import ApiError, LoopsError, LostAnswerError, SampleTimeoutError
+from .limiter import report_rejection
 
 log = logging.getLogger("loops_async")
 
@@ -57,6 +58,7 @@ class SampleQueue:
                 return await self._submit(submission, wait)
             except LoopsError as error:
                 may_be_queued = may_be_queued or may_have_acted(error)
+                report_rejection(error)
                 raise
 
         try:
