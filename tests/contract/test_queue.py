@@ -11,6 +11,7 @@ from loops_async import (
     AdamParams,
     ApiError,
     InputError,
+    Limiter,
     RemoteOpError,
     SampleTimeoutError,
     SamplingClient,
@@ -40,6 +41,17 @@ def local(engines: Engines) -> Iterator[LocalService]:
 @pytest.fixture
 async def sampler(service: ServiceClient, engine: WatchedEngine) -> SamplingClient:
     return await service.create_sampling_client(engine.name)
+
+
+async def test_a_full_queue_is_reported_to_the_limiter(local: LocalService, sampler: SamplingClient) -> None:
+    limiter = Limiter(8)
+    busy = {"error": {"code": "busy", "message": "the queue is full"}}
+    local.faults.answer("POST */queue/sample", 503, busy, headers={"Retry-After": "0"}, times=2)
+
+    results = [done async for done in sampler.sample_many([[1], [2]], sampling_params=FEW, limit=limiter)]
+
+    assert len(results) == 2
+    assert limiter.rejections == 2
 
 
 async def test_a_sample_is_submitted_and_waited_for(

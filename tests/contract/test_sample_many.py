@@ -8,13 +8,24 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
+from typing import Any
 
 import pytest
 
-from loops_async import ConfigError, InputError, SampledPrompt, SamplingClient, SamplingParams, ServiceClient
+from loops_async import (
+    Adaptive,
+    ConfigError,
+    InputError,
+    Limiter,
+    SampledPrompt,
+    SamplingClient,
+    SamplingParams,
+    ServiceClient,
+)
 from loops_local import LocalService
 from tests.support.colours import Colour
 from tests.support.engines import WatchedEngine
+from tests.support.work import eventually
 
 TWO_TOKENS = SamplingParams(max_tokens=2)
 
@@ -91,6 +102,91 @@ async def test_errors_that_are_kept_end_nothing(sampler: SamplingClient) -> None
     assert isinstance(broken.error, InputError)
     assert broken.response is None
     assert (first_token(first), first.error, first_token(last), last.error) == (1, None, 2, None)
+
+
+async def test_errors_that_are_skipped_are_logged(sampler: SamplingClient, caplog: pytest.LogCaptureFixture) -> None:
+    results = sampler.sample_many([[1], [], [2]], sampling_params=TWO_TOKENS, ordered=True, on_error="skip")
+
+    assert [(done.index, done.error) async for done in results] == [(0, None), (2, None)]
+    assert "prompt 1 is skipped: prompt: must have at least one token" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"on_error": "skip", "keep_errors": True}, "on_error: contradicts keep_errors=True, which means 'return'"),
+        ({"on_error": "raise", "keep_errors": True}, "on_error: contradicts keep_errors=True"),
+        ({"on_error": "ignore"}, "on_error: must be 'raise', 'return' or 'skip'; got 'ignore'"),
+        ({"limit": Adaptive(maximum=0)}, "limit.maximum: expected `int` >= 1; got 0"),
+        ({"limit": Limiter(8), "processes": 2}, "limit: must be a number with `processes`"),
+    ],
+)
+async def test_options_that_are_refused(sampler: SamplingClient, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        async for _ in sampler.sample_many([[1]], **options):
+            pass
+
+
+async def test_a_limit_counts_completions(sampler: SamplingClient, engine: WatchedEngine) -> None:
+    limiter = Limiter(7)
+    engine.hold_samples()
+
+    async def indices() -> list[int]:
+        return [done.index async for done in sampler.sample_many(prompts(9), num_samples=3, limit=limiter)]
+
+    sampling = asyncio.ensure_future(indices())
+    await eventually(lambda: engine.waiting_samples == 2 and limiter.waiting == 3)
+    assert (limiter.limit, limiter.in_flight) == (7, 6)
+    engine.release_samples()
+
+    assert sorted(await sampling) == [*range(9)]
+    assert (limiter.in_flight, limiter.waiting) == (0, 0)
+
+
+async def test_a_limiter_is_shared(sampler: SamplingClient, engine: WatchedEngine) -> None:
+    limiter = Limiter(4)
+    engine.hold_samples()
+
+    async def count() -> int:
+        return len([done async for done in sampler.sample_many(prompts(9), limit=limiter)])
+
+    sampling = asyncio.gather(count(), count())
+    await eventually(lambda: engine.waiting_samples == 4 and limiter.waiting >= 2)
+    engine.release_samples()
+
+    assert await sampling == [9, 9]
+
+
+async def test_leaving_early_gives_all_places_back(sampler: SamplingClient, engine: WatchedEngine) -> None:
+    limiter = Limiter(4)
+    async with aclosing(sampler.sample_many(prompts(50), sampling_params=TWO_TOKENS, limit=limiter)) as results:  # type: ignore[type-var]  # it is an async generator
+        async for _ in results:
+            engine.hold_samples()
+            break
+
+    assert (limiter.in_flight, limiter.waiting) == (0, 0)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_rejections_within_a_sample_shrink_an_adaptive_limit(
+    sampler: SamplingClient, local: LocalService, status: int
+) -> None:
+    limiter = Limiter(Adaptive(initial=100))
+    error = {"error": {"code": "busy", "message": "too many requests"}}
+    local.faults.answer("POST */sample", status, error, times=2)
+
+    results = [done async for done in sampler.sample_many(prompts(20), sampling_params=TWO_TOKENS, limit=limiter)]
+
+    assert len(results) == 20
+    assert (limiter.rejections, limiter.limit) == (2, 85)
+
+
+async def test_an_adaptive_limit_answers_every_prompt_once(sampler: SamplingClient) -> None:
+    results = sampler.sample_many(
+        prompts(150), sampling_params=TWO_TOKENS, limit=Adaptive(initial=1, maximum=8), ordered=True
+    )
+
+    assert [(done.index, first_token(done)) async for done in results] == [(number, number) for number in range(150)]
 
 
 async def test_a_source_that_fails_is_heard(sampler: SamplingClient) -> None:
