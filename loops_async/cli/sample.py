@@ -11,6 +11,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 from .._http.endpoint import Endpoint
+from .._sampling.adaptive import Adaptive
 from .._session.runtime import Runtime
 from ..control_plane import ControlPlane
 from ..errors import (
@@ -30,6 +31,9 @@ from ._options import AsJson
 from ._show import emit, progress, show_text
 
 SampleMany: TypeAlias = Callable[[AsyncIterator[list[int]]], AsyncIterator[SampledPrompt]]
+
+FIRST_LIMIT: Final = 64
+"""How many completions are in flight before the sampler's speed is known."""
 
 FATAL: Final = (AuthenticationError, PermissionDeniedError, ProvisioningError, TransportError)
 """Errors that all other prompts would have, too."""
@@ -57,7 +61,9 @@ def sample(
     seed: Annotated[int | None, typer.Option(help="Makes the completions reproducible.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="A text to stop at; may be repeated.")] = None,
     num_samples: Annotated[int, typer.Option("-n", help="Completions per prompt.", min=1)] = 1,
-    concurrency: Annotated[int, typer.Option(help="Prompts in flight at once.", min=1)] = 64,
+    concurrency: Annotated[
+        int | None, typer.Option(help="Completions in flight at once; otherwise the number that is fastest.", min=1)
+    ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds that one sample may take.", min=0.1)] = 300.0,
     as_json: AsJson = False,
 ) -> None:
@@ -75,7 +81,8 @@ def sample(
     async def work(runtime: Runtime) -> int:
         client = await _client(runtime, sampler_id, run_id, checkpoint, timeout)
         if input_file is not None:
-            sample_many = partial(client.sample_many, limit=concurrency, keep_errors=True, **options)
+            limit = Adaptive(initial=FIRST_LIMIT) if concurrency is None else concurrency
+            sample_many = partial(client.sample_many, limit=limit, on_error="return", **options)
             return await _complete_file(client, sample_many, input_file, output_file)
         if prompt is None:
             raise InputError("PROMPT", "give a prompt, or a file of prompts with --input")
