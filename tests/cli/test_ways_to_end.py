@@ -21,6 +21,7 @@ from loops_async.cli._app import app
 from loops_async.cli._show import plot
 from loops_local import LocalService, serve_in_thread
 from tests.cli.conftest import Cli
+from tests.support.patience import PATIENCE_SECONDS
 from tests.support.warnings import WARNINGS
 
 COMMAND = [sys.executable, *WARNINGS, "-m", "loops_async.cli"]
@@ -154,7 +155,7 @@ def test_an_interrupted_creation_leaves_no_run(endless: LocalService, number: si
         assert creating.stderr is not None
         assert any("CREATED" in line for line in iter(creating.stderr.readline, ""))
         creating.send_signal(number)
-        _, rest = creating.communicate(timeout=30)
+        _, rest = creating.communicate(timeout=PATIENCE_SECONDS)
     assert creating.returncode == 130
     assert "deactivated" in rest
     assert rest.endswith("loops: interrupted\n")
@@ -187,7 +188,7 @@ def test_the_service_on_this_machine(tmp_path: Path) -> None:
         assert serving.stdout is not None
         assert "Loops is running at http://127.0.0.1:" in serving.stdout.readline()
         serving.send_signal(signal.SIGINT)
-        serving.communicate(timeout=30)
+        serving.communicate(timeout=PATIENCE_SECONDS)
     assert serving.returncode == 0
     wrong = subprocess.run([*COMMAND, "local", "serve", "--engine", "steam"], capture_output=True, text=True)
     assert wrong.returncode == 2

@@ -17,6 +17,7 @@ from loops_async import AdamParams, ClosedError, ServiceClient
 from loops_local import LocalService, serve_in_thread
 from tests.support.colours import Colour
 from tests.support.engines import WatchedEngine
+from tests.support.patience import PATIENCE_SECONDS
 from tests.support.work import FEW_TOKENS, PROMPT, eventually, example, train
 
 
@@ -205,7 +206,7 @@ async def test_a_wait_for_a_version_ends(service: ServiceClient, local: LocalSer
     await eventually(lambda: lag)
     await service.close()
     with pytest.raises(ClosedError, match="closed"):
-        await asyncio.wait_for(waiting, 5.0)
+        await asyncio.wait_for(waiting, PATIENCE_SECONDS)
 
 
 async def test_waiters_are_told(service: ServiceClient, engine: WatchedEngine) -> None:

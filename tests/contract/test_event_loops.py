@@ -19,6 +19,7 @@ from loops_async import AdamParams, ClosedError, ServiceClient
 from loops_local import LocalService
 from tests.support.colours import Colour
 from tests.support.engines import WatchedEngine
+from tests.support.patience import PATIENCE_SECONDS
 from tests.support.work import FEW_TOKENS, PROMPT, example, train
 
 
@@ -51,7 +52,7 @@ async def test_another_event_loop_gets_a_clear_error(local: LocalService, engine
 
 
 def _run(call: Callable[[], Coroutine[Any, Any, object]]) -> object:
-    return asyncio.run(asyncio.wait_for(call(), 5.0))
+    return asyncio.run(asyncio.wait_for(call(), PATIENCE_SECONDS))
 
 
 async def test_the_blocking_client_may_be_called_from_anywhere(local: LocalService, engine: WatchedEngine) -> None:
@@ -155,7 +156,7 @@ async def test_client_and_service_in_a_loop_with_eager_tasks() -> None:
         async with (
             LocalService(engine="echo", provisioning_seconds=0.0) as local,
             ServiceClient(base_url=local.base_url, api_key=local.api_key) as service,
-            asyncio.timeout(30),
+            asyncio.timeout(PATIENCE_SECONDS),
         ):
             await use_everything(service, "echo")
     finally:

@@ -73,7 +73,7 @@ async def test_a_trainer_and_its_sampler_are_waited_for(service: ServiceClient) 
     assert {status for stage, status in told if stage == "waiting"} <= {"CREATED", "DEPLOYING", "RUNNING"}
     assert len(set(told)) == len(told), "each change is reported once"
     assert {(event.kind, event.id) for event in events} == {("run", trainer.run_id)}
-    assert PROVISIONING_SECONDS <= events[-1].seconds < 30
+    assert events[-1].seconds >= PROVISIONING_SECONDS
     await trainer.health()
     deployment_id = (await service.control_plane.get_run(trainer.run_id)).deployment_id
     assert (await service.control_plane.get_deployment(str(deployment_id))).status.name == "RUNNING"
@@ -108,7 +108,7 @@ async def test_hundreds_of_runs_are_created_and_watched_at_once(local: LocalServ
         watched = await asyncio.gather(*(service.wait_for_run(run.id) for run in runs))
         assert {run.id for run in watched} == {run.id for run in runs}
         assert len({run.id for run in runs}) == HUNDREDS
-        assert await service.wait_for_run(runs[0].id, ready_timeout=1.0)
+        assert await service.wait_for_run(runs[0].id)
 
 
 MANY = """
@@ -153,8 +153,10 @@ async def test_a_deployment_is_waited_for_without_a_client(
         api_base_url=local.base_url,
     )
     common: Any = {"base_model": name, "deployment": deployment, "api_key": local.api_key}
+    local.faults.answer("GET */v1/models/*", 200, {"status": "BUILDING"}, times=10_000)
     with pytest.raises(NotReadyError):
         await ensure_ready(**common, ready_timeout=0.01)
+    local.faults.clear()
     await ensure_ready(**common)
     assert (await service.control_plane.get_sampler(sampler.id)).status.name == "ACTIVE"
     await creating

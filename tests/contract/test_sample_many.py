@@ -25,6 +25,7 @@ from loops_async import (
 from loops_local import LocalService
 from tests.support.colours import Colour
 from tests.support.engines import WatchedEngine
+from tests.support.patience import PATIENCE_SECONDS
 from tests.support.work import eventually
 
 TWO_TOKENS = SamplingParams(max_tokens=2)
@@ -234,7 +235,12 @@ asyncio.run(main())
 """
     environment = {**os.environ, "BASETEN_API_KEY": local.api_key, "LOOPS_BASE_URL": local.base_url}
     ended = await asyncio.to_thread(
-        subprocess.run, [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60
+        subprocess.run,
+        [sys.executable, "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
     )
     assert ended.stdout == "processes: a worker process ended\n", ended.stderr
 

@@ -16,6 +16,7 @@ from loops_async._training import step_log
 from loops_local import LocalService
 from tests.support.colours import Colour
 from tests.support.engines import WatchedEngine
+from tests.support.patience import PATIENCE_SECONDS
 
 DATA = [Datum(model_input=[1, 2], loss_fn_inputs={"target_tokens": [2, 3]})]
 CONFIG = WandbConfig(project="loops", name="mine")
@@ -36,7 +37,7 @@ class Wandb(ModuleType):
         self.may_begin.set()
 
     def init(self, **options: Any) -> Wandb:
-        assert self.may_begin.wait(20)
+        assert self.may_begin.wait(PATIENCE_SECONDS)
         self._happens("init")
         self.begun.append(options)
         return self
@@ -154,7 +155,7 @@ async def test_a_run_that_hangs_does_not_hold_up_the_end(
     await trainer.close()
     assert "did not finish" in caplog.text
     wandb.may_begin.set()
-    assert wandb.finished.wait(10)
+    assert wandb.finished.wait(PATIENCE_SECONDS)
 
 
 async def test_without_the_extra_nothing_is_provisioned(

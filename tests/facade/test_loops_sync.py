@@ -20,6 +20,7 @@ import pytest
 import loops_async
 import loops_sync
 from loops_local import LocalService, serve_in_thread
+from tests.support.patience import PATIENCE_SECONDS
 
 DATA = [
     loops_sync.Datum(model_input=[1, 2, 3], loss_fn_inputs={"target_tokens": [2, 3, 4], "weights": [0.0, 1.0, 1.0]})
@@ -83,7 +84,7 @@ def test_the_whole_job_leaks_nothing_of_the_core(
         step.operation_id,
         step.result(),
         step.done(),
-        optim.result(timeout=30),
+        optim.result(timeout=PATIENCE_SECONDS),
         state.result(),
         trainer.forward(DATA).result(),
         trainer.load_state(state.result().path).result(),
@@ -135,7 +136,7 @@ def test_threads_share_a_client_and_operations_keep_an_order(trainer: loops_sync
     with ThreadPoolExecutor(16) as threads:
         steps = list(threads.map(lambda _: trainer.optim_step(loops_sync.AdamParams()), range(32)))
     for step in steps:
-        step.result(timeout=30)
+        step.result(timeout=PATIENCE_SECONDS)
     assert trainer.policy_version == before + 32
 
 
@@ -168,7 +169,7 @@ print(sampler.sample([104, 105], sampling_params=loops_sync.SamplingParams(max_t
         [sys.executable, "-W", "always", "-c", script],
         input=pickled,
         capture_output=True,
-        timeout=60,
+        timeout=PATIENCE_SECONDS,
         env={**os.environ, "BASETEN_API_KEY": echo_service.api_key},
     )
     assert (done.stdout.decode(), done.stderr.decode()) == (f"{expected}\n", "")
@@ -222,12 +223,12 @@ def test_a_callback_that_sleeps_holds_up_nobody(
 
     def sleep(_: loops_sync.ProvisioningEvent) -> None:
         blocked.set()
-        release.wait(60)
+        release.wait(PATIENCE_SECONDS)
 
     with ThreadPoolExecutor(1) as threads:
         waiting = threads.submit(service.wait_for_run, trainer.run_id, on_progress=sleep)
-        assert blocked.wait(60)
-        assert trainer.forward(DATA).result(timeout=30).loss is not None
+        assert blocked.wait(PATIENCE_SECONDS)
+        assert trainer.forward(DATA).result(timeout=PATIENCE_SECONDS).loss is not None
         assert not waiting.done()
         release.set()
         assert waiting.result().id == trainer.run_id

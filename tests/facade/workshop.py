@@ -71,11 +71,13 @@ class Workshop:
     async def fail_behind(self, error: BaseException) -> None:
         await asyncio.wait([self._tasks.start(self.fail(error), name="failing")])
 
-    async def nap_interrupted(self, cleanup_seconds: float = 0.0) -> None:
+    async def nap_interrupted(self, cleanup_seconds: float = 0.0, *, is_interrupted_twice: bool = False) -> None:
         try:
             interrupt()
             await asyncio.sleep(60)
         finally:
+            if is_interrupted_twice:
+                interrupt()
             await asyncio.sleep(cleanup_seconds)
             print("nap: cleaned up")
 
@@ -115,9 +117,18 @@ class Workshop:
         finally:
             print("borrow: given back", "in one task" if task is asyncio.current_task() else "IN ANOTHER TASK")
 
-    async def count(self, to: int, on_progress: Callable[[int], object] | None = None, *, pause: float = 0.0) -> int:
+    async def count(
+        self,
+        to: int,
+        on_progress: Callable[[int], object] | None = None,
+        *,
+        pause: float = 0.0,
+        is_interrupted: bool = False,
+    ) -> int:
         """Report each number; like provisioning, report the end also when that is a failure."""
         try:
+            if is_interrupted:
+                interrupt()
             for number in range(to):
                 if on_progress:
                     on_progress(number)
@@ -162,8 +173,8 @@ class BlockingWorkshop(Opened[Workshop]):
     def fail_behind(self, error: BaseException) -> None:
         self._bridge.run(self._impl.fail_behind, error)
 
-    def nap_interrupted(self, cleanup_seconds: float = 0.0) -> None:
-        self._bridge.run(self._impl.nap_interrupted, cleanup_seconds)
+    def nap_interrupted(self, cleanup_seconds: float = 0.0, *, is_interrupted_twice: bool = False) -> None:
+        self._bridge.run(self._impl.nap_interrupted, cleanup_seconds, is_interrupted_twice=is_interrupted_twice)
 
     def start(self, text: str, until: Callable[[], bool] = lambda: True) -> OperationFuture[str]:
         return OperationFuture[str]._of(self._bridge.run(self._impl.start, text, until), self)
@@ -174,6 +185,13 @@ class BlockingWorkshop(Opened[Workshop]):
     def borrow(self, *, forgives: bool = False, is_interrupted: bool = False) -> AbstractContextManager[str]:
         return self._bridge.hold(self._impl.borrow, forgives=forgives, is_interrupted=is_interrupted)
 
-    def count(self, to: int, on_progress: Callable[[int], object] | None = None, *, pause: float = 0.0) -> int:
+    def count(
+        self,
+        to: int,
+        on_progress: Callable[[int], object] | None = None,
+        *,
+        pause: float = 0.0,
+        is_interrupted: bool = False,
+    ) -> int:
         relay = self._bridge.relay(on_progress)
-        return relay.run(self._impl.count, to, on_progress=relay.post, pause=pause)
+        return relay.run(self._impl.count, to, on_progress=relay.post, pause=pause, is_interrupted=is_interrupted)

@@ -12,6 +12,7 @@ import aiohttp
 
 from loops_local import LocalService
 from loops_local.engine.echo import EchoEngine, EchoTrainer
+from tests.support.patience import PATIENCE_SECONDS
 
 MODEL = "some/model"
 
@@ -83,7 +84,7 @@ class Api:
             return response.status == 200
 
     async def until(self, condition: Callable[[], Any]) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while not await condition():  # noqa: ASYNC110 - the other side is a service, which sets no event
                 await asyncio.sleep(0.005)
 
@@ -170,7 +171,7 @@ class _GatedTrainer(EchoTrainer):
 
     def _pass(self, what: str) -> None:
         self._gate.waiting.set()
-        assert self._gate.gate.wait(5)
+        assert self._gate.gate.wait(PATIENCE_SECONDS)
         self._gate.passed.append(what)
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, TypeAlias
 
 import aiohttp
 import pytest
 
 from loops_local import LocalService
+from loops_local._resources import deployment
 from tests.service.api import Api
+
+TimePasses: TypeAlias = Callable[[float], None]
 
 
 @pytest.fixture
@@ -32,6 +36,19 @@ async def serve(http: aiohttp.ClientSession) -> AsyncIterator[Callable[..., Any]
     yield start
     for local in reversed(services):
         await local.__aexit__(None, None, None)
+
+
+@pytest.fixture
+def time_passes(monkeypatch: pytest.MonkeyPatch) -> TimePasses:
+    """Let some seconds pass for deployments, at once."""
+    monotonic, ahead = deployment.time.monotonic, 0.0
+
+    def pass_by(seconds: float) -> None:
+        nonlocal ahead
+        ahead += seconds
+
+    monkeypatch.setattr(deployment, "time", SimpleNamespace(monotonic=lambda: monotonic() + ahead))
+    return pass_by
 
 
 @pytest.fixture

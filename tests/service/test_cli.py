@@ -14,6 +14,7 @@ import pytest
 
 from loops_local import LocalService
 from loops_local.__main__ import main
+from tests.support.patience import PATIENCE_SECONDS
 
 
 def start(*arguments: str, **environment: str) -> asyncio.Task[asyncio.subprocess.Process]:
@@ -68,7 +69,7 @@ async def test_the_key_may_come_from_the_environment_and_is_not_shown_or_kept(tm
 async def failure(*arguments: str) -> str:
     process = await start(*arguments)
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             _, errors = await process.communicate()
     except TimeoutError:
         process.kill()

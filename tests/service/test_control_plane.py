@@ -7,6 +7,7 @@ import pytest
 
 from loops_local.engine.echo import EchoEngine
 from tests.service.api import MODEL, Api
+from tests.service.conftest import TimePasses
 
 
 async def test_session_is_made_from_no_body_an_empty_one_or_a_project(api: Api) -> None:
@@ -249,14 +250,12 @@ async def test_deactivated_deployment_stops_for_good(api: Api) -> None:
     await api.ask("POST", f"{run['sampler']['base_url']}/sample", json={"prompt": [1]}, status=400)
 
 
-async def test_hundreds_of_runs_come_up_together(serve: Any) -> None:
-    api = await serve(provisioning_seconds=0.3)
+async def test_hundreds_of_runs_come_up_together(serve: Any, time_passes: TimePasses) -> None:
+    api = await serve(provisioning_seconds=600.0)
     session = await api.session()
-    loop = asyncio.get_running_loop()
-    started = loop.time()
     body = {"session_id": session, "base_model": MODEL}
     runs = [answer["run"] for answer in await asyncio.gather(*(api.post("/v1/loops/runs", body) for _ in range(256)))]
     assert len({run["id"] for run in runs}) == 256
     assert await api.trainer_status(runs[-1]) in ("CREATED", "DEPLOYING")
+    time_passes(600.0)
     await asyncio.gather(*(api.until(lambda run=run: api.is_healthy(run["base_url"])) for run in runs[::16]))
-    assert loop.time() - started < 3

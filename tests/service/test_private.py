@@ -10,6 +10,7 @@ import pytest
 
 from loops_local import LocalService, _service
 from tests.service.api import Api
+from tests.support.patience import PATIENCE_SECONDS
 
 
 async def test_files_of_the_data_directory_are_private(http: aiohttp.ClientSession, tmp_path: Path) -> None:
@@ -51,7 +52,7 @@ async def test_a_connection_without_a_request_is_closed(
         connections = [await asyncio.open_connection(host, int(port)) for _ in range(3)]
         for (_, writer), part in zip(connections, (b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: x\r\n"), strict=True):
             writer.write(part)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             for reader, writer in connections:
                 await reader.read()
                 writer.close()

@@ -6,24 +6,8 @@ from typing import Any
 from loops_local.engine import RefusedError
 from loops_local.engine.echo import EchoEngine
 from tests.service.api import MODEL, Api
-
-
-async def states(api: Api, run: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """Return the states of a run's trainer and sampler, in the order in which they are seen."""
-    trainer: list[str] = []
-    sampler: list[str] = []
-
-    async def is_up() -> bool:
-        for seen, status in (
-            (trainer, await api.trainer_status(run)),
-            (sampler, await api.sampler_status(run["sampler"])),
-        ):
-            if status not in seen[-1:]:
-                seen.append(status)
-        return trainer[-1] == "RUNNING" and sampler[-1] == "ACTIVE"
-
-    await api.until(is_up)
-    return trainer, sampler
+from tests.service.conftest import TimePasses
+from tests.support.patience import PATIENCE_SECONDS
 
 
 async def create(api: Api, **fields: Any) -> dict[str, Any]:
@@ -31,13 +15,14 @@ async def create(api: Api, **fields: Any) -> dict[str, Any]:
     return (await api.post("/v1/loops/runs", body))["run"]
 
 
-async def test_trainer_and_sampler_go_through_the_real_states(serve: Any) -> None:
-    api = await serve(provisioning_seconds=0.2)
+async def test_trainer_and_sampler_go_through_the_real_states(serve: Any, time_passes: TimePasses) -> None:
+    api = await serve(provisioning_seconds=600.0)
     run = await create(api)
-    assert await states(api, run) == (
-        ["CREATED", "DEPLOYING", "RUNNING"],
-        ["BUILDING", "DEPLOYING", "LOADING_MODEL", "ACTIVE"],
-    )
+    for trainer, sampler in [("CREATED", "BUILDING"), ("CREATED", "DEPLOYING"), ("DEPLOYING", "LOADING_MODEL")]:
+        assert (await api.trainer_status(run), await api.sampler_status(run["sampler"])) == (trainer, sampler)
+        time_passes(220.0)
+    await api.ready(run)
+    assert await api.trainer_status(run) == "RUNNING"
 
 
 async def test_until_then_requests_are_turned_away_for_now(serve: Any) -> None:
@@ -58,7 +43,7 @@ async def test_a_model_that_takes_long_keeps_them_loading(serve: Any) -> None:
     loaded = threading.Event()
 
     def slow(name: str) -> EchoEngine:
-        assert loaded.wait(5)
+        assert loaded.wait(PATIENCE_SECONDS)
         return EchoEngine(name)
 
     api = await serve(engine=slow)
@@ -106,15 +91,10 @@ async def test_a_model_that_does_not_load_fails_the_deployment_with_the_reason(s
     assert await api.trainer_status(run) == "FAILED"
 
 
-async def test_what_is_not_used_sleeps_and_wakes_when_it_is(serve: Any, monkeypatch: Any) -> None:
-    from loops_local._resources import deployment
-
+async def test_what_is_not_used_sleeps_and_wakes_when_it_is(serve: Any, time_passes: TimePasses) -> None:
     api = await serve()
     run = await api.run(scale_down_delay_seconds=60)
-    ahead = 0.0
-    monotonic = deployment.time.monotonic
-    monkeypatch.setattr(deployment.time, "monotonic", lambda: monotonic() + ahead)
-    ahead = 61.0
+    time_passes(61.0)
     assert await api.trainer_status(run) == "SCALED_TO_ZERO"
     assert await api.sampler_status(run["sampler"]) == "SCALED_TO_ZERO"
     await api.ask("POST", run["sampler"]["base_url"].removesuffix("/sync") + "/wake", status=202)
@@ -122,26 +102,24 @@ async def test_what_is_not_used_sleeps_and_wakes_when_it_is(serve: Any, monkeypa
     assert await api.trainer_status(run) == "SCALED_TO_ZERO"
     await api.train(run)
     assert await api.trainer_status(run) == "RUNNING"
-    ahead = 200.0
+    time_passes(139.0)
     assert await api.sampler_status(run["sampler"]) == "SCALED_TO_ZERO"
     await api.sample(run["sampler"]["base_url"])
     assert await api.sampler_status(run["sampler"]) == "ACTIVE"
 
 
-async def test_a_health_check_keeps_a_trainer_awake_and_its_weights_survive_sleep(serve: Any, monkeypatch: Any) -> None:
-    from loops_local._resources import deployment
-
+async def test_a_health_check_keeps_a_trainer_awake_and_its_weights_survive_sleep(
+    serve: Any, time_passes: TimePasses
+) -> None:
     api = await serve()
-    run = await api.run(scale_down_delay_seconds=60)
+    run = await api.run(scale_down_delay_seconds=6000)
     await api.train(run)
-    ahead = 0.0
-    monotonic = deployment.time.monotonic
-    monkeypatch.setattr(deployment.time, "monotonic", lambda: monotonic() + ahead)
-    for ahead in (50.0, 100.0):  # noqa: B007 - read by the clock above
+    for _ in range(2):
+        time_passes(5000.0)
         assert await api.is_healthy(run["base_url"])
-    ahead = 159.0
+    time_passes(5900.0)
     assert await api.trainer_status(run) == "RUNNING"
-    ahead = 161.0
+    time_passes(100.0)
     assert await api.trainer_status(run) == "SCALED_TO_ZERO"
     await api.train(run)
     assert await api.get(f"{run['base_url']}/policy_version") == {"policy_version": 2}

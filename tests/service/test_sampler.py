@@ -8,6 +8,7 @@ import pytest
 
 from loops_local.engine.echo import EchoEngine, logprob
 from tests.service.api import MODEL, Api
+from tests.support.patience import PATIENCE_SECONDS
 
 
 async def test_answer_has_tokens_logprobs_and_text(api: Api) -> None:
@@ -140,7 +141,7 @@ async def test_floor_waits_for_the_version_and_gives_up_with_408(serve: Any) -> 
     floor = {"X-Min-Policy-Version": "1"}
     error = await api.post(f"{root}/sample", {"prompt": [1]}, headers=floor, status=408)
     assert "version 1" in error["error"]
-    patient = await serve(version_wait_seconds=5)
+    patient = await serve(version_wait_seconds=PATIENCE_SECONDS)
     run = await patient.run()
     await patient.train(run)
     waiting = asyncio.create_task(patient.sample(run["sampler"]["base_url"], headers=floor))

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.service.api import MODEL, Api, Gate, datum
+from tests.support.patience import PATIENCE_SECONDS
 
 
 async def test_a_training_step_end_to_end(api: Api) -> None:
@@ -105,7 +106,7 @@ async def test_a_poll_is_held_then_408_and_answered_as_soon_as_there_is_an_answe
     operation = await api.submit(run["base_url"], "optim_step", {"adam_params": {}})
     started = asyncio.get_running_loop().time()
     await api.ask("GET", f"{run['base_url']}/operations/{operation}", status=408)
-    assert 0.09 < asyncio.get_running_loop().time() - started < 1
+    assert asyncio.get_running_loop().time() - started > 0.09
     gate.open()
 
     async def is_answered() -> bool:
@@ -123,10 +124,10 @@ async def test_a_held_poll_hears_the_answer_at_once(serve: Any) -> None:
     run = await api.run()
     operation = await api.submit(run["base_url"], "optim_step", {"adam_params": {}})
     polls = [asyncio.create_task(api.poll(run["base_url"], operation)) for _ in range(3)]
-    await asyncio.to_thread(gate.waiting.wait, 5)
+    await asyncio.to_thread(gate.waiting.wait, PATIENCE_SECONDS)
     polls[0].cancel()
     gate.open()
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         answers = await asyncio.gather(*polls[1:])
     assert all(answer["status"] == "done" for answer in answers)
 
@@ -237,7 +238,7 @@ async def test_closing_finishes_what_is_at_work_and_drops_the_rest(serve: Any, t
     at_work, behind = [await api.submit(root, "optim_step", {"adam_params": {}}) for _ in range(2)]
     answered = asyncio.create_task(api.poll(root, at_work))
     dropped = asyncio.create_task(api.ask("GET", f"{root}/operations/{behind}", status=503))
-    await asyncio.to_thread(gate.waiting.wait, 5)
+    await asyncio.to_thread(gate.waiting.wait, PATIENCE_SECONDS)
     closing = asyncio.create_task(api.local.__aexit__(None, None, None))
     await dropped
     await api.ask("POST", f"{root}/optim_step", json={"adam_params": {}}, status=503)
@@ -255,11 +256,11 @@ async def test_closing_does_not_wait_for_provisioning(serve: Any, tmp_path: Any)
     api = await serve(data_dir=tmp_path)
     run = await api.run()
     await api.local.__aexit__(None, None, None)
-    api = await serve(data_dir=tmp_path, provisioning_seconds=30)
+    api = await serve(data_dir=tmp_path, provisioning_seconds=2 * PATIENCE_SECONDS)
     root = f"{api.local.base_url}/trainers/{run['id']}"
     operation = await api.submit(root, "optim_step", {"adam_params": {}})
     poll = asyncio.create_task(api.ask("GET", f"{root}/operations/{operation}", status=503))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         await api.until(lambda: is_waking(api, run))
         await api.local.__aexit__(None, None, None)
         await poll

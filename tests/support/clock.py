@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from loops_async import _waiting
 from loops_async._http import retry
 
 
@@ -32,3 +34,28 @@ class Clock:
         patch.setattr(asyncio, "sleep", self.sleep)
         # For budgets of retries only: the event loop has to know what time it is.
         patch.setattr(retry, "time", SimpleNamespace(monotonic=self.monotonic))
+
+
+class LoopClock:
+    """The time of an event loop: when nothing is left to do, it jumps to the next timer.
+
+    Only for tests without sockets and threads, whose events take real time. A test that adds to `now` is a program
+    that holds the event loop for so long.
+    """
+
+    def __init__(self) -> None:
+        self.now = asyncio.get_running_loop().time()
+
+    def install(self, patch: pytest.MonkeyPatch) -> None:
+        loop: Any = asyncio.get_running_loop()
+        select = loop._selector.select
+
+        def skip(timeout: float | None) -> Any:
+            events = select(0 if timeout else timeout)
+            if timeout and not events:
+                self.now += timeout
+            return events
+
+        patch.setattr(loop._selector, "select", skip)
+        patch.setattr(loop, "time", lambda: self.now)
+        patch.setattr(_waiting, "time", SimpleNamespace(monotonic=lambda: self.now))

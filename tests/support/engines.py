@@ -11,9 +11,7 @@ from loops_async.types import AdamParams, Datum, ForwardBackwardOutput
 from loops_local import RefusedError
 from loops_local.engine.base import SampleJob, SampleOutcome
 from loops_local.engine.echo import EchoEngine, EchoSampler, EchoTrainer
-
-PATIENCE_SECONDS = 20.0
-"""How long a closed gate holds anything when a test forgets it."""
+from tests.support.patience import PATIENCE_SECONDS
 
 
 def echo_unless_broken(name: str) -> EchoEngine:

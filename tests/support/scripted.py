@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 from aiohttp import web
 from msgspec import Struct
 
+from tests.support.patience import PATIENCE_SECONDS
+
 KEY = "secret-key-123456"
 MODEL = "org/model"
 WHEN = "2026-06-24T18:02:11Z"
@@ -137,7 +139,7 @@ class ScriptedService:
 
     async def until_seen(self, method: str, path: str, times: int = 1) -> None:
         """Return when so many requests have come to a place."""
-        async with asyncio.timeout(5), self._arrival:
+        async with asyncio.timeout(PATIENCE_SECONDS), self._arrival:
             await self._arrival.wait_for(lambda: len(self.seen_at(method, path)) >= times)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:

@@ -17,9 +17,8 @@ from aiohttp import web
 
 from loops_async import AdamParams, Datum, SampledSequence, SamplingClient, SamplingParams, TrainingClient
 from loops_local.engine.echo import logprob
+from tests.support.patience import PATIENCE_SECONDS
 from tests.support.warnings import WARNINGS
-
-PATIENCE_SECONDS = 10.0
 
 PROMPT = [104, 105]
 FEW_TOKENS = SamplingParams(max_tokens=4)
@@ -79,7 +78,12 @@ async def run_python(script: str, *arguments: str, stdin: bytes = b"", **environ
     """Run a script in a Python of its own, for which every warning is an error, and return what it prints."""
     command = [sys.executable, *WARNINGS, "-c", script, *arguments]
     ended = await asyncio.to_thread(
-        subprocess.run, command, input=stdin, env={**os.environ, **environment}, capture_output=True, timeout=30
+        subprocess.run,
+        command,
+        input=stdin,
+        env={**os.environ, **environment},
+        capture_output=True,
+        timeout=PATIENCE_SECONDS,
     )
     said = ended.stderr.decode()
     assert ended.returncode == 0, said

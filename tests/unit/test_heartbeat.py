@@ -12,6 +12,7 @@ from loops_async._session.heartbeat import Heartbeat
 from loops_async._tasks import TaskOwner
 from loops_async.errors import ApiError, ClosedError, ConnectError, ServerError
 from tests.support.clock import Clock
+from tests.support.patience import PATIENCE_SECONDS
 
 GONE = ConnectError("gone")
 
@@ -40,7 +41,7 @@ class Trainer:
             raise answer
 
     async def pinged(self, times: int) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while len(self.pinged_at) < times:
                 self._seen.clear()
                 await self._seen.wait()

@@ -40,6 +40,7 @@ from loops_async.errors import (
     ServerError,
 )
 from tests.support.clock import Clock
+from tests.support.patience import PATIENCE_SECONDS
 
 UNREACHED = ConnectError("refused", was_sent=False)
 BROKE = ConnectError("broke")
@@ -320,7 +321,7 @@ def _sums(pauses: list[float]) -> list[float]:
 
 
 async def test_until_gives_up_in_time() -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         assert await until(found_at(10_000), seconds=0.01) is None
 
 
@@ -334,5 +335,5 @@ async def test_until_does_not_wait_for_a_probe_that_hangs() -> None:
         await asyncio.Event().wait()
         return None
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         assert await until(hangs, seconds=0.01) is None

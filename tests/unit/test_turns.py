@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loops_async._operations.turns import Turns
+from tests.support.patience import PATIENCE_SECONDS
 
 MEMBERS = 6
 
@@ -53,7 +54,7 @@ async def _keep_the_order(works: list[int], cancellations: list[tuple[int, int]]
                 tasks[who].cancel()
                 cancelled.add(who)
         await asyncio.sleep(0)
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
 
     assert entered == sorted(entered)
@@ -70,7 +71,7 @@ async def test_a_turn_that_ends_early_lets_no_other_overtake() -> None:
         await asyncio.sleep(0)
     assert not waiting.done(), "the first is still in"
     first.end()
-    await asyncio.wait_for(waiting, 1)
+    await asyncio.wait_for(waiting, PATIENCE_SECONDS)
 
 
 async def test_ending_twice_is_harmless() -> None:
@@ -78,7 +79,7 @@ async def test_ending_twice_is_harmless() -> None:
     first, second = turns.take(), turns.take()
     for turn in (first, first, second, second):
         turn.end()
-    await asyncio.wait_for(turns.take().wait(), 1)
+    await asyncio.wait_for(turns.take().wait(), PATIENCE_SECONDS)
 
 
 async def test_a_long_chain_of_turns_is_not_kept() -> None:

@@ -23,6 +23,7 @@ from loops_async import (
     ServiceClient,
 )
 from tests.support.clock import Clock
+from tests.support.patience import PATIENCE_SECONDS
 from tests.support.scripted import MODEL, Hold, Say, ScriptedService, hang_up
 
 HEALTH = "/trainer/health"
@@ -70,7 +71,7 @@ async def test_a_trainer_that_does_not_answer_at_all_is_given_up_in_time(
     client: ServiceClient, service: ScriptedService
 ) -> None:
     service.always("GET", HEALTH, Hold(Say()))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         with pytest.raises(NotReadyError, match=r"not ready after 0.02 s"):
             await client.create_lora_training_client(MODEL, ready_timeout=0.02)
 
@@ -182,7 +183,10 @@ async def test_a_local_trainer_that_is_not_there_is_said_at_once(service: Script
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         nowhere = f"http://127.0.0.1:{taken.getsockname()[1]}"
-    async with ServiceClient.local(trainer_url=nowhere, sampler_url=nowhere) as client, asyncio.timeout(5):
+    async with (
+        ServiceClient.local(trainer_url=nowhere, sampler_url=nowhere) as client,
+        asyncio.timeout(PATIENCE_SECONDS),
+    ):
         with pytest.raises(ConnectError, match=r"could not connect.*loops-local serve"):
             await client.create_lora_training_client(MODEL)
 

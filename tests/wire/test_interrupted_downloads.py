@@ -26,6 +26,7 @@ from loops_async._checkpoints import download
 from loops_async._checkpoints.download import Item, Staging
 from tests.support.clock import Clock
 from tests.support.files import SIGNED, FileStore, entry, found_in
+from tests.support.patience import PATIENCE_SECONDS
 from tests.support.scripted import KEY, Hold, Say, ScriptedService, hang_up_in_the_body
 from tests.support.secrecy import all_that_it_shows
 
@@ -78,7 +79,7 @@ async def test_a_download_that_is_killed_goes_on(
     store.limit = total // 2
     environment = os.environ | {"LOOPS_BASE_URL": service.url, "BASETEN_API_KEY": KEY}
     killed = await asyncio.create_subprocess_exec(sys.executable, "-c", DOWNLOAD, str(tmp_path), env=environment)
-    await asyncio.wait_for(store.waiting.wait(), 30)
+    await asyncio.wait_for(store.waiting.wait(), PATIENCE_SECONDS)
     killed.kill()
     await killed.wait()
     assert not found_in(tmp_path).keys() & files.keys(), "whole or not at all"

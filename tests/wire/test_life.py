@@ -15,6 +15,7 @@ from aiohttp import web
 
 from loops_async import AdamParams, ClosedError, Datum, LoopsError, SamplingClient, ServiceClient, TrainingClient
 from tests.support.clock import Clock
+from tests.support.patience import PATIENCE_SECONDS
 from tests.support.scripted import COMPLETIONS, KEY, MODEL, Hold, Say, ScriptedService, serving
 from tests.support.work import eventually
 
@@ -103,7 +104,7 @@ async def test_closing_ends_whatever_is_under_way(service: ScriptedService) -> N
     ]
     for held in (polled, sampled, submitted):
         await held.arrived.wait()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         await client.close()
         outcomes = await asyncio.gather(*waiting, return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [ClosedError] * 4
@@ -226,7 +227,7 @@ async def test_closing_ends_a_pause_before_a_retry_at_once_and_quietly(
     asking = asyncio.create_task(client.get_server_capabilities())
     await eventually(lambda: bool(caplog.records))
     caplog.clear()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         await client.close()
         with pytest.raises(ClosedError, match="closed before"):
             await asking

@@ -17,10 +17,10 @@ from loops_async import AdamParams, Datum, LoopsError, ServiceClient, TrainingCl
 from loops_async._session.heartbeat import Heartbeat
 from tests.support.clock import Clock
 from tests.support.mutations import mutated
+from tests.support.patience import PATIENCE_SECONDS
 from tests.support.scripted import COMPLETIONS, KEY, MODEL, RESULTS, Say, ScriptedService, serving
 from tests.wire.test_routes import CASES
 
-SECONDS = 60.0
 DATA = [Datum(model_input=[1, 2], loss_fn_inputs={"target_tokens": [2, 3]})]
 OUTPUT = {
     "loss": 1.5,
@@ -56,7 +56,7 @@ def run(body: Callable[[ScriptedService, ServiceClient], Awaitable[None]]) -> No
 
     async def main() -> None:
         async with serving() as service, ServiceClient(api_key=KEY, base_url=service.url) as client:
-            await asyncio.wait_for(body(service, client), SECONDS)
+            await asyncio.wait_for(body(service, client), PATIENCE_SECONDS)
 
     with pytest.MonkeyPatch.context() as patch:
         Clock().install(patch)

@@ -18,6 +18,7 @@ from loops_async import ConfigError, ConnectError, LoopsError, SamplingParams, S
 from loops_async._http.settings import resolve_settings
 from loops_async._http.transport import Request, Transport
 from tests.support.colours import Colour
+from tests.support.patience import PATIENCE_SECONDS
 from tests.support.scripted import KEY, MODEL, Say, ScriptedService
 
 
@@ -180,7 +181,7 @@ async def test_a_trainer_with_an_untrusted_certificate_is_not_waited_for(
     client: ServiceClient, service: ScriptedService, secure: str
 ) -> None:
     service.always("POST", "/v1/loops/runs", Say(body={"run": service.run(base_url=f"{secure}/trainer")}))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         with pytest.raises(ConnectError, match="certificate"):
             await client.create_lora_training_client(MODEL)
 

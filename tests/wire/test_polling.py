@@ -28,6 +28,7 @@ from loops_async import (
 )
 from loops_async._operations import poller
 from tests.support.clock import Clock
+from tests.support.patience import PATIENCE_SECONDS
 from tests.support.scripted import KEY, Hold, Reply, Say, ScriptedService, done, hang_up, hang_up_in_the_body
 
 POLL = "/trainer/operations/op-7"
@@ -241,7 +242,7 @@ async def test_only_the_oldest_operations_are_asked_for(service: ScriptedService
         else:
             service.answer("GET", f"/trainer/operations/op{number}", done({"metrics": {"step": float(number)}}))
     futures = [await trainer.optim_step(AdamParams()) for _ in range(12)]
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         for hold in held:
             await hold.arrived.wait()
     assert not service.seen_at("GET", "/trainer/operations/op8")

@@ -403,9 +403,16 @@ async def test_an_abandoned_call_that_fails_is_logged_and_stops_no_other(
 async def test_a_time_limit_around_a_call_cancels_it(service: ScriptedService, trainer: TrainingClient) -> None:
     slow = Hold(Say(202, {"operation_id": "slow"}))
     service.answer("POST", STEP, slow)
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.01):
+
+    async def expire(limit: asyncio.Timeout) -> None:
+        await slow.arrived.wait()
+        limit.reschedule(asyncio.get_running_loop().time())
+
+    with pytest.raises(TimeoutError):  # noqa: PT012 - the limit must expire within the block
+        async with asyncio.timeout(None) as limit:
+            expiring = asyncio.create_task(expire(limit))
             await trainer.optim_step(AdamParams())
+    await expiring
     slow.go.set()
     await trainer.save_state("after")
     assert numbers(service) == [("optim_step", 2), ("save_state", 3)]

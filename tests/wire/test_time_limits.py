@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import re
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
@@ -21,7 +22,9 @@ from loops_async import (
     TrainingClient,
     _waiting,
 )
+from tests.support.patience import PATIENCE_SECONDS
 from tests.support.scripted import COMPLETIONS, KEY, MODEL, Hold, Reply, Say, ScriptedService
+from tests.support.work import eventually
 
 SAMPLE = "/sampler/sample"
 SHORT = 0.15
@@ -52,7 +55,7 @@ WAYS: dict[str, Call] = {
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(
     "reply",
-    [silence, Say(503, {"error": "full"}), Say(429, {"error": "x"}, {"Retry-After": "20"})],
+    [silence, Say(503, {"error": "full"}), Say(429, {"error": "x"}, {"Retry-After": "3600"})],
     ids=["silence", "503", "429"],
 )
 async def test_a_limit_bounds_the_whole_call(
@@ -60,17 +63,16 @@ async def test_a_limit_bounds_the_whole_call(
 ) -> None:
     monkeypatch.setenv("BASETEN_API_KEY", KEY)
     service.always("POST", SAMPLE, reply)
-    started = time.monotonic()
-    with pytest.raises(SampleTimeoutError, match=rf"no answer within {SHORT} s, retries included") as late:
-        await WAYS[way](sampler)
-    assert time.monotonic() - started < 5
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        with pytest.raises(SampleTimeoutError, match=rf"no answer within {SHORT} s, retries included") as late:
+            await WAYS[way](sampler)
     assert late.value.timeout == SHORT
     assert not late.value.retryable
     assert ("may still be working" in str(late.value)) is (reply is silence)
 
 
 @pytest.mark.parametrize(
-    "state", [Say(503, {"error": "full"}, {"Retry-After": "20"}), silence], ids=["full", "silence"]
+    "state", [Say(503, {"error": "full"}, {"Retry-After": "3600"}), silence], ids=["full", "silence"]
 )
 async def test_a_limit_bounds_the_tries_to_be_queued(
     client: ServiceClient, service: ScriptedService, state: Reply
@@ -167,16 +169,15 @@ async def test_what_takes_long_says_so(
         asyncio.create_task(trainer.forward([DATUM])),
         asyncio.create_task(sampler.wait_for_version(7)),
     ]
-    await asyncio.sleep(0.3)
+    for told in (
+        rf"still waiting for optim_step {optim.operation_id} of run r1, for \d s now; last answer: it is not done yet",
+        r"still waiting for run r1 to accept forward, for \d s now",
+        r"to serve version 7, for \d s now; last answer: it serves version 0",
+    ):
+        await eventually(lambda told=told: re.search(told, caplog.text))
     for task in waiting:
         task.cancel()
     await asyncio.wait(waiting)
-    for told in (
-        f"still waiting for optim_step {optim.operation_id} of run r1, for 0 s now; last answer: it is not done yet",
-        "still waiting for run r1 to accept forward, for 0 s now",
-        "to serve version 7, for 0 s now; last answer: it serves version 0",
-    ):
-        assert told in caplog.text
 
 
 async def test_waiting_for_one_of_the_places_in_flight_says_so(
