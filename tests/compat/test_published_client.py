@@ -16,6 +16,7 @@ import pytest
 
 import loops_sync
 from loops_local import LocalService, serve_in_thread
+from tests.support import torch_engine
 
 NEWEST_FIRST = ("3.14", "3.13", "3.12")
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,6 +89,7 @@ def drive(python: Path, local: LocalService, *arguments: str) -> set[str]:
 
 @pytest.mark.torch
 def test_it_trains_and_samples_for_real(published: Path) -> None:
+    torch_engine.import_it_here()
     with serve_in_thread(model="tiny", provisioning_seconds=0.0) as local:
         with loops_sync.ServiceClient(base_url=local.base_url, api_key=local.api_key) as service:
             service.create_sampling_client("tiny")  # loads the model, for which the published client would wait 10 s

@@ -10,6 +10,7 @@ import pytest
 from loops_async import ServiceClient, TrainingClient
 from loops_async._http import retry
 from loops_local import LocalService, serve_in_thread
+from tests.support import torch_engine
 from tests.support.colours import Colour
 from tests.support.engines import Engines, WatchedEngine
 
@@ -43,6 +44,7 @@ def local(engines: Engines) -> Iterator[LocalService]:
 @pytest.fixture(scope="session")
 def tiny() -> Iterator[LocalService]:
     """One service that really trains, for the tests of numbers; importing torch takes seconds."""
+    torch_engine.import_it_here()
     with serve_in_thread(engine="torch", model="tiny", provisioning_seconds=0.0) as local:
         yield local
 

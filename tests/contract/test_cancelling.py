@@ -13,6 +13,7 @@ from loops_async._http import body
 from loops_local import LocalService
 from tests.support.colours import Async, Colour
 from tests.support.engines import WatchedEngine
+from tests.support.held import Held
 from tests.support.work import FEW_TOKENS, PROMPT, body_of, eventually, example, train, version_sampled
 
 
@@ -62,7 +63,7 @@ async def test_a_waiter_that_is_cancelled_harms_no_other(trainer: TrainingClient
 async def test_a_call_that_waits_for_its_turn_can_be_cancelled(
     trainer: TrainingClient, engine: WatchedEngine, local: LocalService
 ) -> None:
-    local.faults.delay(f"POST */{trainer.run_id}/forward_backward", 0.1)
+    first = Held(local.faults, f"POST */{trainer.run_id}/forward_backward")
     coroutines: list[Coroutine[Any, Any, OperationFuture[Any]]] = [
         trainer.forward_backward([example(1)]),
         trainer.optim_step(AdamParams(learning_rate=2.0)),
@@ -73,6 +74,7 @@ async def test_a_call_that_waits_for_its_turn_can_be_cancelled(
     await asyncio.sleep(0)
     calls[1].cancel()
     calls[2].cancel()
+    first.let_go()
 
     await (await calls[0])
     await (await calls[3])
@@ -84,11 +86,12 @@ async def test_a_call_that_waits_for_its_turn_can_be_cancelled(
 async def test_a_call_that_is_on_its_way_is_done(
     trainer: TrainingClient, engine: WatchedEngine, local: LocalService
 ) -> None:
-    hits = local.faults.delay(f"POST */{trainer.run_id}/forward_backward", 0.1)
+    held = Held(local.faults, f"POST */{trainer.run_id}/forward_backward")
     call = asyncio.ensure_future(trainer.forward_backward([example(1)]))
     later = asyncio.ensure_future(trainer.forward([example(2)]))
-    await eventually(lambda: hits)
+    await eventually(lambda: held.arrived)
     call.cancel()
+    held.let_go()
 
     await (await later)
     assert call.cancelled()
@@ -154,10 +157,11 @@ async def test_one_failure_in_a_group_cancels_the_others_cleanly(
 async def test_a_creation_that_is_cancelled_before_its_answer_leaves_nothing(
     service: ServiceClient, engine: WatchedEngine, local: LocalService
 ) -> None:
-    arrived = local.faults.delay("POST */runs", 0.2)
+    held = Held(local.faults, "POST */runs")
     creating = asyncio.create_task(service.create_lora_training_client(engine.name))
-    await eventually(lambda: arrived)
+    await eventually(lambda: held.arrived)
     creating.cancel()
+    held.let_go()
     with pytest.raises(asyncio.CancelledError):
         await creating
     (run,) = await service.control_plane.list_runs(base_model=engine.name)

@@ -17,6 +17,7 @@ from loops_async import AdamParams, ClosedError, ServiceClient
 from loops_local import LocalService, serve_in_thread
 from tests.support.colours import Colour
 from tests.support.engines import WatchedEngine
+from tests.support.held import Held
 from tests.support.patience import PATIENCE_SECONDS
 from tests.support.work import FEW_TOKENS, PROMPT, eventually, example, train
 
@@ -164,11 +165,12 @@ async def test_a_run_whose_provisioning_is_cancelled_is_deactivated(endless: Loc
 
 async def test_a_run_that_is_made_too_late_is_deactivated(local: LocalService) -> None:
     name = f"late-{uuid4()}"
-    hits = local.faults.delay("POST */runs", 0.1)
+    held = Held(local.faults, "POST */runs")
     async with ServiceClient(base_url=local.base_url, api_key=local.api_key) as service:
         creating = asyncio.ensure_future(service.create_lora_training_client(name))
-        await eventually(lambda: hits)
+        await eventually(lambda: held.arrived)
         creating.cancel()
+        held.let_go()
         with pytest.raises(asyncio.CancelledError):
             await creating
     assert await status_of(local, name) == "INACTIVE"
@@ -267,11 +269,14 @@ async def test_opening_twice_at_once_opens_once(local: LocalService, client: Ser
 
 
 async def test_closing_while_it_opens(local: LocalService, client: ServiceClient) -> None:
-    hits = local.faults.delay("POST */sessions", 0.1)
+    held = Held(local.faults, "POST */sessions")
     async with leaving_nothing(local):
         opening = asyncio.ensure_future(client.open())
-        await eventually(lambda: hits)
-        await client.close()
+        await eventually(lambda: held.arrived)
+        closing = asyncio.ensure_future(client.close())
+        await asyncio.sleep(0)
+        held.let_go()
+        await closing
         with pytest.raises(ClosedError, match="closed"):
             await opening
 

@@ -215,7 +215,7 @@ async def test_cancelling_while_it_is_submitted_cancels_a_sample_that_may_have_a
     local: LocalService, sampler: SamplingClient
 ) -> None:
     cancels = local.faults.watch("POST */queue/operations/*/cancel")
-    arrived = local.faults.delay("POST */queue/sample", 5.0)
+    arrived = local.faults.delay("POST */queue/sample", 30.0)
     sampling = asyncio.create_task(sampler.sample([5]))
     await eventually(lambda: arrived)
     sampling.cancel()
