@@ -13,7 +13,7 @@ from loops_async.types import EncodedTextChunk, ModelInput, SamplingParams
 
 from .._errors import HttpError
 from .._http.parsing import input_error
-from ..engine.base import Adapter, Completion, SampleJob, SampleOutcome
+from ..engine.base import Adapter, Completion, SampleJob, SampleOutcome, fits
 
 __all__ = ["completions", "refused", "sample_job"]
 
@@ -38,7 +38,7 @@ def sample_job(body: wire.SampleBody, adapter: Adapter | None, max_seq_len: int)
         raise InputError("prompt", "must have at least one token")
     params = _sampling_params(body)
     max_tokens = params.max_tokens or 1
-    if prompt.length + max_tokens > max_seq_len:
+    if not fits(prompt.length, max_tokens, max_seq_len, scoring=prompt_logprobs is not None):
         raise InputError(
             "prompt",
             f"this model's longest sequence is {max_seq_len} tokens; the prompt has {prompt.length} and {max_tokens} "

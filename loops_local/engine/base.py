@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from loops_async.types import AdamParams, Datum, ForwardBackwardOutput, ModelInput, SamplingParams
 
-__all__ = ["Adapter", "Completion", "Engine", "ModelInfo", "RefusedError", "SampleJob", "Sampler", "Trainer"]
+__all__ = ["Adapter", "Completion", "Engine", "ModelInfo", "RefusedError", "SampleJob", "Sampler", "Trainer", "fits"]
 
 
 class RefusedError(ValueError):
@@ -63,7 +63,10 @@ class Trainer(Protocol):
         """Compute the loss and logprobs; with `backward`, add to the gradients."""
 
     def optim_step(self, params: AdamParams) -> dict[str, float]:
-        """Normalise, clip and apply the gradients with Adam, reset them, and return metrics."""
+        """Normalise, clip and apply the gradients with Adam, reset them, and return metrics.
+
+        Of the metrics, ``backward_passes`` is the number of calls of `forward` whose gradients were applied.
+        """
 
     def adapter(self) -> Adapter:
         """Return an immutable copy of the weights."""
@@ -102,6 +105,15 @@ class Completion(Struct, frozen=True, kw_only=True):
     logprobs: list[float]
     text: str
     finish_reason: str
+
+
+def fits(prompt: int, max_tokens: int, longest: int, *, scoring: bool) -> bool:
+    """Return whether a prompt and its completion fit into a sequence of the `longest` length, in tokens.
+
+    With `scoring` (logprobs of the prompt), the prompt alone may have that length if one token is asked for, because
+    that token is not fed back to the model.
+    """
+    return prompt + max_tokens <= longest or (scoring and prompt == longest and max_tokens == 1)
 
 
 class SampleOutcome(Struct, frozen=True, kw_only=True):

@@ -53,13 +53,22 @@ class EchoAdapter(Struct, frozen=True):
         (directory / "adapter_model.safetensors").write_bytes(_safetensors(tensors))
 
 
+class _Pending(Struct, frozen=True):
+    """What takes the place of gradients: the datums and the backward passes since the last step."""
+
+    datums: int = 0
+    passes: int = 0
+
+
 class EchoTrainer:
     """Counts steps and keeps a rank."""
+
+    _pending: _Pending
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
         self.step = 0
-        self._pending = 0
+        self._pending = _Pending()
 
     def forward(
         self,
@@ -82,16 +91,22 @@ class EchoTrainer:
         if config.get(SKIP_NORMALIZATION):
             metrics[SKIP_NORMALIZATION] = 1.0
         if backward:
-            self._pending += len(data)
+            self._pending = _Pending(self._pending.datums + len(data), self._pending.passes + 1)
         outputs = [{"logprobs": logprobs} for logprobs, _, _ in scored]
         return ForwardBackwardOutput(loss=loss, loss_fn_output_type="echo", loss_fn_outputs=outputs, metrics=metrics)
 
     def optim_step(self, params: AdamParams) -> dict[str, float]:
-        """Count a step."""
+        """Count a step; ``grad_norm`` is the number of datums since the last one."""
         self.step += 1
-        pending, self._pending = self._pending, 0
+        pending, self._pending = self._pending, _Pending()
         rate = params.learning_rate
-        return {"step": float(self.step), "learning_rate": rate, "lr": rate, "grad_norm": float(pending)}
+        return {
+            "step": float(self.step),
+            "learning_rate": rate,
+            "lr": rate,
+            "grad_norm": float(pending.datums),
+            "backward_passes": float(pending.passes),
+        }
 
     def adapter(self) -> EchoAdapter:
         """Return the rank and step as they are now."""
@@ -103,19 +118,19 @@ class EchoTrainer:
         (directory / STATE_FILE).write_bytes(msgspec.json.encode({"step": self.step}))
 
     def save_gradients(self, directory: Path) -> None:
-        """Write the number of datums since the last step."""
+        """Write what was counted since the last step."""
         (directory / GRADIENTS_FILE).write_bytes(msgspec.json.encode(self._pending))
 
     def load_gradients(self, directory: Path) -> None:
-        """Read that number; snapshots of older versions have none."""
+        """Read these counts; snapshots of older versions have none."""
         if (directory / GRADIENTS_FILE).is_file():
-            self._pending = msgspec.json.decode((directory / GRADIENTS_FILE).read_bytes(), type=int)
+            self._pending = msgspec.json.decode((directory / GRADIENTS_FILE).read_bytes(), type=_Pending)
 
     def load(self, directory: Path, *, optimizer: bool) -> None:
         """Read the rank, and with `optimizer` the step."""
         if optimizer and not (directory / STATE_FILE).is_file():
             raise RefusedError("this checkpoint holds no optimizer state; load it with load_state")
-        self.rank, self.step, self._pending = _rank_of(directory), 0, 0
+        self.rank, self.step, self._pending = _rank_of(directory), 0, _Pending()
         if optimizer:
             self.step = msgspec.json.decode((directory / STATE_FILE).read_bytes())["step"]
 

@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 
-from loops_async import AdamParams, Datum, SampledSequence, SamplingParams, ServiceClient, TrainingClient
+from loops_async import (
+    AdamParams,
+    BadRequestError,
+    Datum,
+    SampledSequence,
+    SamplingParams,
+    ServiceClient,
+    TrainingClient,
+)
 from loops_local import LocalService
 
 pytestmark = pytest.mark.torch
@@ -122,6 +130,16 @@ async def test_sampler_and_trainer_agree_on_logprobs(trainer: TrainingClient) ->
         trained: Any = outputs["logprobs"].tolist()
         assert sequence.logprobs == pytest.approx(trained[len(prompt) - 1 :], abs=CLOSE)
         assert (await sampler.compute_logprobs(text))[1:] == pytest.approx(trained, abs=CLOSE)
+
+
+async def test_a_sequence_of_exactly_the_longest_length_is_scored(trainer: TrainingClient) -> None:
+    sampler = await trainer.save_weights_and_get_sampling_client("none")
+    longest = list(range(250)) * 8 + list(range(48))
+    scored = await sampler.compute_logprobs(longest)
+    output = await (await trainer.forward([learned(longest, skip=1)]))
+    assert scored[1:] == pytest.approx(output.loss_fn_outputs[0]["logprobs"].tolist(), abs=CLOSE)
+    with pytest.raises(BadRequestError, match="longest sequence is 2048 tokens"):
+        await sampler.compute_logprobs([*longest, 1])
 
 
 async def test_weights_stay_what_they_were_while_training_goes_on(trainer: TrainingClient) -> None:

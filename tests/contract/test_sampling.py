@@ -22,7 +22,7 @@ from loops_async import (
     TrainingClient,
 )
 from loops_local import LocalService
-from loops_local.engine.echo import logprob
+from loops_local.engine.echo import MAX_SEQ_LEN, logprob
 from tests.support.colours import Colour
 from tests.support.engines import WatchedEngine
 from tests.support.work import FEW_TOKENS, PROMPT, body_of, eventually, run_python, scores, train, version_sampled
@@ -92,6 +92,10 @@ async def test_logprobs_of_a_prompt(sampler: SamplingClient) -> None:
     assert logprobs[0] is None
     assert logprobs[1:] == scores([1, 20, 30, 40], version=3)
     assert await sampler.compute_logprobs([5]) == [None]
+    longest = [1, 20, 30, 40] * (MAX_SEQ_LEN // 4)
+    assert (await sampler.compute_logprobs(longest))[1:] == scores(longest, version=3)
+    with pytest.raises(BadRequestError, match=f"longest sequence is {MAX_SEQ_LEN} tokens"):
+        await sampler.compute_logprobs([*longest, 1])
 
 
 @pytest.mark.parametrize(

@@ -159,12 +159,25 @@ def test_a_step_forgets_the_gradients_and_needs_none(trainer: Trainer, tmp_path:
         "lr": 1.0,
         "grad_norm": 0.0,
         "tokens": 0.0,
+        "backward_passes": 0.0,
     }
     assert all(np.array_equal(part, start[name]) for name, part in weights(trainer, tmp_path).items())
     trainer.forward(BATCH, "cross_entropy", {}, backward=True)
     assert dot(first := gradient(trainer, tmp_path), first) > 0
     assert dot(second := gradient(trainer, tmp_path), second) == 0
     assert trainer.step == 3
+
+
+def test_a_step_says_how_many_backward_passes_it_applied(engine: Engine, trainer: Trainer, tmp_path: Path) -> None:
+    for backward in (True, False, True):
+        trainer.forward(BATCH, "cross_entropy", {}, backward=backward)
+    trainer.save(tmp_path)
+    trainer.save_gradients(tmp_path)
+    again = engine.trainer(4)
+    again.load(tmp_path, optimizer=True)
+    again.load_gradients(tmp_path)
+    for one in (trainer, again):
+        assert [one.optim_step(AdamParams())["backward_passes"] for _ in range(2)] == [2, 0]
 
 
 def test_a_gradient_that_is_not_finite_is_dropped(trainer: Trainer, tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ async def test_gradients_survive_a_restart_before_the_step(http: aiohttp.ClientS
             root = f"{local.base_url}/trainers/{run['id']}"
             stepped = await Api(local, http).operate(root, "optim_step", {"adam_params": {}})
             assert stepped["metrics"]["grad_norm"] == expected
+            assert stepped["metrics"]["backward_passes"] == bool(expected)
 
 
 def serving(data_dir: Path) -> LocalService:

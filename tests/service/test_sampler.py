@@ -99,6 +99,17 @@ async def test_a_sampler_shorter_than_its_model_keeps_to_its_length(api: Api) ->
     await api.post(f"{sampler['base_url']}/sample", {"prompt": [1, 2, 3], "max_tokens": 2}, status=400)
 
 
+async def test_a_prompt_of_exactly_the_longest_length_can_be_scored(api: Api) -> None:
+    body = {"session_id": await api.session(), "base_model": MODEL, "max_seq_length": 4}
+    sampler = (await api.post("/v1/loops/samplers", body))["sampler"]
+    await api.sampler_ready(sampler)
+    scoring = {"prompt": [1, 2, 3, 4], "max_tokens": 1, "prompt_logprobs": 0}
+    choice, _ = await api.sample(sampler["base_url"], scoring)
+    assert len(choice["prompt_logprobs"]) == 4
+    for refused in ({"prompt": [1, 2, 3, 4, 5]}, {"max_tokens": 2}, {"prompt_logprobs": None}):
+        await api.post(f"{sampler['base_url']}/sample", {**scoring, **refused}, status=400)
+
+
 # The gate, row by row (data-plane reference 3.6).
 
 

@@ -38,10 +38,14 @@ def importance_sampling(p: Tensor, *, logprobs: Tensor, advantages: Tensor) -> T
 def ppo(
     p: Tensor, *, logprobs: Tensor, advantages: Tensor, clip_low_threshold: float, clip_high_threshold: float
 ) -> Tensor:
-    """-min(r A, clip(r, low, high) A); the thresholds are ratios. Schulman et al., arXiv 1707.06347, equation 7."""
-    ratio = torch.exp(p - logprobs)
-    clipped = ratio.clamp(clip_low_threshold, clip_high_threshold)
-    return -torch.minimum(ratio * advantages, clipped * advantages)
+    """-min(r A, clip(r, low, high) A); the thresholds are ratios. Schulman et al., arXiv 1707.06347, equation 7.
+
+    So r is clipped only where it has passed the threshold on the side to which its advantage pushes.
+    """
+    ratio = torch.exp(p.detach() - logprobs)
+    clipped = torch.where(advantages > 0, ratio > clip_high_threshold, ratio < clip_low_threshold)
+    bound = torch.where(advantages > 0, clip_high_threshold, clip_low_threshold)
+    return -torch.where(clipped, bound, _ratio(p, logprobs, clipped)) * advantages
 
 
 def cispo(
@@ -70,12 +74,13 @@ def dppo(
     """-keep adv_tau A r + kl_tau (p - q)².
 
     A token is dropped (keep = 0) when its probability has already moved too far the way that its advantage pushes:
-    with d = exp(p) - exp(q), when A > 0 and d > mask_high, or A <= 0 and d < -mask_low.
+    with d = exp(p) - exp(q), when A > 0 and d > mask_high, or A <= 0 and d < -mask_low. The term of kl_tau stays.
     """
     moved = (p.exp() - logprobs.exp()).detach()
     dropped = torch.where(advantages > 0, moved > dppo_mask_high, moved < -dppo_mask_low)
-    gain = adv_tau * advantages * torch.exp(p - logprobs)
-    return kl_tau * (p - logprobs) ** 2 - torch.where(dropped, 0.0, gain)
+    gain = adv_tau * advantages * _ratio(p, logprobs, dropped)
+    distance = kl_tau * (p - logprobs) ** 2 if kl_tau else 0.0
+    return distance - torch.where(dropped, 0.0, gain)
 
 
 def dpo(
@@ -90,6 +95,11 @@ def dpo(
     gains = torch.zeros(2 * pairs).index_add(0, rows, weights * (p - ref_logprobs))
     z = beta * (gains[0::2] - gains[1::2])
     return -(1 - label_smoothing) * logsigmoid(z) - label_smoothing * logsigmoid(-z)
+
+
+def _ratio(p: Tensor, logprobs: Tensor, dropped: Tensor) -> Tensor:
+    """Return r, and 1 for dropped tokens: if their r overflowed, its gradient would be inf times 0, which is NaN."""
+    return torch.exp((p - logprobs).masked_fill(dropped, 0.0))
 
 
 _FUNCTIONS: Mapping[str, Callable[..., Tensor]] = {

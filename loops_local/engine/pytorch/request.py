@@ -12,7 +12,7 @@ import msgspec
 from loops_async.protocol import MAX_TOP_K_LOGPROBS
 from loops_async.types import SamplingParams
 
-from ..base import Completion, RefusedError, SampleJob, SampleOutcome
+from ..base import Completion, RefusedError, SampleJob, SampleOutcome, fits
 from .adapter import LoraAdapter
 from .examples import check_tokens
 from .models import Base
@@ -175,17 +175,13 @@ def _valid(params: SamplingParams) -> SamplingParams:
 
 
 def _token_limit(max_tokens: int | None, prompt: int, base: Base, *, scoring: bool) -> int:
-    room = base.info.max_seq_len - prompt
-    if scoring and room == 0 and max_tokens == 1:
-        # So that a sequence of the longest length can be scored. The one token is not fed back to the model.
-        return 1
-    if room < (max_tokens or 1):
+    if not fits(prompt, max_tokens or 1, base.info.max_seq_len, scoring=scoring):
         asked = "" if max_tokens is None else f", and max_tokens is {max_tokens}"
         raise RefusedError(
             f"prompt: has {prompt} tokens{asked}; prompt and completion together can have at most "
             f"{base.info.max_seq_len} with {base.info.name}"
         )
-    return max_tokens or min(room, DEFAULT_MAX_TOKENS)
+    return max_tokens or max(1, min(base.info.max_seq_len - prompt, DEFAULT_MAX_TOKENS))
 
 
 def _own(adapter: object, base: Base) -> LoraAdapter | None:

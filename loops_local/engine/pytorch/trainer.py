@@ -45,10 +45,11 @@ class _State(msgspec.Struct, kw_only=True):
 
 
 class _Pending(msgspec.Struct, kw_only=True):
-    """`gradients.json`: the tokens in the gradients; `skip` is None if no backward pass followed the last step."""
+    """`gradients.json`: the tokens and passes in the gradients; `skip` is None if no pass followed the last step."""
 
     tokens: int
     skip: bool | None
+    passes: int = 0
 
 
 class LoraTrainer:
@@ -58,6 +59,7 @@ class LoraTrainer:
     _optimizer: Adam
     _gradient: Tensor
     _tokens: int
+    _passes: int
     _skip: bool | None
 
     def __init__(self, base: Base, rank: int, seed: int | None) -> None:
@@ -107,12 +109,13 @@ class LoraTrainer:
     def optim_step(self, params: AdamParams) -> dict[str, float]:
         """Normalise by the number of tokens, clip, apply Adam, reset the gradients, and return metrics.
 
-        ``grad_norm`` is the L2 norm after normalisation and before clipping.
+        ``grad_norm`` is the L2 norm after normalisation and before clipping. ``backward_passes`` is the number of calls
+        of `forward` whose gradients are applied; with 0, only Adam's momentum and weight decay change the weights.
         """
         params = _valid(params)
         gradient = self._gradient if self._skip else self._gradient / max(1, self._tokens)
         norm = float(torch.linalg.vector_norm(gradient))
-        tokens = self._tokens
+        pending = {"tokens": float(self._tokens), "backward_passes": float(self._passes)}
         self._reset_gradient()
         if not math.isfinite(norm):
             raise RefusedError("the gradient is not finite; it was dropped and the weights are as before")
@@ -122,7 +125,7 @@ class LoraTrainer:
             flat = self._optimizer.update(self._adapter.flat, gradient, params)
         self._adapter = replace(self._adapter, flat=flat)
         rate = params.learning_rate
-        return {"step": float(self.step), "learning_rate": rate, "lr": rate, "grad_norm": norm, "tokens": float(tokens)}
+        return {"step": float(self.step), "learning_rate": rate, "lr": rate, "grad_norm": norm, **pending}
 
     def adapter(self) -> LoraAdapter:
         """Return the weights of this step; they are immutable, since an optimizer step creates new ones."""
@@ -142,7 +145,7 @@ class LoraTrainer:
     def save_gradients(self, directory: Path) -> None:
         """Write the gradients that no optimizer step has applied yet, bit-exact."""
         save_file(named(self._gradient, self._base.shapes, self.rank), directory / _GRADIENTS)
-        pending = _Pending(tokens=self._tokens, skip=self._skip)
+        pending = _Pending(tokens=self._tokens, skip=self._skip, passes=self._passes)
         (directory / _PENDING).write_bytes(msgspec.json.encode(pending))
 
     def load_gradients(self, directory: Path) -> None:
@@ -151,7 +154,7 @@ class LoraTrainer:
             return
         pending = msgspec.json.decode((directory / _PENDING).read_bytes(), type=_Pending)
         self._gradient = unnamed(load_file(directory / _GRADIENTS), self._base.shapes, self.rank)
-        self._tokens, self._skip = pending.tokens, pending.skip
+        self._tokens, self._skip, self._passes = pending.tokens, pending.skip, pending.passes
 
     def load(self, directory: Path, *, optimizer: bool) -> None:
         """Read weights and their rank; with `optimizer` also moments and step, otherwise start with a new optimizer.
@@ -169,13 +172,14 @@ class LoraTrainer:
 
     def _reset_gradient(self) -> None:
         self._gradient = torch.zeros_like(self._adapter.flat)
-        self._tokens = 0
+        self._tokens = self._passes = 0
         self._skip = None
 
     def _add(self, result: Pass, skip: bool) -> None:
         if result.gradient is not None:
             self._gradient += result.gradient
         self._tokens += result.tokens
+        self._passes += 1
         self._skip = skip
 
     def _read_optimizer(self, directory: Path, adapter: LoraAdapter) -> Adam:
