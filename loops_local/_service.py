@@ -35,6 +35,7 @@ from ._routes.account import AccountRoutes
 from ._routes.checkpoints import CheckpointRoutes
 from ._routes.control_plane import ControlPlaneRoutes
 from ._routes.deployments import DeploymentRoutes
+from ._routes.figures import FigureRoutes
 from ._routes.files import FileRoutes
 from ._routes.representations import Representations
 from ._routes.sample_queue import SampleQueueRoutes
@@ -230,6 +231,7 @@ class LocalService:
             *DeploymentRoutes(registry, lifecycle, representations, process, files).routes(),
             *account.routes(),
             *files.routes(),
+            *FigureRoutes(registry).routes(),
             *TrainerRoutes(
                 registry, lifecycle, operations, hold_seconds=hold_seconds, serverless=self._serverless
             ).routes(),

@@ -15,7 +15,7 @@ from loops_async.errors import InputError
 
 from .._storage.private import make_tree_private
 from ..engine import Engine, EngineFactory
-from ..engine.base import Sampler
+from ..engine.base import Sampler, SamplerUsage
 
 __all__ = ["ModelHost", "Models"]
 
@@ -66,6 +66,12 @@ class ModelHost:
 
     async def _start_sampler(self) -> Sampler:
         return (await self.engine()).sampler()
+
+    @property
+    def usage(self) -> SamplerUsage:
+        """What the sampler holds and has done: nothing before it is started."""
+        sampler = self._samplers.peek(self.name)
+        return SamplerUsage() if sampler is None else sampler.usage
 
     async def tokenizer(self) -> Path:
         """Return the directory of the tokenizer's files; the first call writes them."""

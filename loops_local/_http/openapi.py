@@ -21,7 +21,7 @@ __all__ = ["FILE", "Description", "Error", "Outcome", "described", "document", "
 H = TypeVar("H", bound=Callable[..., Any])
 
 FILE: Final = bytes
-"""The answer of a route that sends a file."""
+"""The answer of a route that sends a file or a text."""
 
 _DESCRIPTION: Final = "__route_description__"
 _PARAMETER: Final = re.compile(r"\{(\w+)(?::([^}]*))?\}")

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from loops_async.types import DeploymentMetrics, MetricPoint, NodeMetrics, ResponseTimes, StatusCounts
 
-__all__ = ["ProcessMetrics", "RequestMetrics", "Window"]
+__all__ = ["ProcessMetrics", "RequestMetrics", "Window", "resident_bytes"]
 
 _MAX_REQUESTS: Final = 20_000
 _MAX_SAMPLES: Final = 10_000
@@ -83,7 +83,7 @@ class ProcessMetrics:
         last_time, last_used = self._last
         if now - last_time >= _MIN_INTERVAL_SECONDS:
             cores = (used - last_used) / (now - last_time)
-            self._measurements.append(_Measurement(now, cores, _resident_bytes()))
+            self._measurements.append(_Measurement(now, cores, resident_bytes()))
             self._last = now, used
 
     def node_metrics(self, window: Window) -> NodeMetrics:
@@ -147,7 +147,7 @@ def _statuses(at: datetime, statuses: Sequence[int], window: Window) -> StatusCo
     return StatusCounts(timestamp=at, status_2xx=two, status_4xx=four, status_5xx=five)
 
 
-def _resident_bytes() -> int | None:
+def resident_bytes() -> int | None:
     """Return the memory of this process, None where the system does not report it (outside Linux)."""
     try:
         return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

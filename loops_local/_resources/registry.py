@@ -62,17 +62,15 @@ class Registry:
 
     async def open(self) -> None:
         """Read everything; deployments are scaled to zero until they are used."""
-        await self.checkpoints.open()
+        runs = await self._store.load(RunRecord)
+        await self.checkpoints.open(runs)
         self._sessions = {record.id: record for record in await self._store.load(SessionRecord)}
         for deployment in await self._store.load(DeploymentRecord):
             self.add_deployment(deployment)
-        for run in await self._store.load(RunRecord):
+        for run in runs:
             self.add_run(run)
-            if run.live is not None:
-                await self.checkpoints.publish(run.id, run.live.checkpoint_id)
         for sampler in await self._store.load(SamplerRecord):
             self.add_sampler(sampler)
-        await self.checkpoints.remove_incomplete()
 
     async def close(self) -> None:
         """Save a snapshot of every trainer. If that fails, its weights are lost, as after a kill."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, Struct
 
 from loops_async import protocol as wire
 from loops_async.types import (
@@ -28,17 +29,28 @@ from .._storage.checkpoints import Checkpoints, total_size
 from .._storage.private import make_private_directory, make_tree_private
 from .._storage.records import CheckpointRecord, CheckpointTargetName, PublishedWeights, RunRecord, new_id, now
 from .._storage.store import Store
-from ..engine import Engine, RefusedError
+from ..engine import Engine
 from ..engine.base import Adapter, Trainer
 from .deployment import Deployment
 
-__all__ = ["LostWeightsError", "Run"]
+__all__ = ["BASE_WEIGHTS", "LostWeightsError", "Run", "Weights"]
 
 T = TypeVar("T")
 
 
 class LostWeightsError(RuntimeError):
     """The service was killed while this run's trainer held weights that were not on disk."""
+
+
+class Weights(Struct, frozen=True):
+    """Weights to sample from and their version, as one value; `version` is None for those of a checkpoint."""
+
+    adapter: Adapter | None
+    version: int | None
+
+
+BASE_WEIGHTS: Final = Weights(None, 0)
+"""Those of the base model."""
 
 
 class Run:
@@ -64,6 +76,7 @@ class Run:
         self._checkpoints = checkpoints
         self._snapshot = data_dir / "trainers" / record.id
         self._trainer: Trainer | None = None
+        self._weights: Weights | None = None
         self._published = asyncio.Event()
 
     @property
@@ -81,40 +94,40 @@ class Run:
         """The version that the sampler serves; None while it serves the base model."""
         return None if self.record.live is None else self.record.live.version
 
-    async def published_weights(self, engine: Engine) -> tuple[Adapter | None, int]:
-        """Return the weights that the sampler serves and their version; None and 0 for the base model."""
-        while (live := self.record.live) is not None:
-            try:
-                return await self._checkpoints.adapter(self.record.id, live.checkpoint_id, engine), live.version
-            except (OSError, RefusedError):
-                # While these were read, others may have been published and these removed.
-                if self.record.live is live:
-                    raise
-        return None, 0
+    async def weights(self, engine: Engine) -> Weights:
+        """Return the weights that the sampler serves; the first call after a restart of the service reads them."""
+        if self._weights is not None:
+            return self._weights
+        weights = await self._read_weights(engine)
+        if self._weights is None and self.record.active:
+            self._weights = weights
+        return self._weights or weights  # others may have been published meanwhile
 
-    async def wait_for_version(self, version: int, seconds: float) -> bool:
-        """Wait until the sampler serves `version` or a newer one; return whether it does."""
-        try:
+    async def _read_weights(self, engine: Engine) -> Weights:
+        if (live := self.record.live) is None:
+            return BASE_WEIGHTS
+        return Weights(await self._checkpoints.adapter(self.record.id, live.checkpoint_id, engine), live.version)
+
+    async def wait_for_version(self, version: int, seconds: float) -> None:
+        """Wait until the sampler serves `version` or a newer one, at most so many seconds."""
+        with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while (self.published_version or 0) < version:
                     await self._published.wait()
-        except TimeoutError:
-            return False
-        return True
 
     # Operations. Each returns the result that the wire shows.
 
     async def init_trainer_server(self, body: wire.InitTrainerServerBody) -> InitTrainerServerResponse:
         """Start with a fresh adapter, or with the checkpoint that the run was created from."""
-        start = await self._start_directory()
+        async with self._start_directory() as start:
 
-        def create(engine: Engine) -> Trainer:
-            trainer = engine.trainer(body.lora_rank, self.record.seed)
-            if start is not None:
-                trainer.load(start, optimizer=False)
-            return trainer
+            def create(engine: Engine) -> Trainer:
+                trainer = engine.trainer(body.lora_rank, self.record.seed)
+                if start is not None:
+                    trainer.load(start, optimizer=False)
+                return trainer
 
-        trainer = await self._replace_trainer(create)
+            trainer = await self._replace_trainer(create)
         return InitTrainerServerResponse(step=trainer.step, lora_rank=trainer.rank)
 
     async def forward(self, body: wire.ForwardBody, *, backward: bool) -> ForwardBackwardOutput:
@@ -133,7 +146,8 @@ class Run:
 
     async def save_state(self, body: wire.SaveStateBody) -> SaveWeightsResponse:
         """Save weights, optimizer and step."""
-        saved = await self._save(body.name, "trainer", body.ttl_seconds, lambda trainer, path: trainer.save(path))
+        saved = await self._write(body.name, "trainer", body.ttl_seconds, lambda trainer, path: trainer.save(path))
+        await self._checkpoints.add(saved)
         return SaveWeightsResponse(mode="lora", path=str(saved.uri))
 
     async def save_weights_for_sampler(self, body: wire.SaveWeightsForSamplerBody) -> SaveWeightsForSamplerResponse:
@@ -146,22 +160,24 @@ class Run:
             copied.append((adapter, trainer.step))
 
         ttl = None if body.ttl_seconds is UNSET else body.ttl_seconds
-        saved = await self._save(body.name, "sampler", ttl, save)
+        saved = await self._write(body.name, "sampler", ttl, save)
         adapter, version = copied[0]
         if body.bump_version:
             await self._publish(saved, adapter, version)
+        else:
+            await self._checkpoints.add(saved, adapter=adapter)
         return SaveWeightsForSamplerResponse(version=version, path=str(saved.uri))
 
     async def load_state(self, body: wire.LoadStateBody, *, optimizer: bool) -> LoadWeightsResponse:
         """Continue from a checkpoint."""
-        directory = await self._loadable(body.path)
+        async with self._loadable(body.path) as directory:
 
-        def load(engine: Engine) -> Trainer:
-            trainer = engine.trainer(self.record.lora_rank, self.record.seed)
-            trainer.load(directory, optimizer=optimizer)
-            return trainer
+            def load(engine: Engine) -> Trainer:
+                trainer = engine.trainer(self.record.lora_rank, self.record.seed)
+                trainer.load(directory, optimizer=optimizer)
+                return trainer
 
-        trainer = await self._replace_trainer(load)
+            trainer = await self._replace_trainer(load)
         return LoadWeightsResponse(step=trainer.step)
 
     def deactivate(self) -> None:
@@ -169,6 +185,7 @@ class Run:
         self.record.active = False
         self.record.unsaved = False
         self._trainer = None
+        self._weights = None
 
     def check(self) -> None:
         """Refuse a request that this run cannot execute now."""
@@ -191,13 +208,14 @@ class Run:
     async def _train(self, work: Callable[[Trainer], T], *, changes: bool = True) -> T:
         """Run `work` with the trainer in the training thread; `changes` says whether it changes the trainer."""
         engine = await self._engine()
-        start = None if self._trainer else await self._start_directory()
         with self.deployment.in_use():
-            if self._trainer is None:
-                self._trainer = await self.host.run_in_training_thread(self._restore, engine, start)
+            trainer = self._trainer
+            if trainer is None:
+                async with self._start_directory() as start:
+                    trainer = self._trainer = await self.host.run_in_training_thread(self._restore, engine, start)
             if changes:
                 await self._mark_unsaved()
-            return await self.host.run_in_training_thread(work, self._trainer)
+            return await self.host.run_in_training_thread(work, trainer)
 
     async def _engine(self) -> Engine:
         engine = await self.deployment.active_engine()
@@ -234,13 +252,14 @@ class Run:
             await self._store.put(self.record)
             await asyncio.to_thread(shutil.rmtree, self._snapshot, ignore_errors=True)
 
-    async def _save(
+    async def _write(
         self,
         name: str,
         target: CheckpointTargetName,
         ttl_seconds: int | None,
         write: Callable[[Trainer, Path], Any],
     ) -> CheckpointRecord:
+        """Write the files of a checkpoint, and return its record, which is not stored yet."""
         checkpoint_id = new_id()
         directory = self._checkpoints.path(self.record.id, checkpoint_id)
 
@@ -256,7 +275,7 @@ class Run:
             return trainer.rank, total_size(directory), _target_modules(directory)
 
         rank, size_bytes, targets = await self._train(save, changes=False)
-        record = CheckpointRecord(
+        return CheckpointRecord(
             id=checkpoint_id,
             run_id=self.record.id,
             name=name,
@@ -268,22 +287,28 @@ class Run:
             local=self.record.local,
             expires_at=None if ttl_seconds is None else now() + timedelta(seconds=ttl_seconds),
         )
-        await self._checkpoints.add(record)
-        return record
 
     async def _publish(self, saved: CheckpointRecord, adapter: Adapter, version: int) -> None:
-        await self._checkpoints.publish(self.record.id, saved.id, adapter)
+        """Serve these weights from now on, and add their checkpoint."""
+        # Without a pause, so that every request gets the old weights and version, or the new ones.
+        self._weights = Weights(adapter, version)
         self.record.live = PublishedWeights(version=version, checkpoint_id=saved.id, name=saved.name)
-        await self._store.put(self.record)
-        self.deployment.log.write("INFO", f"the sampler serves version {version} now, {saved.name!r}")
         published, self._published = self._published, asyncio.Event()
         published.set()
+        await self._checkpoints.add(saved, adapter=adapter, served_by=self.record)
+        self.deployment.log.write("INFO", f"the sampler serves version {version} now, {saved.name!r}")
 
-    async def _start_directory(self) -> Path | None:
-        return None if self.record.path is None else await self._loadable(self.record.path)
+    @asynccontextmanager
+    async def _start_directory(self) -> AsyncIterator[Path | None]:
+        """Give the directory of the checkpoint that the run was created from, None if there was none."""
+        if self.record.path is None:
+            yield None
+        else:
+            async with self._loadable(self.record.path) as directory:
+                yield directory
 
-    async def _loadable(self, path: str) -> Path:
-        return await self._checkpoints.loadable(path, base_model=self.record.base_model, local=self.record.local)
+    def _loadable(self, path: str) -> AbstractAsyncContextManager[Path]:
+        return self._checkpoints.loadable(path, base_model=self.record.base_model, local=self.record.local)
 
 
 def _save_into(trainer: Trainer, directory: Path) -> None:

@@ -22,9 +22,8 @@ from .._http.paths import LOCAL_SAMPLER, SAMPLERS
 from .._http.responses import json_response
 from .._resources.deployment import Deployment
 from .._resources.registry import Registry
-from .._resources.run import Run
+from .._resources.run import BASE_WEIGHTS, Run, Weights
 from ..engine import RefusedError
-from ..engine.base import Adapter
 from .completions import completions, refused, sample_job
 
 __all__ = ["SAMPLER", "SamplerRoutes", "Source", "WeightsRequest", "decode_sample"]
@@ -63,13 +62,6 @@ class WeightsRequest(Struct, frozen=True):
         version = request.headers.get(wire.MIN_POLICY_VERSION, "0")
         min_version = integer(wire.MIN_POLICY_VERSION, version, minimum=0)
         return cls(request.headers.get(wire.CHECKPOINT_PATH), min_version or None)
-
-
-class _Weights(Struct, frozen=True):
-    """The weights that answer a request; `version` is None for those of a checkpoint."""
-
-    adapter: Adapter | None
-    version: int | None
 
 
 async def decode_sample(request: web.Request) -> wire.SampleBody:
@@ -208,25 +200,29 @@ class SamplerRoutes:
             raise not_found("model", name)
         return Source(models.host(name), None, local=True)
 
-    async def _weights(self, source: Source, wanted: WeightsRequest) -> _Weights:
+    async def _weights(self, source: Source, wanted: WeightsRequest) -> Weights:
         """Choose the weights. Source: data-plane reference 3.6."""
         path, min_version = wanted.checkpoint_path, wanted.min_version
         served = source.run.published_version or 0 if source.run is not None else 0
         if path is not None and (min_version is None or served < min_version):
-            return _Weights(await self._checkpoint_adapter(path, source), None)
-        if min_version is not None and not await self._serves(source.run, min_version):
-            message = f"the sampler does not serve version {min_version} yet; it serves {served}"
+            return await self._weights_of_checkpoint(path, source)
+        if min_version is not None and source.run is not None:
+            await source.run.wait_for_version(min_version, self._version_wait_seconds)
+        weights = await self._served_weights(source)
+        if (weights.version or 0) < (min_version or 0):
+            message = f"the sampler does not serve version {min_version} yet; it serves {weights.version or 0}"
             raise HttpError(408, "VERSION_NOT_SERVED", message, error=message)
+        return weights
+
+    async def _served_weights(self, source: Source) -> Weights:
         if source.run is not None:
-            return _Weights(*await source.run.published_weights(await source.host.engine()))
+            return await source.run.weights(await source.host.engine())
         if source.checkpoint is not None:
-            return _Weights(await self._checkpoint_adapter(str(source.checkpoint), source), None)
-        return _Weights(None, 0)
+            return await self._weights_of_checkpoint(str(source.checkpoint), source)
+        return BASE_WEIGHTS
 
-    async def _serves(self, run: Run | None, version: int) -> bool:
-        return run is not None and await run.wait_for_version(version, self._version_wait_seconds)
-
-    async def _checkpoint_adapter(self, path: str, source: Source) -> Adapter:
+    async def _weights_of_checkpoint(self, path: str, source: Source) -> Weights:
+        engine = await source.host.engine()
         field = wire.CHECKPOINT_PATH
         record = await self._registry.checkpoints.argument(path, kind="sampler_weights", field=field)
         if source.local and not record.local:
@@ -234,7 +230,8 @@ class SamplerRoutes:
         if record.base_model != source.host.name:
             problem = f"{path!r} belongs to {record.base_model!r}, this sampler is of {source.host.name!r}"
             raise InputError(field, problem)
-        return await self._registry.checkpoints.adapter(record.run_id, record.id, await source.host.engine())
+        # Without a pause since the look-up, so that the checkpoint cannot be replaced in between.
+        return Weights(await self._registry.checkpoints.pinned_adapter(record, engine), None)
 
 
 async def _max_seq_len(source: Source) -> int:

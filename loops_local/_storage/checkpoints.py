@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections import OrderedDict
-from collections.abc import Callable, Container, Coroutine
+from collections import Counter
+from collections.abc import AsyncIterator, Container, Iterable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 from msgspec import Struct
 
-from loops_async._tasks import SingleFlight, TaskOwner
+from loops_async._tasks import TaskOwner
 from loops_async.errors import InputError
 from loops_async.protocol import CheckpointKind, CheckpointUri
 
 from .._errors import not_found
 from ..engine import Engine
 from ..engine.base import Adapter
-from .records import CheckpointRecord
+from .adapters import AdapterCache
+from .records import CheckpointRecord, Record, RunRecord
 from .store import Store
 
 __all__ = ["Checkpoints", "StoredFile", "list_files", "total_size"]
-
-_MAX_ADAPTERS: Final = 64
 
 
 class StoredFile(Struct, frozen=True):
@@ -42,6 +41,9 @@ class Checkpoints:
 
     A checkpoint's directory is named by its id, never by a name that a caller chose. Its files are written first and
     its row last, so a directory without a row was left by a killed process and is removed at the next start.
+
+    A checkpoint is replaced when its run saves another under its name. Its files are removed as soon as no run serves
+    them and no reader is inside a block of `reading` or `loadable`.
     """
 
     def __init__(self, store: Store, directory: Path, owner: TaskOwner) -> None:
@@ -49,18 +51,21 @@ class Checkpoints:
         self._root = directory.resolve()
         self._by_id: dict[str, CheckpointRecord] = {}
         self._by_uri: dict[CheckpointUri, CheckpointRecord] = {}
-        self._published: dict[str, str] = {}
-        self._adapters: SingleFlight[str, Adapter] = SingleFlight(owner)
-        self._recently_used: OrderedDict[str, None] = OrderedDict()
+        self._served: dict[str, str] = {}
+        self._readers: Counter[str] = Counter()
+        self._adapters = AdapterCache(owner)
 
-    async def open(self) -> None:
-        """Read the rows."""
+    @property
+    def adapter_bytes(self) -> int:
+        """The memory of the adapters that runs serve, requests use, or that are kept for the next request."""
+        return self._adapters.nbytes
+
+    async def open(self, runs: Iterable[RunRecord]) -> None:
+        """Read the rows, and delete the directories that neither a row nor one of `runs` refers to."""
         for record in await self._store.load(CheckpointRecord):
             self._remember(record)
-
-    async def remove_incomplete(self) -> None:
-        """Delete the directories that nothing refers to; called after `publish` for every run."""
-        await asyncio.to_thread(self._remove_unknown, {*self._by_id, *self._published.values()})
+        self._served = {run.id: run.live.checkpoint_id for run in runs if run.live is not None}
+        await asyncio.to_thread(self._remove_unknown, {*self._by_id, *self._served.values()})
 
     def path(self, run_id: str, checkpoint_id: str) -> Path:
         """Return the directory of a checkpoint, which may not exist yet."""
@@ -70,28 +75,34 @@ class Checkpoints:
         """Return the directory of a checkpoint."""
         return self.path(record.run_id, record.id)
 
-    async def add(self, record: CheckpointRecord) -> None:
-        """Add a checkpoint whose files are written; it replaces one of the same name."""
-        replaced = self._by_uri.get(record.uri)
-        self._remember(record)
-        await self._store.put(record)
-        if replaced is not None:
-            await self._delete(replaced)
+    async def add(
+        self, record: CheckpointRecord, *, adapter: Adapter | None = None, served_by: RunRecord | None = None
+    ) -> None:
+        """Add a checkpoint whose files are written; it replaces one of the same name.
 
-    async def publish(self, run_id: str, checkpoint_id: str, adapter: Adapter | None = None) -> None:
-        """Keep the files that `run_id` serves until it publishes again, even if their checkpoint is replaced.
+        A process that is killed here leaves either the old state or the new one: memory is changed first, then all rows
+        in one transaction, and the old files are removed last.
 
         Args:
-            run_id: the run.
-            checkpoint_id: whose weights it serves.
-            adapter: these weights, where they are in memory already.
+            record: the checkpoint.
+            adapter: its weights, where they are in memory already.
+            served_by: its run, if that serves it from now on; its row is written too.
         """
-        previous = self._published.get(run_id)
-        self._published[run_id] = checkpoint_id
+        replaced = [old for old in [self._by_uri.get(record.uri)] if old is not None]
+        for old in replaced:
+            self._forget(old)
+        self._remember(record)
         if adapter is not None:
-            self._read_once(checkpoint_id, partial(_ready, adapter))
-        if previous is not None and previous not in self._by_id:
-            await self._remove_files(run_id, previous)
+            self._adapters.share(record.id, adapter)
+        rows: list[Record] = [record]
+        outdated = {old.id for old in replaced}
+        if served_by is not None:
+            rows.append(served_by)
+            outdated.add(self._served.get(record.run_id, record.id))
+            self._served[record.run_id] = record.id
+        await self._store.put(*rows, delete=replaced)
+        for checkpoint_id in outdated:
+            await self._remove_if_unused(record.run_id, checkpoint_id)
 
     async def find(self, checkpoint_id: str) -> CheckpointRecord | None:
         """Return a checkpoint by its id, None when there is none."""
@@ -136,10 +147,12 @@ class Checkpoints:
 
     async def files(self, record: CheckpointRecord) -> list[StoredFile]:
         """Return a checkpoint's files, ordered by name."""
-        return await asyncio.to_thread(list_files, self.directory(record))
+        async with self.reading(record.run_id, record.id) as directory:
+            return await asyncio.to_thread(list_files, directory)
 
-    async def loadable(self, path: str, *, base_model: str, local: bool) -> Path:
-        """Return the directory that a trainer of `base_model` may load.
+    @asynccontextmanager
+    async def loadable(self, path: str, *, base_model: str, local: bool) -> AsyncIterator[Path]:
+        """Give the directory that a trainer of `base_model` may load; its files stay inside the block.
 
         Args:
             path: a ``bt://`` URI of a trainer's checkpoint, or a directory inside the data directory.
@@ -149,18 +162,27 @@ class Checkpoints:
         Raises:
             InputError: there is no such checkpoint, the run may not read it, or it belongs to another model.
         """
-        if not path.startswith("bt:"):
+        if path.startswith("bt:"):
+            record = await self.argument(path, kind="weights", field="path")
+            if local and not record.local:
+                raise InputError("path", f"there is no checkpoint {path!r}")
+            if record.base_model != base_model:
+                raise InputError("path", f"{path!r} belongs to {record.base_model!r}, this run trains {base_model!r}")
+        else:
             directory = await asyncio.to_thread(self._inside_data_dir, path)
-            known = self._by_id.get(directory.name)
-            if local and (known is None or not known.local or self.directory(known) != directory):
+            found = self._in_directory(directory)
+            if local and (found is None or not found.local):
                 raise InputError("path", f"local mode reads only checkpoints of local mode; got {path!r}")
-            return directory
-        record = await self.argument(path, kind="weights", field="path")
-        if local and not record.local:
-            raise InputError("path", f"there is no checkpoint {path!r}")
-        if record.base_model != base_model:
-            raise InputError("path", f"{path!r} belongs to {record.base_model!r}, this run trains {base_model!r}")
-        return self.directory(record)
+            if found is None:
+                yield directory
+                return
+            record = found
+        async with self.reading(record.run_id, record.id) as directory:
+            yield directory
+
+    def _in_directory(self, directory: Path) -> CheckpointRecord | None:
+        record = self._by_id.get(directory.name)
+        return record if record is not None and self.directory(record) == directory else None
 
     def _inside_data_dir(self, path: str) -> Path:
         data_dir = self._root.parent.resolve()
@@ -177,50 +199,58 @@ class Checkpoints:
         return found
 
     async def adapter(self, run_id: str, checkpoint_id: str, engine: Engine) -> Adapter:
-        """Return the weights of a checkpoint: read once for all callers, and kept while recently used."""
-        read = partial(asyncio.to_thread, engine.load_adapter, self.path(run_id, checkpoint_id))
-        self._read_once(checkpoint_id, read)
-        return await self._adapters.get(checkpoint_id, read)
+        """Return the weights of a checkpoint, read once for all callers."""
+        async with self.reading(run_id, checkpoint_id) as directory:
+            return await self._adapters.get(checkpoint_id, partial(asyncio.to_thread, engine.load_adapter, directory))
 
-    def _read_once(self, checkpoint_id: str, read: Callable[[], Coroutine[Any, Any, Adapter]]) -> None:
-        self._adapters.start(checkpoint_id, read)
-        self._recently_used[checkpoint_id] = None
-        self._recently_used.move_to_end(checkpoint_id)
-        if len(self._recently_used) > _MAX_ADAPTERS:
-            self._discard_adapter(next(iter(self._recently_used)))
+    async def pinned_adapter(self, record: CheckpointRecord, engine: Engine) -> Adapter:
+        """Return the weights of a checkpoint that a request named, and keep them for the next such request."""
+        adapter = await self.adapter(record.run_id, record.id, engine)
+        if record.id in self._by_id:
+            self._adapters.keep(record.id, adapter)
+        return adapter
 
-    def _discard_adapter(self, checkpoint_id: str) -> None:
-        self._recently_used.pop(checkpoint_id, None)
-        self._adapters.discard(checkpoint_id)
+    @asynccontextmanager
+    async def reading(self, run_id: str, checkpoint_id: str) -> AsyncIterator[Path]:
+        """Give a checkpoint's directory; its files stay inside the block, also if it is replaced or expires."""
+        self._readers[checkpoint_id] += 1
+        try:
+            yield self.path(run_id, checkpoint_id)
+        finally:
+            self._readers[checkpoint_id] -= 1
+            if not self._readers[checkpoint_id]:
+                del self._readers[checkpoint_id]
+                await self._remove_if_unused(run_id, checkpoint_id)
 
     def _remember(self, record: CheckpointRecord) -> None:
         self._by_id[record.id] = record
         self._by_uri[record.uri] = record
 
-    async def _expire(self) -> None:
-        for record in [record for record in self._by_id.values() if record.expired]:
-            await self._delete(record)
-
-    async def _delete(self, record: CheckpointRecord) -> None:
-        self._by_id.pop(record.id, None)
+    def _forget(self, record: CheckpointRecord) -> None:
+        del self._by_id[record.id]
         if self._by_uri.get(record.uri) is record:
             del self._by_uri[record.uri]
-        await self._store.delete(record)
-        if self._published.get(record.run_id) != record.id:
-            await self._remove_files(record.run_id, record.id)
 
-    async def _remove_files(self, run_id: str, checkpoint_id: str) -> None:
-        self._discard_adapter(checkpoint_id)
+    async def _expire(self) -> None:
+        expired = [record for record in self._by_id.values() if record.expired]
+        for record in expired:
+            self._forget(record)
+        if expired:
+            await self._store.put(delete=expired)
+        for record in expired:
+            await self._remove_if_unused(record.run_id, record.id)
+
+    async def _remove_if_unused(self, run_id: str, checkpoint_id: str) -> None:
+        """Remove the files of a checkpoint that has no row, unless they are served or read."""
+        if checkpoint_id in self._by_id or checkpoint_id == self._served.get(run_id) or self._readers[checkpoint_id]:
+            return
+        self._adapters.release(checkpoint_id)
         await asyncio.to_thread(shutil.rmtree, self.path(run_id, checkpoint_id), ignore_errors=True)
 
     def _remove_unknown(self, known: Container[str]) -> None:
         for directory in self._root.glob("*/*"):
             if directory.name not in known:
                 shutil.rmtree(directory)
-
-
-async def _ready(adapter: Adapter) -> Adapter:
-    return adapter
 
 
 def list_files(directory: Path) -> list[StoredFile]:

@@ -10,10 +10,11 @@ import asyncio
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
+from typing import Concatenate, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
 import msgspec
 
@@ -25,6 +26,7 @@ __all__ = ["LogRow", "Store", "StoreLockedError"]
 P = ParamSpec("P")
 T = TypeVar("T")
 R = TypeVar("R", bound=Record)
+_Row: TypeAlias = tuple[object, ...]
 
 # EXCLUSIVE makes the file itself the lock of the data directory: a second service fails at once, and the system
 # releases the lock when the process ends. NORMAL in WAL mode loses nothing when the process is killed.
@@ -95,15 +97,14 @@ class Store:
         """Return all objects of a kind, oldest first."""
         return await self._run(Store._load, kind)
 
-    def put(self, *records: Record) -> asyncio.Future[None]:
-        """Write objects, all or none. The write is queued when this returns, also if the result is not awaited."""
-        rows = [(type(record).__name__, record.id, msgspec.json.encode(record)) for record in records]
-        return self._run(Store._write, "INSERT OR REPLACE INTO objects VALUES (?, ?, ?)", rows)
+    def put(self, *records: Record, delete: Sequence[Record] = ()) -> asyncio.Future[None]:
+        """Write objects and delete others, all or none.
 
-    def delete(self, *records: Record) -> asyncio.Future[None]:
-        """Delete objects."""
-        rows = [(type(record).__name__, record.id) for record in records]
-        return self._run(Store._write, "DELETE FROM objects WHERE kind = ? AND id = ?", rows)
+        The write is queued when this returns, also if the result is not awaited.
+        """
+        written = [(type(record).__name__, record.id, msgspec.json.encode(record)) for record in records]
+        deleted = [(type(record).__name__, record.id) for record in delete]
+        return self._run(Store._write_objects, written, deleted)
 
     def put_outcome(self, run_id: str, operation_id: str, outcome: bytes) -> asyncio.Future[None]:
         """Write the outcome of a finished operation."""
@@ -173,11 +174,21 @@ class Store:
         rows = self._open_db.execute("SELECT document FROM objects WHERE kind = ?", (kind.__name__,))
         return sorted((decoder.decode(row[0]) for row in rows), key=lambda record: record.created_at)
 
-    def _write(self, statement: str, rows: Iterable[tuple[object, ...]]) -> None:
+    def _write_objects(self, written: Sequence[_Row], deleted: Sequence[_Row]) -> None:
+        with self._transaction() as db:
+            db.executemany("INSERT OR REPLACE INTO objects VALUES (?, ?, ?)", written)
+            db.executemany("DELETE FROM objects WHERE kind = ? AND id = ?", deleted)
+
+    def _write(self, statement: str, rows: Sequence[_Row]) -> None:
+        with self._transaction() as db:
+            db.executemany(statement, rows)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
         db = self._open_db
         db.execute("BEGIN IMMEDIATE")
         try:
-            db.executemany(statement, rows)
+            yield db
         except BaseException:
             db.execute("ROLLBACK")
             raise

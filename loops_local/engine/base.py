@@ -15,7 +15,18 @@ from msgspec import Struct
 
 from loops_async.types import AdamParams, Datum, ForwardBackwardOutput, ModelInput, SamplingParams
 
-__all__ = ["Adapter", "Completion", "Engine", "ModelInfo", "RefusedError", "SampleJob", "Sampler", "Trainer", "fits"]
+__all__ = [
+    "Adapter",
+    "Completion",
+    "Engine",
+    "ModelInfo",
+    "RefusedError",
+    "SampleJob",
+    "Sampler",
+    "SamplerUsage",
+    "Trainer",
+    "fits",
+]
 
 
 class RefusedError(ValueError):
@@ -32,10 +43,17 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
 
 
 class Adapter(Protocol):
-    """The LoRA weights of one version: immutable, so they can be served while the next version is trained."""
+    """The LoRA weights of one version: immutable, so they can be served while the next version is trained.
+
+    Weak references to it must be possible: the service finds adapters that are in use without keeping them alive.
+    """
 
     @property
     def rank(self) -> int: ...
+
+    @property
+    def nbytes(self) -> int:
+        """The memory of the weights."""
 
     def save(self, directory: Path) -> None:
         """Write `adapter_config.json` and `adapter_model.safetensors` in PEFT's format."""
@@ -126,11 +144,32 @@ class SampleOutcome(Struct, frozen=True, kw_only=True):
     prompt_logprobs: list[dict[int, float] | None] | None = None
 
 
+class SamplerUsage(Struct, frozen=True, kw_only=True):
+    """Figures of a sampler. Bytes and completions are those of now; the others count from its start.
+
+    `cache_bytes` is the memory of the KV cache, `prefix_bytes` that of the prompts that are kept for later requests.
+    `prefilled` and `reused` are positions of prompts: computed, and taken from a kept prompt or from another sample of
+    the same prompt. `put_back` are completions that were interrupted, because memory was full, and continued later.
+    """
+
+    running: int = 0
+    waiting: int = 0
+    cache_bytes: int = 0
+    prefix_bytes: int = 0
+    prefilled: int = 0
+    reused: int = 0
+    put_back: int = 0
+
+
 class Sampler(Protocol):
     """Completes prompts, and batches all requests that run at the same time, also those with different adapters."""
 
     def submit(self, job: SampleJob) -> Future[SampleOutcome]:
         """Check `job` (raises `RefusedError`) and queue it. Cancelling the future removes it from the batch."""
+
+    @property
+    def usage(self) -> SamplerUsage:
+        """What the sampler holds and has done; may be read from any thread."""
 
     def close(self) -> None:
         """Stop the thread and cancel the pending futures."""

@@ -22,7 +22,7 @@ from loops_async.protocol import IGNORED_TARGET, LOSSES, SKIP_NORMALIZATION
 from loops_async.types import AdamParams, Datum, ForwardBackwardOutput, ModelInput, TensorData
 
 from . import byte_tokenizer
-from .base import Completion, ModelInfo, RefusedError, SampleJob, SampleOutcome
+from .base import Completion, ModelInfo, RefusedError, SampleJob, SampleOutcome, SamplerUsage
 
 __all__ = ["EchoEngine", "logprob"]
 
@@ -37,11 +37,16 @@ def logprob(previous: int, token: int, step: int) -> float:
     return -(1 + (31 * previous + 17 * token + 7 * step) % 997) / 500
 
 
-class EchoAdapter(Struct, frozen=True):
+class EchoAdapter(Struct, frozen=True, weakref=True):
     """Takes the place of LoRA weights: the rank, and the step at which it was copied."""
 
     rank: int
     step: int
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the matrices that `save` writes."""
+        return 2 * 4 * self.rank
 
     def save(self, directory: Path) -> None:
         """Write files in PEFT's format, with one 1 x `rank` matrix pair of the step's number."""
@@ -151,6 +156,11 @@ class EchoSampler:
         outcome: Future[SampleOutcome] = Future()
         outcome.set_result(SampleOutcome(completions=completions, prompt_logprobs=scores))
         return outcome
+
+    @property
+    def usage(self) -> SamplerUsage:
+        """Return zeros: it holds nothing."""
+        return SamplerUsage()
 
     def close(self) -> None:
         """Do nothing: there is no thread."""

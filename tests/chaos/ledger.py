@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from loops_async.types import AdamParams, Datum, ForwardBackwardOutput
 from loops_local.engine import Engine, ModelInfo
-from loops_local.engine.base import Adapter, SampleJob, SampleOutcome, Sampler, Trainer
+from loops_local.engine.base import Adapter, SampleJob, SampleOutcome, Sampler, SamplerUsage, Trainer
 
 Prompt: TypeAlias = tuple[int, ...]
 Operation: TypeAlias = tuple[str, float]
@@ -91,6 +91,10 @@ class _CountingSampler:
         future = self._sampler.submit(job)
         self._ledger.note_sample(tuple(job.prompt.to_ints()))
         return future
+
+    @property
+    def usage(self) -> SamplerUsage:
+        return self._sampler.usage
 
     def close(self) -> None:
         self._sampler.close()

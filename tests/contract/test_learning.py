@@ -13,11 +13,13 @@ from loops_async import (
     BadRequestError,
     Datum,
     SampledSequence,
+    SamplingClient,
     SamplingParams,
     ServiceClient,
     TrainingClient,
 )
 from loops_local import LocalService
+from tests.support.work import eventually
 
 pytestmark = pytest.mark.torch
 
@@ -159,6 +161,40 @@ async def test_weights_stay_what_they_were_while_training_goes_on(trainer: Train
     after: Any = await following.compute_logprobs(text)
     assert sum(after[1:]) > sum(before[1:]) + 1.0
     assert await pinned.compute_logprobs(text) == pytest.approx(before, abs=CLOSE, nan_ok=True)
+
+
+async def test_each_answer_names_the_version_that_made_it(trainer: TrainingClient) -> None:
+    """Weights are published under one name while samples run; each version scores the prompt in its own way."""
+    text = list(b"which version is this?")
+    score = SamplingParams(max_tokens=2)
+    by_version: dict[int, Any] = {}
+    answers: list[tuple[int, Any]] = []
+    is_done = False
+
+    async def sample() -> None:
+        while not is_done:
+            answer = await sampler.sample(text, 1, score, include_prompt_logprobs=True)
+            assert answer.policy_version is not None
+            answers.append((answer.policy_version, answer.prompt_logprobs))
+
+    async def publish() -> SamplingClient:
+        output = await (await trainer.forward_backward([learned(text, skip=1)]))
+        by_version[len(by_version)] = output.loss_fn_outputs[0]["logprobs"].tolist()
+        following = await trainer.save_weights_and_get_sampling_client()
+        await trainer.optim_step(AdamParams(learning_rate=1e-2))
+        return following
+
+    sampler = await publish()
+    async with asyncio.TaskGroup() as samplers:
+        for _ in range(3):
+            samplers.create_task(sample())
+        for _ in range(8):
+            await publish()
+            await eventually(lambda: answers and answers[-1][0] == len(by_version) - 1)
+        is_done = True
+    for version, logprobs in answers:
+        fits = [v for v, own in by_version.items() if logprobs[1:] == pytest.approx(own, abs=CLOSE)]
+        assert fits == [version]
 
 
 async def test_a_run_resumes_exactly_where_it_was_saved(trainer: TrainingClient, service: ServiceClient) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 from loops_async.types import AdamParams, Datum, ForwardBackwardOutput
 from loops_local import RefusedError
 from loops_local.engine.base import SampleJob, SampleOutcome
-from loops_local.engine.echo import EchoEngine, EchoSampler, EchoTrainer
+from loops_local.engine.echo import EchoAdapter, EchoEngine, EchoSampler, EchoTrainer
 from tests.support.patience import PATIENCE_SECONDS
 
 
@@ -29,6 +30,8 @@ class WatchedEngine(EchoEngine):
             ``("optim_step", learning rate)``.
         begun: how many operations its trainers have begun, done or not.
         training: trainers wait while this is cleared.
+        reading: whatever reads a checkpoint waits while this is cleared.
+        reads: how many times a checkpoint was read, or is about to be.
     """
 
     def __init__(self, name: str) -> None:
@@ -38,6 +41,9 @@ class WatchedEngine(EchoEngine):
         self.begun = 0
         self.training = threading.Event()
         self.training.set()
+        self.reading = threading.Event()
+        self.reading.set()
+        self.reads = 0
         self._held: list[tuple[SampleJob, Future[SampleOutcome]]] = []
         self._is_holding = False
         self._lock = threading.Lock()
@@ -51,6 +57,15 @@ class WatchedEngine(EchoEngine):
         """Wait, as a trainer, until training may go on."""
         self.begun += 1
         self.training.wait(PATIENCE_SECONDS)
+
+    def read(self) -> None:
+        """Wait until checkpoints may be read."""
+        self.reads += 1
+        self.reading.wait(PATIENCE_SECONDS)
+
+    def load_adapter(self, directory: Path) -> EchoAdapter:
+        self.read()
+        return super().load_adapter(directory)
 
     def hold_samples(self) -> None:
         """Answer no sample until `release_samples`."""
@@ -98,6 +113,10 @@ class _Trainer(EchoTrainer):
         self._engine.begin()
         self._engine.done.append(("optim_step", params.learning_rate))
         return super().optim_step(params)
+
+    def load(self, directory: Path, *, optimizer: bool) -> None:
+        self._engine.read()
+        super().load(directory, optimizer=optimizer)
 
 
 class _Sampler(EchoSampler):

@@ -71,6 +71,10 @@ class LoraAdapter:
     def scale(self) -> float:
         return self.alpha / self.rank
 
+    @property
+    def nbytes(self) -> int:
+        return self.flat.nbytes
+
     def save(self, directory: Path) -> None:
         """Write `adapter_config.json` and `adapter_model.safetensors` in PEFT's format."""
         directory.mkdir(parents=True, exist_ok=True)

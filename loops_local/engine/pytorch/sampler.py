@@ -20,7 +20,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from ..base import SampleJob, SampleOutcome
+from ..base import SampleJob, SampleOutcome, SamplerUsage
 from . import cores
 from .adapter_batch import AdapterBatch
 from .kv_cache import KvCache, Prefix, capacity, prefilled
@@ -30,7 +30,7 @@ from .picking import pick
 from .prefix_cache import PrefixCache
 from .request import Request, Row
 
-__all__ = ["SamplerUsage", "TorchSampler"]
+__all__ = ["TorchSampler"]
 
 MAX_ROWS = 64
 """The largest number of completions generated at once."""
@@ -56,24 +56,6 @@ HEAD_POSITIONS = 512
 _Inbox: TypeAlias = "queue.SimpleQueue[Request | None]"
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class SamplerUsage:
-    """Figures of a sampler. Bytes are those in use now; the others count from its start.
-
-    `prefix_bytes` are those of the prompts that are kept for later requests. `prefilled` and `reused` are positions of
-    prompts: computed, and taken from a kept prompt or from another sample of the same prompt. `put_back` are
-    completions that were interrupted, because memory was full, and continued later.
-    """
-
-    running: int = 0
-    waiting: int = 0
-    cache_bytes: int = 0
-    prefix_bytes: int = 0
-    prefilled: int = 0
-    reused: int = 0
-    put_back: int = 0
 
 
 class TorchSampler:
