@@ -152,6 +152,8 @@ MASK: Final = "mask"
 LOGPROBS: Final = frozenset({"logprobs", "ref_logprobs"})
 """The inputs that are logprobs in nats."""
 SKIP_NORMALIZATION: Final = "skip_token_normalization"
+SCORE_ALL: Final = "score_all_targets"
+"""Logprobs are real also where an advantage is zero; an extension of the embedded service."""
 
 IGNORED_TARGET: Final = -100
 """The target token of a position that is not scored."""
@@ -214,9 +216,9 @@ class LossRule(Struct, frozen=True, kw_only=True):
         return counts if width == 1 else [any(counts[at : at + width]) for at in range(0, len(counts), width)]
 
 
-# The reference lists this setting for cross_entropy only. Every loss has it here, since "More facts" there says that
-# all losses are sums, which `optim_step` divides by the number of tokens unless this is set.
-_EVERY: Final = {SKIP_NORMALIZATION: Setting(default=False)}
+# The reference lists skip_token_normalization for cross_entropy only. Every loss has it here, since "More facts" there
+# says that all losses are sums, which `optim_step` divides by the number of tokens unless this is set.
+_EVERY: Final = {SKIP_NORMALIZATION: Setting(default=False), SCORE_ALL: Setting(default=False)}
 _CLIP: Final = {"clip_low_threshold": Setting(0.8), "clip_high_threshold": Setting(1.2)}  # ratios, not distances from 1
 _DPPO: Final = {
     "dppo_mask_high": Setting(0.2),

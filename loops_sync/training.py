@@ -114,7 +114,9 @@ class TrainingClient(Closing[_core.TrainingClient]):
                 are the input, shifted by one; without ``weights`` every target has weight 1, except -100, which is
                 not scored.
             loss_fn_config: settings of the loss, e.g. ``{"clip_low_threshold": 0.8}`` for ``ppo``. Every loss has
-                ``skip_token_normalization``, False by default.
+                ``skip_token_normalization``, False by default; and, with the embedded service alone,
+                ``score_all_targets``: logprobs are real numbers also where an advantage is zero, for KL metrics,
+                instead of 0.0.
             top_k_logprobs: how many candidates to list at each active position, 0 to 20.
             resume: `LoopsError.unfinished` of the call that this one repeats, with the same arguments, when other
                 operations were sent after it; no part of it is then trained twice.

@@ -8,7 +8,7 @@ Source: data-plane reference 1.7.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import Final
@@ -25,6 +25,8 @@ from .operation import MakeBody
 _HEAD: Final = b'{"data":'
 _NO_DATA: Final = b"[]"
 """The datums are the first field of an encoded `ForwardBody`, so they can be inserted between head and tail."""
+
+_REDUCTIONS: Final[Mapping[str, Callable[[Sequence[float]], float]]] = {"sum": sum, "min": min, "max": max}
 
 
 class DatumArray(Struct):
@@ -129,7 +131,8 @@ def merged(parts: Sequence[ForwardBackwardOutput], counts: Sequence[int]) -> For
     """Merge the results of several passes; `counts` are their numbers of datums.
 
     Outputs are concatenated; the loss and each metric are means over the parts that have them, weighted by the number
-    of datums; ``skip_token_normalization`` is 1 if it is set in every part, else 0.
+    of datums. But metrics whose names end in ``:sum``, ``:min`` or ``:max`` are reduced in that way, and
+    ``skip_token_normalization`` is 1 if it is set in every part, else 0.
     """
     if len(parts) == 1:
         return parts[0]
@@ -146,7 +149,10 @@ def _merged_metric(name: str, parts: Sequence[ForwardBackwardOutput], counts: Se
     present = [(part.metrics[name], count) for part, count in zip(parts, counts, strict=True) if name in part.metrics]
     if name == SKIP_NORMALIZATION:
         return float(len(present) == len(parts) and all(value for value, _ in present))
-    return _weighted_mean([value for value, _ in present], [count for _, count in present])
+    values = [value for value, _ in present]
+    if reduce := _REDUCTIONS.get(name.rpartition(":")[2]):
+        return float(reduce(values))
+    return _weighted_mean(values, [count for _, count in present])
 
 
 def _weighted_mean(values: Sequence[float], weights: Sequence[int]) -> float:

@@ -38,6 +38,38 @@ def test_zero_advantage_reports_zero(trainer: Trainer) -> None:
     assert output.metrics["tokens"] == 2
 
 
+@pytest.mark.parametrize("loss_fn", ["importance_sampling", "ppo", "cispo", "dro", "dppo"])
+def test_zero_advantage_is_scored_if_asked(trainer: Trainer, tmp_path: Path, loss_fn: str) -> None:
+    """The logprobs are those of cross_entropy; the loss, the tokens and the gradients are the same as without."""
+    randomize(trainer, tmp_path)
+    full = tokens(5, seed=1)
+    targets = [-100, *full[2:]]
+    inputs = {"target_tokens": targets, "logprobs": [math.nan, -1, -1, -1], "advantages": [0.0, 0.0, 1.0, -1.0]}
+    data = [Datum(model_input=full[:-1], loss_fn_inputs=inputs)]
+    plain = trainer.forward(data, loss_fn, {}, backward=True)
+    gradients = gradient(trainer, tmp_path)
+    randomize(trainer, tmp_path)
+    output = trainer.forward(data, loss_fn, {"score_all_targets": True}, backward=True)
+    [p] = logprobs(output)
+    expected = Datum(model_input=full[:-1], loss_fn_inputs={"target_tokens": targets})
+    [q] = logprobs(trainer.forward([expected], "cross_entropy", {}, backward=False))
+    np.testing.assert_allclose(p, q, atol=1e-5)
+    assert np.isnan(p).tolist() == [True, False, False, False]
+    assert output.metrics == pytest.approx(plain.metrics)
+    found = gradient(trainer, tmp_path)
+    assert dot(found, found) > 0
+    for name in found:
+        np.testing.assert_allclose(found[name], gradients[name], atol=1e-5)
+
+
+def test_sums_and_counts_are_metrics(trainer: Trainer) -> None:
+    output = trainer.forward(BATCH, "cross_entropy", {}, backward=False)
+    tokens_with_weight = output.metrics["tokens"]
+    assert output.metrics["loss:sum"] == pytest.approx(-sum(np.nansum(p) for p in logprobs(output)))
+    assert output.metrics["loss:sum"] == pytest.approx(output.loss * tokens_with_weight)
+    assert output.metrics["tokens:sum"] == tokens_with_weight == sum(np.isfinite(p).sum() for p in logprobs(output))
+
+
 def test_without_targets_the_input_is_scored(trainer: Trainer) -> None:
     full = tokens(5, seed=1)
     [given] = logprobs(trainer.forward([Datum(model_input=full)], "cross_entropy", {}, backward=False))

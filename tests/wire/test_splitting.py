@@ -87,13 +87,29 @@ async def test_results_are_merged(parts: Parts, trainer: TrainingClient) -> None
             "loss": 1.0,
             "loss_fn_output_type": "",
             "loss_fn_outputs": [tensors(-1.0), tensors(-2.0)],
-            "metrics": {"loss": 1.0, "tokens": 10, "only_here": 3.0, "skip_token_normalization": 1.0},
+            "metrics": {
+                "loss": 1.0,
+                "tokens": 10,
+                "tokens:sum": 10,
+                "ratio:max": 3.0,
+                "ratio:min": 0.5,
+                "only_here": 3.0,
+                "skip_token_normalization": 1.0,
+            },
         },
         {
             "loss": 4.0,
             "loss_fn_output_type": "logprobs",
             "loss_fn_outputs": [tensors(-3.0)],
-            "metrics": {"loss": 4.0, "tokens": 40, "only_there": 7.0, "skip_token_normalization": 1.0},
+            "metrics": {
+                "loss": 4.0,
+                "tokens": 40,
+                "tokens:sum": 40,
+                "ratio:max": 2.0,
+                "ratio:min": 0.25,
+                "only_there": 7.0,
+                "skip_token_normalization": 1.0,
+            },
         },
     )
     future = await trainer.forward_backward([DATUM, DATUM, DATUM], "cross_entropy", {"skip_token_normalization": True})
@@ -105,6 +121,9 @@ async def test_results_are_merged(parts: Parts, trainer: TrainingClient) -> None
     assert output.metrics == {
         "loss": pytest.approx(2.0),
         "tokens": pytest.approx(20.0),
+        "tokens:sum": 50.0,
+        "ratio:max": 3.0,
+        "ratio:min": 0.25,
         "only_here": 3.0,
         "only_there": 7.0,
         "skip_token_normalization": 1.0,

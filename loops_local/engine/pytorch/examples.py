@@ -94,7 +94,7 @@ def _example(datum: Datum, loss: Loss, model: ModelInfo, where: str) -> Example:
     if not loss.by_advantage:
         inputs.setdefault("weights", np.ones(targets.shape, np.float32))
     weighted = (targets != IGNORED_TARGET) & (inputs["advantages" if loss.by_advantage else "weights"] != 0)
-    scored = weighted if loss.by_advantage else targets != IGNORED_TARGET
+    scored = weighted if loss.by_advantage and not loss.scores_all else targets != IGNORED_TARGET
     _check_finite(inputs, weighted, where)
     unscored = np.where(targets == IGNORED_TARGET, np.float32(math.nan), np.float32(0.0))
     if TARGET_TOKENS not in given:

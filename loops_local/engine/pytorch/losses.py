@@ -20,7 +20,7 @@ from msgspec import Struct
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from loops_async.protocol import SKIP_NORMALIZATION, TARGET_TOKENS, LossRule, loss_rule, loss_settings
+from loops_async.protocol import SCORE_ALL, SKIP_NORMALIZATION, TARGET_TOKENS, LossRule, loss_rule, loss_settings
 
 __all__ = ["Loss", "find"]
 
@@ -114,6 +114,7 @@ class Loss(Struct, frozen=True):
     rule: LossRule
     function: Callable[..., Tensor]
     skips_normalization: bool
+    scores_all: bool
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -139,5 +140,5 @@ def find(name: str, config: Mapping[str, Any]) -> Loss:
     """
     rule = loss_rule(name)
     settings = loss_settings(name, config)
-    skip = bool(settings.pop(SKIP_NORMALIZATION))
-    return Loss(name, rule, partial(_FUNCTIONS[name], **settings), skip)
+    skip, every = bool(settings.pop(SKIP_NORMALIZATION)), bool(settings.pop(SCORE_ALL))
+    return Loss(name, rule, partial(_FUNCTIONS[name], **settings), skip, every)

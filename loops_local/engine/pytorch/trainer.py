@@ -83,9 +83,13 @@ class LoraTrainer:
         """Compute the loss and logprobs; with `backward`, add to the gradients.
 
         Each output has ``logprobs`` with the shape of the datum's targets: NaN where the target is ignored, 0.0 where
-        an advantage is zero, else the logprob of the target. With `top_k` it also has ``topk_token_ids`` (int64) and
-        ``topk_logprobs`` (float32), both of shape (N, top_k), best first; -1 and NaN where nothing is scored. These two
-        names are ours: the published protocol leaves them open.
+        an advantage is zero (unless ``score_all_targets`` is set), else the logprob of the target. With `top_k` it also
+        has ``topk_token_ids`` (int64) and ``topk_logprobs`` (float32), both of shape (N, top_k), best first; -1 and NaN
+        where nothing is scored. These two names are ours: the published protocol leaves them open.
+
+        The metrics are ``loss``, a mean over the targets with weight (`dpo`: over pairs), ``loss:sum``, the same as a
+        sum, ``tokens``, the number of positions with weight, and ``tokens:sum``, the same. A client that splits a batch
+        adds up the sums of its parts, and returns the means of all other metrics.
 
         A call that is refused leaves the gradients as they were.
         """
@@ -208,7 +212,12 @@ def _valid(params: AdamParams) -> AdamParams:
 
 def _output(given: Sequence[Example], result: Pass, skip: bool) -> ForwardBackwardOutput:
     loss = result.loss / max(1, result.terms)
-    metrics = {"loss": loss, "tokens": float(result.tokens)}
+    metrics = {
+        "loss": loss,
+        "loss:sum": result.loss,
+        "tokens": float(result.tokens),
+        "tokens:sum": float(result.tokens),
+    }
     if skip:
         metrics[SKIP_NORMALIZATION] = 1.0
     return ForwardBackwardOutput(
