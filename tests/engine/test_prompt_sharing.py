@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,7 +15,9 @@ import transformers
 from loops_local.engine.base import Adapter, Engine, SampleJob, SampleOutcome, Trainer
 from loops_local.engine.pytorch import load
 from loops_local.engine.pytorch import sampler as sampler_module
+from loops_local.engine.pytorch.adapter import LoraAdapter
 from loops_local.engine.pytorch.kv_cache import capacity
+from loops_local.engine.pytorch.lora import Active
 from loops_local.engine.pytorch.sampler import TorchSampler
 
 from .tools import job, randomize, tokens
@@ -124,6 +127,81 @@ def test_one_long_request_leaves_room_for_the_others(
     _ask(torch_sampler, [job(tokens(20, seed=i), max_tokens=8) for i in range(40)])
     long.cancel()
     assert max(steps) > 30
+
+
+def test_a_long_prompt_is_computed_in_parts_to_the_same_result(
+    engine: Engine, torch_sampler: TorchSampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long, longer = PROMPT, PROMPT + tokens(70, seed=7)
+    jobs = [
+        job(long, n=3, max_tokens=20, seed=1, prompt_logprobs=2),
+        job(longer, n=2, max_tokens=20, seed=2),
+        job(tokens(20, seed=3), max_tokens=20, seed=3, prompt_logprobs=0),
+        job(longer[:-1], max_tokens=20, seed=2),
+    ]
+    expected = _ask(torch_sampler, jobs)
+    monkeypatch.setattr(sampler_module, "PREFILL_TOKENS", 30)
+    monkeypatch.setattr(sampler_module, "CHUNK", 17)
+    monkeypatch.setattr(sampler_module, "CHUNK_BESIDE", 8)
+    again = engine.sampler()
+    assert isinstance(again, TorchSampler)
+    found = [again.submit(jobs[1]).result(20), *_ask(again, [jobs[0], *jobs[2:]])]
+    again.close()
+    found[:2] = found[1::-1]
+    assert _tokens(found) == _tokens(expected)
+    for one, other in zip(found, expected, strict=True):
+        for mine, same in zip(one.completions, other.completions, strict=True):
+            np.testing.assert_allclose(mine.logprobs, same.logprobs, atol=1e-4)
+        assert (one.prompt_logprobs is None) == (other.prompt_logprobs is None)
+        for scores, same_scores in zip(one.prompt_logprobs or [], other.prompt_logprobs or [], strict=True):
+            assert scores == pytest.approx(same_scores, abs=1e-4)
+
+
+def test_short_requests_proceed_while_a_long_prompt_is_computed(
+    torch_sampler: TorchSampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[str] = []
+    all_are_there = threading.Event()
+    plain = sampler_module.pick
+
+    def waiting(*args: object) -> list[int]:
+        assert all_are_there.wait(20)
+        return plain(*args)  # type: ignore[arg-type] # passed through
+
+    monkeypatch.setattr(sampler_module, "pick", waiting)
+    monkeypatch.setattr(sampler_module, "PREFILL_TOKENS", 100)
+    monkeypatch.setattr(sampler_module, "CHUNK_BESIDE", 16)
+    first = torch_sampler.submit(job("first", max_tokens=1))
+    long = torch_sampler.submit(job(tokens(1000, seed=0), max_tokens=1))
+    short = torch_sampler.submit(job("short", max_tokens=20))
+    long.add_done_callback(lambda _: ended.append("long"))
+    short.add_done_callback(lambda _: ended.append("short"))
+    all_are_there.set()
+    for future in (first, long, short):
+        future.result(30)
+    torch_sampler.close()
+    assert ended == ["short", "long"]
+
+
+def test_a_long_prompt_is_cancelled_on_its_way(torch_sampler: TorchSampler, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, cancelled = threading.Event(), threading.Event()
+    plain = sampler_module.AdapterBatch.combine
+
+    def waiting(batch: sampler_module.AdapterBatch, rows: Sequence[LoraAdapter | None]) -> Active | None:
+        begun.set()
+        assert cancelled.wait(20)
+        return plain(batch, rows)
+
+    monkeypatch.setattr(sampler_module.AdapterBatch, "combine", waiting)
+    monkeypatch.setattr(sampler_module, "PREFILL_TOKENS", 100)
+    long = torch_sampler.submit(job(tokens(1000, seed=0), max_tokens=1))
+    assert begun.wait(20)
+    assert long.cancel()
+    cancelled.set()
+    torch_sampler.submit(job("short", max_tokens=2)).result(20)
+    torch_sampler.close()
+    assert torch_sampler.usage.prefilled <= sampler_module.CHUNK + len("short")
+    assert torch_sampler.usage.cache_bytes == 0
 
 
 @pytest.mark.parametrize("positions", [200, 400])

@@ -24,7 +24,7 @@ class CachedLayer(Protocol):
     """A layer of a cache that computes the attention to what it holds."""
 
     def attend(self, query: Tensor, scaling: float) -> Tensor:
-        """Return (rows, heads, 1, width) for queries of that shape."""
+        """Return (rows, heads, count, width) for queries of that shape."""
 
 
 class _Next(threading.local):

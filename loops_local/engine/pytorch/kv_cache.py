@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeAlias, TypeVar
+from functools import partial
+from typing import Any, Generic, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
+from torch.nn.functional import scaled_dot_product_attention
+from transformers.cache_utils import Cache, CacheLayerMixin
 
 from .attention import next_layer
 
-__all__ = ["KvCache", "Prefix", "capacity", "contents", "prefilled"]
+__all__ = ["KvCache", "Prefill", "Prefix", "capacity", "contents"]
 
 SMALLEST_CAPACITY = 32
 
@@ -37,7 +39,7 @@ class Prefix:
         return self.layers[0][0].shape[1]
 
     @classmethod
-    def of(cls, cache: DynamicCache, row: int, length: int, last: Tensor) -> Prefix:
+    def of(cls, cache: Cache, row: int, length: int, last: Tensor) -> Prefix:
         """Copy the first `length` positions of a row of a prefill."""
         layers = [(keys[row, :, :length].clone(), values[row, :, :length].clone()) for keys, values in contents(cache)]
         return cls(layers, last.clone())
@@ -47,20 +49,48 @@ class Prefix:
         return sum(part.nbytes for layer in self.layers for part in layer) + self.last.nbytes
 
 
-def contents(cache: DynamicCache) -> _KeysValues:
+def contents(cache: Cache) -> _KeysValues:
     """Return the keys and values (rows, heads, length, width) of each layer after a prefill."""
     layers: Any = cache.layers
     return [(layer.keys, layer.values) for layer in layers]
 
 
-def prefilled(prefixes: Sequence[Prefix | None], length: int) -> DynamicCache:
-    """Return the cache of a prefill whose rows continue the first `length` positions of these prefixes."""
-    cache = DynamicCache()
-    if length:
-        for index, layers in enumerate(zip(*(prefix.layers for prefix in prefixes if prefix), strict=True)):
-            keys, values = (torch.stack([part[:, :length] for part in parts]) for parts in zip(*layers, strict=True))
-            cache.update(keys, values, index)
-    return cache
+class Prefill:
+    """The keys and values of rows whose prompts are computed together, in one pass or in several.
+
+    Args:
+        positions: the length of the longest row.
+        prefixes: what the rows have already: each its first `done` positions.
+        done: the number of positions that are computed.
+    """
+
+    def __init__(self, positions: int, prefixes: Sequence[Prefix | None] = (), done: int = 0) -> None:
+        self.done = done
+        self.positions = positions
+        self.mask: Tensor | None = None
+        """(count, length): what to add to the scores of the next positions; None in the first pass."""
+        # Declared as a class, and only called.
+        self.cache = Cache(layer_class_to_replicate=cast("Any", partial(_PrefillLayer, self)))
+        if done:
+            own = zip(*(prefix.layers for prefix in prefixes if prefix), strict=True)
+            for index, rows in enumerate(own):
+                keys, values = (torch.stack([part[:, :done] for part in parts]) for parts in zip(*rows, strict=True))
+                self.cache.update(keys, values, index)
+
+    def next(self, count: int) -> dict[str, Any]:
+        """Return the arguments with which `Base.hidden` computes the next `count` positions of all rows."""
+        next_layer(None)
+        done, self.done = self.done, self.done + count
+        if not done:
+            return {"cache": self.cache}
+        at = torch.arange(done, self.done)
+        self.mask = torch.zeros(count, self.done).masked_fill_(torch.arange(self.done) > at[:, None], -torch.inf)
+        return {
+            "cache": self.cache,
+            "position_ids": at[None],
+            # Not read, since these layers attend by themselves; without it, transformers would build one.
+            "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool),
+        }
 
 
 class KvCache(Generic[_T]):
@@ -247,14 +277,69 @@ def _split(parts: Tensor, rows: int) -> Tensor:
     return split
 
 
-class _Layer(CacheLayerMixin):
-    """One layer of a decoding step, as transformers sees it."""
+class _OwnLayer(CacheLayerMixin):
+    """One layer of a cache, as transformers sees it: it does not ask about lengths, since positions are given."""
 
     is_sliding = False
 
-    def __init__(self, index: int, steps: Sequence[_Step]) -> None:
+    def __init__(self) -> None:
         CacheLayerMixin.__init__(self)
         self.is_initialized = True
+
+    def get_seq_length(self) -> int:
+        return 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return query_length, 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        raise AssertionError("the layer is initialized by its constructor")
+
+
+class _PrefillLayer(_OwnLayer):
+    """One layer of a prefill. The first pass attends as transformers does, later ones to what is stored."""
+
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self, prefill: Prefill) -> None:
+        _OwnLayer.__init__(self)
+        self._prefill = prefill
+        self._stored: tuple[Tensor, Tensor] | None = None
+        self._length = 0
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Store the new positions; if a mask is given, the attention that follows is `attend`."""
+        keys, values = self._stored = self._stored or (self._empty(key_states), self._empty(value_states))
+        start, self._length = self._length, self._length + key_states.shape[2]
+        keys[:, :, start : self._length] = key_states
+        values[:, :, start : self._length] = value_states
+        self.keys, self.values = keys[:, :, : self._length], values[:, :, : self._length]
+        if self._prefill.mask is not None:
+            next_layer(self)
+        return key_states, value_states
+
+    def attend(self, query: Tensor, scaling: float) -> Tensor:
+        rows, heads, count, width = query.shape
+        groups = heads // self.keys.shape[1]
+        # The queries that share keys are rows of one matrix, so that the keys are not copied for each of them.
+        joined = query.reshape(rows, -1, groups * count, width)
+        mask = None if self._prefill.mask is None else self._prefill.mask.repeat(groups, 1)
+        attended = scaled_dot_product_attention(joined, self.keys, self.values, attn_mask=mask, scale=scaling)
+        return attended.reshape(rows, heads, count, -1)
+
+    def _empty(self, like: Tensor) -> Tensor:
+        return like.new_empty(*like.shape[:2], self._prefill.positions, like.shape[3])
+
+
+class _Layer(_OwnLayer):
+    """One layer of a decoding step."""
+
+    def __init__(self, index: int, steps: Sequence[_Step]) -> None:
+        _OwnLayer.__init__(self)
         self._index = index
         self._steps = steps
         self._rows = [len(step.at) for step in steps]
@@ -274,18 +359,6 @@ class _Layer(CacheLayerMixin):
         queries = (query * scaling).view(rows, self._heads, heads // self._heads, -1).split(self._rows)
         attended = [step.attend(self._index, part) for step, part in zip(self._steps, queries, strict=True)]
         return torch.cat(attended).reshape(rows, heads, 1, -1)
-
-    def get_seq_length(self) -> int:
-        return 0
-
-    def get_max_length(self) -> int:
-        return -1
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return query_length, 0
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        raise AssertionError("the layer is initialized by its constructor")
 
 
 def _doubled(old: Tensor) -> Tensor:

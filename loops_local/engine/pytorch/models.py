@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from transformers.cache_utils import Cache
 from transformers.utils import logging as transformers_logging
 
 from .. import byte_tokenizer
 from ..base import ModelInfo, RefusedError
 from . import attention, pretrained, recompute
-from .kv_cache import KvCache, Prefix, contents
+from .kv_cache import KvCache, Prefill, Prefix, contents
 from .lora import Active, Shapes, fresh, inject, pairs, using
 
 __all__ = ["Base", "load_base"]
@@ -157,12 +157,13 @@ def _probe(base: Base) -> int:
         raise _unfit(base, "has no linear layers that LoRA could train")
     tokens = torch.arange(8).view(2, 4) % base.info.vocab_size
     changing_nothing = Active(pairs(fresh(base.shapes, 1, 0), base.shapes, 1), torch.ones(2, 1, 1))
-    cache, kv_cache = DynamicCache(), KvCache[int]()
+    prefill, kv_cache = Prefill(3), KvCache[int]()
     try:
         with using(changing_nothing):
-            prompt = base.hidden(tokens[:, :3], cache)
+            parts = [base.hidden(part, **prefill.next(part.shape[1])) for part in (tokens[:, :1], tokens[:, 1:3])]
+            prompt = torch.cat(parts, 1)
             for row in range(2):
-                kv_cache.add(row, Prefix.of(cache, row, 3, prompt[row, 2]), shared=row == 1)
+                kv_cache.add(row, Prefix.of(prefill.cache, row, 3, prompt[row, 2]), shared=row == 1)
             rows, placement = kv_cache.next()
             following = base.hidden(tokens[rows, 3:], **placement)[rows]
         ours = base.logits(torch.cat([prompt, following], 1))
@@ -174,7 +175,7 @@ def _probe(base: Base) -> int:
         raise _unfit(base, f"does not run on it: {error}") from error
     if not torch.allclose(ours, own, atol=1e-3, rtol=1e-3):
         raise _unfit(base, "computes its logits in a way that the engine does not know")
-    return sum(part[0, :, 0].nbytes for layer in contents(cache) for part in layer)
+    return sum(part[0, :, 0].nbytes for layer in contents(prefill.cache) for part in layer)
 
 
 def _unfit(base: Base, why: str) -> RefusedError:

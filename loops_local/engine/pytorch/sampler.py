@@ -23,7 +23,7 @@ from torch import Tensor
 from ..base import SampleJob, SampleOutcome, SamplerUsage
 from . import cores
 from .adapter_batch import AdapterBatch
-from .kv_cache import KvCache, Prefix, capacity, prefilled
+from .kv_cache import KvCache, Prefill, Prefix, capacity
 from .lora import using
 from .models import Base
 from .picking import pick
@@ -48,7 +48,13 @@ A shared prompt is one more product in each layer and step.
 """
 
 PREFILL_TOKENS = 2048
-"""The prompt positions, with padding, of one prefill between two decoding steps; a longer prompt is prefilled alone."""
+"""The prompt positions, with padding, that are computed together between two decoding steps."""
+
+CHUNK = 512
+"""The positions of one pass of a prompt that is longer than `PREFILL_TOKENS`. New requests start between two passes."""
+
+CHUNK_BESIDE = 32
+"""The same while completions are under way. It takes a fifth of the time of a step of 64 rows."""
 
 HEAD_POSITIONS = 512
 """The number of prompt positions whose logits are in memory at once."""
@@ -103,6 +109,7 @@ class _Loop:
         self._arrivals = 0
         self._waiting: deque[Request] = deque()
         self._put_back: list[Row] = []
+        self._contexts: dict[Hashable, _Context] = {}
         self._prefixes = PrefixCache()
         self.usage = SamplerUsage()
         self._clear()
@@ -113,12 +120,13 @@ class _Loop:
                 while self._has_work and self._receive(wait=False):
                     cores.adjust()
                     self._step()
-        for request in {*self._waiting, *(row.request for row in (*self._put_back, *self._rows))}:
+        starting = [row for context in self._contexts.values() for row in context.rows]
+        for request in {*self._waiting, *(row.request for row in (*self._put_back, *starting, *self._rows))}:
             request.future.cancel()
 
     @property
     def _has_work(self) -> bool:
-        return bool(self._waiting or self._put_back or self._rows)
+        return bool(self._waiting or self._put_back or self._contexts or self._rows)
 
     def _receive(self, *, wait: bool) -> bool:
         """Receive the new requests, with `wait` at least one; return False once the sampler is closed."""
@@ -138,9 +146,14 @@ class _Loop:
 
     def _step(self) -> None:
         self._remove_done()
-        if contexts := self._admit():
+        self._admit()
+        has_others = bool(self._rows) or not all(context.is_long for context in self._contexts.values())
+        for contexts in _prefills([*self._contexts.values()]):
             with _failing_together({row.request for context in contexts for row in context.rows}):
-                self._start(contexts)
+                self._prefill(contexts, CHUNK_BESIDE if has_others else CHUNK)
+        whole = [context for context in self._contexts.values() if context.lacking == 0]
+        with _failing_together({row.request for context in whole for row in context.rows}):
+            self._start(whole)
         if self._rows:
             with _failing_together({row.request for row in self._rows}):
                 self._decode()
@@ -154,11 +167,17 @@ class _Loop:
         self._kv_cache: KvCache[Row] = KvCache()
         self._prefilling, self._decoding = AdapterBatch(), AdapterBatch()
 
+    def _positions(self) -> int:
+        """Return the positions that the next step needs memory for, and those of prompts that are being computed."""
+        return self._kv_cache.positions() + sum(one.positions(len(one.rows)) for one in self._contexts.values())
+
     def _count(self, *, prefilled: int = 0, reused: int = 0, put_back: int = 0) -> None:
         self.usage = SamplerUsage(
             running=len(self._rows),
-            waiting=len(self._put_back) + sum(request.num_samples - request.started for request in self._waiting),
-            cache_bytes=self._kv_cache.positions() * self._base.cache_bytes,
+            waiting=len(self._put_back)
+            + sum(len(context.rows) for context in self._contexts.values())
+            + sum(request.num_samples - request.started for request in self._waiting),
+            cache_bytes=self._positions() * self._base.cache_bytes,
             prefix_bytes=self._prefixes.nbytes,
             prefilled=self.usage.prefilled + prefilled,
             reused=self.usage.reused + reused,
@@ -169,6 +188,9 @@ class _Loop:
         """Remove requests that were cancelled or have failed."""
         self._waiting = deque(request for request in self._waiting if not request.future.done())
         self._put_back = [row for row in self._put_back if not row.request.future.done()]
+        for context in self._contexts.values():
+            context.rows = [row for row in context.rows if not row.request.future.done()]
+        self._contexts = {key: context for key, context in self._contexts.items() if context.rows}
         self._release([row for row in self._rows if row.request.future.done()])
 
     def _release(self, rows: Sequence[Row]) -> None:
@@ -177,26 +199,25 @@ class _Loop:
             ended = set(rows)
             self._rows = [row for row in self._rows if row not in ended]
 
-    def _admit(self) -> list[_Context]:
+    def _admit(self) -> None:
         """Start samples in order of arrival, as many as fit; those with the same tokens so far share a context."""
-        contexts: dict[Hashable, _Context] = {}
-        rows, used, prefill = len(self._rows), self._kv_cache.positions(), 0
+        rows = len(self._rows) + sum(len(context.rows) for context in self._contexts.values())
+        used, prefill = self._positions(), 0
         while rows < MAX_ROWS and (upcoming := self._upcoming()):
             request, tokens = upcoming
-            key = id(request.adapter), request.lacks_prompt_logprobs, tuple(tokens)
-            context = contexts.get(key) or self._context(request, tokens)
+            key = id(request.adapter), request.lacks_prompt_logprobs and id(request), tuple(tokens)
+            context = self._contexts.get(key) or self._context(request, tokens)
             more = context.positions(len(context.rows) + 1) - context.positions(len(context.rows))
             if rows and (used + more) * self._base.cache_bytes > MAX_CACHE_BYTES:
                 break
-            if key not in contexts:
-                prefill += len(tokens) - context.matched
-                if contexts and prefill > PREFILL_TOKENS:
+            if key not in self._contexts:
+                prefill += 0 if context.is_long else context.lacking
+                if prefill > PREFILL_TOKENS:
                     break
-                contexts[key] = context
+                self._contexts[key] = context
             context.rows.append(self._pop())
             rows += 1
             used += more
-        return [*contexts.values()]
 
     def _upcoming(self) -> tuple[Request, list[int]] | None:
         """Return the request of the next sample, and the sample's tokens so far."""
@@ -221,11 +242,11 @@ class _Loop:
         return _Context(request, tokens, prefix, matched, joins=joins)
 
     def _start(self, contexts: list[_Context]) -> None:
-        """Process the tokens so far of each context, and generate each row's next token."""
-        computed = sum(len(context.tokens) - context.matched for context in contexts)
-        everything = sum(len(context.tokens) * len(context.rows) for context in contexts)
-        for batch in _prefills(contexts):
-            self._prefill(batch)
+        """Generate the next token of each row of contexts that are computed."""
+        if not contexts:
+            return
+        self._contexts = {key: context for key, context in self._contexts.items() if context not in contexts}
+        reused = sum(len(context.tokens) * len(context.rows) - context.computed for context in contexts)
         last = self._logprobs(torch.stack([context.whole.last for context in contexts]))
         owners = [i for i, context in enumerate(contexts) for _ in context.rows]
         starting = [row for context in contexts for row in context.rows]
@@ -234,31 +255,38 @@ class _Loop:
             if not has_ended:
                 self._kv_cache.add(row, contexts[i].whole, shared=contexts[i].is_shared)
                 self._rows.append(row)
-        self._count(prefilled=computed, reused=everything - computed)
+        self._count(reused=reused)
 
-    def _prefill(self, contexts: Sequence[_Context]) -> None:
-        """Compute the rest of contexts that have equally much already."""
-        done = contexts[0].matched
-        lengths = [len(context.tokens) - done for context in contexts]
+    def _prefill(self, contexts: Sequence[_Context], chunk: int) -> None:
+        """Compute the rest of contexts that have equally much already, or the next `chunk` positions of a long one."""
+        first, done = contexts[0], contexts[0].matched
+        limit = chunk if first.is_long else PREFILL_TOKENS
+        lengths = [min(context.lacking, limit) for context in contexts]
         # Padding on the right needs no mask, since causal attention uses no position to the right.
         tokens = torch.zeros(len(contexts), max(lengths), dtype=torch.int64)
         for row, context, length in zip(tokens, contexts, lengths, strict=True):
-            row[:length] = torch.tensor(context.tokens[done:])
-        cache = prefilled([context.prefix for context in contexts], done)
+            row[:length] = torch.tensor(context.tokens[done : done + length])
+        prefill = first.prefill or Prefill(
+            max(len(context.tokens) for context in contexts), [context.prefix for context in contexts], done
+        )
         with using(self._prefilling.combine([context.request.adapter for context in contexts])):
-            hidden = self._base.hidden(tokens, cache)
+            hidden = self._base.hidden(tokens, **prefill.next(max(lengths)))
         for index, (context, length) in enumerate(zip(contexts, lengths, strict=True)):
-            self._score_prompts(context, hidden[index])
-            context.prefix = Prefix.of(cache, index, len(context.tokens), hidden[index, length - 1])
-            if context.is_prompt:
-                adapter = context.request.adapter
-                self._prefixes.add(adapter, context.tokens, context.prefix, limit=MAX_PREFIX_BYTES)
+            self._score_prompt(context, hidden[index, :length])
+            context.matched += length
+            context.computed += length
+            context.prefill = prefill
+            if not context.lacking:
+                self._finish_prefill(context, prefill, index, hidden[index, length - 1])
+        self._count(prefilled=sum(lengths))
 
-    def _score_prompts(self, context: _Context, states: Tensor) -> None:
-        """Set the logprobs of the prompt in the requests that want them."""
-        for request in {row.request for row in context.rows}:
-            if request.wanted_prompt_logprobs is not None and request.prompt_logprobs is None:
-                request.prompt_logprobs = self._prompt_logprobs(states, request.prompt, request.wanted_prompt_logprobs)
+    def _finish_prefill(self, context: _Context, prefill: Prefill, index: int, last: Tensor) -> None:
+        context.prefill = None
+        context.prefix = Prefix.of(prefill.cache, index, len(context.tokens), last)
+        if context.request.lacks_prompt_logprobs:
+            context.request.prompt_logprobs = [None, *context.scores]
+        if context.is_prompt:
+            self._prefixes.add(context.request.adapter, context.tokens, context.prefix, limit=MAX_PREFIX_BYTES)
 
     def _decode(self) -> None:
         """Generate one more token for every row."""
@@ -272,7 +300,7 @@ class _Loop:
 
     def _make_room(self) -> None:
         """Put the youngest rows back until the next step of the others fits in memory."""
-        while len(self._rows) > 1 and self._kv_cache.positions() * self._base.cache_bytes > MAX_CACHE_BYTES:
+        while len(self._rows) > 1 and self._positions() * self._base.cache_bytes > MAX_CACHE_BYTES:
             youngest = max(self._rows, key=lambda row: row.age)
             self._release([youngest])
             self._put_back.insert(0, youngest)
@@ -290,26 +318,30 @@ class _Loop:
     def _logprobs(self, states: Tensor) -> Tensor:
         return self._base.logits(states).log_softmax(-1)
 
-    def _prompt_logprobs(self, states: Tensor, prompt: list[int], top_k: int) -> list[dict[int, float] | None]:
-        """Return the logprobs of each prompt token, from the position before it; the first token has none."""
-        found: list[dict[int, float] | None] = [None]
+    def _score_prompt(self, context: _Context, states: Tensor) -> None:
+        """Add the logprobs of the prompt's tokens after the next positions, if the request wants them."""
+        request = context.request
+        if not request.lacks_prompt_logprobs or request.wanted_prompt_logprobs is None:
+            return
+        following = torch.tensor(context.tokens[context.matched + 1 : context.matched + len(states) + 1])
         for part, targets in zip(
-            states[: len(prompt) - 1].split(HEAD_POSITIONS), torch.tensor(prompt[1:]).split(HEAD_POSITIONS), strict=True
+            states[: len(following)].split(HEAD_POSITIONS), following.split(HEAD_POSITIONS), strict=True
         ):
             logprobs = self._logprobs(part)
             own = logprobs.gather(1, targets[:, None])[:, 0].tolist()
-            best = logprobs.topk(top_k)
+            best = logprobs.topk(request.wanted_prompt_logprobs)
             for row in zip(targets.tolist(), own, best.indices.tolist(), best.values.tolist(), strict=True):
                 token, logprob, top_ids, top_logprobs = row
-                found.append({token: logprob} | dict(zip(top_ids, top_logprobs, strict=True)))
-        return found
+                context.scores.append({token: logprob} | dict(zip(top_ids, top_logprobs, strict=True)))
 
 
 @dataclass(eq=False)
 class _Context:
     """Rows that start from the same tokens with the same adapter, which is that of `request`.
 
-    `prefix` has the first `matched` of the tokens, and all of them after the prefill.
+    `prefix` has the first `matched` of the tokens, and all of them after the prefill, which takes several passes if it
+    `is_long`; `prefill` is one that has begun, and `computed` its positions so far. `scores` are the logprobs of the
+    prompt, if `request` wants them; such a context is that of one request alone.
     """
 
     request: Request
@@ -319,6 +351,18 @@ class _Context:
     joins: bool = False
     """Whether rows under way share this prefix already."""
     rows: list[Row] = field(default_factory=list)
+    prefill: Prefill | None = None
+    computed: int = 0
+    scores: list[dict[int, float]] = field(default_factory=list)
+    is_long: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.is_long = self.lacking > PREFILL_TOKENS
+
+    @property
+    def lacking(self) -> int:
+        """The number of positions that are not computed yet."""
+        return len(self.tokens) - self.matched
 
     @property
     def whole(self) -> Prefix:
@@ -345,8 +389,13 @@ class _Context:
 
 
 def _prefills(contexts: Sequence[_Context]) -> Iterator[list[_Context]]:
-    """Yield the contexts that lack positions, in batches that have equally much already and are of similar length."""
-    lacking = [context for context in contexts if context.matched < len(context.tokens)]
+    """Yield what to compute before the next decoding step.
+
+    These are the contexts that lack positions, in batches that have equally much already and are of similar length. But
+    of those that are long, it is the oldest alone.
+    """
+    lacking = [context for context in contexts if context.lacking and not context.is_long]
+    yield from ([context] for context in [one for one in contexts if one.is_long and one.lacking][:1])
     for matched in {context.matched for context in lacking}:
         batch: list[_Context] = []
         for context in sorted((one for one in lacking if one.matched == matched), key=lambda one: len(one.tokens)):
