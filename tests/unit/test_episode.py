@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loops_async import Episode, ImageChunk, InputError, ModelInput, SampledSequence, SampleResponse
-from loops_async._arguments import check_data
+from loops_async._arguments import checked_data
 
 
 def answer(*logprobs: float, first: int = 100, stop_reason: str = "stop") -> SampledSequence:
@@ -178,4 +178,4 @@ def test_the_example_is_what_the_definition_says(prompt: list[int], parts: list[
 @pytest.mark.parametrize("loss_fn", ["importance_sampling", "ppo", "cispo", "dro"])
 @pytest.mark.parametrize("advantage", [1.0, 0.0])
 def test_the_losses_accept_the_example(loss_fn: str, advantage: float) -> None:
-    check_data([finished().datum(advantage)], loss_fn, None)
+    assert list(checked_data([finished().datum(advantage)], loss_fn))
