@@ -44,7 +44,13 @@ async def test_a_step_of_training(trainer: TrainingClient, engine: WatchedEngine
 
     (output,) = (await step).loss_fn_outputs
     assert output["logprobs"].tolist() == scores([1, 20, 30, 40], version=0)
-    assert (await optim).metrics == {"step": 1.0, "learning_rate": 0.5, "lr": 0.5, "grad_norm": 1.0}
+    assert (await optim).metrics == {
+        "step": 1.0,
+        "learning_rate": 0.5,
+        "lr": 0.5,
+        "grad_norm": 1.0,
+        "backward_passes": 1.0,
+    }
     assert engine.done == [("forward_backward", 1), ("optim_step", 0.5)]
 
 
