@@ -104,7 +104,8 @@ class SampleQueue:
     async def _cancel(self, operation_id: str) -> None:
         """Free the place in the queue if that is still possible."""
         route = f"/operations/{protocol.segment(operation_id)}/cancel"
-        request = self._endpoint.request("POST", route, "cancel a sample")
+        # Not with the time limit of samples, which may be shorter than the way to the service.
+        request = self._endpoint.request("POST", route, "cancel a sample", timeout=CANCEL_SECONDS)
         with anyio.move_on_after(CANCEL_SECONDS, shield=True):
             try:
                 await self._transport.ask(request)

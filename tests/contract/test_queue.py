@@ -26,6 +26,7 @@ from loops_async.protocol import CheckpointUri
 from loops_local import LocalService, serve_in_thread
 from loops_local.engine.echo import logprob
 from tests.support.engines import Engines, WatchedEngine
+from tests.support.limits import expire_when
 from tests.support.work import body_of, eventually
 
 FEW = SamplingParams(max_tokens=3)
@@ -181,8 +182,9 @@ async def test_a_forgotten_sample_is_told_apart(local: LocalService, sampler: Sa
 
 @pytest.mark.parametrize("is_lost", [False, True])
 async def test_a_sample_that_takes_too_long_is_cancelled(
-    service: ServiceClient, local: LocalService, engine: WatchedEngine, is_lost: bool
+    service: ServiceClient, local: LocalService, engine: WatchedEngine, monkeypatch: pytest.MonkeyPatch, is_lost: bool
 ) -> None:
+    expire_when(lambda: engine.waiting_samples == 1, monkeypatch, seconds=0.05)
     engine.hold_samples()
     plan = local.faults.drop if is_lost else local.faults.watch
     cancels = plan("POST */queue/operations/*/cancel")

@@ -24,6 +24,7 @@ from loops_async import (
 from loops_local import LocalService, serve_in_thread
 from tests.support.colours import Colour
 from tests.support.engines import echo_unless_broken
+from tests.support.limits import expire_when
 from tests.support.work import FEW_TOKENS, PROMPT, eventually, run_python
 
 PROVISIONING_SECONDS = 0.3
@@ -177,9 +178,15 @@ async def test_other_deployments_are_always_ready(colour: Colour, kind: Any) -> 
 
 @pytest.mark.parametrize(("keep", "status"), [(False, "INACTIVE"), (True, "ACTIVE")])
 async def test_a_trainer_that_is_not_ready_in_time_is_deactivated_unless_it_is_kept(
-    endless_service: ServiceClient, keep: bool, status: str
+    endless_service: ServiceClient,
+    endless: LocalService,
+    monkeypatch: pytest.MonkeyPatch,
+    keep: bool,
+    status: str,
 ) -> None:
     never = f"never-{uuid4()}"
+    probes = endless.faults.watch("GET */health", times=2)
+    expire_when(lambda: len(probes) == 2, monkeypatch, seconds=0.1)
     with pytest.raises(TimeoutError, match=r"not ready after 0\.1 s.*deploying.*larger ready_timeout") as late:
         await endless_service.create_lora_training_client(never, ready_timeout=0.1, keep_on_failure=keep)
     assert isinstance(late.value, NotReadyError)

@@ -25,6 +25,7 @@ from loops_local import LocalService
 from loops_local.engine.echo import MAX_SEQ_LEN, logprob
 from tests.support.colours import Colour
 from tests.support.engines import WatchedEngine
+from tests.support.limits import expire_when
 from tests.support.work import FEW_TOKENS, PROMPT, body_of, eventually, run_python, scores, train, version_sampled
 
 
@@ -143,11 +144,12 @@ async def test_a_client_of_one_checkpoint(sampler: SamplingClient, trainer: Trai
 
 
 async def test_a_sample_that_takes_too_long_is_not_repeated(
-    service: ServiceClient, engine: WatchedEngine, local: LocalService
+    service: ServiceClient, engine: WatchedEngine, local: LocalService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sampler = await service.create_sampling_client(engine.name, 0.1)
     hits = local.faults.watch("POST */sample", times=2)
     engine.hold_samples()
+    expire_when(lambda: engine.waiting_samples == 1, monkeypatch, seconds=0.1)
     with pytest.raises(
         SampleTimeoutError, match=r"no answer within 0\.1 s.*paid for twice.*increase `timeout`"
     ) as raised:

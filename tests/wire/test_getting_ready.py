@@ -23,6 +23,7 @@ from loops_async import (
     ServiceClient,
 )
 from tests.support.clock import Clock
+from tests.support.limits import expire_when
 from tests.support.patience import PATIENCE_SECONDS
 from tests.support.scripted import MODEL, Hold, Say, ScriptedService, hang_up
 
@@ -58,8 +59,9 @@ async def test_a_trainer_is_ready_when_it_answers_200(
 
 
 async def test_a_trainer_that_does_not_come_is_given_up_with_its_last_answer(
-    client: ServiceClient, service: ScriptedService
+    client: ServiceClient, service: ScriptedService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    expire_when(lambda: len(service.seen_at("GET", HEALTH)) > 1, monkeypatch, seconds=0.2)
     service.always("GET", HEALTH, Say(503, {"error": "pulling the image"}))
     with pytest.raises(NotReadyError, match=r"r1 \(org/model\) was not ready after 0.2 s.*pulling the image") as late:
         await client.create_lora_training_client(MODEL, ready_timeout=0.2)
@@ -313,8 +315,9 @@ async def test_a_gate_without_callers_is_not_polled(
     ("answer", "quoted"), [(status("BUILDING"), "BUILDING"), (Say(500, {"error": "no disk"}), "answered 500: no disk")]
 )
 async def test_a_sampler_that_does_not_come_is_given_up_with_the_last_answer(
-    client: ServiceClient, service: ScriptedService, answer: Say, quoted: str
+    client: ServiceClient, service: ScriptedService, monkeypatch: pytest.MonkeyPatch, answer: Say, quoted: str
 ) -> None:
+    expire_when(lambda: len(service.seen_at("GET", STATUS)) > 1, monkeypatch, seconds=0.3)
     service.always("GET", STATUS, answer)
     with pytest.raises(NotReadyError, match=rf"not ready after 0.3 s; the last answer about it was: .*{quoted}"):
         await client.create_sampling_client(MODEL, ready_timeout=0.3)
@@ -345,8 +348,9 @@ async def test_a_sampler_that_tells_no_version_is_not_waited_for(
     [(Say(200, "<html>"), "not what Loops sends"), (Say(400, {"error": "no adapter"}), "answered 400: no adapter")],
 )
 async def test_a_version_that_does_not_come_is_given_up_with_the_last_answer(
-    sampler: SamplingClient, service: ScriptedService, answer: Say, quoted: str
+    sampler: SamplingClient, service: ScriptedService, monkeypatch: pytest.MonkeyPatch, answer: Say, quoted: str
 ) -> None:
+    expire_when(lambda: len(service.seen_at("GET", VERSION)) > 1, monkeypatch, seconds=0.1)
     service.always("GET", VERSION, answer)
     with pytest.raises(NotReadyError, match=f"last answer was: .*{quoted}"):
         await sampler.wait_for_version(3, timeout=0.1)

@@ -32,6 +32,7 @@ from loops_async import (
 )
 from loops_async._http.endpoint import Endpoint
 from tests.support.clock import Clock
+from tests.support.limits import expire_when
 from tests.support.scripted import KEY, MODEL, Reply, Say, ScriptedService, hang_up, hang_up_in_the_body
 
 SAMPLE = "/sampler/sample"
@@ -557,6 +558,7 @@ async def test_a_version_that_never_comes_is_given_up(
     trainer: TrainingClient, service: ScriptedService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sampling, "VERSION_SECONDS", 0.02)
+    expire_when(lambda: len(service.seen_at("GET", VERSION)) > 1, monkeypatch, seconds=0.02)
     service.always("GET", VERSION, Say(body={"policy_version": 0}))
     with pytest.raises(NotReadyError, match=r"does not serve version 1 .*last answer was: it serves version 0"):
         await trainer.save_weights_and_get_sampling_client("x")

@@ -22,6 +22,7 @@ from loops_async import (
     TrainingClient,
     _waiting,
 )
+from tests.support.limits import LOOK_SECONDS, expire_when
 from tests.support.patience import PATIENCE_SECONDS
 from tests.support.scripted import COMPLETIONS, KEY, MODEL, Hold, Reply, Say, ScriptedService
 from tests.support.work import eventually
@@ -59,10 +60,18 @@ WAYS: dict[str, Call] = {
     ids=["silence", "503", "429"],
 )
 async def test_a_limit_bounds_the_whole_call(
-    sampler: SamplingClient, service: ScriptedService, monkeypatch: pytest.MonkeyPatch, way: str, reply: Reply
+    sampler: SamplingClient,
+    service: ScriptedService,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    way: str,
+    reply: Reply,
 ) -> None:
     monkeypatch.setenv("BASETEN_API_KEY", KEY)
     service.always("POST", SAMPLE, reply)
+    expire_when(
+        lambda: service.seen_at("POST", SAMPLE) if reply is silence else caplog.records, monkeypatch, seconds=SHORT
+    )
     async with asyncio.timeout(PATIENCE_SECONDS):
         with pytest.raises(SampleTimeoutError, match=rf"no answer within {SHORT} s, retries included") as late:
             await WAYS[way](sampler)
@@ -75,8 +84,9 @@ async def test_a_limit_bounds_the_whole_call(
     "state", [Say(503, {"error": "full"}, {"Retry-After": "3600"}), silence], ids=["full", "silence"]
 )
 async def test_a_limit_bounds_the_tries_to_be_queued(
-    client: ServiceClient, service: ScriptedService, state: Reply
+    client: ServiceClient, service: ScriptedService, monkeypatch: pytest.MonkeyPatch, state: Reply
 ) -> None:
+    expire_when(lambda: service.seen_at("POST", SAMPLE), monkeypatch, seconds=SHORT)
     service.answer("POST", "/v1/loops/samplers", Say(body={"sampler": service.sampler(deployment_id=None)}))
     sampler = await client.create_sampling_client(MODEL)
     service.always("POST", SAMPLE, state)
@@ -117,13 +127,17 @@ async def test_a_limit_is_positive(sampler: SamplingClient, seconds: float) -> N
 
 
 async def test_a_sampler_that_comes_up_again_has_its_own_limit(
-    sampler: SamplingClient, service: ScriptedService
+    sampler: SamplingClient, service: ScriptedService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    status = "/v1/models/m1/deployments/d1"
+    waking = Hold(Say(body={"status": "ACTIVE"}))
     service.answer("POST", SAMPLE, Say(404, {"error": "not deployed"}))
-    service.answer("GET", status, *[Say(body={"status": "WAKING_UP"})] * 2)
-    assert (await sampler.sample([1], timeout=0.7)).sequences
-    assert len(service.seen_at("GET", status)) == 3
+    service.answer("GET", "/v1/models/m1/deployments/d1", Say(body={"status": "WAKING_UP"}), waking)
+    expire_when(lambda: waking.arrived.is_set() and not waking.go.is_set(), monkeypatch, seconds=SHORT)
+    sample = asyncio.create_task(sampler.sample([1], timeout=SHORT))
+    await waking.arrived.wait()
+    await asyncio.sleep(10 * LOOK_SECONDS)
+    waking.go.set()
+    assert (await sample).sequences
 
 
 async def test_answers_that_arrived_while_the_loop_was_held_are_read(
