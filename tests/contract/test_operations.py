@@ -18,6 +18,7 @@ from loops_async import (
 from loops_async._operations import batch
 from loops_local import LocalService
 from tests.support.engines import WatchedEngine
+from tests.support.patience import PATIENCE_SECONDS
 from tests.support.work import REFUSED, body_of, eventually, example
 
 
@@ -56,7 +57,7 @@ async def test_an_operation_that_is_not_awaited_is_done_all_the_same(
 
 async def test_a_result_is_kept(trainer: TrainingClient) -> None:
     future = await trainer.forward([example()])
-    assert await future == await future == await future.result(timeout=1.0)
+    assert await future == await future == await future.result(timeout=PATIENCE_SECONDS)
 
 
 async def test_many_wait_for_one(trainer: TrainingClient, engine: WatchedEngine) -> None:
@@ -84,7 +85,7 @@ async def test_a_wait_that_is_over_says_so_and_harms_nothing(trainer: TrainingCl
     assert (error.operation, error.operation_id, error.run_id) == ("forward", future.operation_id, trainer.run_id)
     assert error.retryable
     engine.training.set()
-    assert (await future.result(timeout=10.0)).loss_fn_outputs
+    assert (await future.result(timeout=PATIENCE_SECONDS)).loss_fn_outputs
 
 
 async def test_a_failure_in_the_middle_stops_nothing(trainer: TrainingClient, engine: WatchedEngine) -> None:

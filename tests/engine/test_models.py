@@ -17,6 +17,7 @@ import pytest
 from loops_async.types import Datum
 from loops_local.engine.base import Engine, RefusedError
 from loops_local.engine.pytorch import load
+from tests.support.patience import PATIENCE_SECONDS
 
 from .tools import job, logprobs, randomize, save_model, text, tokens
 
@@ -74,7 +75,9 @@ def test_architectures(kind: str, changes: dict[str, Any], tmp_path: Path) -> No
     trainer = engine.trainer(4)
     randomize(trainer, tmp_path, size=0.02)
     sampler = engine.sampler()
-    outcome = sampler.submit(job(prompt := tokens(9, seed=0), trainer.adapter(), n=2, seed=0, max_tokens=12)).result(10)
+    outcome = sampler.submit(job(prompt := tokens(9, seed=0), trainer.adapter(), n=2, seed=0, max_tokens=12)).result(
+        PATIENCE_SECONDS
+    )
     sampler.close()
     for completion in outcome.completions:
         full = prompt + completion.tokens

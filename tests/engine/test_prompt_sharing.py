@@ -19,6 +19,7 @@ from loops_local.engine.pytorch.adapter import LoraAdapter
 from loops_local.engine.pytorch.kv_cache import capacity
 from loops_local.engine.pytorch.lora import Active
 from loops_local.engine.pytorch.sampler import TorchSampler
+from tests.support.patience import PATIENCE_SECONDS
 
 from .tools import job, randomize, tokens
 
@@ -34,7 +35,7 @@ def torch_sampler(engine: Engine) -> Iterator[TorchSampler]:
 
 
 def _ask(sampler: TorchSampler, jobs: Sequence[SampleJob]) -> list[SampleOutcome]:
-    return [future.result(30) for future in [sampler.submit(one) for one in jobs]]
+    return [future.result() for future in [sampler.submit(one) for one in jobs]]
 
 
 def _tokens(outcomes: Sequence[SampleOutcome]) -> list[list[list[int]]]:
@@ -49,7 +50,7 @@ def _adapter(engine: Engine, scratch: Path, seed: int) -> Adapter:
 
 @pytest.mark.parametrize("samples", [16, 64, 100])
 def test_a_request_computes_its_prompt_once(torch_sampler: TorchSampler, samples: int) -> None:
-    torch_sampler.submit(job(PROMPT, n=samples, max_tokens=3)).result(20)
+    torch_sampler.submit(job(PROMPT, n=samples, max_tokens=3)).result()
     torch_sampler.close()
     assert torch_sampler.usage.prefilled == len(PROMPT)
     assert torch_sampler.usage.reused == len(PROMPT) * (samples - 1)
@@ -57,22 +58,22 @@ def test_a_request_computes_its_prompt_once(torch_sampler: TorchSampler, samples
 
 def test_requests_of_one_prompt_compute_it_once(torch_sampler: TorchSampler) -> None:
     _ask(torch_sampler, [job(PROMPT, seed=i, max_tokens=3) for i in range(16)])
-    torch_sampler.submit(job(PROMPT, max_tokens=2)).result(20)
+    torch_sampler.submit(job(PROMPT, max_tokens=2)).result()
     torch_sampler.close()
     assert torch_sampler.usage.prefilled == len(PROMPT)
 
 
 def test_the_next_turn_computes_only_what_is_new(torch_sampler: TorchSampler, engine: Engine) -> None:
     longer = PROMPT + tokens(30, seed=1)
-    torch_sampler.submit(job(PROMPT, max_tokens=1)).result(20)
-    [found] = torch_sampler.submit(job(longer, max_tokens=20, seed=3)).result(20).completions
+    torch_sampler.submit(job(PROMPT, max_tokens=1)).result()
+    [found] = torch_sampler.submit(job(longer, max_tokens=20, seed=3)).result().completions
     fork = PROMPT[:60] + tokens(10, seed=2)
-    [forked] = torch_sampler.submit(job(fork, max_tokens=20, seed=3)).result(20).completions
+    [forked] = torch_sampler.submit(job(fork, max_tokens=20, seed=3)).result().completions
     torch_sampler.close()
     assert torch_sampler.usage.prefilled == len(longer) + 10
     for prompt, completion in ((longer, found), (fork, forked)):
         fresh = engine.sampler()
-        [alone] = fresh.submit(job(prompt, max_tokens=20, seed=3)).result(20).completions
+        [alone] = fresh.submit(job(prompt, max_tokens=20, seed=3)).result().completions
         fresh.close()
         assert completion.tokens == alone.tokens
         np.testing.assert_allclose(completion.logprobs, alone.logprobs, atol=1e-4)
@@ -83,9 +84,9 @@ def test_another_version_never_gets_the_prompt_of_the_first(
 ) -> None:
     for seed in range(3):
         adapter = _adapter(engine, tmp_path, seed)
-        [found] = torch_sampler.submit(job(PROMPT, adapter, max_tokens=5, temperature=0.0)).result(20).completions
+        [found] = torch_sampler.submit(job(PROMPT, adapter, max_tokens=5, temperature=0.0)).result().completions
         fresh = engine.sampler()
-        [alone] = fresh.submit(job(PROMPT, adapter, max_tokens=5, temperature=0.0)).result(20).completions
+        [alone] = fresh.submit(job(PROMPT, adapter, max_tokens=5, temperature=0.0)).result().completions
         fresh.close()
         assert found.tokens == alone.tokens
         np.testing.assert_allclose(found.logprobs, alone.logprobs, atol=1e-4)
@@ -97,14 +98,14 @@ def test_another_version_never_gets_the_prompt_of_the_first(
 
 def test_kept_prompts_are_bounded_by_bytes(torch_sampler: TorchSampler, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(2):
-        torch_sampler.submit(job(PROMPT, max_tokens=1)).result(20)
+        torch_sampler.submit(job(PROMPT, max_tokens=1)).result()
     one = torch_sampler.usage.prefix_bytes
     assert one > 0
     monkeypatch.setattr(sampler_module, "MAX_PREFIX_BYTES", 3 * one)
     for seed in range(1, 10):
-        torch_sampler.submit(job(tokens(100, seed=seed), max_tokens=1)).result(20)
-    torch_sampler.submit(job(tokens(100, seed=9), max_tokens=1)).result(20)
-    torch_sampler.submit(job(tokens(100, seed=1), max_tokens=1)).result(20)
+        torch_sampler.submit(job(tokens(100, seed=seed), max_tokens=1)).result()
+    torch_sampler.submit(job(tokens(100, seed=9), max_tokens=1)).result()
+    torch_sampler.submit(job(tokens(100, seed=1), max_tokens=1)).result()
     torch_sampler.close()
     assert torch_sampler.usage.prefix_bytes <= 3 * one
     assert torch_sampler.usage.prefilled == 11 * len(PROMPT)
@@ -145,7 +146,7 @@ def test_a_long_prompt_is_computed_in_parts_to_the_same_result(
     monkeypatch.setattr(sampler_module, "CHUNK_BESIDE", 8)
     again = engine.sampler()
     assert isinstance(again, TorchSampler)
-    found = [again.submit(jobs[1]).result(20), *_ask(again, [jobs[0], *jobs[2:]])]
+    found = [again.submit(jobs[1]).result(), *_ask(again, [jobs[0], *jobs[2:]])]
     again.close()
     found[:2] = found[1::-1]
     assert _tokens(found) == _tokens(expected)
@@ -165,7 +166,7 @@ def test_short_requests_proceed_while_a_long_prompt_is_computed(
     plain = sampler_module.pick
 
     def waiting(*args: object) -> list[int]:
-        assert all_are_there.wait(20)
+        assert all_are_there.wait(PATIENCE_SECONDS)
         return plain(*args)  # type: ignore[arg-type] # passed through
 
     monkeypatch.setattr(sampler_module, "pick", waiting)
@@ -178,7 +179,7 @@ def test_short_requests_proceed_while_a_long_prompt_is_computed(
     short.add_done_callback(lambda _: ended.append("short"))
     all_are_there.set()
     for future in (first, long, short):
-        future.result(30)
+        future.result()
     torch_sampler.close()
     assert ended == ["short", "long"]
 
@@ -189,16 +190,16 @@ def test_a_long_prompt_is_cancelled_on_its_way(torch_sampler: TorchSampler, monk
 
     def waiting(batch: sampler_module.AdapterBatch, rows: Sequence[LoraAdapter | None]) -> Active | None:
         begun.set()
-        assert cancelled.wait(20)
+        assert cancelled.wait(PATIENCE_SECONDS)
         return plain(batch, rows)
 
     monkeypatch.setattr(sampler_module.AdapterBatch, "combine", waiting)
     monkeypatch.setattr(sampler_module, "PREFILL_TOKENS", 100)
     long = torch_sampler.submit(job(tokens(1000, seed=0), max_tokens=1))
-    assert begun.wait(20)
+    assert begun.wait(PATIENCE_SECONDS)
     assert long.cancel()
     cancelled.set()
-    torch_sampler.submit(job("short", max_tokens=2)).result(20)
+    torch_sampler.submit(job("short", max_tokens=2)).result()
     torch_sampler.close()
     assert torch_sampler.usage.prefilled <= sampler_module.CHUNK + len("short")
     assert torch_sampler.usage.cache_bytes == 0
@@ -227,7 +228,7 @@ def test_a_group_is_what_transformers_generates(model_directory: Path, tmp_path:
     sampler = engine.sampler()
     prompts = [tokens(n, seed=n) for n in (150, 40)]
     outcomes = [
-        future.result(20)
+        future.result()
         for future in [sampler.submit(job(prompt, n=4, max_tokens=60, temperature=0.0)) for prompt in prompts]
     ]
     sampler.close()
@@ -240,15 +241,15 @@ def test_a_group_is_what_transformers_generates(model_directory: Path, tmp_path:
 
 
 def test_prompt_logprobs_are_computed_though_the_prompt_is_kept(torch_sampler: TorchSampler) -> None:
-    torch_sampler.submit(job(PROMPT, max_tokens=1)).result(20)
-    found = torch_sampler.submit(job(PROMPT, max_tokens=1, prompt_logprobs=0)).result(20).prompt_logprobs
+    torch_sampler.submit(job(PROMPT, max_tokens=1)).result()
+    found = torch_sampler.submit(job(PROMPT, max_tokens=1, prompt_logprobs=0)).result().prompt_logprobs
     assert found is not None
     assert len(found) == len(PROMPT)
 
 
 def test_a_prompt_of_the_longest_length_can_be_scored(torch_sampler: TorchSampler) -> None:
     full = tokens(2048, seed=5)
-    found = torch_sampler.submit(job(full, max_tokens=1, temperature=0.0, prompt_logprobs=0)).result(30)
+    found = torch_sampler.submit(job(full, max_tokens=1, temperature=0.0, prompt_logprobs=0)).result()
     assert found.prompt_logprobs is not None
     assert len(found.prompt_logprobs) == 2048
 

@@ -28,6 +28,7 @@ from loops_local.engine.base import (
 from loops_local.engine.byte_tokenizer import END_TOKEN
 from loops_local.engine.pytorch import sampler as sampler_module
 from loops_local.engine.pytorch.picking import pick
+from tests.support.patience import PATIENCE_SECONDS
 
 from .tools import job, logprobs, randomize, text, tokens
 
@@ -45,7 +46,7 @@ def _adapters(engine: Engine, tmp_path: Path) -> list[Adapter]:
 def _ask(sampler: Sampler, jobs: Sequence[SampleJob]) -> list[SampleOutcome]:
     """Submit all at once, so that they are under way together."""
     futures = [sampler.submit(one) for one in jobs]
-    return [future.result(20) for future in futures]
+    return [future.result() for future in futures]
 
 
 def _tokens(outcomes: Sequence[SampleOutcome]) -> list[list[list[int]]]:
@@ -53,7 +54,7 @@ def _tokens(outcomes: Sequence[SampleOutcome]) -> list[list[list[int]]]:
 
 
 def _one(sampler: Sampler, asked: SampleJob) -> Completion:
-    [completion] = sampler.submit(asked).result(10).completions
+    [completion] = sampler.submit(asked).result().completions
     return completion
 
 
@@ -81,7 +82,7 @@ def test_prompt_logprobs(trainer: Trainer, sampler: Sampler, tmp_path: Path, mon
     randomize(trainer, tmp_path)
     prompt = tokens(11, seed=1)
     found = (
-        sampler.submit(job(prompt, trainer.adapter(), n=2, max_tokens=2, prompt_logprobs=3)).result(10).prompt_logprobs
+        sampler.submit(job(prompt, trainer.adapter(), n=2, max_tokens=2, prompt_logprobs=3)).result().prompt_logprobs
     )
     output = trainer.forward([Datum(model_input=prompt)], "cross_entropy", {}, backward=False, top_k=3).loss_fn_outputs[
         0
@@ -99,9 +100,9 @@ def test_prompt_logprobs(trainer: Trainer, sampler: Sampler, tmp_path: Path, mon
 
 
 def test_prompt_logprobs_of_the_prompt_alone(sampler: Sampler) -> None:
-    outcome = sampler.submit(job([5, 6, 7], max_tokens=1, temperature=0.0, prompt_logprobs=0)).result(10)
+    outcome = sampler.submit(job([5, 6, 7], max_tokens=1, temperature=0.0, prompt_logprobs=0)).result()
     assert [given and list(given) for given in outcome.prompt_logprobs or ()] == [None, [6], [7]]
-    assert sampler.submit(job([5, 6, 7], max_tokens=1)).result(10).prompt_logprobs is None
+    assert sampler.submit(job([5, 6, 7], max_tokens=1)).result().prompt_logprobs is None
 
 
 # --- many at a time --------------------------------------------------------------------------------------------------
@@ -114,7 +115,7 @@ def test_a_mixed_batch_equals_each_alone(engine: Engine, sampler: Sampler, tmp_p
         for i in range(12)
     ]
     together = _ask(sampler, jobs)
-    alone = [sampler.submit(one).result(10) for one in jobs]
+    alone = [sampler.submit(one).result() for one in jobs]
     assert _tokens(together) == _tokens(alone)
     for one, other in zip(together, alone, strict=True):
         for a, b in zip(one.completions, other.completions, strict=True):
@@ -161,7 +162,7 @@ def test_concurrent_requests_share_their_steps(sampler: Sampler, monkeypatch: py
 
 def test_seeds(sampler: Sampler) -> None:
     first, again, other = (
-        _tokens([sampler.submit(job("x", n=4, seed=s, max_tokens=8)).result(10)])[0] for s in (1, 1, 2)
+        _tokens([sampler.submit(job("x", n=4, seed=s, max_tokens=8)).result()])[0] for s in (1, 1, 2)
     )
     assert first == again
     assert len({tuple(sample) for sample in first + other}) == 8
@@ -171,7 +172,7 @@ def test_seeds(sampler: Sampler) -> None:
 
 def _draw(sampler: Sampler, count: int, **params: float) -> tuple[Counter[int], dict[int, float]]:
     """Draw one token many times; returns how often each came, and its logprob."""
-    drawn = sampler.submit(job("x", n=count, seed=0, max_tokens=1, **params)).result(20).completions
+    drawn = sampler.submit(job("x", n=count, seed=0, max_tokens=1, **params)).result().completions
     return Counter(one.tokens[0] for one in drawn), {one.tokens[0]: one.logprobs[0] for one in drawn}
 
 
@@ -264,7 +265,7 @@ def test_stop_strings_end_at_their_first_occurrence(sampler: Sampler, engine: En
 
 
 def test_default_length(sampler: Sampler) -> None:
-    free = sampler.submit(job("x", n=8, seed=0, top_k=4)).result(10).completions
+    free = sampler.submit(job("x", n=8, seed=0, top_k=4)).result().completions
     assert {len(one.tokens) for one in free if one.finish_reason == "length"} == {512}
     room = _one(sampler, job(tokens(2040, seed=0), temperature=0.0))
     assert (len(room.tokens), room.finish_reason) == (8, "length")
@@ -311,7 +312,7 @@ def test_cancelling_makes_room(sampler: Sampler, monkeypatch: pytest.MonkeyPatch
     third = sampler.submit(job("c", max_tokens=2))
     assert second.cancel()
     assert first.cancel()
-    assert len(third.result(5).completions[0].tokens) <= 2
+    assert len(third.result().completions[0].tokens) <= 2
 
 
 def test_an_error_ends_its_requests_and_nothing_else(
@@ -327,11 +328,11 @@ def test_an_error_ends_its_requests_and_nothing_else(
 
     with monkeypatch.context() as patch:
         patch.setattr(sampler_module, "pick", pick)
-        assert broken.wait(5)
+        assert broken.wait(PATIENCE_SECONDS)
         with pytest.raises(MemoryError, match="no room"):
-            under_way.result(5)
+            under_way.result()
         with pytest.raises(MemoryError, match="no room"):
-            sampler.submit(job("c")).result(5)
+            sampler.submit(job("c")).result()
     assert "sampling failed" in caplog.text
     assert len(_one(sampler, job("d", max_tokens=3, seed=0)).tokens) == 3
 

@@ -241,7 +241,7 @@ def test_fine_tuning_memorises(engine: Engine, sampler: Sampler) -> None:
     assert loss < 0.05
     adapter = trainer.adapter()
     for prompt, answer in (("a:", "zibble"), ("longer question:", "qux"), ("c", "florp flop"), ("dd:", "m")):
-        [completion] = sampler.submit(job(prompt, adapter, temperature=0.0, max_tokens=20)).result(10).completions
+        [completion] = sampler.submit(job(prompt, adapter, temperature=0.0, max_tokens=20)).result().completions
         assert (completion.text, completion.finish_reason) == (answer, "stop")
 
 
@@ -256,7 +256,7 @@ def test_rewards_rise(engine: Engine, sampler: Sampler, loss_fn: str) -> None:
 
 def _policy_step(trainer: Trainer, sampler: Sampler, loss_fn: str, seed: int) -> float:
     prompt = list(b"say:")
-    answers = sampler.submit(job(prompt, trainer.adapter(), n=16, seed=seed, max_tokens=8)).result(10).completions
+    answers = sampler.submit(job(prompt, trainer.adapter(), n=16, seed=seed, max_tokens=8)).result().completions
     rewards = np.array([np.mean([97 <= token <= 122 for token in answer.tokens]) for answer in answers])
     data = []
     for answer, advantage in zip(answers, rewards - rewards.mean(), strict=True):

@@ -29,6 +29,7 @@ from loops_local.faults import (
     proxy_in_thread,
     read_plan,
 )
+from tests.support.patience import PATIENCE_SECONDS
 
 BODY = b"x" * 100_000
 
@@ -132,14 +133,20 @@ async def test_an_answer_has_the_headers_and_the_body_of_the_plan(service: Servi
             assert (answer.status, await answer.json()) == (503, {"a": 1})
 
 
-async def test_connections_are_refused_for_a_while_and_the_port_is_kept(service: Service) -> None:
-    async with proxied(service, Refuse(seconds=0.2, nth=[2])) as caller:
+async def test_connections_are_refused_for_a_while_and_the_port_is_kept(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds, over, sleep = 7777.0, asyncio.Event(), asyncio.sleep
+    monkeypatch.setattr(asyncio, "sleep", lambda pause: over.wait() if pause == seconds else sleep(pause))
+    async with proxied(service, Refuse(seconds=seconds, nth=[2])) as caller:
         url = caller.proxy.base_url
         assert await caller.outcome() == "200"
         assert await caller.outcome() == "ClientOSError"
         assert await caller.outcome() == "ClientConnectorError"
-        await asyncio.sleep(0.3)
-        assert await caller.outcome() == "200"
+        over.set()
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while await caller.outcome() != "200":
+                pass
         assert caller.proxy.base_url == url
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import pickle
 import re
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
@@ -141,8 +140,11 @@ async def test_a_sampler_that_comes_up_again_has_its_own_limit(
 
 
 async def test_answers_that_arrived_while_the_loop_was_held_are_read(
-    sampler: SamplingClient, service: ScriptedService, caplog: pytest.LogCaptureFixture
+    sampler: SamplingClient, service: ScriptedService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    loop, ahead = asyncio.get_running_loop(), 0.0
+    time = loop.time
+    monkeypatch.setattr(loop, "time", lambda: time() + ahead)
     answered = asyncio.Event()
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
@@ -153,11 +155,12 @@ async def test_answers_that_arrived_while_the_loop_was_held_are_read(
         return response
 
     async def hold() -> None:
+        nonlocal ahead
         await answered.wait()
-        time.sleep(0.4)  # noqa: ASYNC251 - as a program does that holds the loop
+        ahead = 2000.0  # for so long, no callback was called
 
     service.always("POST", SAMPLE, answer)
-    sample, _ = await asyncio.gather(sampler.sample([1], timeout=0.2), hold())
+    sample, _ = await asyncio.gather(sampler.sample([1], timeout=1000.0), hold())
     assert sample.sequences
 
 
