@@ -100,7 +100,7 @@ class TestInterrupts:
 
             with BlockingWorkshop() as shop:
                 try:
-                    shop.count(1000, wait, pause=0.01)
+                    shop.count(1000, wait, pause=3600)
                 except KeyboardInterrupt as interruption:
                     print(*interruption.__notes__)
         """) == ["workshop: open", "0", "-1", "something was left behind", "workshop: closed"]
