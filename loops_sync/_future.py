@@ -131,7 +131,7 @@ class StalenessGate(Handle[_core.StalenessGate]):
         return self._impl.capacity
 
     def try_admit(self) -> Ticket | None:
-        """Admit a group now; None when there is no place, others wait for one, or the gate is closed."""
+        """Admit a group now; None when there is no place or the gate is closed."""
         return self._bridge.call(self._impl.try_admit)
 
     def admit(self) -> Ticket:

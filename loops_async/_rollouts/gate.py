@@ -189,9 +189,9 @@ class StalenessGate:
     # --- admission ---
 
     def try_admit(self) -> Ticket | None:
-        """Admit a group now; None when there is no place, others wait for one, or the gate is closed."""
+        """Admit a group now; None when there is no place or the gate is closed."""
         with self._lock:
-            if self._is_closed or self._waiters or self._capacity() <= 0:
+            if self._is_closed or self._capacity() <= 0:
                 return None
             return self._issue()
 
@@ -204,7 +204,7 @@ class StalenessGate:
         with self._lock:
             if self._is_closed:
                 raise ClosedError(_CLOSED)
-            if not self._waiters and self._capacity() > 0:
+            if self._capacity() > 0:  # so none waits
                 return self._issue()
             waiter = _Waiter()
             self._waiters.append(waiter)

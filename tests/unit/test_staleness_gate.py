@@ -399,6 +399,19 @@ class GateMachine(RuleBasedStateMachine):
         end(ticket)
         self.turn()
 
+    @rule(steps=st.integers(1, 4), slow=st.integers(0, 2), publishes=st.booleans())
+    def train_beside_slow_groups(self, steps: int, slow: int, *, publishes: bool) -> None:
+        for _ in range(steps):
+            while (ticket := self.gate.try_admit()) is not None:
+                self.running.append(ticket)
+            for ticket in reversed(self.running[slow:]):
+                ticket.accept()
+            del self.running[slow:]
+            self.taking(self.per_step - self.in_step, flush=False)
+            if publishes:
+                self.gate.publish()
+            self.turn()
+
     @rule(data=st.data(), flush=st.booleans())
     def take(self, data: st.DataObject, *, flush: bool) -> None:
         self.taking(data.draw(st.integers(1, self.per_step - self.in_step)), flush=flush)
