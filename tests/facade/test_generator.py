@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 import loops_async
-from tools import gen_sync
+from tools import blocking_docs, gen_sync
 
 pytest.importorskip("ruff", reason="the generator formats with ruff, which only developers need")
 
@@ -282,7 +282,7 @@ EXAMPLES = {
 
 @pytest.mark.parametrize("code", EXAMPLES)
 def test_example_code(code: str) -> None:
-    assert gen_sync.blocking_code(code, "loops_async") == EXAMPLES[code]
+    assert blocking_docs.blocking_code(code, "loops_async") == EXAMPLES[code]
 
 
 DOC = """Do it.
@@ -303,11 +303,11 @@ Example:
 
 def test_docstrings_change_in_code_and_in_the_paragraph_that_has_another() -> None:
     expected = DOC.replace("Call it before the event loop\nends.", "Call it once.").replace("await ", "")
-    assert gen_sync.blocking_docstring(DOC, "loops_async", "Call it once.") == f'"""{expected}"""'
+    assert blocking_docs.blocking_docstring(DOC, "loops_async", "Call it once.") == f'"""{expected}"""'
     with pytest.raises(gen_sync.GenerationError, match="Call it before the event loop ends"):
-        gen_sync.blocking_docstring(DOC, "loops_async")
+        blocking_docs.blocking_docstring(DOC, "loops_async")
     with pytest.raises(gen_sync.GenerationError, match="no paragraph needs"):
-        gen_sync.blocking_docstring("Do it.", "loops_async", "Call it once.")
+        blocking_docs.blocking_docstring("Do it.", "loops_async", "Call it once.")
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""Scripts of this repository; the tests import some of them."""

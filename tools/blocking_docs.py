@@ -1,0 +1,78 @@
+"""Make documentation blocking: docstrings and example code of `loops_async`, as `loops_sync` has them."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import textwrap
+from collections.abc import Iterator
+from typing import Final
+
+TWIN: Final = "loops_sync"
+
+PROPERTIES: Final = frozenset({"TrainingClient.policy_version"})
+"""Coroutines without arguments that the published contract has as properties of the blocking client."""
+
+ASYNC_ONLY: Final = re.compile(r"event loop|\bcorouti|\bawait|\basync|`open`", re.IGNORECASE)
+"""Words of prose that is true of one form only."""
+
+
+class GenerationError(Exception):
+    """The core has a construct that no rule covers."""
+
+
+CODE_RULES: Final = (
+    (r"\(await ([\w.]+)\)", r"\1.result()"),
+    (r"\(await ([\w.]+\([^()]*\))\)", r"\1"),
+    (r"\bawait ([\w.]+)(?![\w.(\[])", r"\1.result()"),
+    (r"\b(await|async) ", ""),
+    (rf"\.({'|'.join(name.split('.')[1] for name in PROPERTIES)})\(\)", r".\1"),
+)
+"""Substitutions that make example code blocking, in this order."""
+
+
+def blocking_docstring(doc: str, core: str, replacement: str | None = None) -> str:
+    """Return the literal of a docstring whose code blocks are made blocking, and whose prose is true of both forms.
+
+    `replacement` replaces the one paragraph that is not.
+    """
+    parts = []
+    for text, is_code in _paragraphs(inspect.cleandoc(doc)):
+        if is_code:
+            parts.append(blocking_code(text, core))
+        elif not ASYNC_ONLY.search(text):
+            parts.append(text)
+        elif replacement is not None:
+            parts.append(textwrap.fill(replacement, 112))
+            replacement = None
+        else:
+            sentences = re.split(r"(?<=[.;:]) ", " ".join(text.split()))
+            raise GenerationError(f"true of one form only (see PROSE): {next(filter(ASYNC_ONLY.search, sentences))}")
+    if replacement is not None:
+        raise GenerationError(f"no paragraph needs the replacement in PROSE: {replacement}")
+    text = "\n\n".join(parts)
+    if unknown := re.search(r'\\|"""|```|>>>', text):
+        raise GenerationError(f"no rule for {unknown[0]} in a docstring")
+    return f'"""{text}\n"""' if "\n" in text else f'"""{text}"""'
+
+
+def _paragraphs(doc: str) -> Iterator[tuple[str, bool]]:
+    """Yield each paragraph, and whether it belongs to a code block."""
+    margin = None
+    for text in re.split(r"\n\s*\n", doc):
+        first, last = text.split("\n")[0], text.split("\n")[-1]
+        if margin is not None and len(first) - len(first.lstrip()) <= margin:
+            margin = None
+        yield text, margin is not None
+        if margin is None and last.endswith("::"):
+            margin = len(last) - len(last.lstrip())
+
+
+def blocking_code(code: str, core: str) -> str:
+    """Return example code without ``async`` and ``await``."""
+    blocking = code.replace(core, TWIN)
+    for pattern, replacement in CODE_RULES:
+        blocking = re.sub(pattern, replacement, blocking)
+    if rest := re.search(rf".*({ASYNC_ONLY.pattern}).*", blocking, re.IGNORECASE):
+        raise GenerationError(f"no rule for the example: {rest[0].strip()}")
+    return blocking
