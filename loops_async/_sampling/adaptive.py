@@ -11,6 +11,7 @@ from ..errors import InputError
 
 FIRST_GROWTH: Final = 2.0
 GROWTH: Final = 1.15
+LEAST_GROWTH: Final = 1.02
 WORTH: Final = 0.12
 """A larger limit is better if the rate gains at least this share of the growth."""
 FALL: Final = 0.8
@@ -19,6 +20,8 @@ SLOWER: Final = 0.7
 """The factor for a sampler that has become slower."""
 OVERLOADED: Final = 0.85
 """The factor for a sampler that has too many requests."""
+REACHED: Final = 0.8
+"""From this share of it in flight, or when sequences wait, the rate says something of the limit."""
 FEWEST: Final = 8
 """The fewest sequences of a round."""
 MOST_PATIENCE: Final = 32
@@ -37,7 +40,8 @@ class Adaptive(Struct, frozen=True, kw_only=True):
 
     It starts at `initial` and stays between `minimum` and `maximum`. It grows while the sampler generates more tokens
     per second for it, returns to the smallest limit that is about as fast, and shrinks when the sampler becomes slower
-    or answers 429 or 503. It changes only while sequences wait for a place: otherwise it has no effect to measure.
+    or answers 429 or 503. It changes only while about as many sequences are in flight: otherwise it has no effect to
+    measure.
 
     Example:
         ::
@@ -70,7 +74,7 @@ class HillClimb:
         self._now: float | None = None
         self.clock: float = 0.0
         """What a sequence costs that is in flight all the time."""
-        self._is_binding = False
+        self._is_reached = False
         self._base: tuple[int, float] | None = None
         """The limit with the best known rate, and that rate. At another limit, the round measures a neighbour."""
         self._is_upward = True
@@ -86,20 +90,20 @@ class HillClimb:
 
     # --- events ---
 
-    def occupied(self, now: float, in_flight: int, is_binding: bool) -> None:
-        """Count the time since the last event, in which this many sequences were in flight.
-
-        `is_binding`: others waited for a place, so the limit had an effect.
-        """
+    def occupied(self, now: float, in_flight: int, waiting: int) -> None:
+        """Count the time since the last event, in which so many sequences were in flight and waited."""
         if self._now is not None and in_flight:
             self.clock += (now - self._now) / in_flight
         self._now = now
-        self._is_binding = is_binding
+        self._is_reached = waiting > 0 or in_flight >= REACHED * self.limit
 
     def finished(self, count: int, tokens: int, began: float) -> None:
         """Count a request for `count` sequences that was admitted when `clock` was `began`; call `occupied` before."""
         self._draining -= count
-        if not self._is_binding or began < self._begun:
+        if not self._is_reached:
+            self._miss(count)
+            return
+        if began < self._begun:
             return
         self._sequences += count
         self._largest = max(self._largest, count)
@@ -121,11 +125,21 @@ class HillClimb:
         limit = int(self.limit * OVERLOADED)
         if self._base and self._base[0] < self.limit:  # it was an attempt at growing
             limit = max(limit, self._base[0])
+            growth = max(1 + (min(self._growth, GROWTH) - 1) / 2, LEAST_GROWTH)
             self._be_patient()
         else:
+            growth = GROWTH
             self._patience = self._rest = 1
-        self._restart(limit, is_upward=True, growth=GROWTH)
+        self._restart(limit, is_upward=True, growth=growth)
         self._draining = self.limit
+
+    def _miss(self, count: int) -> None:
+        """Withdraw an attempt at growing if the limit is not reached: its rate would never be known."""
+        self._missed += count
+        if self._missed > self.limit and self._base and self._base[0] < self.limit:
+            self._growth = GROWTH
+            self._be_patient()
+            self._move(self._base[0])
 
     def _is_certain(self, rate: float) -> bool:
         variance = self._squares - 2 * rate * self._products + rate * rate * self._cost_squares
@@ -160,6 +174,7 @@ class HillClimb:
         is_larger_better = fast - slow >= WORTH * slow * (large - small) / small
         if is_larger_better == (self.limit == large):
             self._base = self.limit, rate
+            self._growth = max(self._growth, min(2 * self._growth - 1, GROWTH))
             self._refused_neighbours, self._patience = 0, 1
             self._try_neighbour(self.limit)
             return
@@ -198,6 +213,6 @@ class HillClimb:
     def _begin(self) -> None:
         """Begin a round."""
         self._begun = self.clock
-        self._sequences = self._tokens = 0
+        self._sequences = self._tokens = self._missed = 0
         self._largest = 1
         self._cost = self._products = self._cost_squares = self._squares = 0.0

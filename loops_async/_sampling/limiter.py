@@ -170,7 +170,7 @@ class Limiter:
 
     def _observe(self) -> None:
         if self._climb is not None:
-            self._climb.occupied(asyncio.get_running_loop().time(), self._in_flight, self._waiting > 0)
+            self._climb.occupied(asyncio.get_running_loop().time(), self._in_flight, self._waiting)
 
     def _reject(self) -> None:
         self._rejections += 1

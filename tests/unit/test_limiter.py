@@ -196,28 +196,39 @@ async def test_rejections_are_counted_where_they_happen() -> None:
 
 
 class Simulated:
-    """A sampler at a limit that is always reached. All sequences share its rate equally and have 50 to 150 tokens."""
+    """A sampler all of whose sequences share its rate equally and have 50 to 150 tokens.
 
-    def __init__(self, adaptive: Adaptive, *, count: int = 1) -> None:
+    There are always enough requests, of `count` sequences each, for `demand` sequences to be in flight.
+    """
+
+    def __init__(self, adaptive: Adaptive, *, count: int = 1, demand: int = 10_000) -> None:
         self.climb = HillClimb(adaptive)
         self.count = count
+        self.demand = demand
         self.now = self.generated = 0.0
         self.flying: list[tuple[float, int, float]] = []
         self.random = random.Random(0)
 
-    def run(self, rate: Any, requests: int, *, is_binding: bool = True) -> None:
-        """Let this many requests finish, of `count` sequences each; `rate` is that of a number of sequences."""
+    def run(self, rate: Any, requests: int) -> None:
+        """Let this many requests finish; `rate` is that of a number of sequences."""
         for _ in range(requests):
-            while not self.flying or (len(self.flying) + 1) * self.count <= self.climb.limit:
-                self.climb.occupied(self.now, len(self.flying) * self.count, is_binding)
+            while not self.flying or self.in_flight + self.count <= min(self.climb.limit, self.demand):
+                self.occupied()
                 tokens = self.random.randint(50, 150)
                 heappush(self.flying, (self.generated + tokens, tokens, self.climb.clock))
-            in_flight = len(self.flying) * self.count
-            end, tokens, began = heappop(self.flying)
-            self.now += (end - self.generated) * in_flight / rate(in_flight)
+            end, tokens, began = self.flying[0]
+            self.now += (end - self.generated) * self.in_flight / rate(self.in_flight)
             self.generated = end
-            self.climb.occupied(self.now, in_flight, is_binding)
+            self.occupied()
+            heappop(self.flying)
             self.climb.finished(self.count, tokens * self.count, began)
+
+    @property
+    def in_flight(self) -> int:
+        return len(self.flying) * self.count
+
+    def occupied(self) -> None:
+        self.climb.occupied(self.now, self.in_flight, max(0, self.demand - self.in_flight))
 
 
 def queueing(capacity: int) -> Any:
@@ -257,12 +268,21 @@ def test_an_adaptive_limit_counts_whole_requests() -> None:
     assert 96 <= simulated.climb.limit <= 150
 
 
-def test_an_adaptive_limit_that_does_not_bind_stays() -> None:
-    simulated = Simulated(Adaptive())
+def test_a_limit_that_is_not_reached_stays() -> None:
+    simulated = Simulated(Adaptive(), demand=8)
 
-    simulated.run(queueing(64), 1000, is_binding=False)
+    simulated.run(queueing(64), 1000)
 
     assert simulated.climb.limit == 16
+
+
+@pytest.mark.parametrize("demand", [80, 100, 128, 140])
+def test_few_requests_do_not_keep_a_limit_that_is_too_large(demand: int) -> None:
+    simulated = Simulated(Adaptive(), demand=demand)
+
+    simulated.run(thrashing(40), 4000)
+
+    assert 32 <= simulated.climb.limit <= 53
 
 
 def test_an_adaptive_limit_keeps_its_bounds() -> None:
