@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -143,6 +145,22 @@ def test_an_adapter_stays_as_it_was(engine: Engine, trainer: Trainer, sampler: S
     assert tokens_of(submit(trainer.adapter())) != before
     version.save(tmp_path)
     assert tokens_of(submit(engine.load_adapter(tmp_path))) == before
+
+
+def test_a_sampler_keeps_no_adapter_of_requests_that_have_ended(trainer: Trainer, sampler: Sampler) -> None:
+    ended = []
+    for _ in range(3):
+        _train(trainer, 1)
+        sampler.submit(job("a:", trainer.adapter(), max_tokens=3)).result(10)
+        ended.append(weakref.ref(trainer.adapter()))
+    _train(trainer, 1)
+    sampler.submit(job("a:", max_tokens=3)).result(10)
+    gc.collect()
+    assert [adapter() for adapter in ended] == [None] * 3
+
+
+def test_the_memory_of_an_adapter(trainer: Trainer, tmp_path: Path) -> None:
+    assert trainer.adapter().nbytes == sum(part.nbytes for part in weights(trainer, tmp_path).values())
 
 
 def _damage(directory: Path, **config: object) -> None:

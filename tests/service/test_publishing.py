@@ -16,6 +16,7 @@ import pytest
 from loops_local import LocalService
 from loops_local._execution.models import ModelHost
 from loops_local._storage import adapters
+from loops_local._storage.adapters import AdapterCache
 from loops_local._storage.records import CheckpointRecord, Record
 from loops_local._storage.store import Store
 from loops_local.engine.echo import EchoAdapter, logprob
@@ -40,6 +41,20 @@ def engine() -> Iterator[WatchedEngine]:
 @pytest.fixture
 async def watched(serve: Callable[..., Any], engine: WatchedEngine, tmp_path: Path) -> Api:
     return await serve(engine=lambda _: engine, data_dir=tmp_path / "data")
+
+
+@pytest.fixture
+def wanted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The checkpoint of each request for an adapter, from when the request has begun to wait for it."""
+    wanted: list[str] = []
+    get = AdapterCache.get
+
+    async def noted(self: AdapterCache, checkpoint_id: str, read: Any) -> Any:
+        wanted.append(checkpoint_id)
+        return await get(self, checkpoint_id, read)
+
+    monkeypatch.setattr(AdapterCache, "get", noted)
+    return wanted
 
 
 def serving(data_dir: Path) -> LocalService:
@@ -137,16 +152,18 @@ async def test_in_the_midst_of_a_publication_samples_get_the_new_weights(
 
 
 async def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_to_its_end(
-    watched: Api, engine: WatchedEngine
+    watched: Api, engine: WatchedEngine, wanted: list[str]
 ) -> None:
     run = await watched.run(lora_rank=RANK)
     await watched.train(run)
     path = (await watched.publish(run, "one name", bump=False))["path"]
+    await until_in_memory(watched, 0)
     await watched.train(run)
     engine.reading.clear()
     samples = [asyncio.create_task(version_sampled(watched, run, path)) for _ in range(2)]
-    await eventually(lambda: engine.reads)
+    await eventually(lambda: engine.reads and len(wanted) == 2)
     await watched.publish(run, "one name", bump=False)
+    await until_in_memory(watched, 0)
     samples.append(asyncio.create_task(version_sampled(watched, run, path)))
     await eventually(lambda: engine.reads == 2)
     engine.reading.set()
@@ -156,14 +173,15 @@ async def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_to_its_end
 
 
 async def test_a_caller_who_leaves_in_the_midst_of_a_read_disturbs_no_other(
-    watched: Api, engine: WatchedEngine
+    watched: Api, engine: WatchedEngine, wanted: list[str]
 ) -> None:
     run = await watched.run(lora_rank=RANK)
     await watched.train(run)
     path = (await watched.publish(run, "one name", bump=False))["path"]
+    await until_in_memory(watched, 0)
     engine.reading.clear()
     leaving, staying = (asyncio.create_task(version_sampled(watched, run, path)) for _ in range(2))
-    await eventually(lambda: engine.reads)
+    await eventually(lambda: engine.reads and len(wanted) == 2)
     leaving.cancel()
     await asyncio.wait([leaving])
     await watched.publish(run, "one name", bump=False)
@@ -290,6 +308,7 @@ async def test_checkpoints_that_requests_name_stay_in_memory_up_to_a_number_of_b
     for i in range(6):
         await watched.train(run)
         paths.append((await watched.publish(run, f"step-{i}", bump=False))["path"])
+    await until_in_memory(watched, 0)
     for _ in range(2):
         assert [await version_sampled(watched, run, path) for path in paths[:3]] == [1, 2, 3]
     assert engine.reads == 3
