@@ -22,7 +22,8 @@ from loops_local._storage.store import Store
 from loops_local.engine.echo import EchoAdapter, logprob
 from tests.service.api import MODEL, Api
 from tests.support.disk_steps import DiskSteps
-from tests.support.engines import PATIENCE_SECONDS, WatchedEngine
+from tests.support.engines import WatchedEngine
+from tests.support.patience import PATIENCE_SECONDS
 from tests.support.work import eventually
 
 RANK = 8
