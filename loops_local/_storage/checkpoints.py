@@ -42,8 +42,8 @@ class Checkpoints:
     A checkpoint's directory is named by its id, never by a name that a caller chose. Its files are written first and
     its row last, so a directory without a row was left by a killed process and is removed at the next start.
 
-    A checkpoint is replaced when its run saves another under its name. Its files are removed as soon as no run serves
-    them and no reader is inside a block of `reading` or `loadable`.
+    A checkpoint is replaced when its run saves another under its name. Its files are removed when no row refers to
+    them, neither its own nor that of the run that serves it, and no reader is inside a block of `reading`.
     """
 
     def __init__(self, store: Store, directory: Path, owner: TaskOwner) -> None:
@@ -53,6 +53,7 @@ class Checkpoints:
         self._by_uri: dict[CheckpointUri, CheckpointRecord] = {}
         self._served: dict[str, str] = {}
         self._readers: Counter[str] = Counter()
+        self._without_row: set[str] = set()
         self._adapters = AdapterCache(owner)
 
     @property
@@ -88,7 +89,8 @@ class Checkpoints:
             adapter: its weights, where they are in memory already.
             served_by: its run, if that serves it from now on; its row is written too.
         """
-        replaced = [old for old in [self._by_uri.get(record.uri)] if old is not None]
+        known = self._by_uri.get(record.uri)
+        replaced = [] if known is None else [known]
         for old in replaced:
             self._forget(old)
         self._remember(record)
@@ -102,7 +104,7 @@ class Checkpoints:
             self._served[record.run_id] = record.id
         await self._store.put(*rows, delete=replaced)
         for checkpoint_id in outdated:
-            await self._remove_if_unused(record.run_id, checkpoint_id)
+            await self._retire(record.run_id, checkpoint_id)
 
     async def find(self, checkpoint_id: str) -> CheckpointRecord | None:
         """Return a checkpoint by its id, None when there is none."""
@@ -220,7 +222,7 @@ class Checkpoints:
             self._readers[checkpoint_id] -= 1
             if not self._readers[checkpoint_id]:
                 del self._readers[checkpoint_id]
-                await self._remove_if_unused(run_id, checkpoint_id)
+                await self._remove_unread(run_id, checkpoint_id)
 
     def _remember(self, record: CheckpointRecord) -> None:
         self._by_id[record.id] = record
@@ -238,14 +240,20 @@ class Checkpoints:
         if expired:
             await self._store.put(delete=expired)
         for record in expired:
-            await self._remove_if_unused(record.run_id, record.id)
+            await self._retire(record.run_id, record.id)
 
-    async def _remove_if_unused(self, run_id: str, checkpoint_id: str) -> None:
-        """Remove the files of a checkpoint that has no row, unless they are served or read."""
-        if checkpoint_id in self._by_id or checkpoint_id == self._served.get(run_id) or self._readers[checkpoint_id]:
-            return
-        self._adapters.release(checkpoint_id)
-        await asyncio.to_thread(shutil.rmtree, self.path(run_id, checkpoint_id), ignore_errors=True)
+    async def _retire(self, run_id: str, checkpoint_id: str) -> None:
+        """Remove the files of a checkpoint unless a row refers to it; called when the rows are written."""
+        if checkpoint_id not in self._by_id and checkpoint_id != self._served.get(run_id):
+            self._without_row.add(checkpoint_id)
+            await self._remove_unread(run_id, checkpoint_id)
+
+    async def _remove_unread(self, run_id: str, checkpoint_id: str) -> None:
+        """Remove files without a row, unless a reader is left, which will do it."""
+        if checkpoint_id in self._without_row and not self._readers[checkpoint_id]:
+            self._without_row.remove(checkpoint_id)
+            self._adapters.release(checkpoint_id)
+            await asyncio.to_thread(shutil.rmtree, self.path(run_id, checkpoint_id), ignore_errors=True)
 
     def _remove_unknown(self, known: Container[str]) -> None:
         for directory in self._root.glob("*/*"):

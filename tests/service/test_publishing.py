@@ -58,6 +58,62 @@ def wanted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return wanted
 
 
+class Hold:
+    """A place where threads wait from `hold` to `release`."""
+
+    def __init__(self) -> None:
+        self._reached, self._free = threading.Event(), threading.Event()
+        self._free.set()
+
+    def hold(self) -> None:
+        self._free.clear()
+
+    def is_reached(self) -> bool:
+        return self._reached.is_set()
+
+    def release(self) -> None:
+        self._free.set()
+
+    def wait(self) -> None:
+        if not self._free.is_set():
+            self._reached.set()
+            self._free.wait(PATIENCE_SECONDS)
+
+
+@pytest.fixture
+def held_rows(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hold]:
+    """Where the rows of checkpoints wait before they are written."""
+    hold = Hold()
+    put = Store.put
+
+    def put_later(self: Store, *records: Record, delete: Sequence[Record] = ()) -> asyncio.Future[None]:
+        async def work() -> None:
+            await asyncio.to_thread(hold.wait)
+            await put(self, *records, delete=delete)
+
+        is_checkpoint = any(isinstance(record, CheckpointRecord) for record in records)
+        return asyncio.ensure_future(work()) if is_checkpoint else put(self, *records, delete=delete)
+
+    monkeypatch.setattr(Store, "put", put_later)
+    yield hold
+    hold.release()
+
+
+@pytest.fixture
+def held_files(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hold]:
+    """Where directories wait before they are removed."""
+    hold = Hold()
+    rmtree = shutil.rmtree
+
+    def rmtree_later(*args: Any, **options: Any) -> None:
+        hold.wait()
+        rmtree(*args, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", rmtree_later)
+    yield hold
+    hold.release()
+
+
 def serving(data_dir: Path) -> LocalService:
     return LocalService(engine="echo", data_dir=data_dir, provisioning_seconds=0)
 
@@ -113,40 +169,19 @@ async def test_every_sample_is_whole_while_weights_are_published_under_one_name(
 
 @pytest.mark.parametrize("step", ["row", "files"])
 async def test_in_the_midst_of_a_publication_samples_get_the_new_weights(
-    watched: Api, monkeypatch: pytest.MonkeyPatch, step: str
+    watched: Api, held_rows: Hold, held_files: Hold, step: str
 ) -> None:
     """The publication is held before its row is written, or before the old files are removed."""
     run = await watched.run(lora_rank=RANK)
     await watched.train(run)
     path = (await watched.publish(run, "live"))["path"]
     await watched.train(run)
-    reached, held = threading.Event(), threading.Event()
-    put, rmtree = Store.put, shutil.rmtree
-
-    def hold_row(self: Store, *records: Record, delete: Sequence[Record] = ()) -> asyncio.Future[None]:
-        async def put_later() -> None:
-            if any(isinstance(record, CheckpointRecord) for record in records):
-                reached.set()
-                await asyncio.to_thread(held.wait, PATIENCE_SECONDS)
-            await put(self, *records, delete=delete)
-
-        return asyncio.ensure_future(put_later())
-
-    def hold_files(*args: Any, **options: Any) -> None:
-        reached.set()
-        held.wait(PATIENCE_SECONDS)
-        rmtree(*args, **options)
-
-    if step == "row":
-        monkeypatch.setattr(Store, "put", hold_row)
-    else:
-        monkeypatch.setattr(shutil, "rmtree", hold_files)
+    held = held_rows if step == "row" else held_files
+    held.hold()
     publishing = asyncio.create_task(watched.publish(run, "live"))
-    await eventually(reached.is_set)
-    try:
-        assert await version_sampled(watched, run) == await version_sampled(watched, run, path) == 2
-    finally:
-        held.set()
+    await eventually(held.is_reached)
+    assert await version_sampled(watched, run) == await version_sampled(watched, run, path) == 2
+    held.release()
     assert (await publishing)["version"] == 2
     assert await version_sampled(watched, run) == await version_sampled(watched, run, path) == 2
     assert len(directories(watched.local.data_dir, run)) == len(await watched.checkpoints(run["id"])) == 1
@@ -171,6 +206,32 @@ async def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_to_its_end
     assert await asyncio.gather(*samples) == [1, 1, 2]
     assert engine.reads == 2
     assert len(directories(watched.local.data_dir, run)) == len(await watched.checkpoints(run["id"])) == 1
+
+
+async def test_files_stay_until_no_row_refers_to_them(
+    watched: Api, engine: WatchedEngine, held_rows: Hold, http: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    """The last reader of a checkpoint ends before the rows are written that replace it: a kill would need the files."""
+    run = await watched.run(lora_rank=RANK)
+    await watched.train(run)
+    path = (await watched.publish(run, "one name", bump=False))["path"]
+    await until_in_memory(watched, 0)
+    await watched.train(run)
+    engine.reading.clear()
+    sample = asyncio.create_task(version_sampled(watched, run, path))
+    await eventually(lambda: engine.reads)
+    held_rows.hold()
+    publishing = asyncio.create_task(watched.publish(run, "one name", bump=False))
+    await eventually(held_rows.is_reached)
+    engine.reading.set()
+    assert await sample == 1
+    shutil.copytree(watched.local.data_dir, tmp_path / "killed")
+    async with serving(tmp_path / "killed") as local:
+        assert await version_sampled(Api(local, http), run, path) == 1
+    held_rows.release()
+    await publishing
+    assert await version_sampled(watched, run, path) == 2
+    assert len(directories(watched.local.data_dir, run)) == 1
 
 
 async def test_a_caller_who_leaves_in_the_midst_of_a_read_disturbs_no_other(
