@@ -128,6 +128,15 @@ async def version_sampled(api: Api, run: dict[str, Any], path: str | None = None
     return version
 
 
+async def staged(api: Api) -> tuple[dict[str, Any], str]:
+    """Return a run, and a checkpoint of its version 1 that is not served and has to be read."""
+    run = await api.run(lora_rank=RANK)
+    await api.train(run)
+    path = (await api.publish(run, "one name", bump=False))["path"]
+    await until_in_memory(api, 0)
+    return run, path
+
+
 def directories(data_dir: Path, run: dict[str, Any]) -> list[Path]:
     return list((data_dir / "checkpoints" / run["id"]).iterdir())
 
@@ -190,10 +199,7 @@ async def test_in_the_midst_of_a_publication_samples_get_the_new_weights(
 async def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_to_its_end(
     watched: Api, engine: WatchedEngine, wanted: list[str]
 ) -> None:
-    run = await watched.run(lora_rank=RANK)
-    await watched.train(run)
-    path = (await watched.publish(run, "one name", bump=False))["path"]
-    await until_in_memory(watched, 0)
+    run, path = await staged(watched)
     await watched.train(run)
     engine.reading.clear()
     samples = [asyncio.create_task(version_sampled(watched, run, path)) for _ in range(2)]
@@ -212,10 +218,7 @@ async def test_files_stay_until_no_row_refers_to_them(
     watched: Api, engine: WatchedEngine, held_rows: Hold, http: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
     """The last reader of a checkpoint ends before the rows are written that replace it: a kill would need the files."""
-    run = await watched.run(lora_rank=RANK)
-    await watched.train(run)
-    path = (await watched.publish(run, "one name", bump=False))["path"]
-    await until_in_memory(watched, 0)
+    run, path = await staged(watched)
     await watched.train(run)
     engine.reading.clear()
     sample = asyncio.create_task(version_sampled(watched, run, path))
@@ -237,10 +240,7 @@ async def test_files_stay_until_no_row_refers_to_them(
 async def test_a_caller_who_leaves_in_the_midst_of_a_read_disturbs_no_other(
     watched: Api, engine: WatchedEngine, wanted: list[str]
 ) -> None:
-    run = await watched.run(lora_rank=RANK)
-    await watched.train(run)
-    path = (await watched.publish(run, "one name", bump=False))["path"]
-    await until_in_memory(watched, 0)
+    run, path = await staged(watched)
     engine.reading.clear()
     leaving, staying = (asyncio.create_task(version_sampled(watched, run, path)) for _ in range(2))
     await eventually(lambda: engine.reads and len(wanted) == 2)
@@ -252,7 +252,7 @@ async def test_a_caller_who_leaves_in_the_midst_of_a_read_disturbs_no_other(
 
 
 async def test_weights_published_while_the_old_ones_are_read_after_a_restart_are_served(
-    serve: Callable[..., Any], watched: Api, engine: WatchedEngine, http: aiohttp.ClientSession
+    serve: Callable[..., Any], watched: Api, engine: WatchedEngine
 ) -> None:
     run = await watched.run(lora_rank=RANK)
     await watched.train(run)
