@@ -50,7 +50,9 @@ def run(snippet: Snippet, names: dict[str, Any], runner: asyncio.Runner) -> None
     """Run the statements as an interactive session would, one after the other."""
     for source, expected in snippet.statements:
         mode = "exec" if expected is None else "single"
-        code = compile(source, snippet.place, mode, flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+        # In angle brackets, as "<stdin>" is: coverage would look for a file of that name.
+        name = f"<{snippet.place}>"
+        code = compile(source, name, mode, flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
         with redirect_stdout(StringIO()) as printed:
             result = eval(code, names)
             if inspect.iscoroutine(result):

@@ -72,6 +72,11 @@ async def hang_up_in_the_body(request: web.BaseRequest) -> web.StreamResponse:
     return response
 
 
+def name_of(reply: Reply) -> str:
+    """Return the name of a test with this reply, the same in each process."""
+    return str(getattr(reply, "__name__", repr(reply)))
+
+
 class Hold:
     """An answer that waits until the test lets it go; `arrived` is set when it has been asked for."""
 

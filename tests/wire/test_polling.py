@@ -29,7 +29,7 @@ from loops_async import (
 from loops_async._operations import poller
 from tests.support.clock import Clock
 from tests.support.patience import PATIENCE_SECONDS
-from tests.support.scripted import KEY, Hold, Reply, Say, ScriptedService, done, hang_up, hang_up_in_the_body
+from tests.support.scripted import KEY, Hold, Reply, Say, ScriptedService, done, hang_up, hang_up_in_the_body, name_of
 
 POLL = "/trainer/operations/op-7"
 DATUM = Datum(model_input=[1, 2], loss_fn_inputs={"target_tokens": [2, 3]})
@@ -188,7 +188,7 @@ async def test_a_refused_poll_is_raised_at_once_and_can_be_waited_for_again(
     assert (step.polls, quick.pauses) == (2, [])
 
 
-@pytest.mark.parametrize("cut", [Say(502, "<html>"), Say(504, ""), hang_up, hang_up_in_the_body], ids=repr)
+@pytest.mark.parametrize("cut", [Say(502, "<html>"), Say(504, ""), hang_up, hang_up_in_the_body], ids=name_of)
 async def test_a_held_poll_that_a_gateway_cuts_is_no_failure(
     step: Submit, quick: Clock, monkeypatch: pytest.MonkeyPatch, cut: Reply
 ) -> None:

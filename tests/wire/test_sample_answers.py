@@ -33,7 +33,7 @@ from loops_async import (
 from loops_async._http.endpoint import Endpoint
 from tests.support.clock import Clock
 from tests.support.limits import expire_when
-from tests.support.scripted import KEY, MODEL, Reply, Say, ScriptedService, hang_up, hang_up_in_the_body
+from tests.support.scripted import KEY, MODEL, Reply, Say, ScriptedService, hang_up, hang_up_in_the_body, name_of
 
 SAMPLE = "/sampler/sample"
 STATUS = "/v1/models/m1/deployments/d1"
@@ -386,7 +386,7 @@ async def test_a_deactivated_model_is_final(sampler: SamplingClient, service: Sc
         hang_up,
         hang_up_in_the_body,
     ],
-    ids=repr,
+    ids=name_of,
 )
 async def test_a_sample_that_may_have_been_paid_is_not_repeated(
     sampler: SamplingClient, service: ScriptedService, quick: Clock, lost: Reply

@@ -29,7 +29,7 @@ from loops_async import (
 )
 from loops_async._http.retry import OUTAGE
 from tests.support.clock import Clock
-from tests.support.scripted import Hold, Reply, Say, ScriptedService, hang_up, hang_up_in_the_body
+from tests.support.scripted import Hold, Reply, Say, ScriptedService, hang_up, hang_up_in_the_body, name_of
 
 STEP = "/trainer/optim_step"
 DATUM = Datum(model_input=[1, 2], loss_fn_inputs={"target_tokens": [2, 3]})
@@ -214,7 +214,7 @@ def unfinished(service: ScriptedService, trainer: TrainingClient, quick: Clock) 
         Say(522, ""),
         Say(202, "<html>Welcome</html>"),
     ],
-    ids=repr,
+    ids=name_of,
 )
 async def test_the_same_call_again_goes_on_under_the_same_key(unfinished: Unfinished, reply: Reply) -> None:
     error = await unfinished.error(reply)
