@@ -3,7 +3,7 @@
 
 RUN = .venv/bin/python -m
 
-.PHONY: demo test check sync fix bench chaos fuzz soak lock dist release
+.PHONY: demo test check mypy pyright sync fix bench chaos fuzz soak lock dist release
 
 demo: .venv/installed-demo
 	@.venv/bin/python examples/quickstart.py
@@ -17,7 +17,12 @@ check: .venv/installed-dev
 	$(RUN) ruff check
 	.venv/bin/python tools/gen_sync.py --check
 	.venv/bin/python tools/check_layers.py
+	@$(MAKE) --no-print-directory -j 2 mypy pyright # at once, each on a core
+
+mypy: .venv/installed-dev
 	$(RUN) mypy
+
+pyright: .venv/installed-dev
 	$(RUN) pyright --pythonpath .venv/bin/python
 
 # Compares with the limit and, once `make test` has installed it, the published client.

@@ -50,7 +50,9 @@ def _attention(
 ) -> tuple[Tensor, Tensor | None]:
     layer, _next.layer = _next.layer, None
     if layer is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
+        plain: tuple[Tensor, Tensor | None]
+        plain = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
+        return plain
     attended = layer.attend(query, query.shape[-1] ** -0.5 if scaling is None else scaling)
     return attended.transpose(1, 2), None
 

@@ -277,7 +277,7 @@ def _split(parts: Tensor, rows: int) -> Tensor:
     return split
 
 
-class _OwnLayer(CacheLayerMixin):
+class _OwnLayer(CacheLayerMixin):  # type: ignore[misc]  # mypy does not read transformers
     """One layer of a cache, as transformers sees it: it does not ask about lengths, since positions are given."""
 
     is_sliding = False
