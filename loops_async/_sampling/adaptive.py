@@ -12,6 +12,7 @@ from ..errors import InputError
 FIRST_GROWTH: Final = 2.0
 GROWTH: Final = 1.15
 LEAST_GROWTH: Final = 1.02
+STEEP: Final = 0.7
 WORTH: Final = 0.12
 """A larger limit is better if the rate gains at least this share of the growth."""
 FALL: Final = 0.8
@@ -171,10 +172,10 @@ class HillClimb:
 
     def _compare(self, base: int, base_rate: float, rate: float) -> None:
         (small, slow), (large, fast) = sorted([(base, base_rate), (self.limit, rate)])
-        is_larger_better = fast - slow >= WORTH * slow * (large - small) / small
-        if is_larger_better == (self.limit == large):
+        gain = (fast / slow - 1) / (large / small - 1) if slow else float(fast > 0)
+        if (gain >= WORTH) == (self.limit == large):
             self._base = self.limit, rate
-            self._growth = max(self._growth, min(2 * self._growth - 1, GROWTH))
+            self._growth = min(2 * self._growth - 1, FIRST_GROWTH if gain >= STEEP else GROWTH)
             self._refused_neighbours, self._patience = 0, 1
             self._try_neighbour(self.limit)
             return
