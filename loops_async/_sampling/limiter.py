@@ -53,8 +53,8 @@ class Limiter:
         ::
 
             limiter = loops.Limiter(loops.Adaptive(maximum=512))
-            answers = sampler.sample_many(prompts, limit=limiter)
-            others = sampler.sample_many(other_prompts, limit=limiter)
+            single = sampler.sample_many(prompts, limit=limiter)
+            several = sampler.sample_many(prompts, num_samples=4, limit=limiter)
     """
 
     def __init__(self, limit: int | Adaptive) -> None:
@@ -186,13 +186,6 @@ def slots(limiter: Limiter, count: int, *, priority: int = FIRST) -> AbstractAsy
 
     Raises:
         ConfigError: the limiter is in use in another event loop.
-
-    Example:
-        ::
-
-            async with slots(limiter, 4) as held:
-                answer = await sampler.sample(prompt, 4)
-                held.finished(sum(len(sequence.tokens) for sequence in answer.sequences))
     """
     return limiter._slots(count, priority)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - see above
 
