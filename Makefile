@@ -2,6 +2,8 @@
 # themselves and need nothing but a POSIX shell, make and Python 3.11 or newer (PYTHON=... says which one).
 
 RUN = .venv/bin/python -m
+# More workers than these would mostly import torch.
+PARALLEL = -n auto --maxprocesses 4 --dist worksteal
 
 .PHONY: demo test check mypy pyright sync fix bench chaos fuzz soak lock dist release
 
@@ -9,7 +11,7 @@ demo: .venv/installed-demo
 	@.venv/bin/python examples/quickstart.py
 
 test: check
-	$(RUN) pytest --cov
+	$(RUN) pytest $(PARALLEL) --cov
 
 # `fix` corrects what `check` reports about format, lint and generated code.
 check: .venv/installed-dev

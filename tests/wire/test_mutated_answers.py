@@ -49,6 +49,7 @@ HEADERS = st.fixed_dictionaries(
 STATUSES = st.sampled_from([200, 200, 200, 202, 400, 404, 409, 422, 429, 500, 503])
 NO_SHRINK = (Phase.explicit, Phase.reuse, Phase.generate)  # each example takes a moment: shrinking would take minutes
 QUICK = settings(deadline=None, max_examples=15, phases=NO_SHRINK, suppress_health_check=list(HealthCheck))
+FEW = settings(QUICK, max_examples=5)  # of many answers each, since a service and a client for each example cost more
 
 
 def run(body: Callable[[ScriptedService, ServiceClient], Awaitable[None]]) -> None:
@@ -79,10 +80,10 @@ def say(status: int, body: bytes, headers: Mapping[str, str]) -> Say:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.route)
 @given(st.data())
-@QUICK
+@FEW
 def test_the_control_plane(case: Any, data: st.DataObject) -> None:
     method, path = case.route.split()
-    answers = data.draw(st.lists(st.builds(say, STATUSES, mutated(case.answer), HEADERS), min_size=5, max_size=5))
+    answers = data.draw(st.lists(st.builds(say, STATUSES, mutated(case.answer), HEADERS), min_size=15, max_size=15))
 
     async def body(service: ScriptedService, client: ServiceClient) -> None:
         service.always(method, path, Say(body=case.answer))
@@ -117,8 +118,8 @@ def test_operations_of_a_trainer(operation: str, data: st.DataObject) -> None:
     run(body)
 
 
-@given(st.lists(st.builds(say, STATUSES, mutated(COMPLETIONS), HEADERS), min_size=5, max_size=5))
-@QUICK
+@given(st.lists(st.builds(say, STATUSES, mutated(COMPLETIONS), HEADERS), min_size=15, max_size=15))
+@FEW
 def test_samples(answers: list[Say]) -> None:
     async def body(service: ScriptedService, client: ServiceClient) -> None:
         sampler = await client.create_sampling_client(MODEL)
