@@ -133,13 +133,24 @@ def cpu(what: Callable[[], object], *, times: int = 1) -> float:
     return min(taken)
 
 
-def sampled(bench: Bench, jobs: Sequence[SampleJob], *, before: Sequence[SampleJob] = ()) -> float:
-    """Return the CPU seconds of these jobs at the same time in a new sampler, after `before`."""
+def sampled(
+    bench: Bench, jobs: Sequence[SampleJob], *, before: Sequence[SampleJob] = (), beside: SampleJob | None = None
+) -> float:
+    """Return the CPU seconds of these jobs at the same time in a new sampler, after `before`, and `beside` another."""
     sampler = bench.engine.sampler()
+
+    def run() -> None:
+        futures = [sampler.submit(job) for job in jobs]
+        other = sampler.submit(beside) if beside else None
+        for future in futures:
+            future.result()
+        if other:
+            other.cancel()
+
     try:
         for job in before:
             sampler.submit(job).result()
-        return cpu(lambda: [future.result() for future in [sampler.submit(job) for job in jobs]])
+        return cpu(run)
     finally:
         sampler.close()
 
@@ -206,12 +217,13 @@ def turns(bench: Bench) -> Iterator[Row]:
 
 
 def long_beside_short(bench: Bench) -> Iterator[Row]:
-    """63 short completions, alone and while one of `LONG` tokens continues."""
+    """63 short completions: alone, while one of `LONG` tokens continues, and while a prompt of `LONG` is computed."""
     short = [bench.job(bench.tokens(PROMPT, seed), 1, SHORT_COMPLETION) for seed in range(63)]
     long = bench.tokens(bench.longest, 100)
     alone = sampled(bench, short)
     # The long prompt is computed before, since what is compared is the time of the steps.
     beside = sampled(bench, [bench.job(long, 1, SHORT_COMPLETION), *short], before=[bench.job(long, 1, 1)])
+    new = sampled(bench, short, beside=bench.job(long, 1, SHORT_COMPLETION))
     scale = 1000 / (63 * SHORT_COMPLETION)
     memory = 64 * bench.longest * bench.base.cache_bytes / 1e9
     yield Row("63 short", "CPU s / 1000 tokens", alone * scale)
@@ -220,6 +232,12 @@ def long_beside_short(bench: Bench) -> Iterator[Row]:
         "CPU s / 1000 tokens",
         beside * scale,
         note=f"{alone / beside:.0%} of the throughput alone; one padded batch would take {memory:.0f} GB",
+    )
+    yield Row(
+        f"63 short while a prompt of {bench.longest} tokens is computed",
+        "CPU s / 1000 tokens",
+        new * scale,
+        note=f"{alone / new:.0%} of the throughput alone",
     )
 
 

@@ -16,7 +16,7 @@ import msgspec
 
 from ._service import DEFAULT_MODELS, LocalService
 from ._storage.store import StoreLockedError
-from .engine import KINDS, RefusedError
+from .engine import DTYPES, KINDS, RefusedError
 from .faults import FaultProxy, read_plan
 from .faults.proxy import COUNTS_PATH
 
@@ -81,6 +81,14 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
         f"(default: {', '.join(DEFAULT_MODELS)}; echo takes any name)",
     )
     serve.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="precision of torch's base models (default: %(default)s)"
+    )
+    serve.add_argument(
+        "--device",
+        default="auto",
+        help="where torch keeps its base models, e.g. cpu or cuda; auto is a GPU if there is one (the default)",
+    )
+    serve.add_argument(
         "--serverless", action="store_true", help="offer serverless runs and samplers, whose samples are queued"
     )
     serve.add_argument(
@@ -121,6 +129,8 @@ async def _serve(arguments: argparse.Namespace) -> None:
     local = LocalService(
         engine=arguments.engine,
         models=arguments.model,
+        dtype=arguments.dtype,
+        device=arguments.device,
         data_dir=arguments.data_dir or _default_data_dir(),
         host=arguments.host,
         port=arguments.port,

@@ -46,7 +46,7 @@ from ._storage.logs import Logs
 from ._storage.private import make_private_directory, make_private_file
 from ._storage.store import Store
 from ._threads import entered_in_thread
-from .engine import Engine, EngineFactory, load_engine
+from .engine import DTYPES, Engine, EngineFactory, load_engine
 from .engine.echo import MAX_SEQ_LEN as ECHO_MAX_SEQ_LEN
 from .faults import Faults
 
@@ -77,6 +77,10 @@ class LocalService:
             from a model's name to an engine.
         model: the only base model on offer (with ``"echo"``: the default one).
         models: the base models on offer, instead of `model`; the first is the default of local mode.
+        dtype: the precision of ``"torch"``'s base models: ``"float32"``, or ``"bfloat16"``: half the memory, faster
+            where the processor supports it, and less exact logprobs. Adapters are float32 in both.
+        device: where ``"torch"`` keeps its base models, e.g. ``"cpu"`` or ``"cuda"``; ``"auto"`` is a GPU if there is
+            one.
         data_dir: the directory of the service's state. None is a temporary directory, removed at the end.
         cache_dir: the directory of downloaded and converted models; None is the user's cache directory.
         host: the address to listen on. Local mode, which needs no key, accepts requests from this machine only.
@@ -109,6 +113,8 @@ class LocalService:
         engine: str | EngineFactory = "torch",
         model: str | None = None,
         models: Sequence[str] | None = None,
+        dtype: str = "float32",
+        device: str = "auto",
         data_dir: str | os.PathLike[str] | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         host: str = "127.0.0.1",
@@ -122,7 +128,10 @@ class LocalService:
         file_url_seconds: float = 900.0,
     ) -> None:
         self.faults = Faults()
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
         self._engine = engine
+        self._dtype, self._device = dtype, device
         self._cache_dir = _default_cache_dir() if cache_dir is None else Path(cache_dir)
         self._names, self._default_model = _models_on_offer(engine, model, models)
         self._given_dir = None if data_dir is None else Path(data_dir)
@@ -305,7 +314,7 @@ class LocalService:
 
     def _load_engine(self, model: str) -> Engine:
         if isinstance(self._engine, str):
-            return load_engine(self._engine, model, cache_dir=self._cache_dir)
+            return load_engine(self._engine, model, cache_dir=self._cache_dir, dtype=self._dtype, device=self._device)
         return self._engine(model)
 
 

@@ -1,4 +1,4 @@
-"""The engine for real training and sampling: torch on the CPU, with models of Hugging Face's transformers."""
+"""The engine for real training and sampling: torch, on the CPU or a GPU, with models of Hugging Face's transformers."""
 
 from __future__ import annotations
 
@@ -15,17 +15,20 @@ __all__ = ["load"]
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-def load(model: str, *, cache_dir: Path) -> Engine:
+def load(model: str, *, cache_dir: Path, dtype: str = "float32", device: str = "auto") -> Engine:
     """Load a base model.
 
     Args:
         model: ``tiny`` (built in milliseconds, for tests), ``HuggingFaceTB/SmolLM2-135M-Instruct`` or ``smollm2`` (a
             pretrained model from the package index, converted once into `cache_dir`), a directory, or a hub id.
         cache_dir: the directory of converted models.
+        dtype: the precision of the base model, ``"float32"`` or ``"bfloat16"``. Adapters are float32.
+        device: where the base model is, as torch names it; ``"auto"`` is a GPU if there is one.
 
     Raises:
         ImportError: torch or transformers is not installed.
-        RefusedError: the model cannot be loaded, or this engine does not compute its architecture exactly.
+        RefusedError: the model cannot be loaded or used on this device, or this engine does not compute its
+            architecture exactly.
     """
     try:
         from .engine import TorchEngine
@@ -35,4 +38,4 @@ def load(model: str, *, cache_dir: Path) -> Engine:
             f"the torch engine needs {missing.name}, which is not installed: pip install 'loops-async[local]'",
             name=missing.name,
         ) from missing
-    return TorchEngine(load_base(model, cache_dir=cache_dir))
+    return TorchEngine(load_base(model, cache_dir=cache_dir, dtype=dtype, device=device))

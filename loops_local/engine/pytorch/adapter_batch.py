@@ -7,12 +7,13 @@ model is zero.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from .adapter import LoraAdapter
 from .lora import Active, Pair
+from .models import Base
 
 __all__ = ["AdapterBatch"]
 
@@ -20,20 +21,22 @@ __all__ = ["AdapterBatch"]
 class AdapterBatch:
     """Concatenates the adapters of a batch, and keeps the result while the same adapters are used."""
 
-    def __init__(self) -> None:
+    def __init__(self, base: Base) -> None:
+        self._base = base
         self._adapters: list[LoraAdapter] = []
-        self._weights: dict[str, Pair] = {}
+        self._weights: Mapping[str, Pair] = {}
 
     def combine(self, rows: Sequence[LoraAdapter | None]) -> Active | None:
         """Return the term of these rows; None if all of them use the base model."""
         distinct = sorted({id(row): row for row in rows if row is not None}.values(), key=id)
         if distinct != self._adapters:
-            self._adapters, self._weights = distinct, _concatenated(distinct)
+            self._adapters, self._weights = distinct, self._base.active(_concatenated(distinct), 1.0).weights
         if not distinct:
             return None
         if len(distinct) == 1 and None not in rows:
             return Active(self._weights, distinct[0].scale)
-        return Active(self._weights, torch.stack([self._gate(row) for row in rows])[:, None])
+        gate = torch.stack([self._gate(row) for row in rows])[:, None]
+        return Active(self._weights, gate.to(self._base.device, self._base.dtype))
 
     def _gate(self, row: LoraAdapter | None) -> torch.Tensor:
         return torch.cat([torch.full((own.rank,), own.scale if own is row else 0.0) for own in self._adapters])

@@ -14,7 +14,7 @@ __all__ = ["TorchEngine"]
 
 
 class TorchEngine:
-    """A frozen base model in float32, and any number of adapters as plain values."""
+    """A frozen base model, and any number of adapters as plain values."""
 
     def __init__(self, base: Base) -> None:
         self._base = base

@@ -83,8 +83,10 @@ class Prefill:
         done, self.done = self.done, self.done + count
         if not done:
             return {"cache": self.cache}
-        at = torch.arange(done, self.done)
-        self.mask = torch.zeros(count, self.done).masked_fill_(torch.arange(self.done) > at[:, None], -torch.inf)
+        like = contents(self.cache)[0][0]
+        at = torch.arange(done, self.done, device=like.device)
+        unseen = torch.arange(self.done, device=like.device) > at[:, None]
+        self.mask = like.new_zeros(unseen.shape).masked_fill_(unseen, -torch.inf)
         return {
             "cache": self.cache,
             "position_ids": at[None],
@@ -218,12 +220,12 @@ class _Block(Generic[_T]):
 
     def step(self) -> _Step:
         """Add one position to every sequence."""
-        at = torch.tensor(self.lengths)
+        k = self.layers[0][0]
+        at = torch.tensor(self.lengths, device=k.device)
         self.lengths = [length + 1 for length in self.lengths]
         longest = max(self.lengths)
-        unseen = torch.arange(longest) > at[:, None]
-        k = self.layers[0][0]
-        mask = torch.zeros(unseen.shape, dtype=k.dtype).masked_fill_(unseen, -torch.inf)[:, None, None]
+        unseen = torch.arange(longest, device=k.device) > at[:, None]
+        mask = k.new_zeros(unseen.shape).masked_fill_(unseen, -torch.inf)[:, None, None]
         return _Step(self.prefix, self.layers, at, mask)
 
 
@@ -239,7 +241,7 @@ class _Step:
     slots: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        self.slots = torch.arange(len(self.at))
+        self.slots = torch.arange(len(self.at), device=self.at.device)
 
     @property
     def positions(self) -> Tensor:

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from .products import MAX_PACKED_BYTES, Linear
+
 __all__ = ["ALPHA", "Active", "Pair", "Shapes", "fresh", "inject", "pairs", "using"]
 
 ALPHA = 32
@@ -64,7 +66,7 @@ def using(active: Active | None) -> Iterator[None]:
         _current.active = before
 
 
-class LoraLinear(nn.Linear):
+class LoraLinear(Linear):
     """A linear layer that adds the thread's current low-rank term."""
 
     lora_name: str
@@ -81,12 +83,12 @@ def inject(network: nn.Module, *, skip: nn.Module) -> Shapes:
     Experts of a mixture are not linear layers in transformers, so they stay as they are.
     """
     shapes: dict[str, tuple[int, int]] = {}
-    for name, module in network.named_modules():
-        if type(module) is nn.Linear and module is not skip:
-            # Changing the class keeps the parameter names and all references to the module.
-            module.__class__ = LoraLinear
-            module.lora_name = name
-            shapes[name] = (module.out_features, module.in_features)
+    layers = {name: one for name, one in network.named_modules() if type(one) is nn.Linear and one is not skip}
+    may_pack = sum(layer.weight.nbytes for layer in layers.values()) <= MAX_PACKED_BYTES
+    for name, layer in layers.items():
+        LoraLinear.convert(layer, may_pack=may_pack)
+        vars(layer)["lora_name"] = name
+        shapes[name] = (layer.out_features, layer.in_features)
     return shapes
 
 

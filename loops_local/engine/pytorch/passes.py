@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from . import cores
 from .adapter import LoraAdapter
 from .examples import Example, Floats, Ints
-from .lora import Active, pairs, using
+from .lora import pairs, using
 from .losses import Loss
 from .models import Base
 from .recompute import recomputing
@@ -70,7 +70,7 @@ def run(
         others = _Positions(rows, [row.other_positions() for row in rows])
         with (
             torch.set_grad_enabled(backward),
-            using(Active(pairs(flat, base.shapes, adapter.rank), adapter.scale)),
+            using(base.active(pairs(flat, base.shapes, adapter.rank), adapter.scale)),
             recomputing(tokens.numel() > MICRO_BATCH_TOKENS),
         ):
             hidden = base.hidden(tokens)
@@ -159,7 +159,8 @@ def _head(base: Base, states: Tensor, targets: Tensor, top_k: int) -> tuple[Tens
     logits = base.logits(states)
     norm = logits.logsumexp(-1, keepdim=True)
     best = logits.detach().topk(top_k)
-    return logits.gather(1, targets) - norm, best.indices, best.values - norm.detach()
+    own = logits.gather(1, targets.to(base.device)) - norm
+    return own.cpu(), best.indices.cpu(), (best.values - norm.detach()).cpu()
 
 
 def _arguments(loss: Loss, where: _Positions, logprobs: Tensor) -> dict[str, Any]:

@@ -165,7 +165,7 @@ class _Loop:
         """Release the memory that only running sequences need."""
         self._rows: list[Row] = []
         self._kv_cache: KvCache[Row] = KvCache()
-        self._prefilling, self._decoding = AdapterBatch(), AdapterBatch()
+        self._prefilling, self._decoding = AdapterBatch(self._base), AdapterBatch(self._base)
 
     def _positions(self) -> int:
         """Return the positions that the next step needs memory for, and those of prompts that are being computed."""
@@ -316,7 +316,7 @@ class _Loop:
         ]
 
     def _logprobs(self, states: Tensor) -> Tensor:
-        return self._base.logits(states).log_softmax(-1)
+        return self._base.logits(states).log_softmax(-1).cpu()
 
     def _score_prompt(self, context: _Context, states: Tensor) -> None:
         """Add the logprobs of the prompt's tokens after the next positions, if the request wants them."""
