@@ -41,7 +41,7 @@ def test_bfloat16_trains_and_samples_with_adapters_in_float32(tmp_path: Path) ->
     [long, short] = [
         sampler.submit(job(tokens(n, seed=n), trainer.adapter(), n=2, max_tokens=20, seed=1)) for n in (300, 10)
     ]
-    outcomes = [long.result(30), short.result(30)]
+    outcomes = [long.result(), short.result(60)]
     sampler.close()
     for n, outcome in zip((300, 10), outcomes, strict=True):
         for completion in outcome.completions:

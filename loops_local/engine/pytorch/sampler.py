@@ -53,8 +53,8 @@ PREFILL_TOKENS = 2048
 CHUNK = 512
 """The positions of one pass of a prompt that is longer than `PREFILL_TOKENS`. New requests start between two passes."""
 
-CHUNK_BESIDE = 32
-"""The same while completions are under way. It takes a fifth of the time of a step of 64 rows."""
+CHUNK_BESIDE, STEPS_BESIDE = 64, 4
+"""The same while completions are under way, and after how many of their steps: a tenth of the time with 64 of them."""
 
 HEAD_POSITIONS = 512
 """The number of prompt positions whose logits are in memory at once."""
@@ -110,6 +110,7 @@ class _Loop:
         self._waiting: deque[Request] = deque()
         self._put_back: list[Row] = []
         self._contexts: dict[Hashable, _Context] = {}
+        self._steps_beside = 0
         self._prefixes = PrefixCache()
         self.usage = SamplerUsage()
         self._clear()
@@ -148,7 +149,8 @@ class _Loop:
         self._remove_done()
         self._admit()
         has_others = bool(self._rows) or not all(context.is_long for context in self._contexts.values())
-        for contexts in _prefills([*self._contexts.values()]):
+        self._steps_beside = self._steps_beside + 1 if has_others else 0
+        for contexts in _prefills([*self._contexts.values()], with_long=self._steps_beside % STEPS_BESIDE == 0):
             with _failing_together({row.request for context in contexts for row in context.rows}):
                 self._prefill(contexts, CHUNK_BESIDE if has_others else CHUNK)
         whole = [context for context in self._contexts.values() if context.lacking == 0]
@@ -388,14 +390,15 @@ class _Context:
         return self.joins or (rows - 1) * len(self.tokens) >= SHARED_POSITIONS
 
 
-def _prefills(contexts: Sequence[_Context]) -> Iterator[list[_Context]]:
+def _prefills(contexts: Sequence[_Context], *, with_long: bool) -> Iterator[list[_Context]]:
     """Yield what to compute before the next decoding step.
 
-    These are the contexts that lack positions, in batches that have equally much already and are of similar length. But
-    of those that are long, it is the oldest alone.
+    These are the contexts that lack positions, in batches that have equally much already and are of similar length; of
+    those that are long, the oldest alone.
     """
     lacking = [context for context in contexts if context.lacking and not context.is_long]
-    yield from ([context] for context in [one for one in contexts if one.is_long and one.lacking][:1])
+    if with_long:
+        yield from ([context] for context in [one for one in contexts if one.is_long and one.lacking][:1])
     for matched in {context.matched for context in lacking}:
         batch: list[_Context] = []
         for context in sorted((one for one in lacking if one.matched == matched), key=lambda one: len(one.tokens)):
