@@ -9,12 +9,14 @@ from msgspec import Meta, Struct
 from .._arguments import check_kind
 from ..errors import InputError
 
-FIRST_GROWTH: Final = 2.0
-GROWTH: Final = 1.15
-LEAST_GROWTH: Final = 1.02
-STEEP: Final = 0.7
 WORTH: Final = 0.12
 """A larger limit is better if the rate gains at least this share of the growth."""
+STEEP: Final = 0.7
+"""From this share, the next growth is larger."""
+MOST_GROWTH: Final = 2.0
+GROWTH: Final = 1.15
+LEAST_GROWTH: Final = 1.02
+"""Finer steps are of use where too large a limit is refused, since that is certain at once."""
 FALL: Final = 0.8
 """At less than this share of the former rate, the sampler has become slower."""
 SLOWER: Final = 0.7
@@ -27,7 +29,6 @@ FEWEST: Final = 8
 """The fewest sequences of a round."""
 MOST_PATIENCE: Final = 32
 """The most rounds until the neighbours are measured again."""
-
 CERTAINTY: Final = 0.25
 """A round is longer if its rate is less certain than this share of the growth that it measures."""
 MOST_ROUND: Final = 8
@@ -58,10 +59,10 @@ class Adaptive(Struct, frozen=True, kw_only=True):
 class HillClimb:
     """The control law of `Adaptive`: a climb to the limit with the best rate, fed with events and the time.
 
-    A round ends when half as many sequences as the limit have begun and finished in it. Its rate in tokens per second
-    is ``sum of tokens / sum of costs``, where a sequence costs ``1 / n`` seconds for each second in which `n` are in
-    flight (Little's law). So it depends neither on how long the sequences are that happen to finish in the round, nor
-    on those that began before it, at another limit.
+    A round ends when half as many sequences as the limit have begun and finished in it, or more if they differ much.
+    Its rate in tokens per second is ``sum of tokens / sum of costs``, where a sequence costs ``1 / n`` seconds for each
+    second in which `n` are in flight (Little's law). So it depends neither on how long the sequences are that happen to
+    finish in the round, nor on those that began before it, at another limit.
 
     Raises:
         InputError: a bound is not a whole number of at least 1, or `minimum` exceeds `maximum`.
@@ -79,7 +80,7 @@ class HillClimb:
         self._base: tuple[int, float] | None = None
         """The limit with the best known rate, and that rate. At another limit, the round measures a neighbour."""
         self._is_upward = True
-        self._growth = FIRST_GROWTH
+        self._growth = MOST_GROWTH
         self._refused_neighbours = 0
         self._patience = 1
         self._rest = 0
@@ -143,6 +144,7 @@ class HillClimb:
             self._move(self._base[0])
 
     def _is_certain(self, rate: float) -> bool:
+        """Whether the standard error of the rate, as a ratio of sums, is small beside the growth."""
         variance = self._squares - 2 * rate * self._products + rate * rate * self._cost_squares
         error = CERTAINTY * (self._growth - 1) * self._tokens
         return variance <= error * error
@@ -150,7 +152,7 @@ class HillClimb:
     # --- decisions ---
 
     def _judge(self, rate: float) -> None:
-        """Decide after a round."""
+        """Decide where the next round takes place."""
         if self._base is None:
             self._stay(rate)
         elif self._base[0] != self.limit:
@@ -171,11 +173,12 @@ class HillClimb:
             self._try_neighbour(self.limit)
 
     def _compare(self, base: int, base_rate: float, rate: float) -> None:
+        """Go on from a better neighbour, else look at the one on the other side, else return."""
         (small, slow), (large, fast) = sorted([(base, base_rate), (self.limit, rate)])
         gain = (fast / slow - 1) / (large / small - 1) if slow else float(fast > 0)
         if (gain >= WORTH) == (self.limit == large):
             self._base = self.limit, rate
-            self._growth = min(2 * self._growth - 1, FIRST_GROWTH if gain >= STEEP else GROWTH)
+            self._growth = min(2 * self._growth - 1, MOST_GROWTH if gain >= STEEP else GROWTH)
             self._refused_neighbours, self._patience = 0, 1
             self._try_neighbour(self.limit)
             return
