@@ -99,7 +99,7 @@ class TimeLimit:
         self._graces += 1
         self._start(GRACE_SECONDS)
         if late >= HELD_SECONDS:
-            _hold_warning.say(late)
+            hold_warning.say(late)
 
 
 class _HoldWarning:
@@ -120,7 +120,7 @@ class _HoldWarning:
         )
 
 
-_hold_warning: Final = _HoldWarning()
+hold_warning: Final = _HoldWarning()
 
 
 class Wait:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final, TypeVar
 
 from .. import protocol
@@ -28,6 +28,8 @@ from .turns import Turn, Turns
 from .unfinished import Part, mark_failed, mark_not_accepted, new_parts, parts_of
 
 T = TypeVar("T")
+U = TypeVar("U")
+R = TypeVar("R")
 
 log = logging.getLogger("loops_async")
 
@@ -64,16 +66,34 @@ class Submitter:
 
         An operation that repeats the unfinished one that was sent last, or that of `resume`, gets its keys.
         """
+        return await self._in_turn(operation.name, lambda turn: self._send_in_turn(operation, turn, resume))
+
+    async def submit_pair(
+        self, first: Operation[T], second: Operation[U]
+    ) -> tuple[OperationFuture[T], OperationFuture[U]]:
+        """Submit two operations in one turn, as `submit` does; the second is sent only if the first was accepted."""
+
+        async def send(submission: _Submission) -> tuple[OperationFuture[T], OperationFuture[U]]:
+            accepted = await self._send_in_turn(first, submission, None)
+            try:
+                return accepted, await self._send_in_turn(second, submission, None)
+            except LoopsError as error:
+                error.add_note(f"The trainer has accepted {first.name} before; only {second.name} has to be repeated.")
+                raise
+
+        return await self._in_turn(f"{first.name} and {second.name}", send)
+
+    async def _in_turn(self, name: str, send: Callable[[_Submission], Coroutine[Any, Any, R]]) -> R:
         self._transport.check_usable()
-        submission = _Submission(operation.name, self._turns.take())
-        task = self._tasks.start(self._send_in_turn(operation, submission, resume), name=f"submit {operation.name}")
+        submission = _Submission(name, self._turns.take())
+        task = self._tasks.start(send(submission), name=f"submit {name}")
         # A callback ends the turn, since a task that is cancelled before it starts never enters its coroutine.
         task.add_done_callback(submission.finish)
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             if task.cancelled():
-                raise ClosedError(f"the client was closed before {operation.name} was submitted") from None
+                raise ClosedError(f"the client was closed before {name} was submitted") from None
             submission.abandon(task)
             raise
 

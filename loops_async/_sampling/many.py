@@ -93,7 +93,7 @@ async def _cancel(tasks: list[asyncio.Future[Any]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def each(source: Source[T]) -> AsyncIterator[T]:
+async def each(source: Source[T]) -> AsyncGenerator[T]:
     """Yield the items of any iterable."""
     if isinstance(source, AsyncIterable):
         async for item in source:

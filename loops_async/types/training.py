@@ -25,6 +25,7 @@ __all__ = [
     "OptimStepResponse",
     "SaveWeightsForSamplerResponse",
     "SaveWeightsResponse",
+    "StepResult",
     "WandbConfig",
 ]
 
@@ -76,6 +77,23 @@ class OptimStepResponse(Struct, frozen=True, kw_only=True):
     """Metrics of one optimizer step, e.g. ``step``, ``learning_rate`` and ``grad_norm``."""
 
     metrics: dict[str, float] | None = None
+
+
+class StepResult(Struct, frozen=True, kw_only=True):
+    """The results of one training step: of its forward and backward pass, and of the optimizer."""
+
+    forward_backward: ForwardBackwardOutput
+    optim: OptimStepResponse
+
+    @property
+    def loss(self) -> float:
+        """The loss of the pass."""
+        return self.forward_backward.loss
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The metrics of the pass and of the optimizer; where both have the same name, that of the optimizer counts."""
+        return self.forward_backward.metrics | (self.optim.metrics or {})
 
 
 class SaveWeightsResponse(Struct, frozen=True, kw_only=True):

@@ -97,7 +97,7 @@ async def test_an_answer_that_arrived_while_the_loop_was_held_is_read() -> None:
 async def test_a_program_that_holds_the_loop_is_told_once(
     clock: LoopClock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_waiting._hold_warning, "_said", float("-inf"))
+    monkeypatch.setattr(_waiting.hold_warning, "_said", float("-inf"))
 
     async def wait() -> None:
         with TimeLimit(0.01):
