@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from types import TracebackType
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Final, Literal, TypeAlias, TypeVar
 from uuid import uuid4
 
 from msgspec.structs import replace
@@ -19,6 +19,15 @@ from ._operations.batch import Batch
 from ._operations.future import OperationFuture
 from ._operations.operation import SmallBody, SmallOperation
 from ._operations.submitter import Submitter
+from ._rollouts.context import Rollout
+from ._rollouts.executor import Executor
+from ._rollouts.failures import FailurePolicy
+from ._rollouts.options import Advantages, Options
+from ._rollouts.policy import Policy
+from ._rollouts.state import RolloutState
+from ._rollouts.stream import RolloutStream
+from ._sampling.adaptive import Adaptive
+from ._sampling.limiter import Limiter
 from ._sampling.tokenizer import load_tokenizer
 from ._session.readiness import health_request
 from ._session.runtime import Runtime
@@ -58,12 +67,16 @@ from .types import (
     SaveWeightsForSamplerResponse,
     SaveWeightsResponse,
     ServerlessDeployment,
+    StepResult,
     WandbConfig,
 )
 
 __all__ = ["ForwardBackwardFuture", "TrainingClient"]
 
 T = TypeVar("T")
+
+FROZEN_SECONDS: Final = 24 * 3600
+"""How long weights are kept that were saved to evaluate them."""
 
 ForwardBackwardFuture: TypeAlias = OperationFuture[ForwardBackwardOutput]
 
@@ -269,6 +282,142 @@ class TrainingClient(SameWhenCopied):
         body = InitTrainerServerBody(lora_rank=lora_rank, base_model=self._run.base_model)
         return await self._submit("init_trainer_server", InitTrainerServerResponse, body)
 
+    async def step(
+        self,
+        data: Sequence[Datum],
+        loss_fn: LossFnType,
+        adam_params: AdamParams,
+        loss_fn_config: Mapping[str, Any] | None = None,
+    ) -> OperationFuture[StepResult]:
+        """Do one training step: `forward_backward` and `optim_step` in one go, with no other operation in between.
+
+        Args:
+            data: the examples, as in `forward_backward`.
+            loss_fn: the loss, as there.
+            adam_params: the settings of Adam.
+            loss_fn_config: settings of the loss.
+
+        Returns:
+            The future of both results; it raises the error of the first that failed. The optimizer steps even if the
+            pass fails after the trainer has accepted it, with the gradients that there are.
+
+        Raises:
+            InputError: an argument is invalid; nothing was sent and no turn was taken.
+            LoopsError: the errors of `forward_backward`. Where the pass was accepted and only `optim_step` failed,
+                a note on the error says so.
+        """
+        self._check_open()
+        adam_params = check_kind(adam_params, AdamParams, "adam_params")
+        batch = self._forward_batch("forward_backward", data, loss_fn, loss_fn_config)
+        optim_step = self._small_operation("optim_step", OptimStepResponse, OptimStepBody(adam_params=adam_params))
+        passed, stepped = await self._submitter.submit_pair(batch, optim_step)
+        if self._log is not None:
+            self._log.add_pass(passed, len(data))
+            self._log.add_step(stepped)
+
+        async def collect() -> StepResult:
+            await passed.settled()
+            await stepped.settled()  # also where the pass has failed: an error that is not seen is logged
+            return StepResult(forward_backward=await passed, optim=await stepped)
+
+        return OperationFuture(
+            collect,
+            tasks=self._runtime.tasks,
+            operation="step",
+            operation_id=passed.operation_id,
+            run_id=self.run_id,
+        )
+
+    # --- rollouts ---
+
+    def rollouts(
+        self,
+        rollout: Rollout,
+        tasks: Iterable[Any] | AsyncIterable[Any],
+        *,
+        group_size: int,
+        groups_per_step: int,
+        max_staleness: int = 1,
+        run_ahead: int | None = None,
+        minibatches: int = 1,
+        unit: Literal["episode", "group"] = "episode",
+        advantages: Advantages = "centered",
+        keep_constant_groups: bool = False,
+        mask_truncated: bool = False,
+        limit: int | Adaptive | Limiter = 256,
+        on_failure: FailurePolicy | None = None,
+        episode_timeout: float | None = None,
+        max_episode_tokens: int | None = None,
+        executor: Executor | None = None,
+        drop_last: bool = False,
+        seed: int | None = None,
+        name: str = "policy",
+        state: RolloutState | None = None,
+    ) -> RolloutStream:
+        """Roll out tasks beside training: return a stream of batches to train on.
+
+        Each task becomes a group of `group_size` episodes, whose rewards are compared with each other. A group begins
+        when the bound on its age allows it, and continues while earlier ones are trained. `RolloutStream` has an
+        example.
+
+        Args:
+            rollout: called with a `RolloutContext` and a task; returns an `Episode` with a reward, or None to leave it
+                out. Its exceptions are those of `on_failure`.
+            tasks: read one by one, as groups begin, so it may be endless. To resume, it must yield the same tasks in
+                the same order.
+            group_size: episodes of each task.
+            groups_per_step: groups of each training step.
+            max_staleness: a group may be trained this many steps after those whose weights were published when it
+                began. It is never discarded: rollouts and batches wait instead. 0: exactly on-policy.
+            run_ahead: how many steps rollouts may begin ahead of the published weights, `max_staleness` when None and
+                never more. So `run_ahead` sets the usual staleness, and `max_staleness` that of the slowest groups:
+                with a long tail, 2 and 8 keep the trainer busier than 2 and 2.
+            minibatches: hand out each step in this many batches, which come earlier: call `forward_backward` on each,
+                `optim_step` and `publish` with that for which `RolloutBatch.is_last_of_step` is True.
+            unit: ``"group"``: `rollout` is called once for each task, and returns a list of `group_size` episodes, of
+                which some may be None.
+            advantages: how rewards become advantages, as `group_advantages` does it, or a function of the list of
+                rewards.
+            keep_constant_groups: also train groups in which every advantage is 0; otherwise they are dropped.
+            mask_truncated: advantage 0 for episodes that ended because they were too long; their rewards are still
+                part of the others' baseline.
+            limit: the most sequences in flight. A `Limiter` may be shared; an `Adaptive` limit follows the capacity of
+                the sampler.
+            on_failure: which failures are tolerated; `FailurePolicy()` when None.
+            episode_timeout: the longest time of one attempt at an episode in seconds, in which it also waits for its
+                turn in `limit`; None has no limit, since slow is not stuck.
+            max_episode_tokens: the longest episode; None is the longest sequence of the run.
+            executor: where `RolloutContext.run` calls functions, e.g. a `ProcessPool`; worker threads when None.
+            drop_last: leave out the last step if there are too few groups for it.
+            seed: makes sampling repeatable, as far as the order in which weights are published allows.
+            name: publish under ``sampler_weights/<name>``.
+            state: continue where `RolloutStream.save` was called.
+
+        Raises:
+            InputError: an argument is invalid.
+            UnsupportedError: the run has no paired sampler.
+            ClosedError: this client is closed.
+        """
+        self._check_open()
+        options = Options(
+            group_size=group_size,
+            groups_per_step=groups_per_step,
+            max_staleness=max_staleness,
+            run_ahead=run_ahead,
+            minibatches=minibatches,
+            unit=unit,
+            advantages=advantages,
+            keep_constant_groups=keep_constant_groups,
+            mask_truncated=mask_truncated,
+            on_failure=FailurePolicy() if on_failure is None else on_failure,
+            episode_timeout=episode_timeout,
+            max_episode_tokens=max_episode_tokens,
+            drop_last=drop_last,
+            seed=seed,
+            name=name,
+        )
+        return RolloutStream(self._policies(), rollout, tasks, options, limit=limit, executor=executor, state=state)
+
     # --- saving and loading ---
 
     async def save_state(self, name: str, ttl_seconds: int | None = None) -> OperationFuture[SaveWeightsResponse]:
@@ -309,16 +458,7 @@ class TrainingClient(SameWhenCopied):
         Raises:
             NotReadyError: the sampler did not become ready, or did not load the weights within 600 s.
         """
-        sampler = self._sampler()
-        if isinstance(sampler.deployment, ServerlessDeployment):
-            return await self._save_for_queue(sampler, name)
-        saved = await (await self.save_weights_for_sampler(name)).result()
-        # Version 0 is the base model: nothing was trained, so there is nothing to wait for.
-        weights = Weights(min_policy_version=saved.version or None)
-        client = sampling_client(sampler, weights, self._runtime)
-        if saved.version:
-            await client.wait_for_version(saved.version)
-        return client
+        return (await (await self._policies().publish(name))).sampler
 
     async def load_state(self, path: str) -> OperationFuture[LoadWeightsResponse]:
         """Load weights, with a fresh optimizer and step 0.
@@ -445,13 +585,18 @@ class TrainingClient(SameWhenCopied):
         resume: UnfinishedSubmission | None = None,
     ) -> ForwardBackwardFuture:
         self._check_open()
-        config = check_config(loss_fn, loss_fn_config)
-        checked = checked_data(data, loss_fn, max_seq_len=self._max_seq_len)
         top_k_logprobs = check_at_least(top_k_logprobs, 0, "top_k_logprobs")
         if top_k_logprobs > MAX_TOP_K_LOGPROBS:
             raise InputError("top_k_logprobs", f"must be at most {MAX_TOP_K_LOGPROBS}; got {top_k_logprobs}")
-        body = self._forward_body(loss_fn, config, top_k_logprobs)
-        return await self._submitter.submit(Batch(operation, checked, body), resume=resume)
+        batch = self._forward_batch(operation, data, loss_fn, loss_fn_config, top_k_logprobs)
+        return await self._submitter.submit(batch, resume=resume)
+
+    def _forward_batch(
+        self, operation: str, data: Any, loss_fn: Any, loss_fn_config: Any, top_k_logprobs: int = 0
+    ) -> Batch:
+        config = check_config(loss_fn, loss_fn_config)
+        checked = checked_data(data, loss_fn, max_seq_len=self._max_seq_len)
+        return Batch(operation, checked, self._forward_body(loss_fn, config, top_k_logprobs))
 
     def _forward_body(self, loss_fn: str, config: Mapping[str, Any] | None, top_k_logprobs: int = 0) -> ForwardBody:
         """Return the body of a forward pass, without its datums."""
@@ -476,21 +621,17 @@ class TrainingClient(SameWhenCopied):
     ) -> OperationFuture[T]:
         """Submit an operation with a small body."""
         self._check_open()
-        body = replace(body, run_id=self.run_id, model=self._run.base_model)
-        return await self._submitter.submit(SmallOperation(operation, result, body), resume=resume)
+        return await self._submitter.submit(self._small_operation(operation, result, body), resume=resume)
+
+    def _small_operation(self, operation: str, result: type[T], body: SmallBody) -> SmallOperation[T]:
+        return SmallOperation(operation, result, replace(body, run_id=self.run_id, model=self._run.base_model))
 
     def _check_open(self) -> None:
         if self._is_closed:
             raise ClosedError(f"this training client of run {self.run_id} is closed")
 
-    async def _save_for_queue(self, sampler: Endpoint, name: str) -> SamplingClient:
-        """Save under a unique name, and return a client of exactly that checkpoint."""
-        prefix = f"bt://loops:{self.run_id}/sampler_weights/"
-        name = f"{check_checkpoint_name(name)}-{uuid4().hex}"
-        path = (await (await self.save_weights_for_sampler(name)).result()).path
-        # The service may have chosen another name, or return the location of the files instead of the URI.
-        path = path if path.startswith(prefix) else prefix + name
-        return sampling_client(sampler, Weights(checkpoint_path=path), self._runtime)
+    def _policies(self) -> _Policies:
+        return _Policies(self, self._sampler(), self._runtime, self._max_seq_len)
 
     def _sampler(self) -> Endpoint:
         if self._run.sampler is None:
@@ -504,6 +645,73 @@ class TrainingClient(SameWhenCopied):
             run_id=self.run_id,
             ready_timeout=self._endpoint.ready_timeout,
         )
+
+
+class _Policies:
+    """The policies of a training client: its weights, as they are sampled. A stream's `_rollouts.policy.Trainer`."""
+
+    def __init__(self, client: TrainingClient, sampler: Endpoint, runtime: Runtime, max_seq_len: int | None) -> None:
+        self._client = client
+        self._sampler = sampler
+        self._runtime = runtime
+        self._max_seq_len = max_seq_len
+
+    @property
+    def run_id(self) -> str:
+        return self._client.run_id
+
+    async def max_seq_len(self) -> int | None:
+        if self._max_seq_len is None and not isinstance(self._sampler.deployment, LocalDeployment):
+            self._max_seq_len = await self._longest_of_model()
+        return self._max_seq_len
+
+    async def publish(self, name: str) -> Awaitable[Policy]:
+        if isinstance(self._sampler.deployment, ServerlessDeployment):
+            # A serverless sampler has no current version: each has a checkpoint of its own.
+            unique = f"{check_checkpoint_name(name)}-{uuid4().hex}"
+            return self._exact(unique, await self._client.save_weights_for_sampler(unique))
+        return self._served(await self._client.save_weights_for_sampler(name))
+
+    async def freeze(self, name: str) -> Awaitable[Policy]:
+        # Unique, since what samples an earlier one may still run.
+        unique = f"{check_checkpoint_name(name)}-{uuid4().hex}"
+        saving = await self._client.save_weights_for_sampler(unique, publish=False, ttl_seconds=FROZEN_SECONDS)
+        return self._exact(unique, saving)
+
+    async def save_state(self, name: str) -> Awaitable[str]:
+        return self._path(await self._client.save_state(name))
+
+    async def _served(self, saving: OperationFuture[SaveWeightsForSamplerResponse]) -> Policy:
+        saved = await saving
+        # Version 0 is the base model: nothing was trained, so there is nothing to wait for.
+        weights = Weights(min_policy_version=saved.version or None)
+        sampler = sampling_client(self._sampler, weights, self._runtime)
+        if saved.version:
+            await sampler.wait_for_version(saved.version)
+        return Policy(sampler, saved.version)
+
+    async def _exact(self, name: str, saving: OperationFuture[SaveWeightsForSamplerResponse]) -> Policy:
+        saved = await saving
+        prefix = f"bt://loops:{self.run_id}/sampler_weights/"
+        # The service may have chosen another name, or return the location of the files instead of the URI.
+        path = saved.path if saved.path.startswith(prefix) else prefix + name
+        return Policy(sampling_client(self._sampler, Weights(checkpoint_path=path), self._runtime), saved.version)
+
+    async def _path(self, saving: OperationFuture[SaveWeightsResponse]) -> str:
+        return (await saving).path
+
+    async def _longest_of_model(self) -> int | None:
+        """Return the longest sequence of the base model, which is that of a run that was created without one."""
+        name = self._client.run.base_model
+        try:
+            capabilities = await self._runtime.control_plane.get_capabilities(model=name)
+        except ApiError:  # it only helps to end episodes in time
+            return None
+        model = next((each for each in capabilities.supported_models if each.model_name == name), None)
+        if model is None:
+            return None
+        known = (model.max_enabled_seq_len, model.max_seq_len, model.max_context_length)
+        return min((length for length in known if length is not None), default=None)
 
 
 def training_client(

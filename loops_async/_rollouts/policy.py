@@ -24,9 +24,11 @@ class Policy(Struct, frozen=True):
 
 
 class Trainer(Protocol):
-    """One run's trainer. Each of its coroutines returns as soon as the operation has its turn in the order of calls.
+    """One run's trainer.
 
-    What it returns then waits for the result; this wait may be cancelled without an effect on the operation.
+    The operations are those of the last three coroutines: each takes its turn before it first suspends, and returns
+    when the trainer has accepted it. What it returns waits for the result; to cancel this has no effect on the
+    operation.
     """
 
     @property
@@ -34,9 +36,8 @@ class Trainer(Protocol):
         """The id of the run that is trained."""
         ...
 
-    @property
-    def max_seq_len(self) -> int | None:
-        """The longest training example in tokens; None: that of the model, which is not known here."""
+    async def max_seq_len(self) -> int | None:
+        """Return the longest training example in tokens; None if that is not known."""
         ...
 
     async def publish(self, name: str) -> Awaitable[Policy]:

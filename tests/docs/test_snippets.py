@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
+from itertools import cycle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,7 +28,27 @@ COMMON = {
     "pair": [DATUM, DATUM],
     "pairs": [DATUM, DATUM],
 }
-"""What examples in docstrings may take for granted, beside `loops`, `service`, `trainer` and `sampler`."""
+"""What examples in docstrings may take for granted, beside `loops`, `service`, `trainer`, `sampler` and `rollout`."""
+
+
+def tasks() -> list[SimpleNamespace]:
+    """Return tasks with a prompt, and a function that grades an answer."""
+    grades = cycle([0.0, 1.0])
+    return [SimpleNamespace(prompt=[104 + number], grade=lambda _: next(grades)) for number in range(4)]
+
+
+async def rollout(ctx: loops_async.RolloutContext, task: SimpleNamespace) -> loops_async.Episode:
+    episode = loops_async.Episode.start(task.prompt)
+    answer = await ctx.sample(episode, loops_async.SamplingParams(max_tokens=4))
+    episode.reward = task.grade(answer.tokens)
+    return episode
+
+
+def blocking_rollout(ctx: Any, task: SimpleNamespace) -> loops_async.Episode:
+    episode = loops_async.Episode.start(task.prompt)
+    answer = ctx.sample(episode, loops_async.SamplingParams(max_tokens=4))
+    episode.reward = task.grade(answer.tokens)
+    return episode
 
 
 def optional_names(snippet: Snippet) -> dict[str, Any]:
@@ -42,7 +64,8 @@ async def async_names() -> AsyncIterator[dict[str, Any]]:
     async with loops_async.ServiceClient() as service:
         trainer = await service.create_lora_training_client("echo", rank=8)
         sampler = await trainer.save_weights_and_get_sampling_client("start")
-        yield {**COMMON, "loops": loops_async, "service": service, "trainer": trainer, "sampler": sampler}
+        clients = {"loops": loops_async, "service": service, "trainer": trainer, "sampler": sampler}
+        yield {**COMMON, **clients, "rollout": rollout, "tasks": tasks()}
 
 
 @contextmanager
@@ -51,7 +74,8 @@ def blocking_names() -> Iterator[dict[str, Any]]:
     with loops_sync.ServiceClient() as service:
         trainer = service.create_lora_training_client("echo", rank=8)
         sampler = trainer.save_weights_and_get_sampling_client("start")
-        yield {**COMMON, "loops": loops_sync, "service": service, "trainer": trainer, "sampler": sampler}
+        clients = {"loops": loops_sync, "service": service, "trainer": trainer, "sampler": sampler}
+        yield {**COMMON, **clients, "rollout": blocking_rollout, "tasks": tasks()}
 
 
 @pytest.fixture(autouse=True)

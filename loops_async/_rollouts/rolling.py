@@ -1,0 +1,134 @@
+"""Rolling out one group: its members side by side, and their repetitions."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Collection
+from typing import Any
+
+from msgspec import Struct
+
+from .._waiting import TimeLimit
+from ..errors import InputError
+from ..types.tensors import is_list_like
+from .context import Group, Resources, Rollout, RolloutContext
+from .episode import Episode
+from .options import Options, members_needed
+
+__all__ = ["Dropped", "Failed", "Roller"]
+
+
+class Dropped(Struct, frozen=True):
+    """Too many members of a group were left out; these were finished."""
+
+    episodes: list[Episode]
+
+
+class Failed(Struct, frozen=True):
+    """An episode, or a whole group, has failed for good."""
+
+    error: BaseException
+
+
+class Roller:
+    """Rolls out groups with one function."""
+
+    def __init__(self, rollout: Rollout, options: Options, resources: Resources) -> None:
+        self._rollout = rollout
+        self._options = options
+        self._resources = resources
+
+    async def roll_out(self, group: Group) -> list[Episode] | Dropped | Failed:
+        """Return the episodes of a group; none of its rollouts runs any longer."""
+        options = self._options
+        result = await (self._members(group) if options.unit == "episode" else self._whole(group))
+        if isinstance(result, list) and len(result) < members_needed(options.on_failure, options.group_size):
+            return Dropped(result)
+        return result
+
+    async def _members(self, group: Group) -> list[Episode] | Failed:
+        """Return the members that are complete, once they are enough or cannot become enough."""
+        size = self._options.group_size
+        spare = size - members_needed(self._options.on_failure, size)
+        running = {asyncio.create_task(self._repeated(group, member)): member for member in range(size)}
+        episodes: dict[int, Episode] = {}
+        missing, failure = 0, None
+        try:
+            while running and missing <= spare:
+                ended, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                for task in ended:
+                    member, result = running.pop(task), task.result()
+                    if isinstance(result, Episode):
+                        episodes[member] = result
+                        continue
+                    missing += 1
+                    failure = result if isinstance(result, Failed) else failure
+        finally:
+            await _end(running)
+        if failure is not None and missing > spare:
+            return failure
+        return [episodes[member] for member in sorted(episodes)]
+
+    async def _whole(self, group: Group) -> list[Episode] | Failed:
+        """Return the episodes of a rollout that makes all members of a group."""
+        result = await self._repeated(group, 0)
+        if isinstance(result, Failed):
+            return result
+        return [] if result is None else [each for each in result if each is not None]
+
+    async def _repeated(self, group: Group, member: int) -> Any:
+        """Return the result of a rollout, repeated while its failure may pass; `Failed` if it does not."""
+        policy, attempt = self._options.on_failure, 0
+        while True:
+            context = RolloutContext(self._resources, group, member=member, attempt=attempt)
+            try:
+                return self._checked(await self._timed(self._rollout(context, group.task)))
+            except asyncio.CancelledError as cancelled:
+                if _is_being_cancelled():
+                    raise
+                error: BaseException = cancelled  # raised by a library, though nobody cancelled this rollout
+            except Exception as failure:
+                error = failure
+            if attempt >= policy.retries or not policy.may_pass(error):
+                return Failed(error)
+            attempt += 1
+            self._resources.meter.retries += 1
+            await asyncio.sleep(policy.pause_before(attempt, error))
+
+    async def _timed(self, rollout: Awaitable[Any]) -> Any:
+        limit = self._options.episode_timeout
+        with TimeLimit(limit):
+            return await rollout
+        raise TimeoutError(f"a rollout took longer than episode_timeout={limit} s")
+
+    def _checked(self, result: Any) -> Any:
+        """Return what a rollout has returned, if it can be trained on."""
+        if result is None:
+            return None
+        if self._options.unit == "episode":
+            return _checked_episode(result, "the rollout")
+        size = self._options.group_size
+        if not is_list_like(result) or len(result) != size:
+            raise InputError("rollout", f'with unit="group" it must return {size} episodes; got {result!r:.200}')
+        return [None if each is None else _checked_episode(each, f"member {i}") for i, each in enumerate(result)]
+
+
+def _checked_episode(episode: Any, source: str) -> Episode:
+    if not isinstance(episode, Episode):
+        raise InputError("rollout", f"{source} must be an Episode or None; got {type(episode).__name__}")
+    if episode.reward is None:
+        raise InputError("rollout", f"{source} has no reward: set episode.reward before you return it")
+    episode.check()
+    return episode
+
+
+def _is_being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+async def _end(tasks: Collection[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)

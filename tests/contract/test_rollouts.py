@@ -1,0 +1,482 @@
+"""The loop: rollouts beside training, within the bound of their age."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loops_async import (
+    AdamParams,
+    ClosedError,
+    Episode,
+    FailurePolicy,
+    InputError,
+    Limiter,
+    PermissionDeniedError,
+    ProcessPool,
+    RolloutContext,
+    RolloutError,
+    SamplingParams,
+    ServiceClient,
+    TrainingClient,
+    group_advantages,
+)
+from loops_async.protocol import AFFINITY
+from loops_local import LocalService
+from loops_local.engine.base import SampleJob
+from loops_local.engine.echo import logprob
+from tests.support.colours import Async, Colour
+from tests.support.engines import WatchedEngine
+from tests.support.graders import double, hang, is_alive
+from tests.support.rollouts import (
+    PAIRS,
+    SAMPLED,
+    assert_logprobs_are_those_of_the_versions,
+    loop,
+    one_turn,
+    tasks_of,
+    train_on,
+)
+from tests.support.work import eventually
+
+
+@pytest.fixture
+def colour() -> Colour:
+    return Async()
+
+
+@pytest.fixture
+def jobs(engine: WatchedEngine, monkeypatch: pytest.MonkeyPatch) -> list[SampleJob]:
+    """What the engine is asked to sample."""
+    seen: list[SampleJob] = []
+    sample = engine.sample
+
+    def noted(job: SampleJob) -> Any:
+        seen.append(job)
+        return sample(job)
+
+    monkeypatch.setattr(engine, "sample", noted)
+    return seen
+
+
+async def test_every_task_is_trained_once(trainer: TrainingClient) -> None:
+    async with trainer.rollouts(one_turn, range(20), max_staleness=2, **PAIRS) as stream:
+        batches = await loop(trainer, stream)
+        assert [stream.version, stream.policy_version, await trainer.policy_version()] == [10, 10, 10]
+        assert stream.running() == []
+    assert sorted(tasks_of(batches)) == list(range(20))
+    assert [batch.step for batch in batches] == list(range(10))
+    assert all(batch.is_last_of_step for batch in batches)
+    for batch in batches:
+        assert all(0 <= batch.step - group.version <= 2 for group in batch.groups)
+        assert batch.metrics["staleness/max"] == max(batch.step - group.version for group in batch.groups)
+
+
+async def test_without_staleness_every_token_is_of_the_trainer_s_version(trainer: TrainingClient) -> None:
+    async with trainer.rollouts(one_turn, range(8), max_staleness=0, **PAIRS) as stream:
+        async for batch in stream:
+            version = await trainer.policy_version()
+            versions = {v for episode in batch.episodes for v in episode.versions if v >= 0}
+            assert versions == {version} == {batch.step}
+            assert batch.metrics["staleness/token_max"] == 0
+            await train_on(trainer, stream, batch)
+
+
+async def test_what_is_in_flight_gets_the_newest_weights_at_its_next_request(trainer: TrainingClient) -> None:
+    published = asyncio.Event()
+
+    async def rollout(ctx: RolloutContext, task: int) -> Episode:
+        episode = Episode.start([task + 1, 20])
+        await ctx.sample(episode, SAMPLED)
+        if task == 0:
+            await published.wait()
+        await ctx.sample(episode.observe([50, 60]), SAMPLED)
+        episode.reward = float(ctx.member)
+        return episode
+
+    async with trainer.rollouts(rollout, range(3), group_size=2, groups_per_step=1, max_staleness=1) as stream:
+        first = await anext(stream)
+        assert tasks_of([first]) == [1]
+        await train_on(trainer, stream, first)
+        published.set()
+        second = await anext(stream)
+        assert tasks_of([second]) == [0]
+        for episode in second.episodes:
+            assert episode.versions == [-1, -1, 0, 0, 0, 0, -1, -1, 1, 1, 1, 1]
+            assert episode.turns == 2
+            assert_logprobs_are_those_of_the_versions(episode)
+        assert second.metrics["staleness/token_mean"] == 0.5
+        assert second.metrics["staleness/max"] == 1
+
+
+async def test_a_long_answer_may_be_sampled_in_slices(trainer: TrainingClient, jobs: list[SampleJob]) -> None:
+    stop_at = SamplingParams(max_tokens=9, stop=[7])
+    answers = []
+
+    async def rollout(ctx: RolloutContext, task: int) -> Episode:
+        episode = Episode.start([5, 6, 8] if task == 0 else [5, 6, 7])
+        answers.append(await ctx.sample(episode, stop_at, slice_tokens=4))
+        assert episode.turns == 1
+        assert episode.tokens[3:] == answers[-1].tokens
+        assert answers[-1].logprobs == episode.logprobs[3:]
+        with pytest.raises(InputError, match="slice_tokens"):
+            await ctx.sample(episode, SamplingParams(stop="x"), slice_tokens=4)
+        episode.reward = float(ctx.member)
+        return episode
+
+    async with trainer.rollouts(rollout, range(2), limit=1, **PAIRS) as stream:
+        (batch,) = await loop(trainer, stream)
+    for episode in batch.episodes:
+        assert_logprobs_are_those_of_the_versions(episode)
+    asked = [job.params.max_tokens for job in jobs if job.prompt.to_ints()[:3] == [5, 6, 8]]
+    assert sorted(asked) == [1, 1, 4, 4, 4, 4]
+    assert {answer.stop_reason for answer in answers if 7 in answer.tokens} == {"stop"}
+    assert [episode.is_truncated for episode in batch.episodes] == [True, True, False, False]
+
+
+async def test_an_episode_never_outgrows_its_limit(trainer: TrainingClient, jobs: list[SampleJob]) -> None:
+    async def rollout(ctx: RolloutContext, task: int) -> Episode:
+        episode = Episode.start([1, 2, 3])
+        lengths = [len((await ctx.sample(episode, SamplingParams(max_tokens=4, stop=[99]))).tokens) for _ in range(3)]
+        assert lengths == [4, 3, 0]
+        assert episode.is_truncated
+        assert episode.turns == 3
+        episode.reward = float(ctx.member)
+        return episode
+
+    async with trainer.rollouts(rollout, [0, 0], max_episode_tokens=10, mask_truncated=True, **PAIRS) as stream:
+        with pytest.raises(StopAsyncIteration):
+            await anext(stream)
+        assert stream.gate.dropped == 2, "every episode is truncated, and so masked"
+    assert len(jobs) == 8
+
+
+async def test_the_length_is_at_most_that_of_the_run(service: ServiceClient, engine: WatchedEngine) -> None:
+    trainer = await service.create_lora_training_client(engine.name, rank=8, max_seq_len=12)
+    async with trainer.rollouts(one_turn, range(2), **PAIRS) as stream:
+        (batch,) = await loop(trainer, stream)
+        assert {len(episode.tokens) for episode in batch.episodes} == {7}
+    with pytest.raises(InputError, match="max_episode_tokens: must be at most 12"):
+        async with trainer.rollouts(one_turn, range(2), max_episode_tokens=13, **PAIRS):
+            pass
+
+
+async def test_examples_are_those_of_an_independent_computation(trainer: TrainingClient) -> None:
+    async def rollout(ctx: RolloutContext, task: int) -> Episode:
+        episode = Episode.start([task + 1, 20, 30])
+        for _ in range(3):
+            await ctx.sample(episode, SAMPLED)
+            episode.observe([40, 41])
+        episode.reward = [0.1, 0.7, 0.4][ctx.member]
+        return episode
+
+    options = {"group_size": 3, "groups_per_step": 2, "max_staleness": 0}
+    async with trainer.rollouts(rollout, range(4), advantages="leave_one_out", **options) as stream:
+        async for batch in stream:
+            outputs = (await (await trainer.forward(batch.data, "ppo"))).loss_fn_outputs
+            each = zip(batch.data, batch.episodes, outputs, strict=True)
+            for number, (datum, episode, output) in enumerate(each):
+                reward = [0.1, 0.7, 0.4][number % 3]
+                advantage = reward - (1.2 - reward) / 2
+                tokens, sampled = episode.tokens, [False] * 3 + ([True] * 4 + [False] * 2) * 3
+                scores = [logprob(a, b, batch.step) for a, b in pairwise(tokens)]
+                assert datum.model_input.to_ints() == tokens[:-1]
+                assert datum.loss_fn_inputs.keys() == {"target_tokens", "logprobs", "advantages"}
+                assert datum.loss_fn_inputs["target_tokens"].data == tokens[1:]
+                assert datum.loss_fn_inputs["advantages"].data == pytest.approx(
+                    [advantage * is_sampled for is_sampled in sampled[1:]]
+                )
+                assert datum.loss_fn_inputs["logprobs"].data == pytest.approx(
+                    [score * is_sampled for score, is_sampled in zip(scores, sampled[1:], strict=True)], abs=1e-6
+                )
+                assert output["logprobs"].data == pytest.approx(scores, abs=2e-3)
+            await train_on(trainer, stream, batch)
+
+
+async def test_members_share_their_replica_and_have_seeds_of_their_own(
+    trainer: TrainingClient, local: LocalService, jobs: list[SampleJob]
+) -> None:
+    requests = local.faults.watch("POST */sample", times=100)
+
+    async def seeds(**options: Any) -> set[tuple[int, int | None]]:
+        """Return the first token of each prompt, which tells the task, with the seed of the request."""
+        jobs.clear()
+        requests.clear()
+        async with trainer.rollouts(one_turn, range(3), group_size=4, groups_per_step=3, **options) as stream:
+            await loop(trainer, stream)
+        assert len({request.headers[AFFINITY] for request in requests}) == 3
+        return {(job.prompt.to_ints()[0], job.params.seed) for job in jobs}
+
+    assert await seeds() == {(1, None), (2, None), (3, None)}
+    seeded = await seeds(seed=5)
+    assert await seeds(seed=5) == seeded
+    assert len({seed for _, seed in seeded}) == 12
+    assert not seeded & await seeds(seed=6)
+
+
+async def test_one_request_may_sample_a_whole_group(trainer: TrainingClient, jobs: list[SampleJob]) -> None:
+    async def rollout(ctx: RolloutContext, task: int) -> list[Episode | None]:
+        episodes: list[Episode | None] = list(await ctx.sample_group([task + 1, 20, 30], SAMPLED))
+        for rank, episode in enumerate(episodes):
+            assert episode is not None
+            episode.reward = float(rank)
+        return [None, *episodes[1:]]
+
+    tolerant = FailurePolicy(min_group_size=3)
+    async with trainer.rollouts(
+        rollout, range(4), group_size=4, groups_per_step=2, unit="group", on_failure=tolerant
+    ) as stream:
+        batches = await loop(trainer, stream)
+    assert [job.num_samples for job in jobs] == [4] * 4
+    assert [group.rewards for batch in batches for group in batch.groups] == [[1.0, 2.0, 3.0]] * 4
+    assert batches[0].groups[0].advantages == [-1.0, 0.0, 1.0]
+
+
+async def test_advantages_may_be_a_function(trainer: TrainingClient) -> None:
+    def doubled(rewards: list[float]) -> list[float]:
+        return [2 * each for each in group_advantages(rewards)]
+
+    async with trainer.rollouts(one_turn, range(2), advantages=doubled, **PAIRS) as stream:
+        (batch,) = await loop(trainer, stream)
+    assert [group.advantages for group in batch.groups] == [[-1.0, 1.0]] * 2
+
+
+# --- batches ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_step_may_come_in_parts(trainer: TrainingClient, engine: WatchedEngine) -> None:
+    options = {"group_size": 2, "groups_per_step": 4, "minibatches": 2, "max_staleness": 0}
+    parts = []
+    async with trainer.rollouts(one_turn, range(11), **options) as stream:
+        async for batch in stream:
+            parts.append((batch.step, len(batch.groups), batch.is_last_of_step))
+            await trainer.forward_backward(batch.data, "ppo")
+            if batch.is_last_of_step:
+                await trainer.optim_step(AdamParams())
+                await stream.publish()
+        assert stream.state().pending == []
+    assert parts == [(0, 2, False), (0, 2, True), (1, 2, False), (1, 2, True), (2, 2, False), (2, 1, True)]
+    assert [kind for kind, _ in engine.done].count("optim_step") == 3
+
+
+async def test_the_last_step_may_be_short_or_left_out(trainer: TrainingClient) -> None:
+    async def lengths(count: int, **options: Any) -> list[int]:
+        async with trainer.rollouts(one_turn, numbers(count), group_size=2, groups_per_step=3, **options) as stream:
+            batches = await loop(trainer, stream)
+            with pytest.raises(StopAsyncIteration):
+                await anext(stream)
+        return [len(batch.groups) for batch in batches]
+
+    async def numbers(count: int) -> AsyncIterator[int]:
+        for number in range(count):
+            yield number
+
+    assert await lengths(0) == []
+    assert await lengths(7) == [3, 3, 1]
+    assert await lengths(7, drop_last=True) == [3, 3]
+
+
+async def test_nothing_to_learn_is_not_trained(trainer: TrainingClient) -> None:
+    async def rollout(ctx: RolloutContext, task: int) -> Episode | None:
+        episode = await one_turn(ctx, task)
+        if task % 3 == 0:
+            episode.reward = 0.7  # of all members, so there is nothing to learn
+        return None if task % 3 == 1 else episode
+
+    async with trainer.rollouts(rollout, range(12), max_staleness=0, **PAIRS) as stream:
+        batches = await loop(trainer, stream)
+        assert [stream.gate.dropped, stream.gate.accepted, stream.gate.failed] == [8, 4, 0]
+    assert sorted(tasks_of(batches)) == [2, 5, 8, 11]
+    seen = sum(batch.metrics["reward/mean"] for batch in batches)
+    assert seen > sum(batch.metrics["reward/trained_mean"] for batch in batches) == 1.0
+    async with trainer.rollouts(rollout, range(3), keep_constant_groups=True, **PAIRS) as stream:
+        (batch,) = await loop(trainer, stream)
+    assert tasks_of([batch]) == [0, 2]
+    assert batch.metrics["groups/constant_share"] == pytest.approx(1 / 3)
+
+
+async def test_a_report_tells_of_the_batch_and_of_its_training(trainer: TrainingClient) -> None:
+    async with trainer.rollouts(one_turn, range(4), limit=Limiter(3), **PAIRS) as stream:
+        batch = await anext(stream)
+        result = await (await trainer.step(batch.data, "ppo", AdamParams(learning_rate=0.5)))
+        report = batch.report(result)
+    assert result.loss == result.forward_backward.loss == report["train/loss"]
+    assert result.metrics["learning_rate"] == report["train/learning_rate"] == 0.5
+    assert report["drift/kl_sample_train_k3"] == pytest.approx(0.0, abs=1e-9)
+    assert report["drift/n_action_tokens"] == 16
+    names = """
+        step version reward/mean reward/trained_mean groups/submitted groups/accepted groups/dropped groups/failed
+        groups/running groups/constant_share episodes/retries staleness/mean staleness/max staleness/token_mean
+        staleness/token_max episode/tokens_mean episode/tokens_max episode/turns_mean episode/truncated_share
+        time/step time/trainer_wait idle/trainer idle/sampler sampler/limit sampler/in_flight sampler/rejections
+        loop/lag_max
+    """
+    assert batch.metrics.keys() == set(names.split())
+    assert batch.metrics.items() <= report.items()
+    assert report["sampler/limit"] == 3
+    assert report["episode/tokens_mean"] == report["episode/tokens_max"] == 4
+
+
+# --- publishing ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_loop_that_never_publishes_is_told_so(trainer: TrainingClient) -> None:
+    async with trainer.rollouts(one_turn, range(100), max_staleness=1, **PAIRS) as stream:
+        handed_out = [await anext(stream), await anext(stream)]
+        assert len(tasks_of(handed_out)) == 4
+        with pytest.raises(RolloutError, match="publish"):
+            await anext(stream)
+        await stream.publish()
+        assert (await anext(stream)).step == 2
+
+
+async def test_publishing_need_not_be_waited_for(trainer: TrainingClient, engine: WatchedEngine) -> None:
+    async with trainer.rollouts(one_turn, range(100), max_staleness=0, **PAIRS) as stream:
+        batch = await anext(stream)
+        engine.training.clear()
+        step = await trainer.step(batch.data, "ppo", AdamParams())
+        await stream.publish(wait=False)
+        assert stream.version == 0
+        engine.training.set()
+        following = await anext(stream)
+        assert following.metrics["version"] == stream.version == stream.policy_version == 1
+        await step
+
+
+async def test_a_publication_whose_caller_is_cancelled_takes_effect(
+    trainer: TrainingClient, engine: WatchedEngine
+) -> None:
+    async with trainer.rollouts(one_turn, range(100), max_staleness=0, **PAIRS) as stream:
+        batch = await anext(stream)
+        engine.training.clear()
+        step = await trainer.step(batch.data, "ppo", AdamParams())
+        publishing = asyncio.ensure_future(stream.publish())
+        await asyncio.sleep(0.01)
+        publishing.cancel()
+        await asyncio.wait([publishing])
+        assert publishing.cancelled()
+        engine.training.set()
+        await step
+        assert (await anext(stream)).step == stream.version == 1
+
+
+async def test_a_failed_publication_is_raised_once(
+    trainer: TrainingClient, local: LocalService, engine: WatchedEngine
+) -> None:
+    async with trainer.rollouts(one_turn, range(100), max_staleness=0, **PAIRS) as stream:
+        await train_on(trainer, stream, await anext(stream))
+        batch = await anext(stream)
+        await trainer.step(batch.data, "ppo", AdamParams())
+        local.faults.answer("GET */sync/trainers_policy_version", 403, {"error": "hands off"})
+        await stream.publish(wait=False)
+        with pytest.raises(PermissionDeniedError, match="hands off"):
+            await anext(stream)
+        await stream.publish()
+        assert (await anext(stream)).step == 2
+
+
+# --- leaving ---------------------------------------------------------------------------------------------------------
+
+
+class LeaveError(Exception):
+    """How one test leaves a stream."""
+
+
+@pytest.mark.parametrize("way", ["break", "error", "cancel"])
+async def test_nothing_outlives_the_stream(way: str, trainer: TrainingClient, engine: WatchedEngine) -> None:
+    limiter = Limiter(3)
+    threads = threading.active_count()
+    released = threading.Event()
+
+    def grade() -> None:
+        released.wait(20.0)
+
+    async def rollout(ctx: RolloutContext, task: int) -> Episode:
+        if task == 1:
+            await ctx.run(grade)
+        return await one_turn(ctx, task)
+
+    async def consume() -> None:
+        async with trainer.rollouts(rollout, range(10), limit=limiter, **PAIRS) as stream:
+            await eventually(lambda: engine.waiting_samples == 3 and limiter.waiting > 0)
+            if way == "error":
+                released.set()
+                raise LeaveError
+            if way == "cancel":
+                await anext(stream)
+            released.set()
+
+    before = asyncio.all_tasks()
+    engine.hold_samples()
+    consumer = asyncio.ensure_future(consume())
+    if way == "cancel":
+        await eventually(lambda: engine.waiting_samples == 3 and limiter.waiting > 0)
+        consumer.cancel()
+        released.set()
+    (outcome,) = await asyncio.gather(consumer, return_exceptions=True)
+    assert isinstance(outcome, {"break": type(None), "error": LeaveError, "cancel": asyncio.CancelledError}[way])
+    assert asyncio.all_tasks() == before
+    assert [limiter.in_flight, limiter.waiting] == [0, 0]
+    assert threading.active_count() == threads
+    await eventually(lambda: engine.waiting_samples == 0)
+
+
+async def test_leaving_ends_a_grader_that_hangs(trainer: TrainingClient, tmp_path: Path) -> None:
+    async def rollout(ctx: RolloutContext, task: int) -> Episode:
+        episode = await one_turn(ctx, task)
+        assert await ctx.run(double, 2) == 4
+        await ctx.run(hang, file)
+        return episode
+
+    file = tmp_path / "pid"
+    with ProcessPool(1) as pool:
+        async with trainer.rollouts(rollout, [1], group_size=1, groups_per_step=1, executor=pool):
+            await eventually(lambda: file.exists() and file.read_text())
+        await eventually(lambda: not is_alive(int(file.read_text())))
+
+
+async def test_a_stream_belongs_to_its_block(trainer: TrainingClient) -> None:
+    stream = trainer.rollouts(one_turn, range(4), **PAIRS)
+    for use in (stream.publish(), stream.save("x"), stream.evaluate(one_turn, [1]), anext(stream)):
+        with pytest.raises(ClosedError, match="not open"):
+            await use
+    async with stream:
+        assert stream.sampler is not None
+    with pytest.raises(ClosedError, match="not open"):
+        await anext(stream)
+    with pytest.raises(ClosedError, match="only once"):
+        async with stream:
+            pass
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("group_size", 0),
+        ("groups_per_step", 0),
+        ("max_staleness", -1),
+        ("run_ahead", 2),
+        ("minibatches", 3),
+        ("unit", "turn"),
+        ("advantages", "best"),
+        ("episode_timeout", 0),
+        ("max_episode_tokens", 1),
+        ("seed", -1),
+        ("name", "a/b"),
+        ("limit", 0),
+        ("executor", object()),
+        ("on_failure", FailurePolicy(min_group_size=3)),
+        ("state", {}),
+        ("rollout", 3),
+        ("tasks", 3),
+    ],
+)
+def test_bad_options_are_refused_at_once(trainer: TrainingClient, field: str, value: Any) -> None:
+    with pytest.raises(InputError, match=f"^{field}"):
+        trainer.rollouts(**{"rollout": one_turn, "tasks": range(4), **PAIRS, field: value})

@@ -1,0 +1,54 @@
+"""Rollouts on the echo engine, and what tests read of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from loops_async import AdamParams, Episode, RolloutBatch, RolloutContext, RolloutStream, SamplingParams, TrainingClient
+from loops_local.engine.echo import logprob
+
+SAMPLED = SamplingParams(max_tokens=4)
+PAIRS = {"group_size": 2, "groups_per_step": 2}
+"""Groups of two episodes, and steps of two groups."""
+
+
+async def one_turn(ctx: RolloutContext, task: int) -> Episode:
+    """Sample one answer; the members of a group have different rewards."""
+    episode = Episode.start([task % 97 + 1, 20, 30])
+    await ctx.sample(episode, SAMPLED)
+    episode.reward = float(ctx.member % 2)
+    return episode
+
+
+async def train_on(trainer: TrainingClient, stream: RolloutStream, batch: RolloutBatch) -> None:
+    """Train on a batch that is a whole step, and publish."""
+    await (await trainer.step(batch.data, "ppo", AdamParams()))
+    await stream.publish()
+
+
+async def loop(trainer: TrainingClient, stream: RolloutStream, most: int | None = None) -> list[RolloutBatch]:
+    """Train to the end of the data, or for `most` steps; return the batches."""
+    batches: list[RolloutBatch] = []
+    async for batch in stream:
+        await train_on(trainer, stream, batch)
+        batches.append(batch)
+        if len(batches) == most:
+            break
+    return batches
+
+
+def tasks_of(batches: Sequence[RolloutBatch]) -> list[int]:
+    """Return the numbers of the tasks that were handed out, in their order."""
+    return [group.index for batch in batches for group in batch.groups]
+
+
+def assert_logprobs_are_those_of_the_versions(episode: Episode) -> None:
+    """Each sampled token has the logprob that the echo engine gives it at the version that it names."""
+    assert any(episode.mask)
+    for position, (previous, token) in enumerate(pairwise(episode.tokens), start=1):
+        if episode.mask[position]:
+            wanted = logprob(previous, token, episode.versions[position])
+            assert abs(episode.logprobs[position] - wanted) < 1e-6
+        else:
+            assert episode.versions[position] == -1
