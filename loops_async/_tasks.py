@@ -132,8 +132,11 @@ def _has_failed(task: asyncio.Task[Any]) -> bool:
     return task.done() and (task.cancelled() or task.exception() is not None)
 
 
-async def run_to_completion(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a cleanup to its end even if the caller is cancelled meanwhile; the cancellation is raised afterwards."""
+async def run_to_completion(coroutine: Coroutine[Any, Any, T], *, on_cancel: Callable[[], object] | None = None) -> T:
+    """Run a cleanup to its end even if the caller is cancelled meanwhile; the cancellation is raised afterwards.
+
+    `on_cancel` is called each time that the caller is cancelled.
+    """
     task = asyncio.create_task(coroutine)
     cancellation: asyncio.CancelledError | None = None
     with anyio.CancelScope(shield=True):  # protects against cancel scopes, which cancel repeatedly
@@ -142,6 +145,8 @@ async def run_to_completion(coroutine: Coroutine[Any, Any, T]) -> T:
                 await asyncio.wait([task])
             except asyncio.CancelledError as cancelled:  # by `Task.cancel`, which ignores shields
                 cancellation = cancelled
+                if on_cancel is not None:
+                    on_cancel()
     if cancellation is not None:
         raise cancellation
     return task.result()

@@ -20,7 +20,7 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, aclosing
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -29,6 +29,9 @@ from types import TracebackType
 from typing import Any, Final, Generic, ParamSpec, TypeVar, cast
 
 from loops_async.errors import ClosedError
+
+from ._outcome import Outcome
+from ._workers import Worker, Workers
 
 __all__ = ["Bridge", "Held", "Items", "Relay", "current", "stepped_in_worker_threads"]
 
@@ -44,11 +47,13 @@ EXIT_SECONDS: Final = 2.0
 """How long the exit of the interpreter waits for everything that is still open."""
 
 WAKE_SECONDS: Final = 0.5
-"""How often a waiting thread wakes up; on Windows it notices Ctrl-C only then."""
+"""How often the main thread wakes up while it waits; on Windows it notices Ctrl-C only then."""
+
+CHECK_SECONDS: Final = 10.0
+"""How often other threads, perhaps thousands, wake up to check that the loop's thread is alive."""
 
 EXITING: Final = "the interpreter is exiting, and the event loop of loops_sync has ended"
 
-SUCCEEDED: Final = "its call had already succeeded: the objects that it created still exist"
 UNFINISHED: Final = f"its call did not finish its cleanup in {CLEANUP_SECONDS:g} s: what it created may still exist"
 
 log = logging.getLogger("loops_sync")
@@ -63,6 +68,7 @@ class Bridge:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._is_stopping = False
+        self.workers = Workers()
 
     def run(self, function: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a coroutine function on the loop, and return its result or raise its error.
@@ -99,6 +105,13 @@ class Bridge:
         """Return a plain context manager for an async one."""
         return Held(self, lambda: function(*args, **kwargs))
 
+    def advance(self, step: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Run the next step of an async iterator, as `next` of a plain one."""
+        try:
+            return self.run(step)
+        except StopAsyncIteration:
+            raise StopIteration from None
+
     def post(self, callback: Callable[[], object]) -> bool:
         """Schedule `callback` on the loop, without waiting; safe anywhere, also in finalisers.
 
@@ -115,12 +128,16 @@ class Bridge:
     def wait(self, outcome: Outcome[T], start: Callable[[], None], cancel: Callable[[], None]) -> T:
         """Schedule `start` on the loop, and wait for `outcome`.
 
-        If the wait is interrupted, `cancel` is scheduled there.
+        If the wait is interrupted, `cancel` is scheduled there. The calls of a worker's function are also cancelled
+        when that function is: it gets a `CancelledError`, as the coroutine in its place would.
         """
         self._check_usable()
+        thread = threading.current_thread()
+        worker = thread if isinstance(thread, Worker) and thread.owner is self.workers else None
+        seconds = WAKE_SECONDS if thread is threading.main_thread() else CHECK_SECONDS
         try:
-            self.post(start)
-            while not outcome.wait(WAKE_SECONDS):
+            self.post(start if worker is None else partial(worker.begin, outcome, start, cancel))
+            while not outcome.wait(seconds):
                 self._check_alive()
         except BaseException as interruption:
             if self.post(cancel):
@@ -130,10 +147,15 @@ class Bridge:
                 for note in outcome.notes if has_ended else [UNFINISHED]:
                     interruption.add_note(note)
             raise
-        if self._is_stopping:
+        if self._is_stopping and worker is None:
             # Only daemon threads still wait at this point. They stay here until the process ends, without an error.
             threading.Event().wait()
-        return outcome.get()
+        try:
+            return outcome.get()
+        except asyncio.CancelledError:
+            if worker is not None:
+                raise
+            raise ClosedError("the call was cancelled: its client was closed, or the interpreter is exiting") from None
 
     def stop(self) -> None:
         """Cancel everything that runs, wait up to 2 s for its clean-up, and end the thread."""
@@ -203,64 +225,6 @@ async def _cancel_all() -> None:
         task.cancel()
     if tasks:
         await asyncio.wait(tasks)
-
-
-class Outcome(Generic[T]):
-    """The result or error of a call: set on the loop's thread, waited for on another."""
-
-    __slots__ = ("_error", "_pending", "_value", "task")
-
-    def __init__(self) -> None:
-        self.task: asyncio.Task[bool] | None = None
-        self._error: BaseException | None = None
-        self._pending = threading.Lock()
-        self._pending.acquire()
-
-    def start(self, function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Start a task that captures the outcome of `function`; must be called on the loop."""
-        self.task = asyncio.create_task(self.capture(function, *args, **kwargs))
-
-    async def capture(self, function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> bool:
-        """Run `function` and keep its outcome; return whether that is a result."""
-        try:
-            self._value = await function(*args, **kwargs)
-        except BaseException as error:
-            self.fail(error)
-            return False
-        self._notify()
-        return True
-
-    def fail(self, error: BaseException) -> None:
-        self._error = error
-        self._notify()
-
-    def cancel(self) -> None:
-        if self.task is not None:
-            self.task.cancel()
-
-    def wait(self, timeout: float) -> bool:
-        """Wait for up to `timeout` seconds; return whether the outcome is known."""
-        return self._pending.acquire(timeout=timeout)
-
-    @property
-    def notes(self) -> list[str]:
-        """What a caller must know who gets another error instead of the outcome, e.g. what could not be deactivated."""
-        return [SUCCEEDED] if self._error is None else list(getattr(self._error, "__notes__", ()))
-
-    def get(self) -> T:
-        if self._error is None:
-            return self._value
-        error, self._error = self._error, None
-        if isinstance(error, asyncio.CancelledError):
-            raise ClosedError("the call was cancelled: its client was closed, or the interpreter is exiting")
-        traceback = error.__traceback__
-        try:
-            raise error.with_traceback(traceback.tb_next if traceback else None)  # without the frame of `capture`
-        finally:
-            del error, traceback  # they refer to this frame, which refers to them
-
-    def _notify(self) -> None:
-        self._pending.release()
 
 
 class Relay(Generic[E]):
@@ -361,6 +325,8 @@ class Steps(Generic[T, M]):
             return
         if self._task is None:
             self._task = asyncio.create_task(self._serve())
+            # It does not see a cancellation before its first step.
+            self._task.add_done_callback(lambda _: self._refuse(asyncio.CancelledError()))
         self._requests.put_nowait((outcome, message))
 
     async def _serve(self) -> None:
@@ -371,9 +337,13 @@ class Steps(Generic[T, M]):
                 is_open = await outcome.capture(self._generator.asend, message)
         finally:
             self._has_ended = True
-            while not self._requests.empty():
-                self._requests.get_nowait()[0].fail(StopAsyncIteration())
+            self._refuse(StopAsyncIteration())
             await self._generator.aclose()
+
+    def _refuse(self, error: BaseException) -> None:
+        """Fail the requests that came too late."""
+        while not self._requests.empty():
+            self._requests.get_nowait()[0].fail(error)
 
     async def _cancel_and_wait(self) -> None:
         self.cancel()
@@ -449,8 +419,15 @@ def _cancel_when_collected(owner: object, bridge: Bridge, steps: Steps[Any, Any]
     return finalizer
 
 
-async def stepped_in_worker_threads(items: Iterable[T]) -> AsyncIterator[T]:
-    """Return an async iterator over a plain iterable, whose steps may block and may use loops_sync."""
+def stepped_in_worker_threads(items: Iterable[T]) -> AsyncIterable[T]:
+    """Return an async iterator over a plain iterable, whose steps may block and may use loops_sync.
+
+    Anything else is returned as it is, for the core to refuse.
+    """
+    return _stepped(items) if isinstance(items, Iterable) else items
+
+
+async def _stepped(items: Iterable[T]) -> AsyncGenerator[T]:
     iterator = iter(items)
     end = object()
     while (item := await asyncio.to_thread(next, iterator, end)) is not end:

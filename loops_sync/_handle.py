@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from functools import cached_property
+from inspect import iscoroutinefunction
 from types import TracebackType
-from typing import Any, Generic, NoReturn, ParamSpec, Self, TypeVar
+from typing import Any, Concatenate, Generic, NoReturn, ParamSpec, Self, TypeVar
 from weakref import WeakValueDictionary
 
 from loops_async._copies import SameWhenCopied
+from loops_async.errors import InputError
 
 from ._bridge import Bridge, Held, current
 
-__all__ = ["Closing", "Handle", "Opened", "unwrap"]
+__all__ = ["Closing", "Entered", "Handle", "Opened", "unwrap"]
 
 P = ParamSpec("P")
 C = TypeVar("C")
+T = TypeVar("T")
 H = TypeVar("H", bound="Handle[Any]")
 
 
@@ -45,10 +48,37 @@ class Handle(SameWhenCopied, Generic[C]):
         handle._bridge = current() if parent is None else parent._bridge
         return handle
 
+    def _create(self, make: Callable[P, C], /, *args: P.args, **kwargs: P.kwargs) -> None:
+        """Wrap a new object, which belongs to the bridge's loop as all others do."""
+        self._bridge = current()
+        self._parent = None
+        self._impl = self._bridge.call(make, *args, **kwargs)
+
     def _part(self, kind: type[H], impl: Any) -> H:
         """Wrap a core object that belongs to this one; return the same handle while that is referenced."""
         part: H = self._parts.setdefault(impl, kind._of(impl, self))
         return part
+
+    def _in_threads(
+        self, kind: type[H], name: str, function: Callable[Concatenate[H, P], T]
+    ) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]:
+        """Return a coroutine function for the core, which calls `function` in a thread with a `kind` of its argument.
+
+        Raises:
+            InputError: the argument `name` is a coroutine function, or cannot be called.
+        """
+        if iscoroutinefunction(function) or not callable(function):
+            raise InputError(
+                name, f"must be a plain function; coroutine functions are for loops_async; got {function!r}"
+            )
+        workers = self._bridge.workers
+        # This handle itself may be a context that its garbage collection has to leave, so what runs must not keep it.
+        parent = self if self._parent is None else self._parent
+
+        async def called(impl: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
+            return await workers.run(function, kind._of(impl, parent), *args, **kwargs)
+
+        return called
 
     @cached_property
     def _parts(self) -> WeakValueDictionary[Any, Any]:
@@ -77,6 +107,24 @@ class Closing(Handle[C]):
     ) -> None:
         if self._bridge.is_of_this_process():  # otherwise the parent process still uses it
             self.close()
+
+
+class Entered(Handle[C]):
+    """A handle whose object ``with`` enters and leaves; garbage collection leaves it, too."""
+
+    _held: Held[Any]
+
+    def __enter__(self) -> Self:
+        impl: Any = self._impl
+        held: Held[Any] = self._bridge.hold(lambda: impl)  # not `self._impl`: what holds it must not keep the handle
+        held.__enter__()
+        self._held = held
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._held.__exit__(kind, error, traceback)
 
 
 class Opened(Closing[C]):

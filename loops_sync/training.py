@@ -31,7 +31,7 @@ from loops_sync._handle import Closing
 from ._future import ForwardBackwardFuture, OperationFuture
 from .sampling import SamplingClient
 
-__all__ = ["TrainingClient"]
+__all__ = ["ForwardBackwardFuture", "TrainingClient"]
 
 
 class TrainingClient(Closing[_core.TrainingClient]):

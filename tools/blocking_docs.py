@@ -22,8 +22,8 @@ class GenerationError(Exception):
 
 
 CODE_RULES: Final = (
-    (r"\(await ([\w.]+)\)", r"\1.result()"),
-    (r"\(await ([\w.]+\([^()]*\))\)", r"\1"),
+    (r"(?<![\w\])])\(await ([\w.]+)\)", r"\1.result()"),
+    (r"(?<![\w\])])\(await ([\w.]+\([^()]*\))\)", r"\1"),
     (r"\bawait ([\w.]+)(?![\w.(\[])", r"\1.result()"),
     (r"\b(await|async) ", ""),
     (rf"\.({'|'.join(name.split('.')[1] for name in PROPERTIES)})\(\)", r".\1"),

@@ -20,6 +20,7 @@ from workshop import BlockingTool, BlockingWorkshop
 
 import loops_async
 from loops_sync._bridge import Bridge, current, stepped_in_worker_threads
+from loops_sync._outcome import Outcome
 from tests.support.patience import PATIENCE_SECONDS
 
 
@@ -133,9 +134,9 @@ class TestCalls:
             shop.fail(ValueError("a"))
         except ValueError as error:
             frames = [(Path(frame.filename).name, frame.name) for frame in traceback.extract_tb(error.__traceback__)]
-        # Ours, the method, three of the bridge, and the core's.
+        # Ours, the method, those of the bridge, and the core's.
         assert frames[:2] == [("test_bridge.py", "test_traceback_is_short"), ("workshop.py", "fail")]
-        assert [name for name, _ in frames[2:-1]] == ["_bridge.py"] * 3
+        assert [name for name, _ in frames[2:-1]] == ["_bridge.py", "_bridge.py", "_outcome.py"]
         assert frames[-1] == ("workshop.py", "fail")
 
     @pytest.mark.parametrize("is_callbacks", [False, True], ids=["a call's", "a callback's"])
@@ -173,6 +174,13 @@ class TestCalls:
         shop.close()
         with pytest.raises(loops_async.ClosedError, match="closed before"):
             job.result()
+
+    def test_one_cancelled_before_its_first_step_ends(self) -> None:
+        outcome: Outcome[None] = Outcome()
+        current().call(lambda: (outcome.start(asyncio.sleep, 60), outcome.cancel()))
+        assert outcome.wait(60)
+        with pytest.raises(asyncio.CancelledError):
+            outcome.get()
 
 
 class TestCallbacks:
@@ -295,6 +303,13 @@ class TestIterators:
         with ThreadPoolExecutor(8) as threads:
             parts = list(threads.map(lambda _: list(steps), range(8)))
         assert sorted(number for part in parts for number in part) == list(range(200))
+
+    def test_one_cancelled_before_its_first_step_ends(self, shop: BlockingWorkshop) -> None:
+        items, outcome = shop.steps(3), Outcome[int]()
+        current().call(lambda: (items._steps._request(outcome, None), items._steps.cancel()))
+        assert outcome.wait(60)
+        with pytest.raises(asyncio.CancelledError):
+            outcome.get()
 
 
 class TestContexts:

@@ -6,14 +6,18 @@ import asyncio
 import os
 import signal
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractContextManager, asynccontextmanager
-from typing import Any
+from itertools import islice
+from typing import Any, Generic, Self, TypeVar
 
 import loops_async
-from loops_async._tasks import TaskOwner
+from loops_async._tasks import TaskOwner, run_to_completion
 from loops_sync import OperationFuture
-from loops_sync._handle import Handle, Opened
+from loops_sync._bridge import Items
+from loops_sync._handle import Entered, Handle, Opened
+
+T = TypeVar("T")
 
 
 def interrupt() -> None:
@@ -30,11 +34,63 @@ class Tool:
     async def use(self) -> str:
         return self._name
 
+    async def nap(self) -> None:
+        """Wait until cancelled."""
+        await asyncio.sleep(3600)
+
+    async def jam(self) -> None:
+        raise asyncio.CancelledError
+
     def __repr__(self) -> str:
         return f"<Tool {self._name}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Tool, (self._name,)
+
+
+class Belt(Generic[T]):
+    """Passes items to functions that work on them, each in a task of its own, as a stream of rollouts does it."""
+
+    def __init__(self, work: Callable[[Tool, int], Awaitable[T]], items: Iterable[int], at_once: int) -> None:
+        self._work = work
+        self._items = iter(items)
+        self._at_once = at_once
+        self._tasks: set[asyncio.Task[T]] = set()
+        self._done: asyncio.Queue[asyncio.Task[T]] = asyncio.Queue()
+
+    async def __aenter__(self) -> Self:
+        self._entered_in = asyncio.current_task()
+        for number in islice(self._items, self._at_once):
+            self._begin(number)
+        return self
+
+    async def __aexit__(self, *details: object) -> None:
+        tasks = set(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await run_to_completion(asyncio.wait(tasks)) if tasks else None
+        print("belt: left", "in one task" if self._entered_in is asyncio.current_task() else "IN ANOTHER TASK")
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> T:
+        if not self._tasks and self._done.empty():
+            raise StopAsyncIteration
+        done = await self._done.get()
+        for number in islice(self._items, 1):
+            self._begin(number)
+        try:
+            return done.result()
+        finally:
+            del done  # its error refers to this frame
+
+    def _begin(self, number: int) -> None:
+        task = asyncio.ensure_future(self._work(Tool(f"tool {number}"), number))
+        task.set_name(f"loops_async: item {number}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._done.put_nowait)
 
 
 class Workshop:
@@ -117,6 +173,9 @@ class Workshop:
         finally:
             print("borrow: given back", "in one task" if task is asyncio.current_task() else "IN ANOTHER TASK")
 
+    def belt(self, work: Callable[[Tool, int], Awaitable[T]], items: Iterable[int], *, at_once: int = 3) -> Belt[T]:
+        return Belt(work, items, at_once)
+
     async def count(
         self,
         to: int,
@@ -144,6 +203,20 @@ class Workshop:
 class BlockingTool(Handle[Tool]):
     def use(self) -> str:
         return self._bridge.run(self._impl.use)
+
+    def nap(self) -> None:
+        self._bridge.run(self._impl.nap)
+
+    def jam(self) -> None:
+        self._bridge.run(self._impl.jam)
+
+
+class BlockingBelt(Entered[Belt[T]], Generic[T]):
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> T:
+        return self._bridge.advance(self._impl.__anext__)
 
 
 class BlockingWorkshop(Opened[Workshop]):
@@ -179,7 +252,7 @@ class BlockingWorkshop(Opened[Workshop]):
     def start(self, text: str, until: Callable[[], bool] = lambda: True) -> OperationFuture[str]:
         return OperationFuture[str]._of(self._bridge.run(self._impl.start, text, until), self)
 
-    def steps(self, count: int, *, fail_at: int | None = None) -> Iterator[int]:
+    def steps(self, count: int, *, fail_at: int | None = None) -> Items[int]:
         return self._bridge.iterate(self._impl.steps, count, fail_at=fail_at)
 
     def borrow(self, *, forgives: bool = False, is_interrupted: bool = False) -> AbstractContextManager[str]:
@@ -195,3 +268,13 @@ class BlockingWorkshop(Opened[Workshop]):
     ) -> int:
         relay = self._bridge.relay(on_progress)
         return relay.run(self._impl.count, to, on_progress=relay.post, pause=pause, is_interrupted=is_interrupted)
+
+    def belt(
+        self, work: Callable[[BlockingTool, int], T], items: Iterable[int], *, at_once: int = 3
+    ) -> BlockingBelt[T]:
+        return BlockingBelt._of(
+            self._bridge.call(
+                self._impl.belt, work=self._in_threads(BlockingTool, "work", work), items=items, at_once=at_once
+            ),
+            self,
+        )

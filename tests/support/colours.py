@@ -1,7 +1,8 @@
 """Lets one test body drive both colours: `loops_sync` behind the interface of `loops_async`.
 
 The core's own definitions say what is a coroutine; each of these becomes a call of the blocking twin in a worker
-thread, so a name, an argument or a result that the twin has otherwise shows as a failing test.
+thread, so a name, an argument or a result that the twin has otherwise shows as a failing test. In turn, a coroutine
+function of a test, e.g. a rollout, becomes a plain function for the twin, which makes its calls in its own thread.
 """
 
 from __future__ import annotations
@@ -9,17 +10,18 @@ from __future__ import annotations
 import asyncio
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine, Generator, Iterator
+from concurrent.futures import Executor, Future
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from operator import attrgetter
 from types import ModuleType
-from typing import Any
+from typing import Any, Final
 
 import loops_async
 import loops_sync
-from loops_sync._bridge import Items
+from loops_sync._bridge import Items, current
+from loops_sync._outcome import Outcome
 
 
 class Colour(ABC):
@@ -69,7 +71,7 @@ class Blocking(Colour):
 
     module = loops_sync
 
-    def __init__(self, threads: ThreadPoolExecutor) -> None:
+    def __init__(self, threads: Executor) -> None:
         self._threads = threads
 
     def connected(self, *args: Any, **options: Any) -> AbstractAsyncContextManager[loops_async.ServiceClient]:
@@ -82,7 +84,11 @@ class Blocking(Colour):
         return partial(self.call, attrgetter(name)(loops_sync))
 
     def own(self, value: Any) -> Any:
-        return value.facade if isinstance(value, _Awaited) else value
+        if isinstance(value, _Awaited):
+            return value.facade
+        if inspect.iscoroutinefunction(value):
+            return partial(_run_in_this_thread, asyncio._get_running_loop(), value)
+        return _stepped(asyncio._get_running_loop(), value) if isinstance(value, AsyncIterable) else value
 
     def adopt(self, value: Any) -> Any:
         if isinstance(value, Items):
@@ -91,18 +97,88 @@ class Blocking(Colour):
 
     async def _items(self, items: Items[Any]) -> AsyncGenerator[Any]:
         """Iterate over a blocking iterator, each step in a thread."""
-        over = object()
         try:
-            while (item := await self.call(next, items, over)) is not over:
+            while (item := await self.call(next, items, _OVER)) is not _OVER:
                 yield item
         finally:
             await self.call(items.close)
 
     async def call(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         """Call a blocking function in a thread."""
-        args = tuple(map(self.own, args))
-        loop = asyncio.get_running_loop()
-        return self.adopt(await loop.run_in_executor(self._threads, lambda: function(*args, **options)))
+        call = self.bound(function, *args, **options)
+        return self.adopt(await asyncio.get_running_loop().run_in_executor(self._threads, call))
+
+    def bound(self, function: Callable[..., Any], *args: Any, **options: Any) -> Callable[[], Any]:
+        """Return a call of a blocking function, with the colour's own form of all arguments."""
+        return partial(function, *map(self.own, args), **{name: self.own(value) for name, value in options.items()})
+
+
+class _Body(Outcome[Any]):
+    """A coroutine of a test's, on the test's loop, and the calls of the client that it makes meanwhile."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self._loop = loop
+        self._calls: asyncio.Queue[Callable[[], object] | None] = asyncio.Queue()
+
+    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Make the calls in this thread until the coroutine ends; cancelling this thread's function cancels it."""
+        self._loop.call_soon_threadsafe(self.start, lambda: coroutine)
+        while True:
+            try:
+                call = current().run(self._calls.get)  # here it can be cancelled
+            except asyncio.CancelledError:
+                self._loop.call_soon_threadsafe(self.cancel)
+                continue
+            if call is None:
+                return self.get()
+            call()
+
+    def put(self, call: Callable[[], object] | None) -> None:
+        current().post(partial(self._calls.put_nowait, call))
+
+    def _notify(self) -> None:
+        self.put(None)
+
+
+class _ThreadOf(Executor):
+    """Makes calls in the thread that runs a body."""
+
+    def __init__(self, body: _Body) -> None:
+        self._body = body
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+
+        def call() -> None:
+            try:
+                future.set_result(fn(*args, **kwargs))
+            except BaseException as error:
+                future.set_exception(error)
+
+        self._body.put(call)
+        return future
+
+
+def _run_in_this_thread(loop: asyncio.AbstractEventLoop, function: Callable[..., Any], *args: Any) -> Any:
+    """Call a coroutine function of a test; see `_Body`."""
+    body = _Body(loop)
+    colour = Blocking(_ThreadOf(body))
+    return colour.own(body.run(function(*map(colour.adopt, args))))
+
+
+def _stepped(loop: asyncio.AbstractEventLoop, items: AsyncIterable[Any]) -> Iterator[Any]:
+    """Iterate over an async iterable of a test, each step on the test's loop."""
+    iterator, over = aiter(items), object()
+
+    async def step() -> Any:
+        return await anext(iterator, over)
+
+    while (item := asyncio.run_coroutine_threadsafe(step(), loop).result()) is not over:
+        yield item
+
+
+_OVER: Final = object()
 
 
 class _Entered(AbstractAsyncContextManager[Any, Any]):
@@ -137,11 +213,20 @@ class _Awaited:
         method = getattr(self.facade, name)
         if is_coroutine:
             return lambda *args, **options: self._colour.call(method, *args, **options)
-        return lambda *args, **options: self._colour.adopt(method(*args, **options))
+        return lambda *args, **options: self._colour.adopt(self._colour.bound(method, *args, **options)())
 
     def __await__(self) -> Generator[Any, Any, Any]:
         result: Generator[Any, Any, Any] = self._colour.call(self.facade.result).__await__()
         return result
+
+    def __aiter__(self) -> Any:
+        return self
+
+    async def __anext__(self) -> Any:
+        item = await self._colour.call(next, self, _OVER)
+        if item is _OVER:
+            raise StopAsyncIteration
+        return item
 
     async def __aenter__(self) -> Any:
         await self._colour.call(self.facade.__enter__)
