@@ -9,6 +9,7 @@ from loops_async import (
     AdamParams,
     Adaptive,
     AdvantageMethod,
+    Advantages,
     ApiError,
     ArrayLike,
     AuthenticationError,
@@ -42,6 +43,8 @@ from loops_async import (
     EnablementDetails,
     EncodedTextChunk,
     Episode,
+    EvaluationResult,
+    Executor,
     ExternalRef,
     FailurePolicy,
     ForwardBackwardOutput,
@@ -72,6 +75,7 @@ from loops_async import (
     OperationTimeoutError,
     OptimStepResponse,
     PermissionDeniedError,
+    ProcessPool,
     ProtocolError,
     ProvisioningError,
     ProvisioningEvent,
@@ -79,9 +83,12 @@ from loops_async import (
     RemoteOpError,
     RequestTimeoutError,
     ResponseTimes,
+    RolloutBatch,
     RolloutError,
+    RolloutGroup,
     RolloutState,
     Run,
+    RunningGroup,
     SampledPrompt,
     SampledSequence,
     Sampler,
@@ -102,6 +109,7 @@ from loops_async import (
     SortDirection,
     Status,
     StatusCounts,
+    StepResult,
     StorageMetrics,
     SupportedModel,
     Team,
@@ -125,10 +133,11 @@ from loops_async import (
 from . import drift as drift
 from . import errors as errors
 from . import types as types
-from ._future import ForwardBackwardFuture, OperationFuture, StalenessGate
+from ._future import ForwardBackwardFuture, OperationFuture
 from .client import ServiceClient
 from .control_plane import ControlPlane
 from .dpo import attach_reference_logprobs
+from .rollouts import Rollout, RolloutContext, RolloutStream, StalenessGate
 from .sampling import SamplingClient
 from .training import TrainingClient
 
@@ -136,6 +145,7 @@ __all__ = [
     "AdamParams",
     "Adaptive",
     "AdvantageMethod",
+    "Advantages",
     "ApiError",
     "ArrayLike",
     "AuthScheme",
@@ -170,6 +180,8 @@ __all__ = [
     "EnablementDetails",
     "EncodedTextChunk",
     "Episode",
+    "EvaluationResult",
+    "Executor",
     "ExternalRef",
     "FailurePolicy",
     "ForwardBackwardFuture",
@@ -202,6 +214,7 @@ __all__ = [
     "OperationTimeoutError",
     "OptimStepResponse",
     "PermissionDeniedError",
+    "ProcessPool",
     "ProtocolError",
     "ProvisioningError",
     "ProvisioningEvent",
@@ -209,9 +222,15 @@ __all__ = [
     "RemoteOpError",
     "RequestTimeoutError",
     "ResponseTimes",
+    "Rollout",
+    "RolloutBatch",
+    "RolloutContext",
     "RolloutError",
+    "RolloutGroup",
     "RolloutState",
+    "RolloutStream",
     "Run",
+    "RunningGroup",
     "SampleResponse",
     "SampleResult",
     "SampleTimeoutError",
@@ -235,6 +254,7 @@ __all__ = [
     "StalenessGate",
     "Status",
     "StatusCounts",
+    "StepResult",
     "StorageMetrics",
     "SupportedModel",
     "Team",

@@ -6,10 +6,10 @@ from __future__ import annotations
 from typing import TypeAlias, TypeVar
 
 import loops_async as _core
-from loops_async import ForwardBackwardOutput, GateState, Ticket
+from loops_async import ForwardBackwardOutput
 from loops_sync._handle import Handle
 
-__all__ = ["ForwardBackwardFuture", "OperationFuture", "StalenessGate"]
+__all__ = ["ForwardBackwardFuture", "OperationFuture"]
 
 T = TypeVar("T")
 
@@ -61,123 +61,6 @@ class OperationFuture(Handle[_core.OperationFuture[T]]):
     def settled(self) -> T | None:
         """Wait until the operation is done; return its result, or None if `result` would raise an error."""
         return self._bridge.run(self._impl.settled)
-
-
-class StalenessGate(Handle[_core.StalenessGate]):
-    """Bounds how old the weights may be that sampled what is trained: by making rollouts wait, never by discarding.
-
-    Training goes in steps of `groups_per_step` groups. `step` counts the steps that were handed out (`take`), `version`
-    those of them whose weights are published (`publish`); this is not the service's policy version. A group of version
-    v, the gate's when it was admitted, is trained at a step from v to v + `max_staleness`:
-
-    - It is admitted only while `capacity` = (run_ahead + version + 1) * groups_per_step - (accepted + running) is
-      positive. So `run_ahead` sets the usual staleness.
-    - `take` hands out the oldest finished groups, and waits for a slow group rather than let it become too old.
-
-    Counters: `submitted` = `accepted` + `dropped` + `failed` + `running`. Any thread may use a gate and its tickets.
-
-    Args:
-        groups_per_step: groups in one training step, at least 1.
-        max_staleness: the most steps that a group may be trained after those its weights have seen; 0: exactly
-            on-policy.
-        run_ahead: how many steps rollouts may be ahead of the published weights; `max_staleness` when None, and never
-            more than it. Less keeps the usual staleness low and still waits for the slowest groups.
-        state: continue from this state; groups that were admitted but not trained then have to be admitted again.
-
-    Raises:
-        InputError: an argument is not a whole number in its range.
-    """
-
-    __module__ = "loops_sync"  # where users find it
-
-    @property
-    def version(self) -> int:
-        """The steps whose weights are published."""
-        return self._impl.version
-
-    @property
-    def step(self) -> int:
-        """The steps that were handed out whole."""
-        return self._impl.step
-
-    @property
-    def submitted(self) -> int:
-        """All groups that were ever admitted."""
-        return self._impl.submitted
-
-    @property
-    def accepted(self) -> int:
-        """All groups that were ever accepted, also those already trained."""
-        return self._impl.accepted
-
-    @property
-    def dropped(self) -> int:
-        """All groups that were ever dropped."""
-        return self._impl.dropped
-
-    @property
-    def failed(self) -> int:
-        """All groups that have ever failed."""
-        return self._impl.failed
-
-    @property
-    def running(self) -> int:
-        """The groups that were admitted and have not ended."""
-        return self._impl.running
-
-    @property
-    def capacity(self) -> int:
-        """How many groups could be admitted now."""
-        return self._impl.capacity
-
-    def try_admit(self) -> Ticket | None:
-        """Admit a group now; None when there is no place or the gate is closed."""
-        return self._bridge.call(self._impl.try_admit)
-
-    def admit(self) -> Ticket:
-        """Admit a group as soon as there is a place: first come, first served.
-
-        Raises:
-            ClosedError: the gate is closed, or was closed meanwhile.
-        """
-        return self._bridge.run(self._impl.admit)
-
-    def take(self, count: int, *, flush: bool = False) -> list[Ticket] | None:
-        """Hand out the `count` oldest finished groups; a step ends with its last group.
-
-        Args:
-            count: groups to hand out, at most those that the current step still needs.
-            flush: no further group will be admitted. When none runs either, fewer than `count` are handed out, and the
-                step ends with the last finished group.
-
-        Returns:
-            The groups' tickets, oldest first. None while too few are finished, or while handing out these would let
-            another one, running or finished, miss its last step: for each k >= 0, the groups that are due by step + k
-            must not be more than the places left in this step and k further ones.
-
-        Raises:
-            InputError: `count` is less than 1, or more than the step still needs.
-        """
-        return self._bridge.call(self._impl.take, count=count, flush=flush)
-
-    def publish(self, step: int | None = None) -> None:
-        """Say that the weights of the first `step` steps are published, which makes room for further groups.
-
-        Args:
-            step: None for all steps handed out. A smaller one than before changes nothing.
-
-        Raises:
-            InputError: so many steps were not handed out.
-        """
-        self._bridge.call(self._impl.publish, step=step)
-
-    def state(self) -> GateState:
-        """Return what `StalenessGate` needs to continue after the steps handed out so far."""
-        return self._bridge.call(self._impl.state)
-
-    def close(self) -> None:
-        """Admit no further group: calls that wait raise `ClosedError`. Groups that run can still end."""
-        self._bridge.call(self._impl.close)
 
 
 ForwardBackwardFuture: TypeAlias = OperationFuture[ForwardBackwardOutput]

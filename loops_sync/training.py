@@ -3,32 +3,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from typing import Any, Literal
 
 import loops_async as _core
 from loops_async import (
     AdamParams,
+    Adaptive,
+    Advantages,
     Checkpoint,
     CheckpointDownload,
     CheckpointFilesResponse,
     CustomLossFn,
     Datum,
     DownloadProgress,
+    Executor,
+    FailurePolicy,
     GetInfoResponse,
     InitTrainerServerResponse,
+    Limiter,
     LoadWeightsResponse,
     LossFnType,
     OptimStepResponse,
+    RolloutState,
     Run,
     SaveWeightsForSamplerResponse,
     SaveWeightsResponse,
+    StepResult,
     UnfinishedSubmission,
 )
+from loops_sync._bridge import stepped_in_worker_threads
 from loops_sync._handle import Closing
 
 from ._future import ForwardBackwardFuture, OperationFuture
+from .rollouts import Rollout, RolloutContext, RolloutStream
 from .sampling import SamplingClient
 
 __all__ = ["ForwardBackwardFuture", "TrainingClient"]
@@ -202,6 +211,132 @@ class TrainingClient(Closing[_core.TrainingClient]):
         """Start again with a new adapter of this rank; unsaved training is lost."""
         return OperationFuture[InitTrainerServerResponse]._of(
             self._bridge.run(self._impl.init_trainer_server, lora_rank=lora_rank), self
+        )
+
+    def step(
+        self,
+        data: Sequence[Datum],
+        loss_fn: LossFnType,
+        adam_params: AdamParams,
+        loss_fn_config: Mapping[str, Any] | None = None,
+    ) -> OperationFuture[StepResult]:
+        """Do one training step: `forward_backward` and `optim_step` in one go, with no other operation in between.
+
+        Args:
+            data: the examples, as in `forward_backward`.
+            loss_fn: the loss, as there.
+            adam_params: the settings of Adam.
+            loss_fn_config: settings of the loss.
+
+        Returns:
+            The future of both results; it raises the error of the first that failed. The optimizer steps even if the
+            pass fails after the trainer has accepted it, with the gradients that there are.
+
+        Raises:
+            InputError: an argument is invalid; nothing was sent and no turn was taken.
+            LoopsError: the errors of `forward_backward`. Where the pass was accepted and only `optim_step` failed,
+                a note on the error says so.
+        """
+        return OperationFuture[StepResult]._of(
+            self._bridge.run(
+                self._impl.step, data=data, loss_fn=loss_fn, adam_params=adam_params, loss_fn_config=loss_fn_config
+            ),
+            self,
+        )
+
+    def rollouts(
+        self,
+        rollout: Rollout,
+        tasks: Iterable[Any],
+        *,
+        group_size: int,
+        groups_per_step: int,
+        max_staleness: int = 1,
+        run_ahead: int | None = None,
+        minibatches: int = 1,
+        unit: Literal["episode", "group"] = "episode",
+        advantages: Advantages = "centered",
+        keep_constant_groups: bool = False,
+        mask_truncated: bool = False,
+        limit: int | Adaptive | Limiter = 256,
+        on_failure: FailurePolicy | None = None,
+        episode_timeout: float | None = None,
+        max_episode_tokens: int | None = None,
+        executor: Executor | None = None,
+        drop_last: bool = False,
+        seed: int | None = None,
+        name: str = "policy",
+        state: RolloutState | None = None,
+    ) -> RolloutStream:
+        """Roll out tasks beside training: return a stream of batches to train on.
+
+        Each task becomes a group of `group_size` episodes, whose rewards are compared with each other. A group begins
+        when the bound on its age allows it, and continues while earlier ones are trained. `RolloutStream` has an
+        example.
+
+        Args:
+            rollout: called with a `RolloutContext` and a task; returns an `Episode` with a reward, or None to leave it
+                out. Its exceptions are those of `on_failure`.
+            tasks: read one by one, as groups begin, so it may be endless. To resume, it must yield the same tasks in
+                the same order.
+            group_size: episodes of each task.
+            groups_per_step: groups of each training step.
+            max_staleness: a group may be trained this many steps after those whose weights were published when it
+                began. It is never discarded: rollouts and batches wait instead. 0: exactly on-policy.
+            run_ahead: how many steps rollouts may begin ahead of the published weights, `max_staleness` when None and
+                never more. So `run_ahead` sets the usual staleness, and `max_staleness` that of the slowest groups:
+                with a long tail, 2 and 8 keep the trainer busier than 2 and 2.
+            minibatches: hand out each step in this many batches, which come earlier: call `forward_backward` on each,
+                `optim_step` and `publish` with that for which `RolloutBatch.is_last_of_step` is True.
+            unit: ``"group"``: `rollout` is called once for each task, and returns a list of `group_size` episodes, of
+                which some may be None.
+            advantages: how rewards become advantages, as `group_advantages` does it, or a function of the list of
+                rewards.
+            keep_constant_groups: also train groups in which every advantage is 0; otherwise they are dropped.
+            mask_truncated: advantage 0 for episodes that ended because they were too long; their rewards are still
+                part of the others' baseline.
+            limit: the most sequences in flight. A `Limiter` may be shared; an `Adaptive` limit follows the capacity of
+                the sampler.
+            on_failure: which failures are tolerated; `FailurePolicy()` when None.
+            episode_timeout: the longest time of one attempt at an episode in seconds; None has no limit, since slow is
+                not stuck.
+            max_episode_tokens: the longest episode; None is the longest sequence of the run.
+            executor: where `RolloutContext.run` calls functions, e.g. a `ProcessPool`; worker threads when None.
+            drop_last: leave out the last step if there are too few groups for it.
+            seed: makes sampling repeatable, as far as the order in which weights are published allows.
+            name: publish under ``sampler_weights/<name>``.
+            state: continue where `RolloutStream.save` was called.
+
+        Raises:
+            InputError: an argument is invalid.
+            UnsupportedError: the run has no paired sampler.
+            ClosedError: this client is closed.
+        """
+        return RolloutStream._of(
+            self._bridge.call(
+                self._impl.rollouts,
+                rollout=self._in_threads(RolloutContext, "rollout", rollout),
+                tasks=stepped_in_worker_threads(tasks),
+                group_size=group_size,
+                groups_per_step=groups_per_step,
+                max_staleness=max_staleness,
+                run_ahead=run_ahead,
+                minibatches=minibatches,
+                unit=unit,
+                advantages=advantages,
+                keep_constant_groups=keep_constant_groups,
+                mask_truncated=mask_truncated,
+                limit=limit,
+                on_failure=on_failure,
+                episode_timeout=episode_timeout,
+                max_episode_tokens=max_episode_tokens,
+                executor=executor,
+                drop_last=drop_last,
+                seed=seed,
+                name=name,
+                state=state,
+            ),
+            self,
         )
 
     def save_state(self, name: str, ttl_seconds: int | None = None) -> OperationFuture[SaveWeightsResponse]:
