@@ -125,6 +125,7 @@ class Entered(Handle[C]):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._held.__exit__(kind, error, traceback)
+        self._bridge.workers.join()
 
 
 class Opened(Closing[C]):

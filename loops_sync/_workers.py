@@ -38,7 +38,7 @@ log = logging.getLogger("loops_sync")
 class Workers:
     """The threads of one event loop: as many as functions run at once, and none when no function runs.
 
-    Everything here is used on the loop's thread only.
+    All of it but `join` is used on the loop's thread only.
     """
 
     def __init__(self) -> None:
@@ -60,6 +60,12 @@ class Workers:
             while self._idle and not self._running:
                 self._idle.pop().end()
 
+    def join(self) -> None:
+        """Wait, in any thread, for those that have been told to end, which they do at once."""
+        for thread in threading.enumerate():
+            if isinstance(thread, Worker) and thread.owner is self and thread.is_ending:
+                thread.join()
+
     def _started(self) -> Worker:
         worker = Worker(self)
         try:
@@ -79,6 +85,7 @@ class Worker(threading.Thread):
     def __init__(self, owner: Workers) -> None:
         super().__init__(name=IDLE, daemon=True)
         self.owner = owner
+        self.is_ending = False
         self._calls: SimpleQueue[Call[Any] | None] = SimpleQueue()
         self._outcome: Outcome[Any] | None = None
         self._cancel_outcome: Callable[[], None] | None = None
@@ -125,6 +132,7 @@ class Worker(threading.Thread):
 
     def end(self) -> None:
         """End the thread, which must be idle."""
+        self.is_ending = True
         self._calls.put(None)
 
     async def _end_of(self, call: Call[Any], name: str) -> None:

@@ -20,15 +20,10 @@ from loops_async import (
 )
 from loops_async._rollouts import watch
 from loops_local import LocalService
-from tests.support.colours import Async, Colour
+from tests.support.colours import Async
 from tests.support.engines import WatchedEngine
 from tests.support.rollouts import PAIRS, loop, one_turn, tasks_of
 from tests.support.work import eventually
-
-
-@pytest.fixture
-def colour() -> Colour:
-    return Async()
 
 
 class OddError(Exception):
@@ -219,6 +214,7 @@ async def test_a_reshaped_distribution_is_warned_of_once(
     assert "temperature=0.7, top_k=5" in warning
 
 
+@pytest.mark.parametrize("colour", [Async()], ids=["async"])  # a blocking rollout holds up its own thread only
 async def test_a_held_event_loop_is_warned_of(
     trainer: TrainingClient, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,7 +23,7 @@ from loops_async import (
     TrainingClient,
 )
 from loops_local import LocalService, serve_in_thread
-from tests.support.colours import Async, Colour
+from tests.support.colours import Colour
 from tests.support.engines import Engines, WatchedEngine
 from tests.support.rollouts import (
     PAIRS,
@@ -36,11 +36,6 @@ from tests.support.rollouts import (
 )
 from tests.support.warnings import WARNINGS
 from tests.support.work import eventually
-
-
-@pytest.fixture
-def colour() -> Colour:
-    return Async()
 
 
 async def test_a_restored_stream_trains_what_was_not_trained(

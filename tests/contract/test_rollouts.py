@@ -31,7 +31,6 @@ from loops_async.protocol import AFFINITY
 from loops_local import LocalService
 from loops_local.engine.base import SampleJob
 from loops_local.engine.echo import logprob
-from tests.support.colours import Async, Colour
 from tests.support.engines import WatchedEngine
 from tests.support.graders import double, hang, is_alive
 from tests.support.rollouts import (
@@ -41,14 +40,10 @@ from tests.support.rollouts import (
     loop,
     one_turn,
     tasks_of,
+    threads_of_rollouts,
     train_on,
 )
 from tests.support.work import eventually
-
-
-@pytest.fixture
-def colour() -> Colour:
-    return Async()
 
 
 @pytest.fixture
@@ -391,7 +386,7 @@ class LeaveError(Exception):
 @pytest.mark.parametrize("way", ["break", "error", "cancel"])
 async def test_nothing_outlives_the_stream(way: str, trainer: TrainingClient, engine: WatchedEngine) -> None:
     limiter = Limiter(3)
-    threads = threading.active_count()
+    threads = threads_of_rollouts()
     released = threading.Event()
 
     def grade() -> None:
@@ -423,7 +418,7 @@ async def test_nothing_outlives_the_stream(way: str, trainer: TrainingClient, en
     assert isinstance(outcome, {"break": type(None), "error": LeaveError, "cancel": asyncio.CancelledError}[way])
     assert asyncio.all_tasks() == before
     assert [limiter.in_flight, limiter.waiting] == [0, 0]
-    assert threading.active_count() == threads
+    assert threads_of_rollouts() == threads
     await eventually(lambda: engine.waiting_samples == 0)
 
 

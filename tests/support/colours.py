@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Generator, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import AbstractAsyncContextManager
 from functools import partial
@@ -121,9 +121,9 @@ class _Body(Outcome[Any]):
         self._loop = loop
         self._calls: asyncio.Queue[Callable[[], object] | None] = asyncio.Queue()
 
-    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+    def run(self, function: Callable[..., Awaitable[Any]], *args: Any) -> Any:
         """Make the calls in this thread until the coroutine ends; cancelling this thread's function cancels it."""
-        self._loop.call_soon_threadsafe(self.start, lambda: coroutine)
+        self._loop.call_soon_threadsafe(self.start, function, *args)
         while True:
             try:
                 call = current().run(self._calls.get)  # here it can be cancelled
@@ -151,6 +151,8 @@ class _ThreadOf(Executor):
         future: Future[Any] = Future()
 
         def call() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
             try:
                 future.set_result(fn(*args, **kwargs))
             except BaseException as error:
@@ -164,7 +166,7 @@ def _run_in_this_thread(loop: asyncio.AbstractEventLoop, function: Callable[...,
     """Call a coroutine function of a test; see `_Body`."""
     body = _Body(loop)
     colour = Blocking(_ThreadOf(body))
-    return colour.own(body.run(function(*map(colour.adopt, args))))
+    return body.run(function, *map(colour.adopt, args))
 
 
 def _stepped(loop: asyncio.AbstractEventLoop, items: AsyncIterable[Any]) -> Iterator[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -36,6 +37,12 @@ async def loop(trainer: TrainingClient, stream: RolloutStream, most: int | None 
         if len(batches) == most:
             break
     return batches
+
+
+def threads_of_rollouts() -> list[str]:
+    """Return the names of the threads that run rollouts, and what they pass to `RolloutContext.run`."""
+    names = (thread.name for thread in threading.enumerate())
+    return [name for name in names if name.startswith(("loops-rollouts", "loops_sync:"))]
 
 
 def tasks_of(batches: Sequence[RolloutBatch]) -> list[int]:
