@@ -44,19 +44,22 @@ class Workers:
     def __init__(self) -> None:
         self._idle: list[Worker] = []
         self._running = 0
+        self._starting = asyncio.Lock()
 
     async def run(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call `function` in a thread that is named after the current task, in a copy of the current context.
 
         Returns when the function has ended, also if the caller is cancelled meanwhile.
         """
-        worker = self._idle.pop() if self._idle else self._started()
+        worker = None
         self._running += 1
         try:
+            worker = await self._take()
             return await worker.call(partial(function, *args, **kwargs))
         finally:
             self._running -= 1
-            self._idle.append(worker)
+            if worker is not None:
+                self._idle.append(worker)
             while self._idle and not self._running:
                 self._idle.pop().end()
 
@@ -66,12 +69,19 @@ class Workers:
             if isinstance(thread, Worker) and thread.owner is self and thread.is_ending:
                 thread.join()
 
+    async def _take(self) -> Worker:
+        if self._idle:
+            return self._idle.pop()
+        async with self._starting:
+            await asyncio.sleep(0)  # starting thousands in one turn would hold the loop
+            return self._idle.pop() if self._idle else self._started()
+
     def _started(self) -> Worker:
         worker = Worker(self)
         try:
             worker.start()
         except RuntimeError as refused:
-            refused.add_note(f"{self._running} functions, e.g. rollouts, already run in a thread of their own each")
+            refused.add_note(f"{self._running} functions, e.g. rollouts, are to run in a thread of their own each")
             raise
         return worker
 

@@ -13,10 +13,9 @@ Example:
     ::
 
         def rollout(ctx, task):
-            question, right = task
-            episode = loops.Episode.start(prompt_tokens(tokenizer, question))
-            answer = ctx.sample(episode, loops.SamplingParams(max_tokens=8))
-            episode.reward = float(tokenizer.decode(answer.tokens, skip_special_tokens=True) == right)
+            episode = loops.Episode.start(task.prompt)
+            answer = ctx.sample(episode, loops.SamplingParams(max_tokens=64))
+            episode.reward = task.grade(answer.tokens)
             return episode
 
         with trainer.rollouts(rollout, tasks, group_size=8, groups_per_step=4, max_staleness=2) as stream:

@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 BEGIN = """
 import asyncio, os, signal, sys, threading, time
 from loops_sync import _bridge
-from workshop import BlockingWorkshop, interrupt
+from workshop import BlockingWorkshop, Stuck, interrupt
 _bridge.EXIT_SECONDS = 3600
 """
 
@@ -398,3 +398,165 @@ class TestThreads:
 
             asyncio.run(main())
         """) == ["workshop: open", "3", "workshop: closed"]
+
+
+class TestWorkers:
+    """What the threads of rollouts do to a process, and it to them."""
+
+    LEFT = ("belt: left in one task", "interrupted", "['cancelled 0', 'tool 0'] ['MainThread', 'loops_sync']")
+
+    def test_an_interrupt_in_the_body_leaves(self) -> None:
+        assert printed("""
+            stuck = Stuck()
+            with BlockingWorkshop() as shop:
+                try:
+                    with shop.belt(stuck, range(1)):
+                        stuck.has_begun.wait()
+                        interrupt()
+                        time.sleep(3600)
+                except KeyboardInterrupt:
+                    print("interrupted")
+                print(stuck.seen, [thread.name for thread in threading.enumerate()])
+        """) == ["workshop: open", *self.LEFT, "workshop: closed"]
+
+    def test_an_interrupt_while_waiting_for_the_next_leaves(self) -> None:
+        assert printed("""
+            stuck, is_waiting = Stuck(), threading.Event()
+
+            def work(tool, number):
+                is_waiting.wait()
+                interrupt()
+                stuck(tool, number)
+
+            with BlockingWorkshop() as shop:
+                try:
+                    with shop.belt(work, range(1)) as belt:
+                        is_waiting.set()
+                        next(belt)
+                except KeyboardInterrupt:
+                    print("interrupted")
+                while "tool 0" not in stuck.seen:
+                    time.sleep(0.01)
+                print(stuck.seen, [thread.name for thread in threading.enumerate()])
+        """) == ["workshop: open", *self.LEFT, "workshop: closed"]
+
+    def test_exiting_in_the_body_leaves(self) -> None:
+        done = run("""
+            stuck = Stuck()
+            with BlockingWorkshop() as shop, shop.belt(stuck, range(1)):
+                stuck.has_begun.wait()
+                sys.exit(3)
+        """)
+        lines = ["workshop: open", "belt: left in one task", "workshop: closed"]
+        assert (done.lines, done.errors, done.code) == (lines, "", 3)
+
+    def test_the_end_of_the_program_cancels_what_was_never_left(self) -> None:
+        lines = printed("""
+            has_begun = threading.Event()
+
+            def work(tool, number):
+                has_begun.set()
+                try:
+                    tool.nap()
+                except asyncio.CancelledError:
+                    print("cancelled")
+                    raise
+
+            belt = BlockingWorkshop().belt(work, range(1))
+            belt.__enter__()
+            has_begun.wait()
+            print("end of the script")
+        """)
+        assert lines[:2] == ["workshop: open", "end of the script"]
+        assert sorted(lines[2:]) == ["belt: left in one task", "cancelled", "workshop: closed"]
+
+    def test_the_end_of_the_program_does_not_wait_for_what_computes(self) -> None:
+        assert (
+            printed("""
+            _bridge.EXIT_SECONDS = 0.2
+            has_begun = threading.Event()
+
+            def work(tool, number):
+                has_begun.set()
+                while True:
+                    time.sleep(0.01)
+
+            belt = BlockingWorkshop().belt(work, range(1))
+            belt.__enter__()
+            has_begun.wait()
+        """)[0]
+            == "workshop: open"
+        )
+
+    def test_a_fork_while_they_run(self) -> None:
+        assert printed("""
+            stuck = Stuck()
+            with BlockingWorkshop() as shop:
+                with shop.belt(stuck, range(1)) as belt:
+                    stuck.has_begun.wait()
+                    child = os.fork()
+                    if child == 0:
+                        try:
+                            next(belt)
+                        except Exception as error:
+                            print(type(error).__name__, "forked child" in str(error))
+                        with BlockingWorkshop("child's") as other:
+                            with other.belt(lambda tool, number: tool.use(), range(2)) as inner:
+                                print(sorted(inner))
+                        sys.exit()
+                    print("child exited with", os.waitpid(child, 0)[1])
+                print(stuck.seen)
+        """) == [
+            "workshop: open",
+            "ClosedError True",
+            "child's: open",
+            "['tool 0', 'tool 1']",
+            "belt: left in one task",
+            "child's: closed",
+            "child exited with 0",
+            "belt: left in one task",
+            "['cancelled 0', 'tool 0']",
+            "workshop: closed",
+        ]
+
+    def test_a_fork_in_one_of_them(self) -> None:
+        assert printed("""
+            def work(tool, number):
+                child = os.fork()
+                if child == 0:
+                    with BlockingWorkshop("child's") as other:
+                        print(other.add(1))
+                    os._exit(0)
+                return os.waitpid(child, 0)[1], tool.use()
+
+            with BlockingWorkshop() as shop, shop.belt(work, range(1)) as belt:
+                print(next(belt))
+        """) == [
+            "workshop: open",
+            "child's: open",
+            "3",
+            "child's: closed",
+            "(0, 'tool 0')",
+            "belt: left in one task",
+            "workshop: closed",
+        ]
+
+    def test_thousands_run_at_once(self) -> None:
+        assert printed("""
+            together = threading.Barrier(2000)
+
+            def work(tool, number):
+                together.wait()
+                return tool.use()
+
+            with BlockingWorkshop() as shop:
+                with shop.belt(work, range(2000), at_once=2000) as belt:
+                    print(len(set(belt)))
+                print([thread.name for thread in threading.enumerate()])
+        """) == [
+            "workshop: open",
+            "2000",
+            "belt: left in one task",
+            "['MainThread', 'loops_sync']",
+            "workshop: closed",
+        ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import inspect
 import os
@@ -9,17 +10,21 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 
 import msgspec
 import pytest
+from workshop import interrupt
 
 import loops_async
 import loops_sync
 from loops_local import LocalService, serve_in_thread
+from loops_sync._bridge import current
 from tests.support.patience import PATIENCE_SECONDS
 
 DATA = [
@@ -278,12 +283,160 @@ def test_prompts_may_use_the_client(trainer: loops_sync.TrainingClient) -> None:
     assert len(list(sampler.sample_many(prompts(), sampling_params=SHORT))) == 3
 
 
+# --- rollouts ---
+
+
+class Rollout:
+    """Samples one answer to a number; from `stuck_from` on, waits in a call that only its cancellation ends."""
+
+    def __init__(self, stuck_from: int = 1000) -> None:
+        self.threads: set[str] = set()
+        self.ended: list[str] = []
+        self.is_stuck = threading.Event()
+        self._stuck_from = stuck_from
+        self._full = loops_sync.StalenessGate(groups_per_step=1, max_staleness=0)
+        assert self._full.admit().version == 0
+
+    def __call__(self, ctx: loops_sync.RolloutContext, task: int) -> loops_sync.Episode:
+        if task >= self._stuck_from:
+            self._wait()
+        self.threads.add(threading.current_thread().name)
+        episode = loops_sync.Episode.start([task + 1, 20])
+        ctx.sample(episode, SHORT)
+        assert ctx.sampler.sample(episode.tokens, sampling_params=SHORT).sequences
+        episode.reward = float(ctx.run(int, str(ctx.member)))
+        return episode
+
+    def _wait(self) -> None:
+        try:
+            self.is_stuck.set()
+            self._full.admit()
+        except BaseException as error:
+            self.ended.append(type(error).__name__)
+            raise
+
+
+PAIRS = {"group_size": 2, "groups_per_step": 2}
+
+
+def names_of_tasks() -> set[str]:
+    async def names() -> set[str]:
+        return {str(task.get_coro()) for task in asyncio.all_tasks() - {asyncio.current_task()}}
+
+    return current().run(names)
+
+
+def test_a_rollout_is_a_plain_function_in_a_thread_of_its_own(trainer: loops_sync.TrainingClient) -> None:
+    rollout = Rollout()
+    with trainer.rollouts(rollout, (number for number in range(6)), max_staleness=1, **PAIRS) as stream:
+        assert stream.gate is stream.gate
+        steps = []
+        for batch in stream:
+            step = trainer.step(batch.data, "ppo", loops_sync.AdamParams())
+            stream.publish()
+            assert "train/loss" in batch.report(step.result())
+            steps.append((batch.step, len(batch.episodes)))
+        assert (stream.version, stream.gate.accepted, stream.running()) == (3, 6, [])
+    assert steps == [(0, 4), (1, 4), (2, 4)]
+    assert rollout.threads == {f"loops_sync: roll out task {at}, member {no}" for at in range(6) for no in range(2)}
+
+
+def test_an_evaluation_beside_it_is_plain_too(trainer: loops_sync.TrainingClient) -> None:
+    with trainer.rollouts(Rollout(stuck_from=2), range(4), **PAIRS) as stream:
+        evaluation = stream.evaluate(Rollout(), range(3), group_size=2)
+        batch = next(stream)
+        assert isinstance(evaluation, loops_sync.OperationFuture)
+        assert len(evaluation.result().groups) == 3
+        assert [group.index for group in batch.groups] == [0, 1]
+
+
+def assert_all_ended(rollout: Rollout) -> None:
+    assert set(rollout.ended) == {"CancelledError"}
+    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("loops_sync:")] == []
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
+def test_leaving_cancels_the_calls_of_rollouts(trainer: loops_sync.TrainingClient, error: type[BaseException]) -> None:
+    before, rollout = names_of_tasks(), Rollout(stuck_from=2)
+
+    def fail() -> None:
+        with trainer.rollouts(rollout, range(4), **PAIRS) as stream:
+            for _ in stream:
+                assert rollout.is_stuck.wait(PATIENCE_SECONDS)
+                raise error
+
+    with pytest.raises(error):
+        fail()
+    assert_all_ended(rollout)
+    assert names_of_tasks() == before
+
+
+def test_an_interrupt_while_it_waits_for_a_batch_leaves(trainer: loops_sync.TrainingClient) -> None:
+    stuck, is_waiting = Rollout(stuck_from=0), threading.Event()
+
+    def rollout(ctx: loops_sync.RolloutContext, task: int) -> loops_sync.Episode:
+        is_waiting.wait(PATIENCE_SECONDS)
+        interrupt()
+        return stuck(ctx, task)
+
+    def wait() -> None:
+        with trainer.rollouts(rollout, [0], group_size=1, groups_per_step=1) as stream:
+            is_waiting.set()
+            next(stream)
+
+    with pytest.raises(KeyboardInterrupt):
+        wait()
+    assert_all_ended(stuck)
+
+
+def test_a_stream_that_is_let_go_is_left(trainer: loops_sync.TrainingClient) -> None:
+    before, rollout = names_of_tasks(), Rollout(stuck_from=0)
+    stream = trainer.rollouts(rollout, range(4), **PAIRS)
+    stream.__enter__()
+    assert rollout.is_stuck.wait(PATIENCE_SECONDS)
+    del stream
+    gc.collect()
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while names_of_tasks() != before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert names_of_tasks() == before
+    assert set(rollout.ended) == {"CancelledError"}
+
+
+def test_a_gate_may_be_used_by_threads() -> None:
+    gate = loops_sync.StalenessGate(groups_per_step=4, max_staleness=1)
+    assert repr(gate) == "<StalenessGate version 0, step 0, 0 running>"
+
+    def roll_out(_: int) -> None:
+        gate.admit().accept()
+
+    with ThreadPoolExecutor(16) as threads:
+        admitted = [threads.submit(roll_out, number) for number in range(16)]
+        for step in range(4):
+            for one in islice(as_completed(admitted), 4 * step + 4):
+                one.result(PATIENCE_SECONDS)
+            assert len(gate.take(4) or []) == 4
+            gate.publish()
+    assert (gate.step, gate.accepted, gate.running, gate.version) == (4, 16, 0, 4)
+    gate.close()
+    with pytest.raises(loops_sync.ClosedError):
+        gate.admit()
+
+
 # --- names -----------------------------------------------------------------------------------------------------------
 
 
 def test_the_control_plane_is_one_object(service: loops_sync.ServiceClient, echo_service: LocalService) -> None:
     assert service.control_plane is service.control_plane
     assert repr(service.control_plane) == f"<ControlPlane at {echo_service.base_url}/v1/loops>"
+
+
+def test_a_public_module_has_the_names_of_the_cores() -> None:
+    """Its handles and aliases are the twins, the others are the core's."""
+    for name in ("training", "rollouts", "sampling"):
+        module, core = import_module(f"loops_sync.{name}"), import_module(f"loops_async.{name}")
+        assert sorted(module.__all__) == sorted(core.__all__)
+        assert all(getattr(module, each) is getattr(loops_sync, each) for each in module.__all__)
 
 
 @pytest.mark.parametrize("name", ["errors", "types", "drift"])
@@ -294,7 +447,9 @@ def test_modules_of_values_are_imported_as_from_the_core(name: str) -> None:
     assert all(getattr(module, each) is getattr(core, each) for each in module.__all__)
 
 
-@pytest.mark.parametrize("name", ["TrainingClient", "SamplingClient", "ControlPlane", "OperationFuture"])
+@pytest.mark.parametrize(
+    "name", ["TrainingClient", "ControlPlane", "OperationFuture", "RolloutStream", "RolloutContext"]
+)
 def test_what_others_make_has_no_constructor(name: str) -> None:
     kind = getattr(loops_sync, name)
     assert not inspect.signature(kind).parameters

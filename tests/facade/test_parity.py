@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -40,6 +40,14 @@ COROUTINES = [name for name in loops_async.__all__ if is_coroutine(getattr(loops
 
 ALIASES = ["ForwardBackwardFuture"]
 
+FUNCTION_TYPES = ["Rollout"]
+"""Aliases of coroutine functions, which are plain functions in the twin."""
+
+CONSTRUCTED = ["ServiceClient", "StalenessGate"]
+"""Handles that users create themselves."""
+
+STEPS = {"__aenter__": "__enter__", "__aexit__": "__exit__", "__aiter__": "__iter__", "__anext__": "__next__"}
+
 MEMBERS = [(kind, name) for kind in HANDLES for name in public(getattr(loops_async, kind)) if name not in BIRTH]
 
 
@@ -59,6 +67,7 @@ def annotations(member: Any) -> Iterator[str]:
 
 def test_handles_are_found() -> None:
     assert {"ServiceClient", "TrainingClient", "SamplingClient", "ControlPlane", "OperationFuture"} <= set(HANDLES)
+    assert {"RolloutStream", "RolloutContext", "StalenessGate"} <= set(HANDLES)
     assert len(MEMBERS) > 50
 
 
@@ -66,7 +75,7 @@ def test_same_names() -> None:
     assert sorted(loops_sync.__all__) == sorted(loops_async.__all__)
 
 
-@pytest.mark.parametrize("name", sorted({*loops_async.__all__} - {*HANDLES, *COROUTINES, *ALIASES}))
+@pytest.mark.parametrize("name", sorted({*loops_async.__all__} - {*HANDLES, *COROUTINES, *ALIASES, *FUNCTION_TYPES}))
 def test_values_and_errors_are_the_same_objects(name: str) -> None:
     assert getattr(loops_sync, name) is getattr(loops_async, name)
 
@@ -75,6 +84,13 @@ def test_values_and_errors_are_the_same_objects(name: str) -> None:
 def test_aliases_are_of_the_twins(name: str) -> None:
     twin, core = getattr(loops_sync, name), getattr(loops_async, name)
     assert (twin.__origin__, twin.__args__) == (loops_sync.OperationFuture, core.__args__)
+
+
+@pytest.mark.parametrize("name", FUNCTION_TYPES)
+def test_coroutine_functions_as_arguments_are_functions(name: str) -> None:
+    twin, core = get_args(getattr(loops_sync, name)), get_args(getattr(loops_async, name))
+    assert twin[0][0] is getattr(loops_sync, core[0][0].__name__) is not core[0][0]
+    assert (twin[0][1:], twin[1]) == (core[0][1:], *get_args(core[1]))
 
 
 @pytest.mark.parametrize("name", COROUTINES)
@@ -90,7 +106,8 @@ def test_handles_have_twins_of_their_own(name: str) -> None:
     assert twin.__name__ == core.__name__
     assert not issubclass(twin, core)
     assert public(twin).keys() == public(core).keys() - BIRTH
-    assert hasattr(twin, "__enter__") == hasattr(core, "__aenter__")
+    assert [hasattr(twin, name) for name in STEPS.values()] == [hasattr(core, name) for name in STEPS]
+    assert not any(hasattr(twin, name) for name in STEPS)
 
 
 @pytest.mark.parametrize(("kind", "name"), MEMBERS)
@@ -105,8 +122,9 @@ def test_member(kind: str, name: str) -> None:
     assert bool(inspect.getdoc(unwrapped(twin))) == bool(inspect.getdoc(unwrapped(core)))
 
 
-def test_the_constructor_takes_what_the_cores_takes() -> None:
-    assert parameters(loops_sync.ServiceClient.__init__) == parameters(loops_async.ServiceClient.__init__)
+@pytest.mark.parametrize("name", CONSTRUCTED)
+def test_the_constructor_takes_what_the_cores_takes(name: str) -> None:
+    assert parameters(getattr(loops_sync, name).__init__) == parameters(getattr(loops_async, name).__init__)
 
 
 def documented() -> Iterator[tuple[str, str]]:

@@ -11,13 +11,15 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from contextvars import ContextVar
+from itertools import pairwise
 
 import pytest
-from workshop import BlockingBelt, BlockingTool, BlockingWorkshop
+from workshop import BlockingBelt, BlockingTool, BlockingWorkshop, Stuck
 
 from loops_async import InputError
 from loops_sync import _workers
 from loops_sync._bridge import current
+from tests.support.patience import PATIENCE_SECONDS
 
 
 def worker_threads() -> list[str]:
@@ -26,7 +28,7 @@ def worker_threads() -> list[str]:
 
 def eventually(condition: Callable[[], object]) -> bool:
     """Whether something happens in time that nobody waits for."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.01)
     return bool(condition())
@@ -37,24 +39,6 @@ def no_threads_left() -> Iterator[None]:
     """Each of these tests must end the threads that it has started."""
     yield
     assert eventually(lambda: not worker_threads()), worker_threads()
-
-
-class Stuck:
-    """Work that waits in a call of the client until it is cancelled."""
-
-    def __init__(self) -> None:
-        self.has_begun = threading.Event()
-        self.seen: list[str] = []
-
-    def __call__(self, tool: BlockingTool, number: int) -> None:
-        try:
-            self.has_begun.set()
-            tool.nap()
-        except asyncio.CancelledError:
-            self.seen.append(f"cancelled {number}")
-            raise
-        finally:
-            self.seen.append(tool.use())
 
 
 class TestCalls:
@@ -70,18 +54,34 @@ class TestCalls:
         together = threading.Barrier(200)
 
         def work(tool: BlockingTool, number: int) -> int:
-            together.wait(60)
+            together.wait(PATIENCE_SECONDS)
             return number
 
         with shop.belt(work, range(400), at_once=200) as belt:
             assert sorted(belt) == list(range(400))
+
+    def test_no_more_than_one_thread_starts_in_a_turn_of_the_loop(self) -> None:
+        release = threading.Event()
+
+        async def counts() -> list[int]:
+            runs = [asyncio.create_task(current().workers.run(release.wait)) for _ in range(50)]
+            seen = [0]
+            while seen[-1] < 50:
+                await asyncio.sleep(0)
+                seen.append(len(worker_threads()))
+            release.set()
+            await asyncio.wait(runs)
+            return seen
+
+        seen = current().run(counts)
+        assert max(after - before for before, after in pairwise(seen)) == 1
 
     def test_threads_are_used_again_while_others_run(self, shop: BlockingWorkshop) -> None:
         release, idents = threading.Event(), []
 
         def work(tool: BlockingTool, number: int) -> int:
             if number == 0:
-                release.wait(60)
+                release.wait(PATIENCE_SECONDS)
             else:
                 idents.append(threading.get_ident())
             return number
@@ -142,7 +142,7 @@ class TestCalls:
         monkeypatch.setattr(_workers.Worker, "start", start)
         with shop.belt(lambda tool, number: number, range(1)) as belt, pytest.raises(RuntimeError) as caught:
             next(belt)
-        assert caught.value.__notes__ == ["0 functions, e.g. rollouts, already run in a thread of their own each"]
+        assert caught.value.__notes__ == ["1 functions, e.g. rollouts, are to run in a thread of their own each"]
 
 
 class TestErrors:
@@ -212,13 +212,13 @@ class TestCancelling:
         """And the function can use the client for its clean-up."""
         stuck = Stuck()
         with shop.belt(stuck, range(1)):
-            assert stuck.has_begun.wait(60)
+            assert stuck.has_begun.wait(PATIENCE_SECONDS)
         assert stuck.seen == ["cancelled 0", "tool 0"]
 
     def test_an_error_of_the_body_leaves_too(self, shop: BlockingWorkshop) -> None:
         stuck = Stuck()
         with pytest.raises(ZeroDivisionError), shop.belt(stuck, range(1)):
-            _ = stuck.has_begun.wait(60) / 0
+            _ = stuck.has_begun.wait(PATIENCE_SECONDS) / 0
         assert stuck.seen == ["cancelled 0", "tool 0"]
 
     def test_a_function_that_computes_is_waited_for_and_its_next_call_cancelled(
@@ -237,7 +237,7 @@ class TestCancelling:
                 raise
 
         with caplog.at_level(logging.WARNING, "loops_sync"), shop.belt(work, range(1)):
-            assert has_begun.wait(60)
+            assert has_begun.wait(PATIENCE_SECONDS)
         assert seen == ["cancelled"]
         message = caplog.messages[0]
         assert message.startswith("item 0 was cancelled 0.01 s ago and still runs, at ")
@@ -248,7 +248,7 @@ class TestCancelling:
 
         def work(tool: BlockingTool, number: int) -> int:
             has_begun.set()
-            release.wait(60)
+            release.wait(PATIENCE_SECONDS)
             return number
 
         async def cancelled() -> bool:
@@ -289,7 +289,7 @@ class TestCancelling:
     def test_closing_the_shop_meanwhile_ends_all(self, shop: BlockingWorkshop) -> None:
         stuck = Stuck()
         with shop.belt(stuck, range(1)):
-            stuck.has_begun.wait(60)
+            stuck.has_begun.wait(PATIENCE_SECONDS)
             shop.close()
         assert stuck.seen[0] == "cancelled 0"
 
@@ -297,7 +297,7 @@ class TestCancelling:
         stuck = Stuck()
         belt: BlockingBelt[None] = shop.belt(stuck, range(1))
         belt.__enter__()
-        assert stuck.has_begun.wait(60)
+        assert stuck.has_begun.wait(PATIENCE_SECONDS)
         del belt
         gc.collect()
         assert eventually(lambda: stuck.seen == ["cancelled 0", "tool 0"])

@@ -278,3 +278,21 @@ class BlockingWorkshop(Opened[Workshop]):
             ),
             self,
         )
+
+
+class Stuck:
+    """Work that waits in a call of the client until it is cancelled, and then uses the client once more."""
+
+    def __init__(self) -> None:
+        self.has_begun = threading.Event()
+        self.seen: list[str] = []
+
+    def __call__(self, tool: BlockingTool, number: int) -> None:
+        try:
+            self.has_begun.set()
+            tool.nap()
+        except asyncio.CancelledError:
+            self.seen.append(f"cancelled {number}")
+            raise
+        finally:
+            self.seen.append(tool.use())
