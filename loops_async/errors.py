@@ -299,7 +299,7 @@ class RolloutError(LoopsError, RuntimeError):
 
     def __init__(self, message: str, *, failures: Mapping[str, int] | None = None) -> None:
         super().__init__(message)
-        self.failures = dict(failures or {})
+        self.failures: dict[str, int] = dict(failures or {})
 
 
 class OperationError(LoopsError):
