@@ -56,7 +56,7 @@ from .types import (
 
 __all__ = ["SamplingClient"]
 
-log = logging.getLogger("loops_async")
+log: logging.Logger = logging.getLogger("loops_async")
 
 _Prompt: TypeAlias = "ModelInput | Sequence[int]"
 

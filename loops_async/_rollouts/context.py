@@ -41,7 +41,8 @@ class Group:
         self.version = version
         self.affinity_key = affinity_key
         self.priority = priority
-        self.began = self.heard_at = asyncio.get_running_loop().time()
+        self.began: float = asyncio.get_running_loop().time()
+        self.heard_at: float = self.began
 
     def heard(self) -> None:
         """Note that a rollout of this group makes progress."""

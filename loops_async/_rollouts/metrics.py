@@ -50,7 +50,7 @@ class Meter:
         self._gate = gate
         self._limiter = limiter
         self.retries = 0
-        self.lag_max = 0.0
+        self.lag_max: float = 0.0
         self._step = Stopwatch()
         self._step.start()
         self._trainer_wait = Stopwatch()
