@@ -1,4 +1,4 @@
-"""Rollouts beside training: asynchronous reinforcement learning.
+"""Rollouts beside training: reinforcement learning that keeps the trainer and the sampler busy.
 
 - `RolloutStream`: made by `TrainingClient.rollouts`; yields each `RolloutBatch` to train on.
 - `RolloutContext`: what a rollout samples with. `Episode`: one rollout, of one or many turns, as tokens with what

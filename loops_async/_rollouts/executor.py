@@ -19,7 +19,7 @@ T = TypeVar("T")
 class Executor(Protocol):
     """Runs functions elsewhere, e.g. a `concurrent.futures.ProcessPoolExecutor` or a `ProcessPool`.
 
-    `submit` is called on the event loop, so it must return soon.
+    `submit` must return soon: until then, no other rollout goes on.
     """
 
     def submit(self, fn: Callable[..., Any], /, *args: Any) -> Future[Any]:

@@ -39,8 +39,7 @@ class ProcessPool:
         ::
 
             with loops.ProcessPool(4) as pool:
-                async with trainer.rollouts(rollout, tasks, group_size=8, groups_per_step=4, executor=pool) as stream:
-                    ...
+                stream = trainer.rollouts(rollout, tasks, group_size=8, groups_per_step=4, executor=pool)
     """
 
     def __init__(self, processes: int | None = None) -> None:

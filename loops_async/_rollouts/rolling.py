@@ -50,7 +50,7 @@ class Roller:
         """Return the members that are complete, once they are enough or cannot become enough."""
         size = self._options.group_size
         spare = size - members_needed(self._options.on_failure, size)
-        running = {asyncio.create_task(self._repeated(group, member)): member for member in range(size)}
+        running = {self._start(group, member): member for member in range(size)}
         episodes: dict[int, Episode] = {}
         missing, failure = 0, None
         try:
@@ -68,6 +68,11 @@ class Roller:
         if failure is not None and missing > spare:
             return failure
         return [episodes[member] for member in sorted(episodes)]
+
+    def _start(self, group: Group, member: int) -> asyncio.Task[Any]:
+        # The blocking form names the rollout's thread so, too.
+        name = f"loops_async: roll out task {group.index}, member {member}"
+        return asyncio.create_task(self._repeated(group, member), name=name)
 
     async def _whole(self, group: Group) -> list[Episode] | Failed:
         """Return the episodes of a rollout that makes all members of a group."""

@@ -380,7 +380,7 @@ class RolloutStream:
 
     def _opened(self) -> Parts:
         if self._parts is None:
-            raise ClosedError("the stream is not open: use it inside its `async with` block")
+            raise ClosedError("the stream is not open: use it inside its ``with`` block")
         return self._parts
 
     async def _max_episode_tokens(self) -> int | None:

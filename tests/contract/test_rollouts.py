@@ -13,6 +13,7 @@ import pytest
 
 from loops_async import (
     AdamParams,
+    BadRequestError,
     ClosedError,
     Episode,
     FailurePolicy,
@@ -20,6 +21,7 @@ from loops_async import (
     Limiter,
     PermissionDeniedError,
     ProcessPool,
+    RemoteOpError,
     RolloutContext,
     RolloutError,
     SamplingParams,
@@ -43,7 +45,7 @@ from tests.support.rollouts import (
     threads_of_rollouts,
     train_on,
 )
-from tests.support.work import eventually
+from tests.support.work import REFUSED, eventually, example
 
 
 @pytest.fixture
@@ -316,6 +318,46 @@ async def test_a_report_tells_of_the_batch_and_of_its_training(trainer: Training
     assert batch.metrics.items() <= report.items()
     assert report["sampler/limit"] == 3
     assert report["episode/tokens_mean"] == report["episode/tokens_max"] == 4
+
+
+# --- a step of training ----------------------------------------------------------------------------------------------
+
+
+async def test_a_step_is_one_turn(trainer: TrainingClient, engine: WatchedEngine) -> None:
+    step, forward = await asyncio.gather(
+        trainer.step([example(1)], "cross_entropy", AdamParams(learning_rate=0.5)), trainer.forward([example(2)])
+    )
+    result = await step
+    await forward
+    assert engine.done == [("forward_backward", 1), ("optim_step", 0.5), ("forward", 2)]
+    assert result.optim.metrics is not None
+    assert result.metrics == result.forward_backward.metrics | result.optim.metrics
+
+
+async def test_without_the_pass_there_is_no_step(
+    trainer: TrainingClient, engine: WatchedEngine, local: LocalService
+) -> None:
+    invalid: list[tuple[Any, Any]] = [([7], AdamParams()), ([example()], {"learning_rate": 0.5})]
+    for data, params in invalid:
+        with pytest.raises(InputError):
+            await trainer.step(data, "cross_entropy", params)
+    local.faults.answer(f"POST */{trainer.run_id}/forward_backward", 400, {"error": "no pass"})
+    with pytest.raises(BadRequestError, match="no pass"):
+        await trainer.step([example()], "cross_entropy", AdamParams())
+    local.faults.answer(f"POST */{trainer.run_id}/optim_step", 400, {"error": "no step"})
+    with pytest.raises(BadRequestError, match="no step") as caught:
+        await trainer.step([example()], "cross_entropy", AdamParams())
+    assert "only optim_step has to be repeated" in caught.value.__notes__[0]
+    await (await trainer.optim_step(AdamParams(learning_rate=0.5)))
+    assert engine.done == [("forward_backward", 1), ("optim_step", 0.5)]
+
+
+async def test_a_pass_that_fails_later_is_the_error_of_the_step(trainer: TrainingClient) -> None:
+    step = await trainer.step([REFUSED], "cross_entropy", AdamParams())
+    for _ in range(2):
+        with pytest.raises(RemoteOpError):
+            await step
+    assert await trainer.policy_version() == 1
 
 
 # --- publishing ------------------------------------------------------------------------------------------------------
