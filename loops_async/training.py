@@ -360,6 +360,9 @@ class TrainingClient(SameWhenCopied):
         when the bound on its age allows it, and continues while earlier ones are trained. `RolloutStream` has an
         example.
 
+        Each rollout is a task on the event loop, which it must not hold: what computes for more than a few
+        milliseconds, or blocks, goes through `RolloutContext.run`. A rollout that is no longer needed is cancelled.
+
         Args:
             rollout: called with a `RolloutContext` and a task; returns an `Episode` with a reward, or None to leave it
                 out. Its exceptions are those of `on_failure`.

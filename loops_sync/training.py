@@ -274,6 +274,12 @@ class TrainingClient(Closing[_core.TrainingClient]):
         when the bound on its age allows it, and continues while earlier ones are trained. `RolloutStream` has an
         example.
 
+        Each running rollout has a thread of its own, of which there may be thousands; `tasks` are read in worker
+        threads, too. A rollout that is no longer needed is cancelled: the call of this package that it waits for, or
+        its next one, raises `asyncio.CancelledError`, which is no `Exception`, so that the rollout ends after its own
+        clean-up. A rollout that computes or sleeps cannot be interrupted; leaving the stream waits for it, and logs a
+        warning after 5 s. A function for `advantages` holds up all rollouts, so it must be quick.
+
         Args:
             rollout: called with a `RolloutContext` and a task; returns an `Episode` with a reward, or None to leave it
                 out. Its exceptions are those of `on_failure`.

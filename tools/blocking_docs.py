@@ -13,6 +13,29 @@ TWIN: Final = "loops_sync"
 PROPERTIES: Final = frozenset({"TrainingClient.policy_version"})
 """Coroutines without arguments that the published contract has as properties of the blocking client."""
 
+PROSE: Final = {
+    "ServiceClient": (
+        "The constructor creates the session. It raises AuthenticationError if the API key was rejected, ConnectError "
+        "if no server answers at `base_url`, and ProtocolError if that server is not a Loops service. `close`, leaving "
+        "the ``with`` block or garbage collection ends every background task and connection. Any number of threads may "
+        "use a client at once. Ctrl-C cancels the call that waits. Each `on_progress` is called in the thread that "
+        "made the call: it may block and use the client, and an exception that it raises ends the call."
+    ),
+    "RolloutContext.run": (
+        "Each rollout has a thread of its own, so it may block and wait by itself. This is for what takes long on the "
+        "CPU: all threads of a program share one, and an `executor` with processes has more."
+    ),
+    "TrainingClient.rollouts": (
+        "Each running rollout has a thread of its own, of which there may be thousands; `tasks` are read in worker "
+        "threads, too. A rollout that is no longer needed is cancelled: the call of this package that it waits for, or "
+        "its next one, raises `asyncio.CancelledError`, which is no `Exception`, so that the rollout ends after its "
+        "own clean-up. A rollout that computes or sleeps cannot be interrupted; leaving the stream waits for it, and "
+        "logs a warning after 5 s. A function for `advantages` holds up all rollouts, so it must be quick."
+    ),
+    "SamplingClient.sample_many": "Worker threads read the prompts one by one: reading may block and use the client.",
+}
+"""Replacements for the one paragraph of a docstring that is about awaiting or event loops."""
+
 ASYNC_ONLY: Final = re.compile(r"event loop|\bcorouti|\bawait|\basync|`open`", re.IGNORECASE)
 """Words of prose that is true of one form only."""
 
