@@ -252,9 +252,39 @@ SCALING = [
     for processes in (None, 2)
 ]
 
+ONE_SAMPLE = ("--samples", "1")
+ROLLOUTS = [
+    *(
+        Case(
+            f"episode, {in_flight:,} in flight, above its sample",
+            "episodes",
+            4_096,
+            "above_us",
+            ("ours",),
+            in_flight,
+            ONE_SAMPLE,
+            rounds=5,
+            budgets=[Budget("at most 300 us", "ours", "above_us", most=300)],
+        )
+        for in_flight in (64, 1_024)
+    ),
+    Case(
+        "memory of each of 10,000 episodes",
+        "episodes",
+        10_000,
+        "memory_kb",
+        ("ours",),
+        10_000,
+        (*ONE_SAMPLE, "--sample-seconds", "5"),
+        ("--cold",),
+        rounds=1,
+        budgets=[Budget("at most 60 kB", "ours", "memory_kb", most=60)],
+    ),
+]
+
 UVLOOP = [
     Case("sample, 64 in flight, uvloop", "sample", 3_200, "cpu_us", WITHOUT_PUBLISHED, 64, extra=("--uvloop",)),
     Case("batch of 14 MB, uvloop", "train", 128, "cpu_us", WITHOUT_PUBLISHED, extra=("--uvloop",)),
 ]
 
-CASES = [*SAMPLING, *BATCHES, *CONTROL, *FACADE, *SCALING, *UVLOOP]
+CASES = [*SAMPLING, *BATCHES, *CONTROL, *FACADE, *SCALING, *ROLLOUTS, *UVLOOP]

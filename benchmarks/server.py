@@ -14,7 +14,6 @@ from collections.abc import Callable
 from urllib.parse import parse_qs, urlsplit
 
 PROMPT_TOKENS = 512
-SAMPLES = 4
 COMPLETION_TOKENS = 256
 CREATED_AT = "2026-06-24T18:02:11Z"
 
@@ -26,11 +25,11 @@ def _json(value: object) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
 
 
-def completion(*, with_ids: bool) -> bytes:
-    """Return the answer to a sample: four completions of 256 tokens with logprobs, as strings and perhaps as ids."""
+def completion(samples: int, *, with_ids: bool) -> bytes:
+    """Return the answer to a sample: completions of 256 tokens with logprobs, as strings and perhaps as ids."""
     random.seed(0)
     choices = []
-    for index in range(SAMPLES):
+    for index in range(samples):
         tokens = [random.randrange(49_152) for _ in range(COMPLETION_TOKENS)]
         choices.append(
             {
@@ -50,11 +49,13 @@ def completion(*, with_ids: bool) -> bytes:
 class Answers:
     """The routes that the benchmarks use, in the formats of older and newer services."""
 
-    def __init__(self, base_url: str, *, sample_seconds: float, ready_seconds: float, with_ids: bool) -> None:
+    def __init__(
+        self, base_url: str, *, sample_seconds: float, ready_seconds: float, samples: int, with_ids: bool
+    ) -> None:
         self._base_url = base_url
         self._sample_seconds = sample_seconds
         self._ready_seconds = ready_seconds
-        self._completion = completion(with_ids=with_ids)
+        self._completion = completion(samples, with_ids=with_ids)
         self._ready_at: dict[str, float] = {}
         self._operations = 0
 
@@ -201,10 +202,14 @@ class Connection(asyncio.Protocol):
             self._transport.write(head.encode() + body)
 
 
-async def serve(port: int, sample_seconds: float, ready_seconds: float, *, with_ids: bool) -> None:
+async def serve(port: int, sample_seconds: float, ready_seconds: float, samples: int, *, with_ids: bool) -> None:
     """Serve until cancelled; prints ``ready`` when connections are accepted."""
     answers = Answers(
-        f"http://127.0.0.1:{port}", sample_seconds=sample_seconds, ready_seconds=ready_seconds, with_ids=with_ids
+        f"http://127.0.0.1:{port}",
+        sample_seconds=sample_seconds,
+        ready_seconds=ready_seconds,
+        samples=samples,
+        with_ids=with_ids,
     )
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: Connection(answers.reply), "127.0.0.1", port, backlog=16_384)
@@ -218,6 +223,9 @@ if __name__ == "__main__":
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--sample-seconds", type=float, default=0.0)
     parser.add_argument("--ready-seconds", type=float, default=3.0)
+    parser.add_argument("--samples", type=int, default=4, help="the completions in each answer to a sample")
     parser.add_argument("--token-names", action="store_true", help="answer with the names of tokens only, without ids")
     given = parser.parse_args()
-    asyncio.run(serve(given.port, given.sample_seconds, given.ready_seconds, with_ids=not given.token_names))
+    asyncio.run(
+        serve(given.port, given.sample_seconds, given.ready_seconds, given.samples, with_ids=not given.token_names)
+    )

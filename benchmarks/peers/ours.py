@@ -11,6 +11,9 @@ from typing import Any
 import loops_async as loops
 from benchmarks.peers.measure import MAX_TOKENS, PROMPT, SAMPLES, Clock, batch, main, runner, sampling, training
 
+GROUP_SIZE = 8
+STEP_GROUPS = 64
+
 Work = Callable[[loops.ServiceClient, argparse.Namespace], Coroutine[Any, Any, Any]]
 
 
@@ -48,6 +51,40 @@ async def sample_many(service: loops.ServiceClient, given: argparse.Namespace) -
     done = sum([1 async for _ in answers])
     assert done == given.count
     return clock.stop(given.count)
+
+
+async def episodes(service: loops.ServiceClient, given: argparse.Namespace) -> dict[str, float]:
+    """Roll out `count` episodes of one answer, and sample as often without a stream; ``above_us`` is the difference."""
+    trainer = await service.create_lora_training_client("bench")
+    sampler = await trainer.save_weights_and_get_sampling_client("bench")
+    params = loops.SamplingParams(max_tokens=MAX_TOKENS)
+
+    async def call() -> None:
+        await sampler.sample(PROMPT, 1, params, affinity_key="group")
+
+    async def rollout(ctx: Any, task: int) -> loops.Episode:
+        episode = loops.Episode.start(PROMPT)
+        await ctx.sample(episode, params)
+        episode.reward = float(ctx.member % 2)
+        return episode
+
+    alone = {} if given.cold else await sampling(given, call)
+    clock = Clock(given)
+    await clock.start_watching()
+    async with trainer.rollouts(
+        rollout,
+        range(given.count // GROUP_SIZE),
+        group_size=GROUP_SIZE,
+        groups_per_step=max(STEP_GROUPS, given.in_flight // GROUP_SIZE),
+        limit=given.in_flight,
+    ) as stream:
+        done = 0
+        async for batch in stream:
+            done += len(batch.data)
+            await stream.publish()
+        numbers = clock.stop(given.count)
+    assert done == given.count
+    return numbers | {"above_us": numbers["cpu_us"] - alone.get("cpu_us", 0.0)}
 
 
 async def train(service: loops.ServiceClient, given: argparse.Namespace) -> dict[str, float]:
@@ -90,6 +127,7 @@ if __name__ == "__main__":
         {
             "sample": _run(sample),
             "sample_many": _run(sample_many),
+            "episodes": _run(episodes),
             "train": _run(train),
             "provision": _run(provision),
             "list": _run(listing),
