@@ -304,8 +304,8 @@ class TrainingClient(Closing[_core.TrainingClient]):
             limit: the most sequences in flight. A `Limiter` may be shared; an `Adaptive` limit follows the capacity of
                 the sampler.
             on_failure: which failures are tolerated; `FailurePolicy()` when None.
-            episode_timeout: the longest time of one attempt at an episode in seconds; None has no limit, since slow is
-                not stuck.
+            episode_timeout: the longest time of one attempt at an episode in seconds, in which it also waits for its
+                turn in `limit`; None has no limit, since slow is not stuck.
             max_episode_tokens: the longest episode; None is the longest sequence of the run.
             executor: where `RolloutContext.run` calls functions, e.g. a `ProcessPool`; worker threads when None.
             drop_last: leave out the last step if there are too few groups for it.
