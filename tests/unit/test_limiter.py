@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
 
 from loops_async import Adaptive, ApiError, ConfigError, InputError, Limiter
 from loops_async._sampling.adaptive import HillClimb
@@ -81,16 +81,20 @@ class LimiterMachine(RuleBasedStateMachine):
         request.task.cancel()
         self.settle()
 
-    @rule(ending=consumes(requests), cancelled=st.lists(consumes(requests), max_size=4), turns=st.integers(0, 3))
-    def cancel_while_places_are_passed_on(self, ending: Request, cancelled: list[Request], turns: int) -> None:
-        async def pass_turns() -> None:
+    @precondition(lambda self: self.limiter.waiting)
+    @rule(cancelled=st.integers(1, 3), turns=st.integers(0, 2))
+    def cancel_those_to_whom_places_pass(self, cancelled: int, turns: int) -> None:
+        ending = next(request for request in self.live if request.is_admitted)
+        waiting = sorted((request for request in self.live if not request.is_admitted), key=lambda one: one.key)
+
+        async def pass_turns_and_cancel() -> None:
             for _ in range(turns):
                 await asyncio.sleep(0)
+            for request in waiting[:cancelled]:
+                request.task.cancel()
 
         ending.end.set()
-        self.loop.run_until_complete(pass_turns())
-        for request in cancelled:
-            request.task.cancel()
+        self.loop.run_until_complete(pass_turns_and_cancel())
         self.settle()
 
     @invariant()
