@@ -75,7 +75,8 @@ async def episodes(service: loops.ServiceClient, given: argparse.Namespace) -> d
         rollout,
         range(given.count // GROUP_SIZE),
         group_size=GROUP_SIZE,
-        groups_per_step=max(STEP_GROUPS, given.in_flight // GROUP_SIZE),
+        groups_per_step=STEP_GROUPS,
+        max_staleness=1 + given.in_flight // (GROUP_SIZE * STEP_GROUPS),
         limit=given.in_flight,
     ) as stream:
         done = 0
