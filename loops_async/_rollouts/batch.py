@@ -57,7 +57,8 @@ class RolloutBatch(Struct, kw_only=True):
       the stream began.
     - ``staleness/mean`` and ``max``: the step minus the group's version; ``staleness/token_mean`` and ``token_max``:
       the published policy version minus the token's.
-    - ``episode/tokens_mean`` and ``tokens_max`` (sampled tokens), ``turns_mean``, and ``truncated_share``.
+    - ``episode/tokens_mean`` and ``tokens_max`` (sampled tokens), ``turns_mean``, and ``truncated_share``;
+      ``episode/<name>``, the mean of each of your own `Episode.metrics`.
     - ``time/step``, seconds since the last batch; ``time/trainer_wait``, those of them in which this one was waited
       for; ``idle/trainer`` and ``idle/sampler``, the parts of the time in which the program waited for a batch, and in
       which no request was in flight.

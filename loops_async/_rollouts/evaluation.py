@@ -14,7 +14,7 @@ from .._sampling.many import BoundedMap, each
 from ..errors import RolloutError
 from .batch import RolloutGroup
 from .context import Group, Resources
-from .metrics import mean
+from .metrics import mean, means_of_own_metrics
 from .policy import Policy
 from .rolling import Dropped, Failed, Roller
 
@@ -26,7 +26,8 @@ class EvaluationResult(Struct, kw_only=True):
 
     `version` is the service's number of them: the optimizer steps that led there. `groups` are those of the tasks that
     were finished, in order, without advantages; `failed` counts the others. `metrics` are ``evaluation/reward_mean``
-    (over all episodes), ``evaluation/version`` and ``evaluation/failed``.
+    (over all episodes), ``evaluation/version``, ``evaluation/failed``, and ``evaluation/<name>``, the mean of each of
+    your own `Episode.metrics`.
     """
 
     version: int
@@ -76,10 +77,10 @@ async def evaluate(
                 failures["left out"] += 1
     if last is not None and not groups:
         raise RolloutError(f"every group of the evaluation has failed: {last}", failures=failures) from last
-    rewards = [reward for group in groups for reward in group.rewards]
     failed = failures.total()
     metrics = {
-        "evaluation/reward_mean": mean(rewards),
+        **means_of_own_metrics([episode for group in groups for episode in group.episodes], "evaluation/"),
+        "evaluation/reward_mean": mean([reward for group in groups for reward in group.rewards]),
         "evaluation/version": policy.version,
         "evaluation/failed": failed,
     }

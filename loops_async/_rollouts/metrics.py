@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
 from .._sampling.limiter import Limiter
+from ..types.tensors import plain_number
 from .episode import UNKNOWN_VERSION, Episode
 from .gate import StalenessGate
 
-__all__ = ["Meter", "mean"]
+__all__ = ["Meter", "mean", "means_of_own_metrics"]
 
 COUNTERS: Final = ("submitted", "accepted", "dropped", "failed", "running")
 
@@ -100,6 +101,7 @@ class Meter:
         """
         rewards = _rewards(episodes)
         return {
+            **means_of_own_metrics(episodes, "episode/"),
             "step": step,
             "version": self._gate.version,
             "reward/mean": mean(rewards + self._dropped_rewards),
@@ -136,6 +138,16 @@ class Meter:
 def mean(values: Sequence[float]) -> float:
     """Return the mean; that of nothing is 0."""
     return sum(values) / len(values) if values else 0.0
+
+
+def means_of_own_metrics(episodes: Sequence[Episode], prefix: str) -> dict[str, float]:
+    """Return the mean of each of the user's `Episode.metrics`, over the episodes that have it as a number."""
+    values: defaultdict[str, list[float]] = defaultdict(list)
+    for episode in episodes:
+        for name, value in episode.metrics.items():
+            if isinstance(number := plain_number(value), int | float):
+                values[prefix + name].append(number)
+    return {name: mean(each) for name, each in values.items()}
 
 
 def _rewards(episodes: Sequence[Episode]) -> list[float]:

@@ -11,7 +11,7 @@ from concurrent.futures import BrokenExecutor, Future
 from multiprocessing import get_context
 from queue import SimpleQueue
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from .._arguments import check_at_least
 from ..errors import ClosedError
@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
 __all__ = ["ProcessPool"]
+
+IMPORTS: Final = (
+    "Each process imports the program's main module, so that must be a file with an "
+    '`if __name__ == "__main__":`, and not come from standard input'
+)
+"""Why a process may end before its first answer."""
 
 
 class ProcessPool:
@@ -155,6 +161,7 @@ class _Process:
         self._process.start()
         theirs.close()  # so that the end of the process is the end of the connection
         self.is_killed = False
+        self._has_answered = False
 
     def call(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """Return ``function(*args)``, or raise its error."""
@@ -164,7 +171,9 @@ class _Process:
             answer = self._connection.recv_bytes()
         except (EOFError, OSError):
             name = getattr(function, "__qualname__", repr(function))
-            raise BrokenExecutor(f"the process that ran {name} has ended with exit code {self.end()}") from None
+            hint = "" if self._has_answered else f". {IMPORTS}"
+            raise BrokenExecutor(f"the process that ran {name} has ended with exit code {self.end()}{hint}") from None
+        self._has_answered = True
         has_succeeded, outcome = pickle.loads(answer)  # noqa: S301 - from a process of our own
         if has_succeeded:
             return outcome

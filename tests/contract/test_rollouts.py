@@ -32,7 +32,7 @@ from loops_async import (
 from loops_async.protocol import AFFINITY
 from loops_local import LocalService
 from loops_local.engine.base import SampleJob
-from loops_local.engine.echo import logprob
+from loops_local.engine.echo import MAX_SEQ_LEN, logprob
 from tests.support.engines import WatchedEngine
 from tests.support.graders import double, hang, is_alive
 from tests.support.rollouts import (
@@ -154,11 +154,28 @@ async def test_an_episode_never_outgrows_its_limit(trainer: TrainingClient, jobs
     assert len(jobs) == 8
 
 
-async def test_the_length_is_at_most_that_of_the_run(service: ServiceClient, engine: WatchedEngine) -> None:
+async def test_without_a_limit_an_answer_may_be_as_long_as_the_model_permits(
+    trainer: TrainingClient, jobs: list[SampleJob]
+) -> None:
+    async def rollout(ctx: RolloutContext, task: int) -> Episode:
+        episode = Episode.start([1, 2, 3])
+        await ctx.sample(episode, SamplingParams(stop=[2]))
+        episode.reward = float(ctx.member)
+        return episode
+
+    async with trainer.rollouts(rollout, range(2), **PAIRS) as stream:
+        await loop(trainer, stream)
+    assert {job.params.max_tokens for job in jobs} == {MAX_SEQ_LEN - 3}
+
+
+async def test_the_length_is_at_most_that_of_the_run(
+    service: ServiceClient, engine: WatchedEngine, jobs: list[SampleJob]
+) -> None:
     trainer = await service.create_lora_training_client(engine.name, rank=8, max_seq_len=12)
     async with trainer.rollouts(one_turn, range(2), **PAIRS) as stream:
         (batch,) = await loop(trainer, stream)
         assert {len(episode.tokens) for episode in batch.episodes} == {7}
+        assert {job.params.max_tokens for job in jobs} == {4}
     with pytest.raises(InputError, match="max_episode_tokens: must be at most 12"):
         async with trainer.rollouts(one_turn, range(2), max_episode_tokens=13, **PAIRS):
             pass
@@ -298,8 +315,14 @@ async def test_nothing_to_learn_is_not_trained(trainer: TrainingClient) -> None:
     assert batch.metrics["groups/constant_share"] == pytest.approx(1 / 3)
 
 
-async def test_a_report_tells_of_the_batch_and_of_its_training(trainer: TrainingClient) -> None:
-    async with trainer.rollouts(one_turn, range(4), limit=Limiter(3), **PAIRS) as stream:
+async def test_a_report_tells_of_the_batch_and_of_its_training(trainer: TrainingClient, local: LocalService) -> None:
+    async def rollout(ctx: RolloutContext, task: int) -> Episode:
+        episode = await one_turn(ctx, task)
+        episode.metrics["member"] = ctx.member
+        return episode
+
+    local.faults.answer("POST */sample", 429, {"error": "later"}, times=2)
+    async with trainer.rollouts(rollout, range(2), limit=Limiter(3), **PAIRS) as stream:
         batch = await anext(stream)
         result = await (await trainer.step(batch.data, "ppo", AdamParams(learning_rate=0.5)))
         report = batch.report(result)
@@ -314,7 +337,9 @@ async def test_a_report_tells_of_the_batch_and_of_its_training(trainer: Training
         time/step time/trainer_wait idle/trainer idle/sampler sampler/limit sampler/in_flight sampler/rejections
         loop/lag_max
     """
-    assert batch.metrics.keys() == set(names.split())
+    assert batch.metrics.keys() == {*names.split(), "episode/member"}
+    assert report["episode/member"] == 0.5
+    assert report["sampler/rejections"] == 2
     assert batch.metrics.items() <= report.items()
     assert report["sampler/limit"] == 3
     assert report["episode/tokens_mean"] == report["episode/tokens_max"] == 4
