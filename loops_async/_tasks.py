@@ -26,6 +26,12 @@ def check_loop(loop: asyncio.AbstractEventLoop) -> None:
         )
 
 
+def is_being_cancelled() -> bool:
+    """Whether the current task was cancelled; otherwise a `CancelledError` in it is the mistake of what it awaits."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 class TaskOwner:
     """Owns background tasks: when `close` returns, all of them have ended."""
 

@@ -8,7 +8,8 @@ from contextlib import aclosing
 from typing import Any, TypeAlias
 
 from .._sampling.many import each
-from .._tasks import TaskOwner
+from .._tasks import TaskOwner, is_being_cancelled
+from ..errors import RolloutError
 from .batch import RolloutGroup, prepare
 from .context import Group
 from .failures import Breaker
@@ -78,14 +79,20 @@ class Producer:
         return list(self._running.values())
 
     async def _read(self, source: Tasks) -> None:
-        index = 0
-        async with aclosing(each(source)) as tasks:
-            async for task in tasks:
-                if self._progress.is_wanted(index):
-                    self._begin(index, task, await self._gate.admit())
-                else:
-                    await asyncio.sleep(0)  # there may be millions of them
-                index += 1
+        try:
+            index = 0
+            async with aclosing(each(source)) as tasks:
+                async for task in tasks:
+                    if self._progress.is_wanted(index):
+                        self._begin(index, task, await self._gate.admit())
+                    else:
+                        await asyncio.sleep(0)  # there may be millions of them
+                    index += 1
+        except asyncio.CancelledError as cancelled:
+            if is_being_cancelled():
+                raise
+            # Otherwise the data would seem to have ended.
+            raise RolloutError("`tasks` raised CancelledError, though nobody had cancelled it") from cancelled
 
     def _begin(self, index: int, task: Any, ticket: Ticket) -> None:
         self._progress.begun(index)

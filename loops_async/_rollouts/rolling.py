@@ -8,6 +8,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from .._tasks import is_being_cancelled
 from .._waiting import TimeLimit
 from ..errors import InputError
 from ..types.tensors import is_list_like
@@ -89,7 +90,7 @@ class Roller:
             try:
                 return self._checked(await self._timed(self._rollout(context, group.task)))
             except asyncio.CancelledError as cancelled:
-                if _is_being_cancelled():
+                if is_being_cancelled():
                     raise
                 error: BaseException = cancelled  # raised by a library, though nobody cancelled this rollout
             except Exception as failure:
@@ -125,11 +126,6 @@ def _checked_episode(episode: Any, source: str) -> Episode:
         raise InputError("rollout", f"{source} has no reward: set episode.reward before you return it")
     episode.check()
     return episode
-
-
-def _is_being_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 async def _end(tasks: Collection[asyncio.Task[Any]]) -> None:

@@ -171,6 +171,16 @@ async def test_an_error_of_the_tasks_is_raised_as_it_is(trainer: TrainingClient)
             await loop(trainer, stream)
 
 
+async def test_a_cancellation_nobody_asked_for_is_not_the_end_of_the_data(trainer: TrainingClient) -> None:
+    def tasks() -> Iterator[int]:
+        yield from range(4)
+        raise asyncio.CancelledError
+
+    async with trainer.rollouts(one_turn, tasks(), **PAIRS) as stream:
+        with pytest.raises(RolloutError, match="CancelledError"):
+            await loop(trainer, stream)
+
+
 async def test_an_error_of_a_function_of_advantages_fails_the_group(trainer: TrainingClient) -> None:
     policy = FailurePolicy(max_failures_in_a_row=1)
     options: dict[str, Any] = {"advantages": lambda rewards: rewards[:1], "on_failure": policy, **PAIRS}
