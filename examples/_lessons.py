@@ -31,12 +31,34 @@ YES_NO = {
 }
 """Easy questions: the model learns to answer them with the right lower-case word and nothing else."""
 
+UNSEEN_YES_NO = {
+    "is ice cold?": "yes",
+    "can a fish fly to the moon?": "no",
+    "do birds have wings?": "yes",
+    "is ten smaller than three?": "no",
+    "is rome in italy?": "yes",
+    "do dogs have eight legs?": "no",
+}
+"""More of them, to evaluate with."""
 
-def chat(tokenizer: Any, question: str) -> list[int]:
-    """Return the tokens of a chat that asks `question`, up to the start of the answer."""
-    messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": question}]
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return list(tokenizer.encode(text, add_special_tokens=False))
+
+def chat(tokenizer: Any, *turns: str) -> list[int]:
+    """Return the tokens of a chat in which the user and the model take turns, up to the start of the next answer."""
+    return list(tokenizer.encode(_chat_text(tokenizer, turns), add_special_tokens=False))
+
+
+def user_turn(tokenizer: Any, text: str, *, after: Sequence[int]) -> list[int]:
+    """Return the tokens that continue a chat which ends with an answer: what the user says, up to the next answer."""
+    answer = "ANSWER"
+    _, continued = _chat_text(tokenizer, ["", answer, text]).split(answer)
+    tokens = list(tokenizer.encode(continued, add_special_tokens=False))
+    return tokens[1:] if tokens[0] == after[-1] else tokens  # the model has mostly ended its turn by itself
+
+
+def _chat_text(tokenizer: Any, turns: Sequence[str]) -> str:
+    roles = ["system", *("user", "assistant") * len(turns)]
+    messages = [{"role": role, "content": text} for role, text in zip(roles, ["be brief", *turns], strict=False)]
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
 
 def fact_example(tokenizer: Any, question: str, answer: str) -> Datum:
@@ -53,10 +75,14 @@ def fact_example(tokenizer: Any, question: str, answer: str) -> Datum:
     )
 
 
+def reward(text: str, right: str) -> float:
+    """Return 1.0 if the text is exactly the right word, 0.2 if it is the other word, else 0.0."""
+    return 1.0 if text == right else 0.2 if text in ("yes", "no") else 0.0
+
+
 def rewards(tokenizer: Any, samples: Sequence[SampledSequence], right: str) -> list[float]:
-    """Return for each sample 1.0 if it is exactly the right word, 0.2 if it is the other word, else 0.0."""
-    texts = [tokenizer.decode(sample.tokens, skip_special_tokens=True) for sample in samples]
-    return [1.0 if text == right else 0.2 if text in ("yes", "no") else 0.0 for text in texts]
+    """Return the reward of each sample."""
+    return [reward(tokenizer.decode(sample.tokens, skip_special_tokens=True), right) for sample in samples]
 
 
 def policy_examples(prompt: list[int], samples: Sequence[SampledSequence], rewards: Sequence[float]) -> list[Datum]:

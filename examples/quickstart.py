@@ -28,14 +28,14 @@ BASE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 @asynccontextmanager
-async def connected(base_model: str) -> AsyncIterator[loops.ServiceClient]:
-    """Open a session on the service that the environment names, else on an embedded service started here."""
+async def connected(base_model: str, data_dir: Path | None = None) -> AsyncIterator[loops.ServiceClient]:
+    """Open a session on the service that the environment names, else on an embedded one, which may keep its data."""
     if os.environ.get("BASETEN_API_KEY") or os.environ.get("LOOPS_BASE_URL"):
         async with loops.ServiceClient() as service:
             yield service
     else:
         async with (
-            LocalService(model=base_model) as local,
+            LocalService(model=base_model, data_dir=data_dir) as local,
             loops.ServiceClient(base_url=local.base_url, api_key=local.api_key) as service,
         ):
             yield service

@@ -27,14 +27,14 @@ at_once = ThreadPoolExecutor(max_workers=8)
 
 
 @contextmanager
-def connected(base_model: str) -> Iterator[loops.ServiceClient]:
-    """Open a session on the service that the environment names, else on an embedded service started here."""
+def connected(base_model: str, data_dir: Path | None = None) -> Iterator[loops.ServiceClient]:
+    """Open a session on the service that the environment names, else on an embedded one, which may keep its data."""
     if os.environ.get("BASETEN_API_KEY") or os.environ.get("LOOPS_BASE_URL"):
         with loops.ServiceClient() as service:
             yield service
     else:
         with (
-            serve_in_thread(model=base_model) as local,
+            serve_in_thread(model=base_model, data_dir=data_dir) as local,
             loops.ServiceClient(base_url=local.base_url, api_key=local.api_key) as service,
         ):
             yield service
