@@ -65,7 +65,7 @@ class Curves:
 
     def rise(self, name: str) -> float:
         """Print how a curve has changed from its first to its last tenth, and return the difference."""
-        values = [value for _, value in self.points[name]]
+        values = [value for _, value in self.points[name]] or [0.0]
         size = -(-len(values) // 10)
         before, after = sum(values[:size]) / size, sum(values[-size:]) / size
         print(f"{name}: {before:.2f} at first, {after:.2f} at last")

@@ -48,12 +48,14 @@ async def learn(
     rollout_with: Callable[[Any], loops.Rollout],
     taught: Mapping[str, str],
     unseen: Mapping[str, str],
+    *,
     work: Path,
+    title: str,
 ) -> int:
     """Train on each task `ROUNDS` times, from where `work` says that it was interrupted; return the exit code."""
     saved = work / "state.json"
     state = loops.RolloutState.read(saved)
-    curves = Curves(work.name, ROLLOUTS, work / "curves.jsonl", resumed_at=state.version if state else 0)
+    curves = Curves(title, ROLLOUTS, work / "curves.jsonl", resumed_at=state.version if state else 0)
     tasks = [*taught.items()] * ROUNDS
 
     async with connected(base_model, work / "service") as service:
@@ -84,7 +86,8 @@ async def learn(
 
 async def main(base_model: str) -> int:
     """Train and measure; return the exit code."""
-    return await learn(base_model, one_word, YES_NO, UNSEEN_YES_NO, Path("async_rl"))
+    title = "Asynchronous RL: right answers in one word"
+    return await learn(base_model, one_word, YES_NO, UNSEEN_YES_NO, work=Path("async_rl"), title=title)
 
 
 if __name__ == "__main__":

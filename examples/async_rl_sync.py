@@ -43,12 +43,14 @@ def learn(
     rollout_with: Callable[[Any], loops.Rollout],
     taught: Mapping[str, str],
     unseen: Mapping[str, str],
+    *,
     work: Path,
+    title: str,
 ) -> int:
     """Train on each task `ROUNDS` times, from where `work` says that it was interrupted; return the exit code."""
     saved = work / "state.json"
     state = loops.RolloutState.read(saved)
-    curves = Curves(work.name, ROLLOUTS, work / "curves.jsonl", resumed_at=state.version if state else 0)
+    curves = Curves(title, ROLLOUTS, work / "curves.jsonl", resumed_at=state.version if state else 0)
     tasks = [*taught.items()] * ROUNDS
 
     with connected(base_model, work / "service") as service:
@@ -79,7 +81,8 @@ def learn(
 
 def main(base_model: str) -> int:
     """Train and measure; return the exit code."""
-    return learn(base_model, one_word, YES_NO, UNSEEN_YES_NO, Path("async_rl_sync"))
+    title = "Asynchronous RL: right answers in one word"
+    return learn(base_model, one_word, YES_NO, UNSEEN_YES_NO, work=Path("async_rl_sync"), title=title)
 
 
 if __name__ == "__main__":

@@ -57,7 +57,8 @@ def looking_up(tokenizer: Any) -> loops.Rollout:
 
 async def main(base_model: str) -> int:
     """Train and measure; return the exit code."""
-    return await learn(base_model, looking_up, TAUGHT, UNSEEN, Path("multi_turn"))
+    title = "Asynchronous RL over several turns: looking up what is not known"
+    return await learn(base_model, looking_up, TAUGHT, UNSEEN, work=Path("multi_turn"), title=title)
 
 
 if __name__ == "__main__":

@@ -1,40 +1,107 @@
-"""The training examples run from end to end; that they learn is for the real model, which takes a minute each."""
+"""The training examples run from end to end; that they learn is for the real model, which takes minutes each."""
 
 from __future__ import annotations
 
+import asyncio
 import importlib
+import inspect
+import os
+import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.torch
+import loops_local
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+SHORTER = {
+    "STEPS": 2,
+    "ROUNDS": 1,
+    "EVALUATE_EVERY": 1,
+    "reward": lambda *said: len(set(str(said))),
+    "library": lambda fact, said: fact,
+}
+"""What is replaced in an example; the tiny model never says what is rewarded or answered."""
+
+PROGRAM = """
+import asyncio, itertools
+import async_rl, loops_async
+
+class Bytes:
+    decode = staticmethod(lambda tokens, **options: bytes(tokens).decode())
+
+async_rl.ROUNDS, async_rl.EVALUATE_EVERY = 4, 2
+async_rl.reward = lambda *said, numbers=itertools.count(): next(numbers)
+async_rl.chat = lambda tokenizer, text: list(text.encode())
+loops_async.TrainingClient.get_tokenizer = lambda trainer: asyncio.sleep(0, Bytes())  # the real one imports torch
+asyncio.run(async_rl.main("echo"))
+"""
 
 
 @pytest.fixture
 def example(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ModuleType]:
-    for needed in ("matplotlib", "rich", "torch"):
-        pytest.importorskip(needed, reason=f"NOT TESTED: the examples need {needed}")
+    needs("torch")
     monkeypatch.syspath_prepend(EXAMPLES)
     monkeypatch.chdir(tmp_path)
     known = set(sys.modules)
     module = importlib.import_module(request.param)
-    monkeypatch.setattr(module, "STEPS", 2)
-    if hasattr(module, "EVALUATE_EVERY"):
-        monkeypatch.setattr(module, "EVALUATE_EVERY", 1)
+    for changed in (module, *(sys.modules[name] for name in {"async_rl"} & set(sys.modules))):
+        for name, value in SHORTER.items():
+            if hasattr(changed, name):
+                monkeypatch.setattr(changed, name, value)
     yield module
     for name in set(sys.modules) - known:
         if str(EXAMPLES) in str(getattr(sys.modules[name], "__file__", "")):
             del sys.modules[name]
 
 
-@pytest.mark.parametrize("example", ["supervised", "dpo", "policy_gradient"], indirect=True)
-async def test_it_draws_its_curves(example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert await example.main("tiny") in (0, 1)
+def needs(*modules: str) -> None:
+    for needed in ("matplotlib", "rich", *modules):
+        pytest.importorskip(needed, reason=f"NOT TESTED: the examples need {needed}")
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    "example",
+    ["supervised", "dpo", "policy_gradient", "async_rl", "async_rl_sync", "multi_turn"],
+    indirect=True,
+)
+def test_it_draws_its_curves(example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result: Any = example.main("tiny")
+    assert (asyncio.run(result) if inspect.iscoroutine(result) else result) in (0, 1)
     picture = tmp_path / f"{example.__name__}.png"
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert f"curves drawn in {picture.name}" in capsys.readouterr().out
+
+
+def test_it_continues_after_it_was_killed(echo_service: loops_local.LocalService, tmp_path: Path) -> None:
+    """On a service that the environment names, as the hosted one."""
+    needs()
+    steps = [int(step) for step in re.findall(r"step +(\d+) +reward", run_until("step  3", echo_service, tmp_path))]
+    assert steps == [0, 1, 2, 3]
+    again = run_until("never", echo_service, tmp_path)
+    assert [int(step) for step in re.findall(r"step +(\d+) +reward", again)] == [2, 3, 4, 5, 6, 7]
+    assert (tmp_path / "async_rl.png").exists()
+    assert not (tmp_path / "async_rl").exists()
+
+
+def run_until(line: str, service: loops_local.LocalService, folder: Path) -> str:
+    """Run the example until it prints a line that contains `line`, and kill it then; return what it has printed."""
+    path = os.pathsep.join([str(EXAMPLES), *sys.path])
+    environment = {"LOOPS_BASE_URL": service.base_url, "BASETEN_API_KEY": service.api_key, "PYTHONPATH": path}
+    printed = []
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM], cwd=folder, env=os.environ | environment, stdout=subprocess.PIPE, text=True
+    ) as program:
+        assert program.stdout is not None
+        for text in program.stdout:
+            printed.append(text)
+            if line in text:
+                program.kill()
+    assert program.returncode == (0 if line == "never" else -9)
+    return "".join(printed)
