@@ -6,6 +6,7 @@ torch's default and 34 ms with packed weights; 1,024 rows take 2.4 s with the de
 
 from __future__ import annotations
 
+import platform
 from typing import Any
 
 import torch
@@ -21,9 +22,10 @@ _PLAIN_FROM = 64
 
 
 def has_onednn(weight: Tensor) -> bool:
-    """Return whether oneDNN can multiply with `weight`; torch's compiler uses the same two operators."""
+    """Return whether to multiply with oneDNN; torch's compiler uses the same two operators. Only x86 was measured."""
     return (
         weight.device.type == "cpu"
+        and platform.machine() in ("x86_64", "AMD64")
         and weight.dtype in (torch.float32, torch.bfloat16)
         and torch.backends.mkldnn.is_available()
         and all(hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight"))
