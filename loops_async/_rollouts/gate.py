@@ -107,6 +107,16 @@ class StalenessGate:
 
     Raises:
         InputError: an argument is not a whole number in its range.
+
+    Example:
+        ::
+
+            gate = loops.StalenessGate(groups_per_step=2, max_staleness=1)
+            for _ in range(2):
+                ticket = await gate.admit()  # roll out a group, then:
+                ticket.accept()
+            groups = gate.take(2)  # train on them, publish the weights, then:
+            gate.publish()
     """
 
     def __init__(
