@@ -265,7 +265,8 @@ Rollout: TypeAlias = Callable[[RolloutContext, Any], Awaitable[Episode | Sequenc
 
 def derived_seed(*parts: int | None) -> int:
     """Return a seed of 31 bits, which every sampler accepts; equal parts give equal seeds, on every machine."""
-    digest = blake2b(repr(parts).encode(), digest_size=4).digest()
+    numbers = [None if part is None else int(part) for part in parts]  # `repr` shows where one is numpy's
+    digest = blake2b(repr(numbers).encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big") >> 1
 
 

@@ -34,7 +34,7 @@ async def test_results_and_errors_are_those_of_the_function(pool: ProcessPool) -
     assert "in fail" in caught.value.__notes__[0]
     with pytest.raises(RuntimeError, match="UnreadableError"):
         await result(pool, fail_unreadably)
-    with pytest.raises(Exception, match="pickle"):
+    with pytest.raises(Exception, match="lambda"):
         await result(pool, lambda: 1)
     assert await result(pool, double, 4) == 8
 
