@@ -354,7 +354,9 @@ async def test_a_step_is_one_turn(trainer: TrainingClient, engine: WatchedEngine
     )
     result = await step
     await forward
-    assert engine.done == [("forward_backward", 1), ("optim_step", 0.5), ("forward", 2)]
+    step_done, forward_done = [("forward_backward", 1), ("optim_step", 0.5)], [("forward", 2)]
+    # In the blocking form, two threads make the calls.
+    assert engine.done in (step_done + forward_done, forward_done + step_done)
     assert result.optim.metrics is not None
     assert result.metrics == result.forward_backward.metrics | result.optim.metrics
 
