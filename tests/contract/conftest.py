@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from loops_async import ServiceClient, TrainingClient
 from loops_async._http import retry
 from loops_local import LocalService, serve_in_thread
+from loops_local.engine.base import SampleJob
 from tests.support import torch_engine
 from tests.support.colours import Colour
 from tests.support.engines import Engines, WatchedEngine
@@ -67,3 +69,17 @@ async def service(colour: Colour, local: LocalService) -> AsyncIterator[ServiceC
 @pytest.fixture
 async def trainer(service: ServiceClient, engine: WatchedEngine) -> TrainingClient:
     return await service.create_lora_training_client(engine.name, rank=8)
+
+
+@pytest.fixture
+def jobs(engine: WatchedEngine, monkeypatch: pytest.MonkeyPatch) -> list[SampleJob]:
+    """What the engine is asked to sample."""
+    seen: list[SampleJob] = []
+    sample = engine.sample
+
+    def noted(job: SampleJob) -> Any:
+        seen.append(job)
+        return sample(job)
+
+    monkeypatch.setattr(engine, "sample", noted)
+    return seen

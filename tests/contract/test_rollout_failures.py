@@ -96,7 +96,7 @@ async def test_a_failure_cancels_the_other_members_at_the_service(
     async with trainer.rollouts(rollout, range(2), group_size=4, groups_per_step=1) as stream:
         await eventually(lambda: stream.gate.failed == 1)
         await eventually(lambda: engine.waiting_samples == 4)
-        assert [group.index for group in stream.running()] == [1]
+        await eventually(lambda: [group.index for group in stream.running()] == [1])
         engine.release_samples()
         assert tasks_of(await loop(trainer, stream)) == [1]
 
@@ -202,7 +202,9 @@ async def test_waiting_for_a_batch_speaks(
     engine.hold_samples()
     async with trainer.rollouts(one_turn, range(2), **PAIRS) as stream:
         waiting = asyncio.ensure_future(anext(stream))
-        await eventually(lambda: len(caplog.messages) >= 2)
+        await eventually(lambda: engine.waiting_samples == 4)
+        said = len(caplog.messages)
+        await eventually(lambda: len(caplog.messages) > said)
         engine.release_samples()
         await waiting
     assert "2 groups are under way, with 4 sequences in flight; the oldest: task 0 (" in caplog.messages[-1]

@@ -23,6 +23,7 @@ from loops_async import (
     TrainingClient,
 )
 from loops_local import LocalService, serve_in_thread
+from loops_local.engine.base import SampleJob
 from tests.support.colours import Colour
 from tests.support.engines import Engines, WatchedEngine
 from tests.support.rollouts import (
@@ -174,22 +175,18 @@ async def test_an_evaluation_samples_the_weights_of_its_call(trainer: TrainingCl
             assert_logprobs_are_those_of_the_versions(episode)
 
 
-async def test_an_evaluation_goes_first_and_past_the_gate(trainer: TrainingClient, engine: WatchedEngine) -> None:
-    order: list[str] = []
-
-    async def noted(ctx: RolloutContext, task: int) -> Episode:
-        episode = await one_turn(ctx, task)
-        order.append("training")
-        return episode
-
+async def test_an_evaluation_goes_first_and_past_the_gate(
+    trainer: TrainingClient, engine: WatchedEngine, jobs: list[SampleJob]
+) -> None:
     async def grade(ctx: RolloutContext, task: int) -> Episode:
-        episode = await one_turn(ctx, task)
-        order.append("evaluation")
+        episode = Episode.start([99])
+        await ctx.sample(episode, SAMPLED)
+        episode.reward = 1.0
         return episode
 
     limiter = Limiter(1)
     engine.hold_samples()
-    async with trainer.rollouts(noted, range(4), limit=limiter, **PAIRS) as stream:
+    async with trainer.rollouts(one_turn, range(4), limit=limiter, **PAIRS) as stream:
         await eventually(lambda: limiter.waiting == 7)
         assert stream.gate.capacity == 0
         evaluation = await stream.evaluate(grade, [1], group_size=3)
@@ -197,7 +194,7 @@ async def test_an_evaluation_goes_first_and_past_the_gate(trainer: TrainingClien
         engine.release_samples()
         await evaluation
         await loop(trainer, stream)
-    assert order == ["training"] + 3 * ["evaluation"] + 7 * ["training"]
+    assert [job.prompt.to_ints() == [99] for job in jobs] == [False] + 3 * [True] + 7 * [False]
 
 
 async def test_an_evaluation_that_fails_stops_no_training(trainer: TrainingClient) -> None:

@@ -48,20 +48,6 @@ from tests.support.rollouts import (
 from tests.support.work import REFUSED, eventually, example
 
 
-@pytest.fixture
-def jobs(engine: WatchedEngine, monkeypatch: pytest.MonkeyPatch) -> list[SampleJob]:
-    """What the engine is asked to sample."""
-    seen: list[SampleJob] = []
-    sample = engine.sample
-
-    def noted(job: SampleJob) -> Any:
-        seen.append(job)
-        return sample(job)
-
-    monkeypatch.setattr(engine, "sample", noted)
-    return seen
-
-
 async def test_every_task_is_trained_once(trainer: TrainingClient) -> None:
     async with trainer.rollouts(one_turn, range(20), max_staleness=2, **PAIRS) as stream:
         batches = await loop(trainer, stream)
@@ -414,14 +400,15 @@ async def test_publishing_need_not_be_waited_for(trainer: TrainingClient, engine
 
 
 async def test_a_publication_whose_caller_is_cancelled_takes_effect(
-    trainer: TrainingClient, engine: WatchedEngine
+    trainer: TrainingClient, engine: WatchedEngine, local: LocalService
 ) -> None:
     async with trainer.rollouts(one_turn, range(100), max_staleness=0, **PAIRS) as stream:
         batch = await anext(stream)
         engine.training.clear()
         step = await trainer.step(batch.data, "ppo", AdamParams())
+        saves = local.faults.watch(f"POST */{trainer.run_id}/save_weights_for_sampler")
         publishing = asyncio.ensure_future(stream.publish())
-        await asyncio.sleep(0.01)
+        await eventually(lambda: saves)
         publishing.cancel()
         await asyncio.wait([publishing])
         assert publishing.cancelled()
