@@ -98,8 +98,7 @@ async def run(setting: Setting, colour: Colour, plan: Sequence[Fault], seed: str
                 directory=Path(directory),
             )
             running = asyncio.ensure_future(program.run())
-            await asyncio.wait([running], timeout=HUNG_SECONDS)
-            hung = not running.done()
+            hung = await _is_hung(running, program.report)
             if hung:
                 running.cancel()
                 await asyncio.wait([running], timeout=10)
@@ -107,10 +106,20 @@ async def run(setting: Setting, colour: Colour, plan: Sequence[Fault], seed: str
     report = program.report
     findings = [*judged(report, ledger, setting.size), *runs_left_over(report, active)]
     if hung:
-        findings.append(Finding("hung", f"after {HUNG_SECONDS:g} s: {list(report.results)[-1:]}"))
+        findings.append(Finding("hung", f"for {HUNG_SECONDS:g} s after {list(report.results)[-1:]}"))
     if reference is not None:
         findings += wrong_results(report, reference, compare_samples=setting.engine == "echo")
     return Verdict(report, proxy.counts.faults, findings)
+
+
+async def _is_hung(running: asyncio.Future[None], report: Report) -> bool:
+    """Wait until a program ends, or no call of it has ended for `HUNG_SECONDS`, however slow the machine is."""
+    while not running.done():
+        ended = len(report.results)
+        await asyncio.wait([running], timeout=HUNG_SECONDS)
+        if not running.done() and len(report.results) == ended:
+            return True
+    return False
 
 
 def _counting_engine(kind: str, ledger: Ledger, name: str) -> CountingEngine:

@@ -40,7 +40,7 @@ from tests.support.work import eventually
 
 
 async def test_a_restored_stream_trains_what_was_not_trained(
-    service: ServiceClient, trainer: TrainingClient, tmp_path: Path
+    service: ServiceClient, trainer: TrainingClient, engine: WatchedEngine, tmp_path: Path
 ) -> None:
     file = tmp_path / "rollouts.json"
 
@@ -66,8 +66,11 @@ async def test_a_restored_stream_trains_what_was_not_trained(
     assert state.path is not None
 
     resumed = await service.create_training_client_from_state_with_optimizer(state.path)
+    engine.hold_samples()
     async with resumed.rollouts(one_turn, range(10), max_staleness=2, state=restored, **PAIRS) as stream:
-        assert [stream.version, stream.gate.accepted, stream.gate.capacity] == [1, 2, 6]
+        await eventually(lambda: stream.gate.capacity == 0)
+        assert [stream.version, stream.gate.accepted, stream.gate.running] == [1, 2, 6]
+        engine.release_samples()
         batches = await loop(resumed, stream)
         assert stream.policy_version == 5
     assert sorted(tasks_of(batches)) == list(range(2, 10))
