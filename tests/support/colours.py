@@ -128,11 +128,17 @@ class _Body(Outcome[Any]):
             try:
                 call = current().run(self._calls.get)  # here it can be cancelled
             except asyncio.CancelledError:
-                self._loop.call_soon_threadsafe(self.cancel)
+                asyncio.run_coroutine_threadsafe(self._cancelled(), self._loop).result()
                 continue
             if call is None:
                 return self.get()
             call()
+
+    async def _cancelled(self) -> None:
+        """Cancel the coroutine, and let that reach a call that waits for this thread: it is not to be made."""
+        self.cancel()
+        for _ in range(3):
+            await asyncio.sleep(0)
 
     def put(self, call: Callable[[], object] | None) -> None:
         current().post(partial(self._calls.put_nowait, call))
