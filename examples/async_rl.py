@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,17 +46,16 @@ def one_word(tokenizer: Any) -> loops.Rollout:
 async def learn(
     base_model: str,
     rollout_with: Callable[[Any], loops.Rollout],
-    taught: Mapping[str, str],
-    unseen: Mapping[str, str],
+    tasks: Sequence[tuple[str, str]],
+    unseen: Sequence[tuple[str, str]],
     *,
     work: Path,
     title: str,
 ) -> int:
-    """Train on each task `ROUNDS` times, from where `work` says that it was interrupted; return the exit code."""
+    """Train on all tasks, from where `work` says that it was interrupted; return the exit code."""
     saved = work / "state.json"
     state = loops.RolloutState.read(saved)
     curves = Curves(title, ROLLOUTS, work / "curves.jsonl", resumed_at=state.version if state else 0)
-    tasks = [*taught.items()] * ROUNDS
 
     async with connected(base_model, work / "service") as service:
         if state is None or state.path is None:
@@ -68,15 +67,15 @@ async def learn(
         async with trainer.rollouts(
             rollout, tasks, group_size=8, groups_per_step=4, max_staleness=2, seed=1, state=state
         ) as stream:
-            evaluation = await stream.evaluate(rollout, unseen.items(), group_size=4)  # begins now, beside training
+            evaluation = await stream.evaluate(rollout, unseen, group_size=4)  # begins now, beside training
             async for batch in stream:
                 step = await trainer.step(batch.data, "ppo", ADAM)
                 await stream.publish()
                 curves.add_metrics(batch.step, batch.report(await step))
                 if stream.version % EVALUATE_EVERY == 0:
                     curves.add_evaluation(await evaluation)
-                    (await stream.save(work.name)).write(saved)
-                    evaluation = await stream.evaluate(rollout, unseen.items(), group_size=4)
+                    (await stream.save(f"step-{stream.version}")).write(saved)
+                    evaluation = await stream.evaluate(rollout, unseen, group_size=4)
             curves.add_evaluation(await evaluation)
 
     curves.draw(Path(f"{work.name}.png"))
@@ -86,8 +85,9 @@ async def learn(
 
 async def main(base_model: str) -> int:
     """Train and measure; return the exit code."""
+    tasks, unseen = [*YES_NO.items()] * ROUNDS, [*UNSEEN_YES_NO.items()]
     title = "Asynchronous RL: right answers in one word"
-    return await learn(base_model, one_word, YES_NO, UNSEEN_YES_NO, work=Path("async_rl"), title=title)
+    return await learn(base_model, one_word, tasks, unseen, work=Path("async_rl"), title=title)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,17 +41,16 @@ def one_word(tokenizer: Any) -> loops.Rollout:
 def learn(
     base_model: str,
     rollout_with: Callable[[Any], loops.Rollout],
-    taught: Mapping[str, str],
-    unseen: Mapping[str, str],
+    tasks: Sequence[tuple[str, str]],
+    unseen: Sequence[tuple[str, str]],
     *,
     work: Path,
     title: str,
 ) -> int:
-    """Train on each task `ROUNDS` times, from where `work` says that it was interrupted; return the exit code."""
+    """Train on all tasks, from where `work` says that it was interrupted; return the exit code."""
     saved = work / "state.json"
     state = loops.RolloutState.read(saved)
     curves = Curves(title, ROLLOUTS, work / "curves.jsonl", resumed_at=state.version if state else 0)
-    tasks = [*taught.items()] * ROUNDS
 
     with connected(base_model, work / "service") as service:
         if state is None or state.path is None:
@@ -63,15 +62,15 @@ def learn(
         with trainer.rollouts(
             rollout, tasks, group_size=8, groups_per_step=4, max_staleness=2, seed=1, state=state
         ) as stream:
-            evaluation = stream.evaluate(rollout, unseen.items(), group_size=4)  # begins now, beside training
+            evaluation = stream.evaluate(rollout, unseen, group_size=4)  # begins now, beside training
             for batch in stream:
                 step = trainer.step(batch.data, "ppo", ADAM)
                 stream.publish()
                 curves.add_metrics(batch.step, batch.report(step.result()))
                 if stream.version % EVALUATE_EVERY == 0:
                     curves.add_evaluation(evaluation.result())
-                    stream.save(work.name).write(saved)
-                    evaluation = stream.evaluate(rollout, unseen.items(), group_size=4)
+                    stream.save(f"step-{stream.version}").write(saved)
+                    evaluation = stream.evaluate(rollout, unseen, group_size=4)
             curves.add_evaluation(evaluation.result())
 
     curves.draw(Path(f"{work.name}.png"))
@@ -81,8 +80,9 @@ def learn(
 
 def main(base_model: str) -> int:
     """Train and measure; return the exit code."""
+    tasks, unseen = [*YES_NO.items()] * ROUNDS, [*UNSEEN_YES_NO.items()]
     title = "Asynchronous RL: right answers in one word"
-    return learn(base_model, one_word, YES_NO, UNSEEN_YES_NO, work=Path("async_rl_sync"), title=title)
+    return learn(base_model, one_word, tasks, unseen, work=Path("async_rl_sync"), title=title)
 
 
 if __name__ == "__main__":

@@ -20,11 +20,11 @@ from quickstart import BASE_MODEL
 
 import loops_async as loops
 
-EXAMPLE = ("Who rules Norr? Look it up?", "yes", "found: Vex", "Vex")
+ROUNDS = 16
 MAX_TURNS = 3
+EXAMPLE = ("Who rules Norr? Answer yes to look it up.", "yes", "found: Vex", "Vex")
 
-TAUGHT = dict(list(FACTS.items())[:5])
-UNSEEN = dict(list(FACTS.items())[5:])
+TAUGHT, UNSEEN = [*FACTS.items()][:5], [*FACTS.items()][5:]
 
 
 def library(fact: str, said: str) -> str | None:
@@ -42,7 +42,7 @@ def looking_up(tokenizer: Any) -> loops.Rollout:
 
     async def rollout(ctx: loops.RolloutContext, task: tuple[str, str]) -> loops.Episode:
         question, fact = task
-        episode = loops.Episode.start(chat(tokenizer, *EXAMPLE, f"{question} Look it up?"))
+        episode = loops.Episode.start(chat(tokenizer, *EXAMPLE, f"{question} Answer yes to look it up."))
         while True:
             answer = await ctx.sample(episode, loops.SamplingParams(max_tokens=8))
             said = tokenizer.decode(answer.tokens, skip_special_tokens=True)
@@ -58,7 +58,7 @@ def looking_up(tokenizer: Any) -> loops.Rollout:
 async def main(base_model: str) -> int:
     """Train and measure; return the exit code."""
     title = "Asynchronous RL over several turns: looking up what is not known"
-    return await learn(base_model, looking_up, TAUGHT, UNSEEN, work=Path("multi_turn"), title=title)
+    return await learn(base_model, looking_up, TAUGHT * ROUNDS, UNSEEN, work=Path("multi_turn"), title=title)
 
 
 if __name__ == "__main__":
