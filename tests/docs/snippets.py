@@ -35,6 +35,12 @@ def in_markdown(path: Path) -> Iterator[Snippet]:
         yield Snippet(f"{path.name}:{line}", ((fence[1], None),))
 
 
+def is_about_rollouts(snippet: Snippet) -> bool:
+    """Whether it is an example of a page on rollouts, which have a test of their own."""
+    pages = ("async-rl.md", "multi-turn.md")
+    return snippet.place.startswith(pages) or any(".rollouts(" in source for source, _ in snippet.statements)
+
+
 def in_docstrings(path: Path) -> Iterator[Snippet]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):

@@ -15,7 +15,7 @@ import pytest
 import loops_async
 import loops_local
 import loops_sync
-from tests.docs.snippets import Snippet, in_docstrings, in_markdown, run
+from tests.docs.snippets import Snippet, in_docstrings, in_markdown, is_about_rollouts, run
 
 ROOT = Path(__file__).parents[2]
 DATUM = loops_async.Datum(model_input=[104, 105], loss_fn_inputs={"target_tokens": [105, 33], "weights": [0.0, 1.0]})
@@ -109,7 +109,10 @@ def test_docstrings_of_loops_local(snippet: Snippet) -> None:
 
 
 MARKDOWN = [
-    snippet for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] for snippet in in_markdown(path)
+    snippet
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    for snippet in in_markdown(path)
+    if not is_about_rollouts(snippet)
 ]
 
 
