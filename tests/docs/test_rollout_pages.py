@@ -39,7 +39,7 @@ async def rollout(ctx, task):
 """
 """What most examples take for granted, beside `loops`, `service`, `trainer`, `tokenizer`, `tasks` and `unseen`."""
 
-TASKS = [("is fire cold?", "no"), ("is snow white?", "yes")] * 8
+TASKS = [("is fire cold?", "no"), ("is snow white?", "yes")] * 4
 
 
 class Tokenizer:
