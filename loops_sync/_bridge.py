@@ -20,7 +20,7 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, aclosing
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -95,7 +95,7 @@ class Bridge:
         """Prepare a call that reports to `callback`."""
         return Relay(self, callback)
 
-    def iterate(self, function: Callable[P, AsyncIterator[T]], /, *args: P.args, **kwargs: P.kwargs) -> Items[T]:
+    def iterate(self, function: Callable[P, AsyncIterable[T]], /, *args: P.args, **kwargs: P.kwargs) -> Items[T]:
         """Return a plain iterator over an async one."""
         return Items(self, lambda: function(*args, **kwargs))
 
@@ -356,7 +356,7 @@ class Steps(Generic[T, M]):
 class Items(Iterator[T]):
     """A plain iterator over an async one; `close` and garbage collection end it early."""
 
-    def __init__(self, bridge: Bridge, make: Callable[[], AsyncIterator[T]]) -> None:
+    def __init__(self, bridge: Bridge, make: Callable[[], AsyncIterable[T]]) -> None:
         async def items() -> AsyncGenerator[T, None]:
             source = make()
             async with AsyncExitStack() as stack:
@@ -385,6 +385,7 @@ class Held(AbstractContextManager[T]):
     def __init__(self, bridge: Bridge, make: Callable[[], AbstractAsyncContextManager[T]]) -> None:
         async def enter_and_leave() -> AsyncGenerator[Any, BaseException | None]:
             async with AsyncExitStack() as stack:
+                stack.callback(bridge.workers.end_idle)  # last, when its own functions have ended
                 error = yield await stack.enter_async_context(make())
                 if error is None:
                     yield await stack.__aexit__(None, None, None)
@@ -428,9 +429,9 @@ def stepped_in_worker_threads(items: Iterable[T]) -> AsyncIterable[T]:
 
 
 async def _stepped(items: Iterable[T]) -> AsyncGenerator[T]:
-    iterator = iter(items)
-    end = object()
-    while (item := await asyncio.to_thread(next, iterator, end)) is not end:
+    workers, end = current().workers, object()
+    iterator = await workers.run(iter, items)
+    while (item := await workers.run(next, iterator, end)) is not end:
         yield cast("T", item)
 
 

@@ -16,6 +16,7 @@ from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
 from queue import SimpleQueue
+from time import monotonic
 from typing import Any, Final, Generic, ParamSpec, TypeVar
 
 from loops_async._tasks import run_to_completion
@@ -30,13 +31,16 @@ T = TypeVar("T")
 WARNING_SECONDS: Final = 5.0
 """How long a cancelled function may run on before a warning; the next ones come after twice the time each."""
 
+IDLE_SECONDS: Final = 1.0
+"""When no function has ended for so long, idle threads end."""
+
 IDLE: Final = "loops_sync: idle"
 
 log = logging.getLogger("loops_sync")
 
 
 class Workers:
-    """The threads of one event loop: as many as functions run at once, and none when no function runs.
+    """The threads of one event loop: as many as functions run at once; idle ones soon end.
 
     All of it but `join` is used on the loop's thread only.
     """
@@ -44,6 +48,8 @@ class Workers:
     def __init__(self) -> None:
         self._idle: list[Worker] = []
         self._running = 0
+        self._last_end = 0.0
+        self._timer: asyncio.TimerHandle | None = None
         self._starting = asyncio.Lock()
 
     async def run(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -60,8 +66,25 @@ class Workers:
             self._running -= 1
             if worker is not None:
                 self._idle.append(worker)
-            while self._idle and not self._running:
-                self._idle.pop().end()
+            self._last_end = monotonic()
+            if self._timer is None:
+                self._end_later(IDLE_SECONDS)
+
+    def end_idle(self) -> None:
+        """End the threads in which no function runs."""
+        while self._idle:
+            self._idle.pop().end()
+
+    def _end_later(self, seconds: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._end_if_unused)
+
+    def _end_if_unused(self) -> None:
+        self._timer = None
+        left = self._last_end + IDLE_SECONDS - monotonic()
+        if left > 0:
+            self._end_later(left)
+        else:
+            self.end_idle()
 
     def join(self) -> None:
         """Wait, in any thread, for those that have been told to end, which they do at once."""

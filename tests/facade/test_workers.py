@@ -9,6 +9,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import ContextVar
 from itertools import pairwise
@@ -16,9 +17,9 @@ from itertools import pairwise
 import pytest
 from workshop import BlockingBelt, BlockingTool, BlockingWorkshop, Stuck
 
-from loops_async import InputError
-from loops_sync import _workers
-from loops_sync._bridge import current
+from loops_async import ClosedError, InputError
+from loops_sync import _bridge, _workers
+from loops_sync._bridge import Bridge, current, stepped_in_worker_threads
 from tests.support.patience import PATIENCE_SECONDS
 
 
@@ -41,6 +42,16 @@ def no_threads_left() -> Iterator[None]:
     assert eventually(lambda: not worker_threads()), worker_threads()
 
 
+@pytest.fixture
+def threads_stay_idle(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """For a test that counts threads, on a bridge of its own."""
+    bridge = Bridge()
+    monkeypatch.setattr(_bridge, "_current", bridge)
+    monkeypatch.setattr(_workers, "IDLE_SECONDS", 3600)
+    yield
+    bridge.stop()
+
+
 class TestCalls:
     def test_each_runs_in_a_thread_named_after_its_task_with_a_blocking_handle(self, shop: BlockingWorkshop) -> None:
         def work(tool: BlockingTool, number: int) -> tuple[int, str, str]:
@@ -60,6 +71,22 @@ class TestCalls:
         with shop.belt(work, range(400), at_once=200) as belt:
             assert sorted(belt) == list(range(400))
 
+    def test_idle_threads_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Also while another function runs, and without a context that is left."""
+        monkeypatch.setattr(_workers, "IDLE_SECONDS", 0.01)
+        release, together = threading.Event(), threading.Barrier(3)
+
+        async def run_some() -> asyncio.Task[bool]:
+            long = asyncio.create_task(current().workers.run(release.wait, PATIENCE_SECONDS))
+            await asyncio.gather(*(current().workers.run(together.wait, PATIENCE_SECONDS) for _ in range(3)))
+            return long
+
+        long = current().run(run_some)
+        assert eventually(lambda: len(worker_threads()) == 1)
+        release.set()
+        assert eventually(lambda: not worker_threads())
+        assert long.result()
+
     def test_no_more_than_one_thread_starts_in_a_turn_of_the_loop(self) -> None:
         release = threading.Event()
 
@@ -76,7 +103,8 @@ class TestCalls:
         seen = current().run(counts)
         assert max(after - before for before, after in pairwise(seen)) == 1
 
-    def test_threads_are_used_again_while_others_run(self, shop: BlockingWorkshop) -> None:
+    @pytest.mark.usefixtures("threads_stay_idle")
+    def test_threads_are_used_again(self, shop: BlockingWorkshop) -> None:
         release, idents = threading.Event(), []
 
         def work(tool: BlockingTool, number: int) -> int:
@@ -143,6 +171,34 @@ class TestCalls:
         with shop.belt(lambda tool, number: number, range(1)) as belt, pytest.raises(RuntimeError) as caught:
             next(belt)
         assert caught.value.__notes__ == ["1 functions, e.g. rollouts, are to run in a thread of their own each"]
+
+
+class TestIterables:
+    @pytest.mark.usefixtures("threads_stay_idle")
+    def test_all_steps_are_made_in_one_thread(self, shop: BlockingWorkshop) -> None:
+        def idents() -> Iterator[int]:
+            for number in range(20):
+                assert shop.add(number) == number + 2
+                yield threading.get_ident()
+
+        assert len(set(current().iterate(stepped_in_worker_threads, idents()))) == 1
+
+    def test_a_step_that_waits_in_a_call_is_cancelled(self, shop: BlockingWorkshop) -> None:
+        stuck = Stuck()
+
+        def numbers() -> Iterator[int]:
+            yield 0
+            stuck(shop.tool, 1)
+
+        items = current().iterate(stepped_in_worker_threads, numbers())
+        assert next(items) == 0
+        with ThreadPoolExecutor(1) as threads:
+            waiting = threads.submit(list, items)
+            assert stuck.has_begun.wait(PATIENCE_SECONDS)
+            items.close()
+            with pytest.raises(ClosedError, match="was cancelled"):
+                waiting.result(PATIENCE_SECONDS)
+        assert stuck.seen == ["cancelled 1", "own"]
 
 
 class TestErrors:
@@ -305,20 +361,23 @@ class TestCancelling:
     def test_breaking_and_leaving_ends_those_that_run(
         self, shop: BlockingWorkshop, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        seen: list[int] = []
+        begun: list[int] = []
+        ended: list[int] = []
 
         def work(tool: BlockingTool, number: int) -> int:
             if number < 5:
                 return number
+            begun.append(number)
             try:
                 tool.nap()
             finally:
-                seen.append(number)
+                ended.append(number)
             return number
 
         with shop.belt(work, range(100), at_once=8) as belt:
             for number in belt:
                 if number == 2:
                     break
-        assert set(seen) >= {5, 6, 7}
+            assert eventually(lambda: begun)
+        assert sorted(begun) == sorted(ended)
         assert capsys.readouterr().out.splitlines()[-1] == "belt: left in one task"

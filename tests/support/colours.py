@@ -182,7 +182,7 @@ def _stepped(loop: asyncio.AbstractEventLoop, items: AsyncIterable[Any]) -> Iter
     async def step() -> Any:
         return await anext(iterator, over)
 
-    while (item := asyncio.run_coroutine_threadsafe(step(), loop).result()) is not over:
+    while (item := _run_in_this_thread(loop, step)) is not over:
         yield item
 
 
