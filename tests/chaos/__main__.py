@@ -32,7 +32,7 @@ from .unseen import unseen_errors
 
 SCHEDULES: Final = 200
 AT_ONCE: Final = 10
-LAST_SECONDS: Final = 0.2
+LAST_SECONDS: Final = 2.0
 """For connections that were being made while the servers closed: these are the servers', and no client's."""
 LINES_OF_A_KIND: Final = 3
 """How many findings of one kind in one schedule are printed."""
