@@ -50,7 +50,7 @@ def chat(tokenizer: Any, *turns: str) -> list[int]:
 def user_turn(tokenizer: Any, text: str, *, after: Sequence[int]) -> list[int]:
     """Return the tokens that continue a chat which ends with an answer: what the user says, up to the next answer."""
     answer = "ANSWER"
-    _, continued = _chat_text(tokenizer, ["", answer, text]).split(answer)
+    _, continued = _chat_text(tokenizer, ["", answer, text]).split(answer, 1)
     tokens = list(tokenizer.encode(continued, add_special_tokens=False))
     return tokens[1:] if tokens[0] == after[-1] else tokens  # the model has mostly ended its turn by itself
 
