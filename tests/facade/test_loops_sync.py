@@ -10,16 +10,16 @@ import pickle
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
 
 import msgspec
 import pytest
-from workshop import interrupt
+from workshop import eventually, interrupt
 
 import loops_async
 import loops_sync
@@ -396,10 +396,7 @@ def test_a_stream_that_is_let_go_is_left(trainer: loops_sync.TrainingClient) -> 
     assert rollout.is_stuck.wait(PATIENCE_SECONDS)
     del stream
     gc.collect()
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while names_of_tasks() != before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert names_of_tasks() == before
+    assert eventually(lambda: names_of_tasks() == before)
     assert set(rollout.ended) == {"CancelledError"}
 
 
@@ -410,15 +407,18 @@ def test_a_gate_may_be_used_by_threads() -> None:
     def roll_out(_: int) -> None:
         gate.admit().accept()
 
-    with ThreadPoolExecutor(16) as threads:
+    with ThreadPoolExecutor(16) as threads, closing(gate):
         admitted = [threads.submit(roll_out, number) for number in range(16)]
         for step in range(4):
             for one in islice(as_completed(admitted), 4 * step + 4):
                 one.result(PATIENCE_SECONDS)
+            # A group that is admitted and not yet accepted may be due in this step.
+            assert eventually(lambda: gate.running == 0)
             assert len(gate.take(4) or []) == 4
             gate.publish()
+        for one in admitted:
+            one.result(PATIENCE_SECONDS)
     assert (gate.step, gate.accepted, gate.running, gate.version) == (4, 16, 0, 4)
-    gate.close()
     with pytest.raises(loops_sync.ClosedError):
         gate.admit()
 

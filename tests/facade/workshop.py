@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import threading
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractContextManager, asynccontextmanager
 from itertools import islice
@@ -16,6 +17,7 @@ from loops_async._tasks import TaskOwner, run_to_completion
 from loops_sync import OperationFuture
 from loops_sync._bridge import Items
 from loops_sync._handle import Entered, Handle, Opened
+from tests.support.patience import PATIENCE_SECONDS
 
 T = TypeVar("T")
 
@@ -23,6 +25,14 @@ T = TypeVar("T")
 def interrupt() -> None:
     """Send Ctrl-C to the main thread, whichever thread calls."""
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+
+def eventually(condition: Callable[[], object]) -> bool:
+    """Whether something happens in time that nobody waits for."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return bool(condition())
 
 
 class Tool:
