@@ -7,6 +7,7 @@ import importlib
 import inspect
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,18 +30,25 @@ SHORTER = {
 """What is replaced in an example; the tiny model never says what is rewarded or answered."""
 
 PROGRAM = """
-import asyncio, itertools
+import asyncio, itertools, os, signal, sys
 import async_rl, loops_async
 
 class Bytes:
     decode = staticmethod(lambda tokens, **options: bytes(tokens).decode())
 
-async_rl.ROUNDS, async_rl.EVALUATE_EVERY = 4, 2
+class Curves(async_rl.Curves):
+    def add_metrics(self, step, metrics):
+        super().add_metrics(step, metrics)
+        if step == int(sys.argv[1]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+async_rl.Curves, async_rl.ROUNDS, async_rl.EVALUATE_EVERY = Curves, 4, 2
 async_rl.reward = lambda *said, numbers=itertools.count(): next(numbers)
 async_rl.chat = lambda tokenizer, text: list(text.encode())
 loops_async.TrainingClient.get_tokenizer = lambda trainer: asyncio.sleep(0, Bytes())  # the real one imports torch
 asyncio.run(async_rl.main("echo"))
 """
+"""The example on the echo engine, which kills itself after the step that its argument names."""
 
 
 @pytest.fixture
@@ -82,26 +90,16 @@ def test_it_draws_its_curves(example: ModuleType, tmp_path: Path, capsys: pytest
 def test_it_continues_after_it_was_killed(echo_service: loops_local.LocalService, tmp_path: Path) -> None:
     """On a service that the environment names, as the hosted one."""
     needs()
-    steps = [int(step) for step in re.findall(r"step +(\d+) +reward", run_until("step  3", echo_service, tmp_path))]
-    assert steps == [0, 1, 2, 3]
-    again = run_until("never", echo_service, tmp_path)
-    assert [int(step) for step in re.findall(r"step +(\d+) +reward", again)] == [2, 3, 4, 5, 6, 7]
+    assert steps_of_program("3", echo_service, tmp_path) == (-signal.SIGKILL, [0, 1, 2, 3])
+    assert steps_of_program("-1", echo_service, tmp_path) == (0, [2, 3, 4, 5, 6, 7])
     assert (tmp_path / "async_rl.png").exists()
     assert not (tmp_path / "async_rl").exists()
 
 
-def run_until(line: str, service: loops_local.LocalService, folder: Path) -> str:
-    """Run the example until it prints a line that contains `line`, and kill it then; return what it has printed."""
+def steps_of_program(killed_after: str, service: loops_local.LocalService, folder: Path) -> tuple[int, list[int]]:
+    """Run the program; return its exit code, and the steps that it has trained."""
     path = os.pathsep.join([str(EXAMPLES), *sys.path])
     environment = {"LOOPS_BASE_URL": service.base_url, "BASETEN_API_KEY": service.api_key, "PYTHONPATH": path}
-    printed = []
-    with subprocess.Popen(
-        [sys.executable, "-c", PROGRAM], cwd=folder, env=os.environ | environment, stdout=subprocess.PIPE, text=True
-    ) as program:
-        assert program.stdout is not None
-        for text in program.stdout:
-            printed.append(text)
-            if line in text:
-                program.kill()
-    assert program.returncode == (0 if line == "never" else -9)
-    return "".join(printed)
+    command = [sys.executable, "-c", PROGRAM, killed_after]
+    done = subprocess.run(command, cwd=folder, env=os.environ | environment, stdout=subprocess.PIPE, text=True)
+    return done.returncode, [int(step) for step in re.findall(r"step +(\d+) +reward", done.stdout)]
