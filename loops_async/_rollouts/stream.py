@@ -239,7 +239,8 @@ class RolloutStream:
         from the state's `path`, and pass the state to `TrainingClient.rollouts` with the same tasks.
 
         Args:
-            name: one path segment; a checkpoint of the same name is replaced.
+            name: one path segment; a checkpoint of the same name is replaced. Give each save a name of its own:
+                otherwise a kill before its state is written leaves an older state beside newer weights.
 
         Raises:
             ClosedError: the stream is not open.
