@@ -15,7 +15,7 @@ from msgspec import UNSET
 
 from .._http.retry import until
 from ..control_plane import NewRun, RunLedger, lost_run
-from ..errors import LoopsError, LostAnswerError
+from ..errors import LoopsError, LostAnswerError, ProtocolError
 from ..types import CreateRunRequest, CreateSamplerRequest, Run, Sampler
 
 SEARCH_SECONDS: Final = 10.0
@@ -37,7 +37,10 @@ async def find_lost_run(
 
     async def search() -> Run | None:
         nonlocal candidates
-        listed = sorted(await list_runs(), key=lambda run: run.created_at)
+        try:
+            listed = sorted(await list_runs(), key=lambda run: run.created_at)
+        except ProtocolError:  # e.g. a gateway's page: it says nothing of the run
+            return None
         candidates = [run for run in listed if run.id not in ledger.known and may_be(request, run)]
         if not candidates or any(may_be(other, run) for other in ledger.in_flight for run in candidates):
             return None  # not created yet, or the answer to a pending request will name them

@@ -96,6 +96,20 @@ async def test_the_run_of_a_lost_answer_is_found(
     assert factory.posts == 1
 
 
+async def test_a_listing_that_cannot_be_read_does_not_end_the_search(
+    service: ScriptedService, client: ServiceClient, long_search: None
+) -> None:
+    factory = Factory(service, ["lost"])
+    unreadable = [Say(202, b""), Say(200, b"<html>")]
+
+    async def listed(request: web.BaseRequest) -> web.StreamResponse:
+        return await (unreadable.pop()(request) if unreadable else factory.list(request))
+
+    service.always("GET", RUNS, listed)
+    assert (await client.provision_run(request())).id == "run-1"
+    assert not unreadable
+
+
 async def test_a_run_that_does_not_show_up_is_not_created_again(
     service: ScriptedService, coloured_client: ServiceClient
 ) -> None:
