@@ -14,6 +14,7 @@ import msgspec.inspect
 from msgspec import UNSET, Struct
 from msgspec.structs import replace
 
+from ._values import place_and_rule
 from .errors import InputError
 from .protocol import LOGPROBS, MASK, LossRule, checked_loss_data, is_for_all_positions, loss_rule, loss_settings
 from .types import Datum, EncodedTextChunk, ImageChunk, ModelInput, TensorData
@@ -32,7 +33,7 @@ def check(value: S, *, path: str = "") -> S:
     try:
         plain = msgspec.convert(raw, type(value))
     except msgspec.ValidationError as problem:
-        raise _input_error(path, type(value), raw, str(problem)) from None
+        raise _input_error(path, type(value), raw, problem) from None
     for name, number in raw.items():
         if isinstance(number, float) and not math.isfinite(number):
             raise InputError(_join(path, name), f"must be a finite number; got {number}")
@@ -59,16 +60,15 @@ def _unserializable(value: Struct, path: str) -> InputError:
     raise AssertionError("every field is JSON serializable, but the struct is not")
 
 
-def _input_error(path: str, kind: type[Struct], raw: dict[str, Any], problem: str) -> InputError:
-    """Convert msgspec's ``Expected `int` >= 1 - at `$.lora_rank` `` to an error that names the field and the value."""
-    rule, _, where = problem.partition(" - at `$")
-    field = where.strip(".`")
+def _input_error(path: str, kind: type[Struct], raw: dict[str, Any], problem: msgspec.ValidationError) -> InputError:
+    """Convert msgspec's error to one that names the field and the value."""
+    field, rule = place_and_rule(problem)
     value: Any = raw
     for step in _STEP.findall(field):
         value = value[int(step)] if step.isdigit() else value[step]
-    if rule.startswith("Invalid enum value"):
+    if rule.startswith("invalid enum value"):
         rule = f"must be one of {', '.join(_allowed_values(kind, field))}"
-    return InputError(_join(path, field), f"{rule[:1].lower()}{rule[1:]}; got {value!r}")
+    return InputError(_join(path, field), f"{rule}; got {value!r}")
 
 
 _STEP = re.compile(r"[^.\[\]]+")

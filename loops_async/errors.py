@@ -38,9 +38,11 @@ No message contains an API key or the query of a signed URL.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
-from msgspec import Struct
+from msgspec import Struct, convert
+
+from ._values import Errors, Value
 
 __all__ = [
     "ApiError",
@@ -82,7 +84,7 @@ def _rebuild(cls: type[LoopsError], args: tuple[Any, ...], fields: dict[str, Any
     return error
 
 
-class UnfinishedSubmission(Struct, frozen=True, kw_only=True):
+class UnfinishedSubmission(Value, Struct, frozen=True, kw_only=True):
     """An operation of which the trainer has perhaps, or in part, executed what was sent.
 
     `operation` is its name on the wire and `keys` are the idempotency keys of its parts in order, one unless the batch
@@ -342,3 +344,33 @@ class OperationTimeoutError(OperationError, TimeoutError):
 
     category = "timeout"
     retryable = True
+
+
+# --- errors as fields of values --------------------------------------------------------------------------------------
+
+
+def _to_fields(error: LoopsError) -> dict[str, Any]:
+    return {"type": type(error).__name__, "message": str(error), "retryable": error.retryable, **vars(error)}
+
+
+class _ErrorFields(Struct):
+    type: str
+    message: str
+    candidates: tuple[str, ...] = ()
+    unfinished: UnfinishedSubmission | None = None
+
+
+def _from_fields(given: Any) -> LoopsError:
+    """Return the error that `_to_fields` described; one of a class that is not known here is a `LoopsError`."""
+    typed = convert(given, _ErrorFields)
+    kind: Any = globals().get(typed.type)
+    fields = {name: getattr(typed, name, each) for name, each in given.items() if name not in ("type", "message")}
+    return _rebuild(kind if _is_error(kind) else LoopsError, (typed.message,), fields)
+
+
+def _is_error(kind: Any) -> TypeGuard[type[LoopsError]]:
+    return isinstance(kind, type) and issubclass(kind, LoopsError)
+
+
+Errors.refused, Errors.kind = InputError, LoopsError
+Errors.to_fields, Errors.from_fields = _to_fields, _from_fields

@@ -203,15 +203,17 @@ class SamplingClient(SameWhenCopied):
         async with runtime.admission:
             if isinstance(self._endpoint.deployment, ServerlessDeployment):
                 queue = SampleQueue(self._endpoint, runtime.transport)
-                completions, version = await queue.answer(request, key=key), ""
+                (completions, request_id), version = await queue.answer(request, key=key), ""
             else:
                 answer = await self._answer(runtime, request)
                 completions, version = answer.body, answer.headers.get(protocol.POLICY_VERSION, "")
+                request_id = runtime.transport.request_id(answer)
         return read_completions(
             completions,
             prompt=body.prompt,
             topk=topk_prompt_logprobs,
             policy_version=version,
+            request_id=request_id,
             clean=runtime.transport.clean,
         )
 

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 ORDER: dict[str, tuple[str, ...]] = {
     "loops_async": (
+        "_values",
         "errors",
         "_text",
         "_copies",

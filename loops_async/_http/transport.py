@@ -324,7 +324,7 @@ class Transport:
         if details is None and status in (404, 405):
             return self.protocol_error(request, answer, "an error page without a message")
         kind = _ERRORS.get(status) or (ServerError if status >= 500 else ApiError)
-        request_id = self._label(answer.headers.get("X-Request-Id") or answer.headers.get("X-Baseten-Request-Id"))
+        request_id = self.request_id(answer)
         text = self.clean(details.message) if details else self._excerpt(_text_of(answer.body))
         error = kind(
             " ".join(
@@ -350,6 +350,10 @@ class Transport:
             # A gateway also answers 503 when it lost its connection to a service that had the request.
             error.may_have_acted = error.from_gateway and "Retry-After" not in answer.headers
         return error
+
+    def request_id(self, answer: Answer) -> str | None:
+        """Return the id of an answer to quote to support, if it has one."""
+        return self._label(answer.headers.get("X-Request-Id") or answer.headers.get("X-Baseten-Request-Id"))
 
     def _transport_error(self, request: Request, cause: Exception) -> LoopsError:
         described, host = _described(request), _host(request.url)

@@ -9,6 +9,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from .._arguments import check_finite
+from .._values import Value
 from ..drift import loops_compute_kl_sample_train
 from ..errors import InputError
 from ..types import Datum, StepResult
@@ -21,7 +22,7 @@ __all__ = ["RolloutBatch", "RolloutGroup", "prepare"]
 DRIFT_PREFIX: Final = "drift/"
 
 
-class RolloutGroup(Struct, kw_only=True):
+class RolloutGroup(Value, Struct, kw_only=True):
     """The finished episodes of one task, each with its advantage.
 
     `index` is the number of the task, from 0; `version` counts the steps whose weights were published when the group
@@ -41,7 +42,7 @@ class RolloutGroup(Struct, kw_only=True):
         return [0.0 if episode.reward is None else episode.reward for episode in self.episodes]
 
 
-class RolloutBatch(Struct, kw_only=True):
+class RolloutBatch(Value, Struct, kw_only=True):
     """Groups to train on: a whole step, or a part of it (`minibatches`).
 
     `step` is the number of the step, from 0; with the last of its batches, for which `is_last_of_step` is True, the

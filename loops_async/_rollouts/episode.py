@@ -9,6 +9,7 @@ from typing import Final
 from msgspec import Struct
 
 from .._arguments import check_finite
+from .._values import Value
 from ..errors import InputError
 from ..types import Datum, EncodedTextChunk, ModelInput, SampledSequence, TensorData
 from ..types.inputs import token_ids
@@ -19,7 +20,7 @@ __all__ = ["Episode"]
 UNKNOWN_VERSION: Final = -1
 
 
-class Episode(Struct, kw_only=True):
+class Episode(Value, Struct, kw_only=True):
     """One rollout as tokens: those of the prompt, of each answer, and of what the environment added in between.
 
     Answers are kept as the tokens that were sampled, never as text that is encoded again: so the trainer sees exactly

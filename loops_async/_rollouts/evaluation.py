@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from .._sampling.limiter import FIRST
 from .._sampling.many import BoundedMap, each
+from .._values import Value
 from ..errors import RolloutError
 from .batch import RolloutGroup
 from .context import Group, Resources
@@ -21,7 +22,7 @@ from .rolling import Dropped, Failed, Roller
 __all__ = ["EvaluationResult", "evaluate"]
 
 
-class EvaluationResult(Struct, kw_only=True):
+class EvaluationResult(Value, Struct, kw_only=True):
     """The rewards of one version of the weights.
 
     `version` is the service's number of them: the optimizer steps that led there. `groups` are those of the tasks that

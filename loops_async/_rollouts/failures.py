@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from .._arguments import check_at_least, check_finite
 from .._http import retry
+from .._values import Value
 from ..errors import InputError, RolloutError
 
 __all__ = ["Breaker", "FailurePolicy"]
@@ -18,7 +19,7 @@ PAUSES: Final = retry.RetryPolicy(tries=1, seconds=0.0, first_pause=1.0, longest
 """Only the pauses count: how often an episode is repeated is the user's choice."""
 
 
-class FailurePolicy(Struct, frozen=True, kw_only=True):
+class FailurePolicy(Value, Struct, frozen=True, kw_only=True):
     """Which failures a stream of rollouts tolerates.
 
     An episode that fails is repeated up to `retries` times, with pauses, if the failure may pass: the error says

@@ -12,6 +12,7 @@ from typing import Annotated, Final, Literal
 from msgspec import Meta, Struct
 
 from .._arguments import check_at_least, check_kind
+from .._values import Value
 from ..errors import ClosedError, InputError, RolloutError
 
 __all__ = ["GateState", "StalenessGate", "Ticket"]
@@ -22,7 +23,7 @@ _End = Literal["accepted", "dropped", "failed"]
 _CLOSED: Final = "the gate is closed: no further group is admitted"
 
 
-class GateState(Struct, frozen=True, kw_only=True):
+class GateState(Value, Struct, frozen=True, kw_only=True):
     """What continues over a restart: `version` is the number of steps handed out; `dropped` and `failed` are counts."""
 
     version: _Count = 0

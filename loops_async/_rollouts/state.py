@@ -11,6 +11,7 @@ from uuid import uuid4
 import msgspec
 from msgspec import Meta, Struct
 
+from .._values import Value
 from ..errors import InputError
 
 __all__ = ["RolloutState"]
@@ -18,7 +19,7 @@ __all__ = ["RolloutState"]
 _Count = Annotated[int, Meta(ge=0)]
 
 
-class RolloutState(Struct, frozen=True, kw_only=True):
+class RolloutState(Value, Struct, frozen=True, kw_only=True):
     """Where a stream of rollouts stands: pass it to `TrainingClient.rollouts` to continue, with the same tasks.
 
     It is that of the steps handed out: `version` is their number. Tasks are numbered in their order: those from

@@ -15,6 +15,7 @@ from .._operations.future import OperationFuture
 from .._sampling.adaptive import Adaptive
 from .._sampling.limiter import Limiter, as_limiter
 from .._tasks import TaskOwner, run_to_completion
+from .._values import Value
 from ..errors import ClosedError, InputError, RolloutError
 from ..protocol import check_checkpoint_name
 from ..sampling import SamplingClient
@@ -39,7 +40,7 @@ NAMED_GROUPS: Final = 3
 """How many of the oldest groups a warning names."""
 
 
-class RunningGroup(Struct, frozen=True, kw_only=True):
+class RunningGroup(Value, Struct, frozen=True, kw_only=True):
     """A group that is being rolled out: the `index` of its task, its `age`, and its time without an answer.
 
     Both times are in seconds; `idle` counts from the last answer of the sampler, or of the executor, to any member.

@@ -7,6 +7,7 @@ from typing import Annotated, Final
 from msgspec import Meta, Struct
 
 from .._arguments import check_kind
+from .._values import Value
 from ..errors import InputError
 
 WORTH: Final = 0.12
@@ -37,7 +38,7 @@ MOST_ROUND: Final = 8
 _Count = Annotated[int, Meta(ge=1)]
 
 
-class Adaptive(Struct, frozen=True, kw_only=True):
+class Adaptive(Value, Struct, frozen=True, kw_only=True):
     """A limit of sequences in flight that follows the capacity of the sampler.
 
     It starts at `initial` and stays between `minimum` and `maximum`. It grows while the sampler generates more tokens

@@ -63,6 +63,7 @@ def read_completions(
     prompt: list[int],
     topk: int,
     policy_version: str = "",
+    request_id: str | None = None,
     clean: Callable[[str], str] = str,
 ) -> SampleResponse:
     """Read the body of an answer.
@@ -72,6 +73,7 @@ def read_completions(
         prompt: the token ids that were sent; those in the answer take precedence, since a service expands images.
         topk: how many candidates were requested at each prompt position.
         policy_version: the answer's header with the version of the weights, if there is one.
+        request_id: the answer's id, if it has one.
         clean: removes secrets from the part of the body that an error shows.
 
     Raises:
@@ -89,6 +91,7 @@ def read_completions(
     return SampleResponse(
         sequences=[_sequence(choice, echo) for choice in answer.choices],
         policy_version=_number_in(policy_version),
+        request_id=request_id,
         prompt_token_ids=expanded,
         prompt_logprobs=[_own_logprob(*pair) for pair in zip(scored, prompt, strict=False)] if scored else None,
         topk_prompt_logprobs=[_top(candidates, topk) for candidates in scored] if scored and topk else None,

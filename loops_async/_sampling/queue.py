@@ -37,8 +37,8 @@ class SampleQueue:
         self._transport = transport
         self._poller = Poller(endpoint, transport, explain=_explained, lost=LOST)
 
-    async def answer(self, request: Request, *, key: str) -> bytes | msgspec.Raw:
-        """Submit a sample and return the body of its completions.
+    async def answer(self, request: Request, *, key: str) -> tuple[bytes | msgspec.Raw, str | None]:
+        """Submit a sample; return the body of its completions, and the id of the request that submitted it.
 
         The idempotency `key` in its headers makes it safe to submit again after a lost answer. The
         request's `timeout` limits all of it, the endpoint's `ready_timeout` the attempts to submit.
@@ -52,7 +52,7 @@ class SampleQueue:
         operation_id = key  # the operation's id, unless the service chooses another
         may_be_queued = False
 
-        async def submit(wait: Wait) -> Answer | str:
+        async def submit(wait: Wait) -> tuple[Answer, str | None]:
             nonlocal may_be_queued
             try:
                 return await self._submit(submission, wait)
@@ -64,16 +64,17 @@ class SampleQueue:
         try:
             with TimeLimit(timeout):
                 with self._transport.waits.on(f"the queue to accept sample {key}", queue="samples to submit") as wait:
-                    accepted = await retry(
+                    answer, accepted = await retry(
                         partial(submit, wait),
                         QUEUED_SAMPLE.waiting(self._endpoint.ready_timeout),
                         what="the sample was not accepted",
                         budget=self._transport.retry_budget,
                     )
-                if isinstance(accepted, Answer):
-                    return accepted.body  # completed without waiting in the queue
+                request_id = self._transport.request_id(answer)
+                if accepted is None:
+                    return answer.body, request_id  # completed without waiting in the queue
                 operation_id, may_be_queued = accepted, True
-                return await self._poller.result("sample", operation_id, _raw)
+                return await self._poller.result("sample", operation_id, _raw), request_id
             raise SampleTimeoutError(
                 f"{request.what} ({request.url}): no completion within {timeout} s; it was cancelled (operation "
                 f"{operation_id}). Request fewer tokens or samples, or increase `timeout`.",
@@ -91,14 +92,14 @@ class SampleQueue:
                 "again if you accept to pay for it twice."
             ) from error
 
-    async def _submit(self, request: Request, wait: Wait) -> Answer | str:
-        """Submit a sample; return the id under which it is queued, or the answer if it is complete."""
+    async def _submit(self, request: Request, wait: Wait) -> tuple[Answer, str | None]:
+        """Submit a sample; return the answer, and the id under which it is queued, None if the answer is complete."""
         with wait.hearing():
             answer = await self._transport.send(request)
             if answer.status == 202:
-                return accepted_id(self._transport, request, answer)
+                return answer, accepted_id(self._transport, request, answer)
             if answer.is_success:
-                return answer
+                return answer, None
             raise _explained(self._transport.error(request, answer))
 
     async def _cancel(self, operation_id: str) -> None:

@@ -14,6 +14,7 @@ from typing import Annotated, Literal, TypeAlias
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from .._values import Value
 from .identifiers import GivenId, check_service_url
 
 __all__ = [
@@ -105,13 +106,13 @@ _Time = Annotated[datetime, Meta(tz=True)]
 # --- requests --------------------------------------------------------------------------------------------------------
 
 
-class CreateSessionRequest(Struct, frozen=True, kw_only=True):
+class CreateSessionRequest(Value, Struct, frozen=True, kw_only=True):
     """Body of ``POST sessions``; `training_project_id` is only sent if it is given."""
 
     training_project_id: str | None | UnsetType = UNSET
 
 
-class _NewRun(Struct, frozen=True, kw_only=True):
+class _NewRun(Value, Struct, frozen=True, kw_only=True):
     session_id: _Id
     base_model: _Id
     max_seq_len: _Positive | None = None
@@ -149,7 +150,7 @@ class CreateTrainerRequest(_NewRun, frozen=True, kw_only=True):
     base_checkpoint: str | None | UnsetType = UNSET
 
 
-class CreateSamplerRequest(Struct, frozen=True, kw_only=True):
+class CreateSamplerRequest(Value, Struct, frozen=True, kw_only=True):
     """Body of ``POST samplers``. `model_path` is a ``bt://loops:<run>/sampler_weights/<name>``.
 
     `max_seq_length` is the longest prompt plus completion in tokens, None for the model's maximum; `CreateRunRequest`
@@ -167,7 +168,7 @@ class CreateSamplerRequest(Struct, frozen=True, kw_only=True):
     num_replicas: _Positive | None | UnsetType = UNSET
 
 
-class DeployCheckpointsRequest(Struct, frozen=True, kw_only=True):
+class DeployCheckpointsRequest(Value, Struct, frozen=True, kw_only=True):
     """Body of ``POST checkpoints/deploy``.
 
     `checkpoint_ids` are the `Checkpoint.id` of sampler checkpoints. `model_name` is the name of the new model,
@@ -184,19 +185,19 @@ class DeployCheckpointsRequest(Struct, frozen=True, kw_only=True):
 # --- objects ---------------------------------------------------------------------------------------------------------
 
 
-class Status(Struct, frozen=True):
+class Status(Value, Struct, frozen=True):
     """The state of a run, sampler or deployment, e.g. ``ACTIVE``; None where the service sends none."""
 
     name: str | None = None
 
 
-class User(Struct, frozen=True):
+class User(Value, Struct, frozen=True):
     """The user who created an object."""
 
     email: str | None = None
 
 
-class Team(Struct, frozen=True, kw_only=True):
+class Team(Value, Struct, frozen=True, kw_only=True):
     """A team of the organization; `default` is True for the team of calls that name none."""
 
     id: GivenId
@@ -205,7 +206,7 @@ class Team(Struct, frozen=True, kw_only=True):
     created_at: _Time | None = None
 
 
-class InstanceType(Struct, frozen=True, kw_only=True):
+class InstanceType(Value, Struct, frozen=True, kw_only=True):
     """The hardware of one node: memory in MiB, CPU in thousandths of a core, GPUs."""
 
     id: str
@@ -217,13 +218,13 @@ class InstanceType(Struct, frozen=True, kw_only=True):
     gpu_memory_limit_mib: int | None = None
 
 
-class Session(Struct, frozen=True, kw_only=True):
+class Session(Value, Struct, frozen=True, kw_only=True):
     """A session, which groups runs and samplers."""
 
     id: GivenId
 
 
-class Sampler(Struct, frozen=True, kw_only=True):
+class Sampler(Value, Struct, frozen=True, kw_only=True):
     """A sampler at `base_url`. `model_id` and `deployment_id` are None for a serverless sampler."""
 
     id: GivenId
@@ -242,7 +243,7 @@ class Sampler(Struct, frozen=True, kw_only=True):
         check_service_url(self.base_url)
 
 
-class Run(Struct, frozen=True, kw_only=True):
+class Run(Value, Struct, frozen=True, kw_only=True):
     """A run: a trainer at `base_url`, with its paired sampler if it has one."""
 
     id: GivenId
@@ -262,7 +263,7 @@ class Run(Struct, frozen=True, kw_only=True):
         check_service_url(self.base_url)
 
 
-class Deployment(Struct, frozen=True, kw_only=True):
+class Deployment(Value, Struct, frozen=True, kw_only=True):
     """The deployment of a trainer; `status` is e.g. ``RUNNING``, ``SCALED_TO_ZERO`` or ``FAILED``."""
 
     id: GivenId
@@ -279,7 +280,7 @@ class Deployment(Struct, frozen=True, kw_only=True):
     node_count: int | None = None
 
 
-class Deactivated(Struct, frozen=True, kw_only=True):
+class Deactivated(Value, Struct, frozen=True, kw_only=True):
     """The run, sampler or deployment that was deactivated."""
 
     id: GivenId
@@ -287,13 +288,13 @@ class Deactivated(Struct, frozen=True, kw_only=True):
     user: User | None = None
 
 
-class LoraAdapterConfig(Struct, frozen=True):
+class LoraAdapterConfig(Value, Struct, frozen=True):
     """The LoRA rank of a saved adapter."""
 
     rank: int | None = msgspec.field(default=None, name="r")
 
 
-class LoraConfig(Struct, frozen=True, kw_only=True):
+class LoraConfig(Value, Struct, frozen=True, kw_only=True):
     """The LoRA settings of an adapter; `targets` are the names of the modules that it changes."""
 
     config_version: str | None = None
@@ -301,14 +302,14 @@ class LoraConfig(Struct, frozen=True, kw_only=True):
     expert_layout: str | None = None
 
 
-class Checkpoint(Struct, frozen=True, kw_only=True):
+class Checkpoint(Value, Struct, frozen=True, kw_only=True):
     """A saved checkpoint.
 
     `id` identifies it in every call; `checkpoint_id` is the name under which it was saved. `target` is one of
     `CheckpointTarget`, or a value that this version does not know.
     """
 
-    id: GivenId | Literal[""] = ""
+    id: Annotated[str, Meta(pattern=r"^[!-~]{0,256}\Z")] = ""
     run_id: GivenId
     checkpoint_id: str
     checkpoint_type: str | None = None
@@ -321,7 +322,7 @@ class Checkpoint(Struct, frozen=True, kw_only=True):
     lora_config: LoraConfig | None = None
 
 
-class CheckpointFile(Struct, frozen=True, kw_only=True):
+class CheckpointFile(Value, Struct, frozen=True, kw_only=True):
     """One file of a checkpoint. `url` is short-lived and needs no API key."""
 
     url: str
@@ -333,21 +334,8 @@ class CheckpointFile(Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         check_service_url(self.url)
 
-    def __repr__(self) -> str:
-        shown = self.url.split("?", 1)[0]
-        return (
-            f"CheckpointFile(url={shown + '?…' if '?' in self.url else shown!r}, "
-            f"relative_file_name={self.relative_file_name!r}, "
-            f"node_rank={self.node_rank}, size_bytes={self.size_bytes}, last_modified={self.last_modified!r})"
-        )
 
-    def __rich_repr__(self) -> list[tuple[str, object]]:
-        # rich would read the fields itself and show the whole URL, which `repr` does not.
-        shown = self.url.split("?", 1)[0]
-        return [("url", shown), ("relative_file_name", self.relative_file_name), ("size_bytes", self.size_bytes)]
-
-
-class CheckpointFilesResponse(Struct, frozen=True, kw_only=True):
+class CheckpointFilesResponse(Value, Struct, frozen=True, kw_only=True):
     """One page of a checkpoint's files; `next_page_token` is the offset of the next page, None on the last."""
 
     presigned_urls: list[CheckpointFile]
@@ -355,14 +343,14 @@ class CheckpointFilesResponse(Struct, frozen=True, kw_only=True):
     total_count: int = 0
 
 
-class DebugArchiveFilesResponse(Struct, frozen=True, kw_only=True):
+class DebugArchiveFilesResponse(Value, Struct, frozen=True, kw_only=True):
     """One page of a deployment's debug archive; `next_page_token` names the next page, None on the last."""
 
     presigned_urls: list[CheckpointFile]
     next_page_token: str | None = None
 
 
-class CheckpointSource(Struct, frozen=True, kw_only=True):
+class CheckpointSource(Value, Struct, frozen=True, kw_only=True):
     """Where a checkpoint's files are stored: `kind` is ``s3``, with file URLs, or ``volume``, which must be mounted."""
 
     kind: str
@@ -370,7 +358,7 @@ class CheckpointSource(Struct, frozen=True, kw_only=True):
     path: str | None = None
 
 
-class CheckpointDownload(Struct, frozen=True, kw_only=True):
+class CheckpointDownload(Value, Struct, frozen=True, kw_only=True):
     """A downloaded checkpoint: `bytes_written` is its size on disk, `bytes_fetched` the part that this call fetched."""
 
     dest_dir: Path
@@ -379,7 +367,7 @@ class CheckpointDownload(Struct, frozen=True, kw_only=True):
     bytes_fetched: int = 0
 
 
-class DownloadProgress(Struct, frozen=True, kw_only=True):
+class DownloadProgress(Value, Struct, frozen=True, kw_only=True):
     """The progress of a download. Bytes that an earlier, interrupted download wrote count as done."""
 
     bytes_done: int
@@ -388,7 +376,7 @@ class DownloadProgress(Struct, frozen=True, kw_only=True):
     files_total: int
 
 
-class ProvisioningEvent(Struct, frozen=True, kw_only=True):
+class ProvisioningEvent(Value, Struct, frozen=True, kw_only=True):
     """A change of state while a run or sampler is provisioned.
 
     `status` is the state of its deployment, if the service reports one; `seconds` is the time since the request.
@@ -401,14 +389,14 @@ class ProvisioningEvent(Struct, frozen=True, kw_only=True):
     seconds: float = 0.0
 
 
-class DeployedModel(Struct, frozen=True, kw_only=True):
+class DeployedModel(Value, Struct, frozen=True, kw_only=True):
     """A model that was created from checkpoints, and its first deployment."""
 
     model_id: GivenId
     deployment_id: GivenId
 
 
-class EnablementDetails(Struct, frozen=True, kw_only=True):
+class EnablementDetails(Value, Struct, frozen=True, kw_only=True):
     """Why a model cannot be used, and how to enable it."""
 
     reason: str | None = None
@@ -416,7 +404,7 @@ class EnablementDetails(Struct, frozen=True, kw_only=True):
     remediation: str | None = None
 
 
-class SupportedModel(Struct, frozen=True, kw_only=True):
+class SupportedModel(Value, Struct, frozen=True, kw_only=True):
     """A base model that the service can train and serve.
 
     `max_seq_len` is the longest sequence of the model in tokens; older services call it `max_context_length`, so each
@@ -433,13 +421,13 @@ class SupportedModel(Struct, frozen=True, kw_only=True):
     enablement_details: EnablementDetails | None = None
 
 
-class ServerCapabilities(Struct, frozen=True, kw_only=True):
+class ServerCapabilities(Value, Struct, frozen=True, kw_only=True):
     """The base models that the service supports."""
 
     supported_models: list[SupportedModel] = []
 
 
-class UserConfig(Struct, frozen=True, kw_only=True):
+class UserConfig(Value, Struct, frozen=True, kw_only=True):
     """The GPUs to prefer, best first; None leaves the choice to the service."""
 
     trainer_accelerator_priority: list[str] | None = None
@@ -449,7 +437,7 @@ class UserConfig(Struct, frozen=True, kw_only=True):
 # --- logs and metrics of deployments ---------------------------------------------------------------------------------
 
 
-class LogLine(Struct, frozen=True, kw_only=True):
+class LogLine(Value, Struct, frozen=True, kw_only=True):
     """A line of a deployment's log; `timestamp` is the Unix time in nanoseconds, as a string."""
 
     timestamp: str
@@ -465,14 +453,14 @@ class LogLine(Struct, frozen=True, kw_only=True):
         return datetime.fromtimestamp(seconds, UTC).replace(microsecond=nanoseconds // 1000)
 
 
-class MetricPoint(Struct, frozen=True, kw_only=True):
+class MetricPoint(Value, Struct, frozen=True, kw_only=True):
     """One measurement."""
 
     value: float | None
     timestamp: _Time
 
 
-class ResponseTimes(Struct, frozen=True, kw_only=True):
+class ResponseTimes(Value, Struct, frozen=True, kw_only=True):
     """Percentiles of the response time in milliseconds."""
 
     timestamp: _Time
@@ -481,7 +469,7 @@ class ResponseTimes(Struct, frozen=True, kw_only=True):
     p99: float | None = None
 
 
-class StatusCounts(Struct, frozen=True, kw_only=True):
+class StatusCounts(Value, Struct, frozen=True, kw_only=True):
     """The number of answers by class of HTTP status."""
 
     timestamp: _Time
@@ -490,14 +478,14 @@ class StatusCounts(Struct, frozen=True, kw_only=True):
     status_5xx: float = 0.0
 
 
-class StorageMetrics(Struct, frozen=True, kw_only=True):
+class StorageMetrics(Value, Struct, frozen=True, kw_only=True):
     """Local storage in use: in bytes, and as a fraction of the total."""
 
     usage_bytes: list[MetricPoint] = []
     utilization: list[MetricPoint] = []
 
 
-class NodeMetrics(Struct, frozen=True, kw_only=True):
+class NodeMetrics(Value, Struct, frozen=True, kw_only=True):
     """Metrics of one node; those of GPUs are by rank."""
 
     node_id: str
@@ -508,7 +496,7 @@ class NodeMetrics(Struct, frozen=True, kw_only=True):
     ephemeral_storage: StorageMetrics = StorageMetrics()
 
 
-class DeploymentMetrics(Struct, frozen=True, kw_only=True):
+class DeploymentMetrics(Value, Struct, frozen=True, kw_only=True):
     """Metrics of a deployment over time; those of GPUs are by rank."""
 
     inference_volume: list[MetricPoint] = []

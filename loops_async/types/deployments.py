@@ -6,10 +6,12 @@ from typing import TypeAlias
 
 from msgspec import Struct
 
+from .._values import Value
+
 __all__ = ["BasetenDeployment", "LocalDeployment", "SamplerDeployment", "ServerlessDeployment"]
 
 
-class BasetenDeployment(Struct, frozen=True, kw_only=True):
+class BasetenDeployment(Value, Struct, frozen=True, kw_only=True):
     """A dedicated trainer or sampler.
 
     The control plane identifies its state by `deployment_id`, for a sampler together with `model_id`; they are None if
@@ -23,13 +25,13 @@ class BasetenDeployment(Struct, frozen=True, kw_only=True):
     api_base_url: str | None = None
 
 
-class LocalDeployment(Struct, frozen=True, kw_only=True):
+class LocalDeployment(Value, Struct, frozen=True, kw_only=True):
     """A trainer or sampler without a control plane; it is not sent the API key."""
 
     base_url: str
 
 
-class ServerlessDeployment(Struct, frozen=True, kw_only=True):
+class ServerlessDeployment(Value, Struct, frozen=True, kw_only=True):
     """A serverless sampler, whose requests go through a queue."""
 
     base_url: str

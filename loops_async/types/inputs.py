@@ -9,6 +9,7 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 from msgspec.structs import force_setattr
 
+from .._values import Value
 from ..errors import InputError
 from .tensors import ArrayLike, SupportsToList, TensorData, is_list_like, plain_number, plain_scalars
 
@@ -18,7 +19,7 @@ __all__ = ["Datum", "EncodedTextChunk", "ExternalRef", "ImageAssetPointerChunk",
 _FORMATS: Final = ("png", "jpeg")
 
 
-class EncodedTextChunk(Struct, frozen=True, tag="encoded_text", tag_field="type"):
+class EncodedTextChunk(Value, Struct, frozen=True, tag="encoded_text", tag_field="type"):
     """A piece of text, as token ids."""
 
     tokens: list[int]
@@ -37,7 +38,7 @@ class EncodedTextChunk(Struct, frozen=True, tag="encoded_text", tag_field="type"
         return len(self.tokens)
 
 
-class ImageChunk(Struct, frozen=True, tag="image", tag_field="type", kw_only=True):
+class ImageChunk(Value, Struct, frozen=True, tag="image", tag_field="type", kw_only=True):
     """An image, as the bytes of a PNG or JPEG file (base64 on the wire).
 
     `expected_tokens` is the number of positions that the image takes in the model's input; the service checks it.
@@ -75,7 +76,7 @@ class ImageChunk(Struct, frozen=True, tag="image", tag_field="type", kw_only=Tru
         return self.expected_tokens
 
 
-class ImageAssetPointerChunk(Struct, frozen=True, tag="image_asset_pointer", tag_field="type"):
+class ImageAssetPointerChunk(Value, Struct, frozen=True, tag="image_asset_pointer", tag_field="type"):
     """A chunk type of the wire format that no Loops service accepts; the constructor always raises `InputError`."""
 
     location: str = ""
@@ -87,7 +88,7 @@ class ImageAssetPointerChunk(Struct, frozen=True, tag="image_asset_pointer", tag
 Chunk: TypeAlias = EncodedTextChunk | ImageChunk | ImageAssetPointerChunk
 
 
-class ModelInput(Struct, frozen=True):
+class ModelInput(Value, Struct, frozen=True):
     """The input of a model: chunks of text and images, in order.
 
     Example:
@@ -148,14 +149,14 @@ class ModelInput(Struct, frozen=True):
         return self.append(EncodedTextChunk([token]))
 
 
-class ExternalRef(Struct, frozen=True, kw_only=True):
+class ExternalRef(Value, Struct, frozen=True, kw_only=True):
     """A reference to data that the service stores, e.g. captured expert routing."""
 
     uri: str
     version: Annotated[int, Meta(ge=1)]
 
 
-class Datum(Struct, frozen=True, kw_only=True):
+class Datum(Value, Struct, frozen=True, kw_only=True):
     """One training example.
 
     `model_input` has N positions; the tensors of `loss_fn_inputs` hold the values that the loss needs at each position,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 from msgspec import Meta, Struct
 
+from .._values import Value
 from ..errors import LoopsError
 from .inputs import ExternalRef
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["SampleResponse", "SampleResult", "SampledPrompt", "SampledSequence", "SamplingParams"]
 
 
-class SamplingParams(Struct, frozen=True, kw_only=True):
+class SamplingParams(Value, Struct, frozen=True, kw_only=True):
     """How to sample.
 
     `max_tokens` limits the completion. `temperature` 0 is greedy decoding. `top_k` -1 and `top_p` 1.0 disable these
@@ -35,7 +36,7 @@ class SamplingParams(Struct, frozen=True, kw_only=True):
 
 
 # `dict=True` gives `cached_property` a place to store its values.
-class SampledSequence(Struct, frozen=True, kw_only=True, dict=True):
+class SampledSequence(Value, Struct, frozen=True, kw_only=True, dict=True):
     """One completion: its `tokens`, the logprob of each in nats, and why it ended.
 
     `stop_reason` is ``"stop"`` or ``"length"``; a value that this version does not know is kept unchanged.
@@ -79,12 +80,14 @@ class SampledSequence(Struct, frozen=True, kw_only=True, dict=True):
 TopK: TypeAlias = list[tuple[int, float]]
 
 
-class SampleResponse(Struct, frozen=True, kw_only=True):
+class SampleResponse(Value, Struct, frozen=True, kw_only=True):
     """The completions of one prompt.
 
     `policy_version` is the adapter version that generated them, if the sampler reports it. The fields about the prompt
     are only set when they were requested: `prompt_logprobs[i]` is the logprob of prompt token i in nats, None for the
-    first; `topk_prompt_logprobs[i]` lists ``(token id, logprob)``, most likely first.
+    first; `topk_prompt_logprobs[i]` lists ``(token id, logprob)``, most likely first. `request_id` is the id to quote
+    to support, as in `ApiError`; None where the service sends none. Two requests have different ids, so to compare
+    what they sampled, compare their `sequences`.
     """
 
     sequences: list[SampledSequence] = []
@@ -92,12 +95,13 @@ class SampleResponse(Struct, frozen=True, kw_only=True):
     prompt_token_ids: list[int] | None = None
     prompt_logprobs: list[float | None] | None = None
     topk_prompt_logprobs: list[TopK | None] | None = None
+    request_id: str | None = None
 
 
 SampleResult = SampleResponse
 
 
-class SampledPrompt(Struct, frozen=True, kw_only=True):
+class SampledPrompt(Value, Struct, frozen=True, kw_only=True):
     """The result of one of many prompts: either a `response` or an `error` for prompt number `index`, from 0."""
 
     index: int

@@ -8,8 +8,10 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeGuard, runtime_checkable
 
 import msgspec
+from msgspec import Struct
 from msgspec.structs import force_setattr
 
+from .._values import Value
 from ..errors import InputError
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ class SupportsToList(Protocol):
 ArrayLike: TypeAlias = "TensorData | SupportsToList | Sequence[Number] | Sequence[Sequence[Number]]"
 
 
-class TensorData(msgspec.Struct, frozen=True, kw_only=True):
+class TensorData(Value, Struct, frozen=True, kw_only=True):
     """A tensor: `data` flat in row-major order, `dtype`, and `shape` as a list of ints.
 
     `dtype` is one of float32, float16, bfloat16, float64, int32, int64, int8, bool. JSON has no NaN, so it is sent and

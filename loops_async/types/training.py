@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from msgspec import Meta, Struct
 
+from .._values import Value
 from .inputs import Datum
 from .tensors import TensorData
 
@@ -38,7 +39,7 @@ CustomLossFn: TypeAlias = "Callable[[list[Datum], list[torch.Tensor]], tuple[tor
 _Finite = Meta(ge=0.0, le=1e308)
 
 
-class AdamParams(Struct, frozen=True, kw_only=True):
+class AdamParams(Value, Struct, frozen=True, kw_only=True):
     """Settings of AdamW for one optimizer step.
 
     `weight_decay` is decoupled; `grad_clip_norm` is the largest L2 norm of the whole gradient, 0 for no clipping.
@@ -52,14 +53,14 @@ class AdamParams(Struct, frozen=True, kw_only=True):
     grad_clip_norm: Annotated[float, _Finite] = 1.0
 
 
-class WandbConfig(Struct, frozen=True, kw_only=True):
+class WandbConfig(Value, Struct, frozen=True, kw_only=True):
     """The Weights & Biases `project` and run `name` that training steps are logged to."""
 
     project: Annotated[str, Meta(min_length=1)]
     name: str | None = None
 
 
-class ForwardBackwardOutput(Struct, frozen=True, kw_only=True):
+class ForwardBackwardOutput(Value, Struct, frozen=True, kw_only=True):
     """The result of a forward pass.
 
     `loss` is the mean over the batch, for monitoring. `loss_fn_outputs` has one dict for each datum, in order; its
@@ -73,13 +74,13 @@ class ForwardBackwardOutput(Struct, frozen=True, kw_only=True):
     metrics: dict[str, float] = {}
 
 
-class OptimStepResponse(Struct, frozen=True, kw_only=True):
+class OptimStepResponse(Value, Struct, frozen=True, kw_only=True):
     """Metrics of one optimizer step, e.g. ``step``, ``learning_rate`` and ``grad_norm``."""
 
     metrics: dict[str, float] | None = None
 
 
-class StepResult(Struct, frozen=True, kw_only=True):
+class StepResult(Value, Struct, frozen=True, kw_only=True):
     """The results of one training step: of its forward and backward pass, and of the optimizer."""
 
     forward_backward: ForwardBackwardOutput
@@ -96,34 +97,34 @@ class StepResult(Struct, frozen=True, kw_only=True):
         return self.forward_backward.metrics | (self.optim.metrics or {})
 
 
-class SaveWeightsResponse(Struct, frozen=True, kw_only=True):
+class SaveWeightsResponse(Value, Struct, frozen=True, kw_only=True):
     """Where the training state was saved: `path` is a ``bt://`` URI."""
 
     mode: str = ""
     path: str = ""
 
 
-class SaveWeightsForSamplerResponse(Struct, frozen=True, kw_only=True):
+class SaveWeightsForSamplerResponse(Value, Struct, frozen=True, kw_only=True):
     """Where the adapter was saved, and its `version`: the number of optimizer steps that led to it."""
 
     version: int = 0
     path: str = ""
 
 
-class LoadWeightsResponse(Struct, frozen=True, kw_only=True):
+class LoadWeightsResponse(Value, Struct, frozen=True, kw_only=True):
     """The trainer's step counter after loading."""
 
     step: int = 0
 
 
-class InitTrainerServerResponse(Struct, frozen=True, kw_only=True):
+class InitTrainerServerResponse(Value, Struct, frozen=True, kw_only=True):
     """The trainer's step counter and LoRA rank after it was reset."""
 
     step: int = 0
     lora_rank: int
 
 
-class ModelData(Struct, frozen=True, kw_only=True):
+class ModelData(Value, Struct, frozen=True, kw_only=True):
     """The model that is trained."""
 
     arch: str | None = None
@@ -131,7 +132,7 @@ class ModelData(Struct, frozen=True, kw_only=True):
     tokenizer_id: str
 
 
-class GetInfoResponse(Struct, frozen=True, kw_only=True):
+class GetInfoResponse(Value, Struct, frozen=True, kw_only=True):
     """What a training client knows about its run without a request.
 
     `lora_rank` is None for a client that was attached to a run, since the service does not report it. `max_seq_len` is
