@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Awaitable, Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from aiohttp import web
 
 from .._errors import HttpError, not_found
 
-__all__ = ["encoded_response", "error_response", "json_response", "poll_response"]
+__all__ = ["encoded_response", "error_response", "json_response", "poll_response", "request_id_header"]
 
 
 def json_response(value: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
@@ -21,6 +22,11 @@ def json_response(value: Any, *, status: int = 200, headers: Mapping[str, str] |
 def encoded_response(body: bytes, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
     """Return JSON that is already encoded."""
     return web.Response(body=body, status=status, headers=headers, content_type="application/json")
+
+
+def request_id_header() -> dict[str, str]:
+    """Return the header by which a client quotes one answer to support."""
+    return {"X-Request-Id": uuid.uuid4().hex}
 
 
 def error_response(error: HttpError) -> web.Response:

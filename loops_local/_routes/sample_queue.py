@@ -16,7 +16,7 @@ from loops_async.protocol import CheckpointUri
 from .._errors import FINAL, HttpError, deactivated, not_found
 from .._execution.sample_queue import SampleQueue
 from .._http.openapi import Outcome, described, object_with
-from .._http.responses import json_response, poll_response
+from .._http.responses import json_response, poll_response, request_id_header
 from .._resources.deployment import Deployment
 from .._resources.registry import Registry
 from .sampler import SAMPLER, SamplerRoutes, Source, WeightsRequest, decode_sample
@@ -67,7 +67,7 @@ class SampleQueueRoutes:
                 return completions
 
         self._queue.submit(request.match_info["sampler_id"], operation_id, generate)
-        return json_response(wire.Accepted(operation_id=operation_id), status=202)
+        return json_response(wire.Accepted(operation_id=operation_id), status=202, headers=request_id_header())
 
     @described("Get the outcome of a sample", Outcome, headers=_HEADERS)
     async def poll(self, request: web.Request) -> web.Response:

@@ -19,7 +19,7 @@ from .._execution.models import ModelHost
 from .._http.openapi import FILE, described, object_with
 from .._http.parsing import decode_body, integer
 from .._http.paths import LOCAL_SAMPLER, SAMPLERS
-from .._http.responses import json_response
+from .._http.responses import json_response, request_id_header
 from .._resources.deployment import Deployment
 from .._resources.registry import Registry
 from .._resources.run import BASE_WEIGHTS, Run, Weights
@@ -108,7 +108,9 @@ class SamplerRoutes:
 
     async def _sample(self, request: web.Request, source: Source, body: wire.SampleBody) -> web.Response:
         answer, version = await self.complete(source, body, WeightsRequest.of(request))
-        headers = None if version is None else {wire.POLICY_VERSION: str(version)}
+        headers = request_id_header()
+        if version is not None:
+            headers[wire.POLICY_VERSION] = str(version)
         return json_response(answer, headers=headers)
 
     async def complete(

@@ -64,6 +64,7 @@ async def test_a_sample_is_submitted_and_waited_for(
     assert [one.tokens for one in answer.sequences] == [[5, 6, 7], [6, 7, 5]]
     assert answer.prompt_logprobs == pytest.approx([None, logprob(5, 6, 0), logprob(6, 7, 0)])
     assert answer.policy_version is None
+    assert answer.request_id
     body = body_of(submitted[0])
     assert body["model"] == engine.name
     assert "lora" not in body

@@ -44,6 +44,7 @@ async def test_a_completion(sampler: SamplingClient) -> None:
     assert sequence.logprobs == scores([105, *sequence.tokens], version=3)
     assert (sequence.text, sequence.stop_reason) == ("hihi", "length")
     assert (answer.policy_version, answer.prompt_logprobs, answer.topk_prompt_logprobs) == (3, None, None)
+    assert answer.request_id
 
 
 async def test_arguments_are_positional(sampler: SamplingClient) -> None:

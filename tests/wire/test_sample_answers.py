@@ -69,6 +69,13 @@ async def test_an_ordinary_answer(sampler: SamplingClient, service: ScriptedServ
     assert second.stop_reason == "length"
     assert answer.policy_version == 7
     assert answer.prompt_logprobs is answer.topk_prompt_logprobs is None
+    assert answer.request_id is None
+
+
+@pytest.mark.parametrize("name", ["X-Request-Id", "X-Baseten-Request-Id"])
+async def test_an_answer_has_the_id_of_its_request(name: str, sampler: SamplingClient, says: Any) -> None:
+    says(choice(), **{name: f"req-7 {KEY}"})
+    assert (await sampler.sample([1])).request_id == "req-7 ***"
 
 
 @pytest.mark.parametrize(
