@@ -237,7 +237,7 @@ def _mark(value: Struct, name: str) -> str:
         mark: Any = getattr(value, name, "")
     except TypeError:  # a property of what holds something unexpected
         return ""
-    return mark if isinstance(mark, str) else _text_of(mark, _LINE)
+    return _without_secrets(mark) if isinstance(mark, str) else _text_of(mark, _LINE)
 
 
 def _entries(values: Any, style: _Style, name: str, depth: int) -> str:
