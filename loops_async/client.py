@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from functools import partial
 from os import PathLike
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, get_args
 from urllib.parse import urlsplit
 
 from msgspec import Struct
@@ -17,13 +18,15 @@ from ._checkpoints.download import checkpoint_files, download
 from ._copies import SameWhenCopied
 from ._http.endpoint import Endpoint
 from ._http.settings import Settings, checked_url, resolve_settings
+from ._session.deactivation import OnExit
 from ._session.local import LocalProvisioner, LocalUrls
 from ._session.provisioning import Provisioner, ProvisioningOptions, ServiceProvisioner
 from ._session.requests import run_request, sampler_request
 from ._session.runtime import Runtime
+from ._tasks import run_to_completion
 from ._training.step_log import require_wandb
 from .control_plane import ControlPlane, resolve_team
-from .errors import ClosedError, InputError, ProtocolError, UnsupportedError
+from .errors import ClosedError, ConfigError, InputError, ProtocolError, UnsupportedError
 from .protocol import LOCAL_ID, CheckpointUri
 from .sampling import SamplingClient, Weights, sampling_client
 from .training import TrainingClient, training_client
@@ -45,6 +48,8 @@ from .types import (
 )
 
 __all__ = ["ServiceClient"]
+
+C = TypeVar("C", TrainingClient, SamplingClient)
 
 
 class ServiceClient(SameWhenCopied):
@@ -71,6 +76,13 @@ class ServiceClient(SameWhenCopied):
             ``ALL_PROXY``. This machine and the hosts that ``NO_PROXY`` lists are connected to directly.
         allow_http: whether the API key may be sent unencrypted to another machine, for a service in a network that you
             trust; default ``LOOPS_ALLOW_HTTP``, else False.
+        on_exit: what happens, when this client closes, to the runs and samplers that it created and that were not
+            deactivated: ``"deactivate"`` ends them, concurrently and within 30 s, and logs what could not be ended;
+            ``"warn"`` logs one line that names them and the command that stops them; ``"leave"`` does nothing. What
+            was only attached to is never touched. The default is ``"warn"``: a run that ends takes its unsaved
+            training with it, which no warning brings back, while one that is left can be attached to again and is
+            scaled to zero when it was unused for some time. A client that is never closed warns instead of
+            deactivating.
 
     Raises:
         ConfigError: neither an API key nor a base_url was given, or an argument is invalid.
@@ -95,7 +107,10 @@ class ServiceClient(SameWhenCopied):
         availability_model: AvailabilityModel | Literal["dedicated", "spot"] | None = None,
         proxy: str | None = None,
         allow_http: bool | None = None,
+        on_exit: Literal["deactivate", "warn", "leave"] = "warn",
     ) -> None:
+        if on_exit not in get_args(OnExit):
+            raise ConfigError(f"on_exit must be 'deactivate', 'warn' or 'leave'; got {on_exit!r}")
         settings = resolve_settings(
             api_key=api_key,
             base_url=base_url,
@@ -108,10 +123,11 @@ class ServiceClient(SameWhenCopied):
             proxy=proxy,
             allow_http=allow_http,
         )
-        self._set_up(settings, None)
+        self._set_up(settings, None, on_exit)
 
-    def _set_up(self, settings: Settings, local: LocalUrls | None) -> None:
+    def _set_up(self, settings: Settings, local: LocalUrls | None, on_exit: OnExit) -> None:
         self._settings = settings
+        self._on_exit: OnExit = on_exit
         self._local = local
         self._session: _Session | None = None
         self._opening = asyncio.Lock()
@@ -129,7 +145,7 @@ class ServiceClient(SameWhenCopied):
         parts = urlsplit(trainer)
         client = cls.__new__(cls)
         settings = Settings(base_url=f"{parts.scheme}://{parts.netloc}", api_key=None)
-        client._set_up(settings, LocalUrls(trainer, sampler))  # noqa: SLF001 - an alternative constructor
+        client._set_up(settings, LocalUrls(trainer, sampler), "leave")  # noqa: SLF001 - an alternative constructor
         return client
 
     # --- opening and closing ---
@@ -146,7 +162,7 @@ class ServiceClient(SameWhenCopied):
         async with self._opening:
             self._check_not_closed()
             if self._session is None:
-                runtime = Runtime(self._settings)
+                runtime = Runtime(self._settings, self._on_exit)
                 try:
                     session = await self._create_session(runtime)
                     self._check_not_closed()
@@ -158,7 +174,10 @@ class ServiceClient(SameWhenCopied):
         return self
 
     async def close(self) -> None:
-        """End every background task and connection; runs and samplers keep running. Closing again does nothing."""
+        """End every background task and connection. Closing again does nothing.
+
+        Runs and samplers keep running, unless `on_exit` is ``"deactivate"``.
+        """
         self._is_closed = True
         if self._session is not None:
             await self._session.runtime.close()
@@ -184,8 +203,9 @@ class ServiceClient(SameWhenCopied):
         return self._open_session.runtime.control_plane
 
     def __repr__(self) -> str:
-        session = self._session.id if self._session else "not open"
-        return f"<ServiceClient session {session} at {self._settings.base_url}>"
+        session = self._session.id if self._session else "-"
+        state = "closed" if self._is_closed else "open" if self._session else "not open"
+        return f"<ServiceClient session={session} base_url={self._settings.base_url} {state}>"
 
     # --- training ---
 
@@ -209,7 +229,8 @@ class ServiceClient(SameWhenCopied):
     ) -> TrainingClient:
         """Provision a trainer with its paired sampler, and return when the trainer is ready.
 
-        Any number may be provisioned concurrently. A run whose provisioning fails or is cancelled is deactivated.
+        Any number may be provisioned concurrently. A run whose provisioning fails or is cancelled is deactivated. One
+        that is ready runs until it is deactivated: see `training_run` and `TrainingClient.deactivate`.
 
         Args:
             base_model: a Hugging Face repository id that the service supports (`get_server_capabilities`).
@@ -252,6 +273,55 @@ class ServiceClient(SameWhenCopied):
             ready_timeout=ready_timeout, keep_on_failure=keep_on_failure, on_progress=on_progress
         )
         return await self._start_training(request, options, timeout, wandb_config)
+
+    def training_run(
+        self,
+        base_model: str,
+        rank: int = 32,
+        seed: int | None = None,
+        timeout: float = 600.0,
+        ready_timeout: float = 3600.0,
+        wandb_config: WandbConfig | None = None,
+        *,
+        max_seq_len: int | None = None,
+        scale_down_delay_seconds: int = 3600,
+        replicas: int = 1,
+        path: str | None = None,
+        name: str | None = None,
+        sampler_num_replicas: int | None = None,
+        keep_on_failure: bool = False,
+        on_progress: Callable[[ProvisioningEvent], object] | None = None,
+    ) -> AbstractAsyncContextManager[TrainingClient]:
+        """Provision a trainer with its paired sampler for the time of one block.
+
+        The run is deactivated when the block ends, also by an exception, a cancellation or Ctrl-C; save what you need
+        before. This waits at most 30 s. If it fails, the log says so, and the end of the block raises nothing new.
+        Arguments and errors are those of `create_lora_training_client`.
+
+        Example:
+            ::
+
+                async with service.training_run("Qwen/Qwen3-0.6B", rank=16) as trainer:
+                    step = await trainer.forward_backward(data, "cross_entropy")
+        """
+        begin = partial(
+            self.create_lora_training_client,
+            base_model,
+            rank,
+            seed,
+            timeout,
+            ready_timeout,
+            wandb_config,
+            max_seq_len=max_seq_len,
+            scale_down_delay_seconds=scale_down_delay_seconds,
+            replicas=replicas,
+            path=path,
+            name=name,
+            sampler_num_replicas=sampler_num_replicas,
+            keep_on_failure=keep_on_failure,
+            on_progress=on_progress,
+        )
+        return self._scope(begin, lambda trainer: trainer.run_id)
 
     async def create_training_client_from_state(
         self,
@@ -379,7 +449,8 @@ class ServiceClient(SameWhenCopied):
     ) -> SamplingClient:
         """Provision a standalone sampler of a base model, and return when it is ready.
 
-        A sampler whose provisioning fails or is cancelled is deactivated if the service supports that.
+        A sampler whose provisioning fails or is cancelled is deactivated if the service supports that. One that is
+        ready runs until it is deactivated: see `standalone_sampler` and `SamplingClient.deactivate`.
 
         Args:
             base_model: a Hugging Face repository id that the service supports.
@@ -447,6 +518,91 @@ class ServiceClient(SameWhenCopied):
             ready_timeout=ready_timeout, keep_on_failure=keep_on_failure, on_progress=on_progress
         )
         return await self._start_sampling(request, options, timeout)
+
+    def standalone_sampler(
+        self,
+        base_model: str | None = None,
+        timeout: float = 300.0,
+        ready_timeout: float = 3600.0,
+        *,
+        model_path: str | None = None,
+        max_seq_len: int | None = None,
+        num_replicas: int | None = None,
+        keep_on_failure: bool = False,
+        on_progress: Callable[[ProvisioningEvent], object] | None = None,
+    ) -> AbstractAsyncContextManager[SamplingClient]:
+        """Provision a standalone sampler for the time of one block, of a base model or of a checkpoint.
+
+        The sampler is deactivated when the block ends, as `training_run` does it with a run. Give either `base_model`
+        or `model_path`, which is ``bt://loops:<run_id>/sampler_weights/<name>``; other arguments and errors are those
+        of `create_sampling_client`.
+
+        Raises:
+            InputError: both or none of `base_model` and `model_path` were given; nothing was sent.
+
+        Example:
+            ::
+
+                async with service.standalone_sampler("Qwen/Qwen3-0.6B") as sampler:
+                    answer = await sampler.sample(prompt)
+        """
+        if (base_model is None) == (model_path is None):
+            raise InputError("base_model", "give exactly one of `base_model` and `model_path`")
+        begin = partial(
+            self.create_sampling_client if model_path is None else self.create_sampling_client_from_checkpoint,
+            str(base_model if model_path is None else model_path),
+            timeout,
+            ready_timeout,
+            max_seq_len=max_seq_len,
+            num_replicas=num_replicas,
+            keep_on_failure=keep_on_failure,
+            on_progress=on_progress,
+        )
+        return self._scope(begin, lambda sampler: sampler.sampler_id)
+
+    async def attach_sampling_client(
+        self,
+        *,
+        sampler_id: str | None = None,
+        run_id: str | None = None,
+        timeout: float = 300.0,
+        ready_timeout: float = 3600.0,
+        on_progress: Callable[[ProvisioningEvent], object] | None = None,
+    ) -> SamplingClient:
+        """Return a client of a sampler that exists, when it is ready; it samples the weights that are served.
+
+        Args:
+            sampler_id: the id of a sampler, e.g. `SamplingClient.sampler_id` in another program, or a row of
+                ``loops ps``.
+            run_id: the id of a run, for its paired sampler.
+            timeout: seconds that one sample may take, retries included.
+            ready_timeout: seconds that the sampler may take to become ready, e.g. when it was scaled to zero.
+            on_progress: called with each change of state, in order; see `ServiceClient` for its rules.
+
+        Raises:
+            InputError: both or none of `sampler_id` and `run_id` were given; nothing was sent.
+            NotFoundError: there is no such sampler or run.
+            UnsupportedError: the run has no paired sampler.
+            ClosedError: it was deactivated through this service client.
+            SamplerTerminatedError: its deployment has ended.
+            NotReadyError: it was not ready within `ready_timeout`.
+        """
+        if (sampler_id is None) == (run_id is None):
+            raise InputError("sampler_id", "give exactly one of `sampler_id` and `run_id`")
+        timeout = check_positive(timeout, "timeout")
+        options = ProvisioningOptions(ready_timeout=ready_timeout, on_progress=on_progress)
+        session = self._open_session
+        session.runtime.running.check(run_id=run_id, sampler_id=sampler_id)
+        found = session.provisioner.existing_sampler(options, sampler_id=sampler_id, run_id=run_id)
+        sampler = await session.runtime.tasks.run(found, name="attach to a sampler")
+        endpoint = Endpoint.of_sampler(
+            sampler,
+            service_url=self._settings.base_url,
+            run_id=run_id,
+            timeout=timeout,
+            ready_timeout=options.ready_timeout,
+        )
+        return sampling_client(endpoint, runtime=session.runtime)
 
     async def provision_sampler(
         self,
@@ -591,6 +747,21 @@ class ServiceClient(SameWhenCopied):
                 return trainer
 
         return await session.runtime.tasks.run(start(), name="provision a run")
+
+    @asynccontextmanager
+    async def _scope(self, begin: Callable[[], Awaitable[C]], id_of: Callable[[C], str | None]) -> AsyncGenerator[C]:
+        """Yield what `begin` creates, and deactivate it at the end of the block."""
+        runtime = self._open_session.runtime
+        client = await begin()
+
+        async def end() -> None:
+            await runtime.leftovers.end(id_of(client))
+            await client.close()
+
+        try:
+            yield client
+        finally:
+            await run_to_completion(end())
 
     async def _checkpoint_at(self, path: str) -> Checkpoint:
         found = await self.control_plane.list_checkpoints(checkpoint_path=path)

@@ -15,6 +15,7 @@ from ._arguments import check, check_request
 from ._copies import SameWhenCopied
 from ._http.retry import CREATION, READ, Call, may_have_acted, retry
 from ._http.transport import Request, Transport
+from ._running import Running
 from .errors import ConfigError, InputError, LoopsError, LostAnswerError, NotFoundError
 from .protocol import CheckpointUri, encode, segment
 from .types import (
@@ -133,9 +134,10 @@ class ControlPlane(SameWhenCopied):
     def __init__(self) -> None:
         raise TypeError("a control plane is created by a ServiceClient: use `ServiceClient.control_plane`")
 
-    def _set_up(self, transport: Transport, base_url: str, ledger: RunLedger) -> None:
+    def _set_up(self, transport: Transport, base_url: str, ledger: RunLedger, running: Running) -> None:
         self._transport = transport
         self._ledger = ledger
+        self._running = running
         self._root = f"{base_url}/v1"
         self._loops = f"{self._root}/loops"
         self._slots = asyncio.Semaphore(CALLS_AT_ONCE)
@@ -192,7 +194,9 @@ class ControlPlane(SameWhenCopied):
     async def deactivate_run(self, run_id: str) -> Deactivated:
         """Deactivate a run and its paired sampler; newer services only. Repeating the call is harmless."""
         url = f"{self._loops}/runs/{_id(run_id, 'run_id')}/deactivate"
-        return await self._post(url, {}, Deactivated, f"deactivate run {run_id}")
+        deactivated = await self._post(url, {}, Deactivated, f"deactivate run {run_id}")
+        self._running.deactivated(run_id)
+        return deactivated
 
     # --- samplers ---
 
@@ -208,7 +212,7 @@ class ControlPlane(SameWhenCopied):
             CheckpointUri.parse(request.model_path, kind="sampler_weights", path="model_path")
         is_harmless = request.run_id is not UNSET and request.run_id is not None
         try:
-            return await self._post(
+            sampler = await self._post(
                 f"{self._team(team_id)}/samplers",
                 request,
                 Sampler,
@@ -221,6 +225,9 @@ class ControlPlane(SameWhenCopied):
             if is_harmless or not may_have_acted(error):
                 raise
             raise lost_sampler(error, []) from error
+        if not is_harmless:  # a paired one ends with its run
+            self._running.add(sampler)
+        return sampler
 
     async def list_samplers(self, *, scope: Scope | None = None, team_id: str | None = None) -> list[Sampler]:
         """Return all samplers, the newest first."""
@@ -235,7 +242,9 @@ class ControlPlane(SameWhenCopied):
     async def deactivate_sampler(self, sampler_id: str) -> Deactivated:
         """Deactivate a sampler that is not paired with a run; newer services only. Repeating the call is harmless."""
         url = f"{self._loops}/samplers/{_id(sampler_id, 'sampler_id')}/deactivate"
-        return await self._post(url, {}, Deactivated, f"deactivate sampler {sampler_id}")
+        deactivated = await self._post(url, {}, Deactivated, f"deactivate sampler {sampler_id}")
+        self._running.deactivated(sampler_id)
+        return deactivated
 
     async def get_model_deployment_status(self, model_id: str, deployment_id: str) -> str | None:
         """Return the state of a sampler's deployment, e.g. ``ACTIVE``."""
@@ -354,7 +363,9 @@ class ControlPlane(SameWhenCopied):
     async def deactivate_deployment(self, deployment_id: str) -> Deactivated:
         """Deactivate a trainer's deployment. Repeating the call is harmless."""
         url = f"{self._deployment(deployment_id)}/deactivate"
-        return await self._post(url, {}, Deactivated, f"deactivate deployment {deployment_id}")
+        deactivated = await self._post(url, {}, Deactivated, f"deactivate deployment {deployment_id}")
+        self._running.deployment_deactivated(deployment_id)
+        return deactivated
 
     async def get_deployment_metrics(
         self,
@@ -476,10 +487,11 @@ class ControlPlane(SameWhenCopied):
         return await retry(fetch, call, what=what, budget=self._transport.retry_budget)
 
 
-def control_plane(transport: Transport, base_url: str, ledger: RunLedger) -> ControlPlane:
+def control_plane(transport: Transport, base_url: str, ledger: RunLedger, running: Running) -> ControlPlane:
     """Return the control plane of the service at `base_url`."""
     plane = ControlPlane.__new__(ControlPlane)
-    plane._set_up(transport, base_url, ledger)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - our constructor
+    # Our constructor.
+    plane._set_up(transport, base_url, ledger, running)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
     return plane
 
 
@@ -490,11 +502,12 @@ class RunLedger:
     see `_session.lost_runs`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, running: Running) -> None:
         self.known: set[str] = set()
         self.in_flight: list[NewRun] = []
         self.unanswered: list[NewRun] = []
         """Requests whose answer was lost, or whose caller was cancelled before the answer came."""
+        self._running = running
 
     async def record(self, request: NewRun, creation: Awaitable[Run]) -> Run:
         """Record the outcome of `creation`, which sends `request`, and return its run.
@@ -515,13 +528,17 @@ class RunLedger:
             raise
         finally:
             self.in_flight.remove(request)
-        self.known.add(run.id)
+        self._created(run)
         return run
 
-    def resolve(self, request: NewRun, run_id: str) -> None:
+    def resolve(self, request: NewRun, run: Run) -> None:
         """Record that an unanswered request created this run."""
         self.unanswered.remove(request)
-        self.known.add(run_id)
+        self._created(run)
+
+    def _created(self, run: Run) -> None:
+        self.known.add(run.id)
+        self._running.add(run)
 
 
 def lost_run(request: NewRun, cause: object, candidates: list[Run]) -> LostAnswerError:

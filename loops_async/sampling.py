@@ -29,6 +29,7 @@ from ._sampling.limiter import Limiter, as_limiter, report_rejection, slots
 from ._sampling.many import BoundedMap, map_in_processes, run_in_worker
 from ._sampling.queue import SampleQueue
 from ._sampling.tokenizer import load_tokenizer
+from ._session.deactivation import deactivate_sampler
 from ._session.readiness import wait_for_version
 from ._session.runtime import Runtime, detached_runtime
 from ._session.served_models import base_model_of, fetch_served_models
@@ -41,6 +42,7 @@ from .errors import (
     LostAnswerError,
     ProtocolError,
     SampleTimeoutError,
+    UnsupportedError,
 )
 from .types import (
     BasetenDeployment,
@@ -95,7 +97,8 @@ class SamplingClient(SameWhenCopied):
     A lightweight value that shares the service client's connection pool: a thousand cost nothing, and none needs
     closing. It can be pickled, without the API key; in another process the key is read from ``BASETEN_API_KEY``.
     Created by `TrainingClient.save_weights_and_get_sampling_client`, `TrainingClient.create_sampling_client`,
-    `ServiceClient.create_sampling_client` and `ServiceClient.create_sampling_client_from_checkpoint`.
+    `ServiceClient.create_sampling_client`, `ServiceClient.create_sampling_client_from_checkpoint`,
+    `ServiceClient.attach_sampling_client` and `ServiceClient.standalone_sampler`.
 
     Example:
         ::
@@ -114,6 +117,16 @@ class SamplingClient(SameWhenCopied):
         self._runtime = runtime
         self._call = SAMPLE.waiting(endpoint.ready_timeout)
         self._models: tuple[float, protocol.ServedModels] | None = None
+
+    @property
+    def sampler_id(self) -> str | None:
+        """The id of the sampler, for `ServiceClient.attach_sampling_client`; None without a control plane."""
+        return self._endpoint.sampler_id
+
+    @property
+    def run_id(self) -> str | None:
+        """The id of the run that the sampler is paired with; None for a standalone sampler, or if it is not known."""
+        return self._endpoint.run_id
 
     @property
     def checkpoint_path(self) -> str | None:
@@ -399,11 +412,39 @@ class SamplingClient(SameWhenCopied):
         """Return the Hugging Face tokenizer of the base model; needs transformers."""
         return await load_tokenizer(await self._usable_runtime(), self._endpoint)
 
+    async def deactivate(self) -> None:
+        """Deactivate the sampler, which must be a standalone one; all of its clients can then sample no more.
+
+        Repeating the call is harmless. The sampler of a run ends with the run, whose training would be lost with it:
+        deactivate that with `TrainingClient.deactivate`, or with ``loops down RUN_ID``.
+
+        Raises:
+            UnsupportedError: the sampler is paired with a run, or the service cannot deactivate samplers.
+            BadRequestError: the same, where only the service knows that it is paired.
+        """
+        if self.run_id is not None:
+            raise UnsupportedError(
+                f"this sampler belongs to run {self.run_id} and ends with it: use `deactivate` of a TrainingClient, or "
+                f"`loops down {self.run_id}`"
+            )
+        sampler_id = self.sampler_id
+        if sampler_id is None:
+            raise UnsupportedError("this sampler was not created by a control plane, so it cannot be deactivated here")
+        if self._runtime is None and isinstance(self._endpoint.deployment, ServerlessDeployment):
+            raise UnsupportedError(
+                "this client was unpickled and does not know the control plane; deactivate the sampler with "
+                f"ServiceClient.attach_sampling_client(sampler_id={sampler_id!r}), or with `loops down {sampler_id}`"
+            )
+        runtime = await self._connected_runtime()
+        if not runtime.running.is_deactivated(sampler_id):
+            await deactivate_sampler(runtime.control_plane, sampler_id)
+
     async def close(self) -> None:
-        """Do nothing: a sampling client owns no resources."""
+        """Do nothing: a sampling client owns no connections. The sampler keeps running; see `deactivate`."""
 
     def __repr__(self) -> str:
-        return f"<SamplingClient {self._endpoint.base_model} at {self._endpoint.url}, {self._weights}>"
+        weights = "" if self._weights == _LIVE_WEIGHTS else f" weights={str(self._weights)!r}"
+        return f"<SamplingClient sampler={self.sampler_id or '-'} base_model={self._endpoint.base_model}{weights}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return sampling_client, (self._sampler, self._weights)
@@ -522,6 +563,11 @@ class SamplingClient(SameWhenCopied):
         return self._models[1]
 
     async def _usable_runtime(self) -> Runtime:
+        runtime = await self._connected_runtime()
+        runtime.running.check(run_id=self._endpoint.run_id, sampler_id=self._endpoint.sampler_id)
+        return runtime
+
+    async def _connected_runtime(self) -> Runtime:
         if self._runtime is None:
             # An unpickled client belongs to no event loop: it may be used in several `asyncio.run` calls in turn.
             return await detached_runtime(self._endpoint)

@@ -29,6 +29,7 @@ from ._rollouts.stream import RolloutStream
 from ._sampling.adaptive import Adaptive
 from ._sampling.limiter import Limiter
 from ._sampling.tokenizer import load_tokenizer
+from ._session.deactivation import deactivate_run
 from ._session.readiness import health_request
 from ._session.runtime import Runtime
 from ._training.custom_loss import SURROGATE, SURROGATE_CONFIG, CustomLossBatch, check_custom_loss
@@ -529,6 +530,7 @@ class TrainingClient(SameWhenCopied):
 
     async def health(self) -> None:
         """Return if the trainer answers that it is healthy; otherwise raise the error of its answer."""
+        self._check_running()
         await self._runtime.transport.ask(health_request(self._endpoint))
 
     async def policy_version(self) -> int:
@@ -537,6 +539,7 @@ class TrainingClient(SameWhenCopied):
         Raises:
             UnsupportedError: this trainer does not report it.
         """
+        self._check_running()
         request = self._endpoint.request("GET", "/policy_version", f"get the policy version of run {self.run_id}")
         transport = self._runtime.transport
         try:
@@ -556,8 +559,27 @@ class TrainingClient(SameWhenCopied):
         """Return the Hugging Face tokenizer of the base model; needs transformers."""
         return await load_tokenizer(self._runtime, self._sampler())
 
+    async def deactivate(self) -> None:
+        """Deactivate the run with its paired sampler, and close this client; training that is not saved is lost.
+
+        Its checkpoints remain. Every client of the run and of its sampler can then do no more. Repeating the call is
+        harmless. See `ServiceClient.training_run` for a block that does this at its end.
+
+        Raises:
+            UnsupportedError: the run has no control plane (`ServiceClient.local`), or the service has no such route.
+        """
+        if isinstance(self._endpoint.deployment, LocalDeployment):
+            raise UnsupportedError(f"run {self.run_id} has no control plane, so it cannot be deactivated here")
+        if not self._runtime.running.is_deactivated(self.run_id):
+            await deactivate_run(self._runtime.control_plane, self._run)
+            self._runtime.running.deactivated(self.run_id)  # a service without the route knows only the deployment
+        await self.close()
+
     async def close(self) -> None:
-        """Stop the trainer's heartbeat and the logging. Operations in flight can still be waited for."""
+        """Stop the trainer's heartbeat and the logging. Operations in flight can still be waited for.
+
+        The run keeps running; see `deactivate`.
+        """
         if self._is_closed:
             return
         self._is_closed = True
@@ -574,7 +596,8 @@ class TrainingClient(SameWhenCopied):
         await self.close()
 
     def __repr__(self) -> str:
-        return f"<TrainingClient run {self.run_id} of {self._run.base_model}>"
+        rank = "" if self._lora_rank is None else f" rank={self._lora_rank}"
+        return f"<TrainingClient run={self.run_id} base_model={self._run.base_model}{rank}>"
 
     # --- operations ---
 
@@ -630,13 +653,18 @@ class TrainingClient(SameWhenCopied):
         return SmallOperation(operation, result, replace(body, run_id=self.run_id, model=self._run.base_model))
 
     def _check_open(self) -> None:
+        self._check_running()
         if self._is_closed:
             raise ClosedError(f"this training client of run {self.run_id} is closed")
+
+    def _check_running(self) -> None:
+        self._runtime.running.check(run_id=self.run_id)
 
     def _policies(self) -> _Policies:
         return _Policies(self, self._sampler(), self._runtime, self._max_seq_len)
 
     def _sampler(self) -> Endpoint:
+        self._check_running()
         if self._run.sampler is None:
             raise UnsupportedError(
                 f"run {self.run_id} has no paired sampler; sample its checkpoints with "

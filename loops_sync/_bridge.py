@@ -248,8 +248,17 @@ class Relay(Generic[E]):
 
     def run(self, function: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run like `Bridge.run`, and call the callback with every event, in order, before returning."""
-        outcome: RelayedOutcome[T] = RelayedOutcome(self._bridge, self._callback_calls)
+        outcome: RelayedOutcome[T] = self._outcome()
         return self._bridge.wait(outcome, partial(outcome.start, function, *args, **kwargs), outcome.cancel)
+
+    def hold(
+        self, function: Callable[P, AbstractAsyncContextManager[T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Held[T]:
+        """Hold like `Bridge.hold`, and call the callback with every event, in order, while entering and leaving."""
+        return Held(self._bridge, lambda: function(*args, **kwargs), self._outcome)
+
+    def _outcome(self) -> RelayedOutcome[Any]:
+        return RelayedOutcome(self._bridge, self._callback_calls)
 
 
 class RelayedOutcome(Outcome[T]):
@@ -295,9 +304,12 @@ class RelayedOutcome(Outcome[T]):
 class Steps(Generic[T, M]):
     """An async generator that other threads advance; it runs in one task from the first step to the end."""
 
-    def __init__(self, bridge: Bridge, generator: AsyncGenerator[T, M]) -> None:
+    def __init__(
+        self, bridge: Bridge, generator: AsyncGenerator[T, M], outcome: Callable[[], Outcome[T]] = Outcome
+    ) -> None:
         self._bridge = bridge
         self._generator = generator
+        self._outcome = outcome
         self._requests: asyncio.Queue[tuple[Outcome[T], M]] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
         self._has_ended = False
@@ -306,7 +318,7 @@ class Steps(Generic[T, M]):
         """Send `message` and return the yielded value; raise `StopAsyncIteration` if the generator has ended."""
         if self._has_ended:
             raise StopAsyncIteration
-        outcome: Outcome[T] = Outcome()
+        outcome = self._outcome()
         return self._bridge.wait(outcome, lambda: self._request(outcome, message), self.cancel)
 
     def close(self) -> None:
@@ -327,6 +339,7 @@ class Steps(Generic[T, M]):
             self._task = asyncio.create_task(self._serve())
             # It does not see a cancellation before its first step.
             self._task.add_done_callback(lambda _: self._refuse(asyncio.CancelledError()))
+        outcome.task = self._task
         self._requests.put_nowait((outcome, message))
 
     async def _serve(self) -> None:
@@ -382,7 +395,12 @@ class Items(Iterator[T]):
 class Held(AbstractContextManager[T]):
     """A plain context manager for an async one, entered at most once; garbage collection leaves it."""
 
-    def __init__(self, bridge: Bridge, make: Callable[[], AbstractAsyncContextManager[T]]) -> None:
+    def __init__(
+        self,
+        bridge: Bridge,
+        make: Callable[[], AbstractAsyncContextManager[T]],
+        outcome: Callable[[], Outcome[Any]] = Outcome,
+    ) -> None:
         async def enter_and_leave() -> AsyncGenerator[Any, BaseException | None]:
             async with AsyncExitStack() as stack:
                 stack.callback(bridge.workers.end_idle)  # last, when its own functions have ended
@@ -393,7 +411,7 @@ class Held(AbstractContextManager[T]):
                     yield await stack.__aexit__(type(error), error, error.__traceback__)
 
         self._bridge = bridge
-        self._steps = Steps(bridge, enter_and_leave())
+        self._steps = Steps(bridge, enter_and_leave(), outcome)
         self._finalizer = _cancel_when_collected(self, bridge, self._steps)
 
     def __enter__(self) -> T:

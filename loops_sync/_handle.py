@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from functools import cached_property
 from inspect import iscoroutinefunction
 from types import TracebackType
@@ -15,7 +15,7 @@ from loops_async.errors import InputError
 
 from ._bridge import Bridge, Held, current
 
-__all__ = ["Closing", "Entered", "Handle", "Opened", "unwrap"]
+__all__ = ["Closing", "Entered", "Handle", "Opened", "Scope", "unwrap"]
 
 P = ParamSpec("P")
 C = TypeVar("C")
@@ -154,6 +154,24 @@ class Opened(Closing[C]):
         raise TypeError(
             f"a {type(self).__name__} belongs to its process and cannot be pickled: create another one there"
         )
+
+
+class Scope(AbstractContextManager[H]):
+    """A context of the core whose value is an object with a twin; garbage collection leaves it, too."""
+
+    def __init__(self, kind: type[H], held: Held[Any], parent: Handle[Any]) -> None:
+        self._kind = kind
+        self._held = held
+        self._parent = parent
+
+    def __enter__(self) -> H:
+        impl = self._held.__enter__()
+        return self._kind._of(impl, self._parent)  # pyright: ignore[reportPrivateUsage] - private to users of handles
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        return self._held.__exit__(kind, error, traceback)
 
 
 def unwrap(handle: Handle[C]) -> C:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
-from typing import Final, Generic, ParamSpec, TypeVar
+from typing import Any, Final, Generic, ParamSpec, TypeVar
 
 __all__ = ["Outcome"]
 
@@ -21,7 +21,7 @@ class Outcome(Generic[T]):
     __slots__ = ("_error", "_pending", "_value", "is_known", "task")
 
     def __init__(self) -> None:
-        self.task: asyncio.Task[bool] | None = None
+        self.task: asyncio.Task[Any] | None = None
         self.is_known = False
         self._error: BaseException | None = None
         self._pending = threading.Lock()

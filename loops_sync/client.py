@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from os import PathLike
 from typing import Literal, Self
 
@@ -25,7 +26,7 @@ from loops_async import (
     WandbConfig,
 )
 from loops_sync._bridge import Items
-from loops_sync._handle import Opened
+from loops_sync._handle import Opened, Scope
 
 from .control_plane import ControlPlane
 from .sampling import SamplingClient
@@ -60,6 +61,13 @@ class ServiceClient(Opened[_core.ServiceClient]):
             ``ALL_PROXY``. This machine and the hosts that ``NO_PROXY`` lists are connected to directly.
         allow_http: whether the API key may be sent unencrypted to another machine, for a service in a network that you
             trust; default ``LOOPS_ALLOW_HTTP``, else False.
+        on_exit: what happens, when this client closes, to the runs and samplers that it created and that were not
+            deactivated: ``"deactivate"`` ends them, concurrently and within 30 s, and logs what could not be ended;
+            ``"warn"`` logs one line that names them and the command that stops them; ``"leave"`` does nothing. What
+            was only attached to is never touched. The default is ``"warn"``: a run that ends takes its unsaved
+            training with it, which no warning brings back, while one that is left can be attached to again and is
+            scaled to zero when it was unused for some time. A client that is never closed warns instead of
+            deactivating.
 
     Raises:
         ConfigError: neither an API key nor a base_url was given, or an argument is invalid.
@@ -84,6 +92,7 @@ class ServiceClient(Opened[_core.ServiceClient]):
         availability_model: AvailabilityModel | Literal["dedicated", "spot"] | None = None,
         proxy: str | None = None,
         allow_http: bool | None = None,
+        on_exit: Literal["deactivate", "warn", "leave"] = "warn",
     ) -> None:
         self._open(
             _core.ServiceClient,
@@ -97,6 +106,7 @@ class ServiceClient(Opened[_core.ServiceClient]):
             availability_model=availability_model,
             proxy=proxy,
             allow_http=allow_http,
+            on_exit=on_exit,
         )
 
     @classmethod
@@ -109,7 +119,10 @@ class ServiceClient(Opened[_core.ServiceClient]):
         return cls._opened(_core.ServiceClient.local, trainer_url=trainer_url, sampler_url=sampler_url)
 
     def close(self) -> None:
-        """End every background task and connection; runs and samplers keep running. Closing again does nothing."""
+        """End every background task and connection. Closing again does nothing.
+
+        Runs and samplers keep running, unless `on_exit` is ``"deactivate"``.
+        """
         super().close()
 
     @property
@@ -142,7 +155,8 @@ class ServiceClient(Opened[_core.ServiceClient]):
     ) -> TrainingClient:
         """Provision a trainer with its paired sampler, and return when the trainer is ready.
 
-        Any number may be provisioned concurrently. A run whose provisioning fails or is cancelled is deactivated.
+        Any number may be provisioned concurrently. A run whose provisioning fails or is cancelled is deactivated. One
+        that is ready runs until it is deactivated: see `training_run` and `TrainingClient.deactivate`.
 
         Args:
             base_model: a Hugging Face repository id that the service supports (`get_server_capabilities`).
@@ -171,6 +185,59 @@ class ServiceClient(Opened[_core.ServiceClient]):
         return TrainingClient._of(
             relay.run(
                 self._impl.create_lora_training_client,
+                base_model=base_model,
+                rank=rank,
+                seed=seed,
+                timeout=timeout,
+                ready_timeout=ready_timeout,
+                wandb_config=wandb_config,
+                max_seq_len=max_seq_len,
+                scale_down_delay_seconds=scale_down_delay_seconds,
+                replicas=replicas,
+                path=path,
+                name=name,
+                sampler_num_replicas=sampler_num_replicas,
+                keep_on_failure=keep_on_failure,
+                on_progress=relay.post,
+            ),
+            self,
+        )
+
+    def training_run(
+        self,
+        base_model: str,
+        rank: int = 32,
+        seed: int | None = None,
+        timeout: float = 600.0,
+        ready_timeout: float = 3600.0,
+        wandb_config: WandbConfig | None = None,
+        *,
+        max_seq_len: int | None = None,
+        scale_down_delay_seconds: int = 3600,
+        replicas: int = 1,
+        path: str | None = None,
+        name: str | None = None,
+        sampler_num_replicas: int | None = None,
+        keep_on_failure: bool = False,
+        on_progress: Callable[[ProvisioningEvent], object] | None = None,
+    ) -> AbstractContextManager[TrainingClient]:
+        """Provision a trainer with its paired sampler for the time of one block.
+
+        The run is deactivated when the block ends, also by an exception, a cancellation or Ctrl-C; save what you need
+        before. This waits at most 30 s. If it fails, the log says so, and the end of the block raises nothing new.
+        Arguments and errors are those of `create_lora_training_client`.
+
+        Example:
+            ::
+
+                with service.training_run("Qwen/Qwen3-0.6B", rank=16) as trainer:
+                    step = trainer.forward_backward(data, "cross_entropy")
+        """
+        relay = self._bridge.relay(on_progress)
+        return Scope(
+            TrainingClient,
+            relay.hold(
+                self._impl.training_run,
                 base_model=base_model,
                 rank=rank,
                 seed=seed,
@@ -324,7 +391,8 @@ class ServiceClient(Opened[_core.ServiceClient]):
     ) -> SamplingClient:
         """Provision a standalone sampler of a base model, and return when it is ready.
 
-        A sampler whose provisioning fails or is cancelled is deactivated if the service supports that.
+        A sampler whose provisioning fails or is cancelled is deactivated if the service supports that. One that is
+        ready runs until it is deactivated: see `standalone_sampler` and `SamplingClient.deactivate`.
 
         Args:
             base_model: a Hugging Face repository id that the service supports.
@@ -384,6 +452,90 @@ class ServiceClient(Opened[_core.ServiceClient]):
                 max_seq_len=max_seq_len,
                 num_replicas=num_replicas,
                 keep_on_failure=keep_on_failure,
+                on_progress=relay.post,
+            ),
+            self,
+        )
+
+    def standalone_sampler(
+        self,
+        base_model: str | None = None,
+        timeout: float = 300.0,
+        ready_timeout: float = 3600.0,
+        *,
+        model_path: str | None = None,
+        max_seq_len: int | None = None,
+        num_replicas: int | None = None,
+        keep_on_failure: bool = False,
+        on_progress: Callable[[ProvisioningEvent], object] | None = None,
+    ) -> AbstractContextManager[SamplingClient]:
+        """Provision a standalone sampler for the time of one block, of a base model or of a checkpoint.
+
+        The sampler is deactivated when the block ends, as `training_run` does it with a run. Give either `base_model`
+        or `model_path`, which is ``bt://loops:<run_id>/sampler_weights/<name>``; other arguments and errors are those
+        of `create_sampling_client`.
+
+        Raises:
+            InputError: both or none of `base_model` and `model_path` were given; nothing was sent.
+
+        Example:
+            ::
+
+                with service.standalone_sampler("Qwen/Qwen3-0.6B") as sampler:
+                    answer = sampler.sample(prompt)
+        """
+        relay = self._bridge.relay(on_progress)
+        return Scope(
+            SamplingClient,
+            relay.hold(
+                self._impl.standalone_sampler,
+                base_model=base_model,
+                timeout=timeout,
+                ready_timeout=ready_timeout,
+                model_path=model_path,
+                max_seq_len=max_seq_len,
+                num_replicas=num_replicas,
+                keep_on_failure=keep_on_failure,
+                on_progress=relay.post,
+            ),
+            self,
+        )
+
+    def attach_sampling_client(
+        self,
+        *,
+        sampler_id: str | None = None,
+        run_id: str | None = None,
+        timeout: float = 300.0,
+        ready_timeout: float = 3600.0,
+        on_progress: Callable[[ProvisioningEvent], object] | None = None,
+    ) -> SamplingClient:
+        """Return a client of a sampler that exists, when it is ready; it samples the weights that are served.
+
+        Args:
+            sampler_id: the id of a sampler, e.g. `SamplingClient.sampler_id` in another program, or a row of
+                ``loops ps``.
+            run_id: the id of a run, for its paired sampler.
+            timeout: seconds that one sample may take, retries included.
+            ready_timeout: seconds that the sampler may take to become ready, e.g. when it was scaled to zero.
+            on_progress: called with each change of state, in order; see `ServiceClient` for its rules.
+
+        Raises:
+            InputError: both or none of `sampler_id` and `run_id` were given; nothing was sent.
+            NotFoundError: there is no such sampler or run.
+            UnsupportedError: the run has no paired sampler.
+            ClosedError: it was deactivated through this service client.
+            SamplerTerminatedError: its deployment has ended.
+            NotReadyError: it was not ready within `ready_timeout`.
+        """
+        relay = self._bridge.relay(on_progress)
+        return SamplingClient._of(
+            relay.run(
+                self._impl.attach_sampling_client,
+                sampler_id=sampler_id,
+                run_id=run_id,
+                timeout=timeout,
+                ready_timeout=ready_timeout,
                 on_progress=relay.post,
             ),
             self,

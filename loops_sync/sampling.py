@@ -20,7 +20,8 @@ class SamplingClient(Handle[_core.SamplingClient]):
     A lightweight value that shares the service client's connection pool: a thousand cost nothing, and none needs
     closing. It can be pickled, without the API key; in another process the key is read from ``BASETEN_API_KEY``.
     Created by `TrainingClient.save_weights_and_get_sampling_client`, `TrainingClient.create_sampling_client`,
-    `ServiceClient.create_sampling_client` and `ServiceClient.create_sampling_client_from_checkpoint`.
+    `ServiceClient.create_sampling_client`, `ServiceClient.create_sampling_client_from_checkpoint`,
+    `ServiceClient.attach_sampling_client` and `ServiceClient.standalone_sampler`.
 
     Example:
         ::
@@ -28,6 +29,16 @@ class SamplingClient(Handle[_core.SamplingClient]):
             answer = sampler.sample(prompt, num_samples=4, sampling_params=loops.SamplingParams(max_tokens=64))
             print(answer.sequences[0].text)
     """
+
+    @property
+    def sampler_id(self) -> str | None:
+        """The id of the sampler, for `ServiceClient.attach_sampling_client`; None without a control plane."""
+        return self._impl.sampler_id
+
+    @property
+    def run_id(self) -> str | None:
+        """The id of the run that the sampler is paired with; None for a standalone sampler, or if it is not known."""
+        return self._impl.run_id
 
     @property
     def checkpoint_path(self) -> str | None:
@@ -244,6 +255,18 @@ class SamplingClient(Handle[_core.SamplingClient]):
         """Return the Hugging Face tokenizer of the base model; needs transformers."""
         return self._bridge.run(self._impl.get_tokenizer)
 
+    def deactivate(self) -> None:
+        """Deactivate the sampler, which must be a standalone one; all of its clients can then sample no more.
+
+        Repeating the call is harmless. The sampler of a run ends with the run, whose training would be lost with it:
+        deactivate that with `TrainingClient.deactivate`, or with ``loops down RUN_ID``.
+
+        Raises:
+            UnsupportedError: the sampler is paired with a run, or the service cannot deactivate samplers.
+            BadRequestError: the same, where only the service knows that it is paired.
+        """
+        self._bridge.run(self._impl.deactivate)
+
     def close(self) -> None:
-        """Do nothing: a sampling client owns no resources."""
+        """Do nothing: a sampling client owns no connections. The sampler keeps running; see `deactivate`."""
         self._bridge.run(self._impl.close)

@@ -463,6 +463,20 @@ class TrainingClient(Closing[_core.TrainingClient]):
         """Return the Hugging Face tokenizer of the base model; needs transformers."""
         return self._bridge.run(self._impl.get_tokenizer)
 
+    def deactivate(self) -> None:
+        """Deactivate the run with its paired sampler, and close this client; training that is not saved is lost.
+
+        Its checkpoints remain. Every client of the run and of its sampler can then do no more. Repeating the call is
+        harmless. See `ServiceClient.training_run` for a block that does this at its end.
+
+        Raises:
+            UnsupportedError: the run has no control plane (`ServiceClient.local`), or the service has no such route.
+        """
+        self._bridge.run(self._impl.deactivate)
+
     def close(self) -> None:
-        """Stop the trainer's heartbeat and the logging. Operations in flight can still be waited for."""
+        """Stop the trainer's heartbeat and the logging. Operations in flight can still be waited for.
+
+        The run keeps running; see `deactivate`.
+        """
         self._bridge.run(self._impl.close)

@@ -29,6 +29,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "_version",
         "_arguments",
         "_http",
+        "_running",
         "control_plane",
         "_operations",
         "_session",

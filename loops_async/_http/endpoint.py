@@ -31,6 +31,8 @@ class Endpoint(Struct, frozen=True, kw_only=True):
     base_model: str
     headers: Mapping[str, str]
     run_id: str | None = None
+    """The run that is trained here, or that the sampler is paired with."""
+    sampler_id: str | None = None
     timeout: float | None = None
     """Time limit of one request, at a sampler of one sample with its retries, in seconds; None for no limit."""
     ready_timeout: float = 3600.0
@@ -84,16 +86,18 @@ class Endpoint(Struct, frozen=True, kw_only=True):
                 api_base_url=service_url,
             )
         headers: dict[str, str] = {}
+        sampler_id = None if sampler.id == protocol.LOCAL_ID else sampler.id
         # A gateway expects the run or the sampler, never both.
         if run_id is not None:
             headers[protocol.RUN_ID] = run_id
-        elif sampler.id != protocol.LOCAL_ID:
-            headers[protocol.SAMPLER_ID] = sampler.id
+        elif sampler_id is not None:
+            headers[protocol.SAMPLER_ID] = sampler_id
         return cls(
             deployment=deployment,
             base_model=sampler.base_model,
             headers=headers,
             run_id=run_id,
+            sampler_id=sampler_id,
             timeout=timeout,
             ready_timeout=ready_timeout,
         )

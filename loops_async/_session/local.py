@@ -10,6 +10,7 @@ from uuid import uuid4
 from msgspec import Struct
 
 from .._http.endpoint import Endpoint
+from ..errors import UnsupportedError
 from ..protocol import LOCAL_ID
 from ..types import CreateRunRequest, CreateSamplerRequest, Run, Sampler
 from .provisioning import ProgressReporter, ProvisioningOptions, wait_until_ready
@@ -36,14 +37,17 @@ class LocalProvisioner:
         yield await self._ready(f"local-{uuid4().hex[:8]}", request.base_model, options)
 
     async def existing_run(self, run_id: str, options: ProvisioningOptions) -> Run:
-        # Only the sampler reports which model a local run trains.
-        service_url = self._runtime.settings.base_url
-        sampler = Endpoint.of_sampler(self._sampler(""), service_url=service_url, run_id=run_id)
-        models = await fetch_served_models(sampler, self._runtime.transport)
-        return await self._ready(run_id, base_model_of(models, sampler), options)
+        return await self._ready(run_id, await self._base_model(run_id), options)
 
     async def sampler(self, request: CreateSamplerRequest, options: ProvisioningOptions) -> Sampler:
         return self._sampler(str(request.base_model))
+
+    async def existing_sampler(
+        self, options: ProvisioningOptions, *, sampler_id: str | None, run_id: str | None
+    ) -> Sampler:
+        if run_id is None:
+            raise UnsupportedError("without a control plane, samplers have no ids: give the `run_id` instead")
+        return self._sampler(await self._base_model(run_id))
 
     async def _ready(self, run_id: str, base_model: str, options: ProvisioningOptions) -> Run:
         run = Run(
@@ -56,6 +60,12 @@ class LocalProvisioner:
         )
         await wait_until_ready(self._runtime, run, options, ProgressReporter("run", options))
         return run
+
+    async def _base_model(self, run_id: str) -> str:
+        """Return the base model of a run, which only the sampler reports."""
+        service_url = self._runtime.settings.base_url
+        sampler = Endpoint.of_sampler(self._sampler(""), service_url=service_url, run_id=run_id)
+        return base_model_of(await fetch_served_models(sampler, self._runtime.transport), sampler)
 
     def _sampler(self, base_model: str) -> Sampler:
         return Sampler(id=LOCAL_ID, base_url=self._urls.sampler, base_model=base_model, created_at=datetime.now(UTC))

@@ -47,7 +47,7 @@ async def find_lost_run(
         # Runs of equal requests are interchangeable; those of different requests cannot be distinguished.
         if any(other != request and may_be(other, run) for other in ledger.unanswered for run in candidates):
             return None
-        ledger.resolve(request, candidates[0].id)  # before any await, so that no other search takes the same run
+        ledger.resolve(request, candidates[0])  # before any await, so that no other search takes the same run
         return candidates[0]
 
     found: Run | None = None

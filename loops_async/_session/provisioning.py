@@ -17,9 +17,10 @@ from msgspec.structs import force_setattr
 
 from .._arguments import check_positive
 from .._http.endpoint import Endpoint
-from ..control_plane import ControlPlane, lost_sampler
-from ..errors import ApiError, LoopsError, LostAnswerError, ProtocolError, UnsupportedError
+from ..control_plane import lost_sampler
+from ..errors import LoopsError, LostAnswerError, UnsupportedError
 from ..types import CreateRunRequest, CreateSamplerRequest, ProvisioningEvent, Run, Sampler
+from .deactivation import problem_of_deactivating
 from .lost_runs import find_lost_run, may_be_sampler
 from .readiness import OnStatus, wait_for_trainer
 from .runtime import Runtime
@@ -32,8 +33,6 @@ log = logging.getLogger("loops_async")
 
 DEACTIVATE_SECONDS: Final = 10.0
 """The longest delay of a failure or a cancellation while the new run or sampler is deactivated."""
-
-NO_SUCH_ROUTE: Final = (404, 405, 501)
 
 
 class ProvisioningOptions(Struct, frozen=True, kw_only=True):
@@ -85,6 +84,12 @@ class Provisioner(Protocol):
         """Return a new sampler when it is ready; deactivate it if the wait fails."""
         ...
 
+    async def existing_sampler(
+        self, options: ProvisioningOptions, *, sampler_id: str | None, run_id: str | None
+    ) -> Sampler:
+        """Return a sampler, or that of a run, when it is ready; never deactivate it."""
+        ...
+
 
 class ServiceProvisioner:
     """Provisions runs and samplers on a service, for the session and the team of one client."""
@@ -100,7 +105,7 @@ class ServiceProvisioner:
         progress = ProgressReporter("run", options)
         creation = self._create_run(request)
         search = partial(self._abandoned_run, request)
-        async with self._deactivated_on_failure(creation, deactivate_run, options, progress, search) as run:
+        async with self._deactivated_on_failure(creation, options, progress, search) as run:
             await wait_until_ready(self._runtime, run, options, progress)
             yield run
 
@@ -112,13 +117,31 @@ class ServiceProvisioner:
     async def sampler(self, request: CreateSamplerRequest, options: ProvisioningOptions) -> Sampler:
         progress = ProgressReporter("sampler", options)
         creation = self._create_sampler(request)
-        async with self._deactivated_on_failure(creation, deactivate_sampler, options, progress) as sampler:
-            gate = self._runtime.gate(Endpoint.of_sampler(sampler, service_url=self._runtime.settings.base_url))
-            if gate is not None:
-                with _failing_alone(progress.waiting(sampler)) as on_status:
-                    await gate.wait(options.ready_timeout, on_status)
-            progress.report(sampler, "ready")
+        async with self._deactivated_on_failure(creation, options, progress) as sampler:
+            await self._wait_for_sampler(sampler, options, progress)
             return sampler
+
+    async def existing_sampler(
+        self, options: ProvisioningOptions, *, sampler_id: str | None, run_id: str | None
+    ) -> Sampler:
+        if run_id is None:
+            sampler = await self._control_plane.get_sampler(str(sampler_id))
+        else:
+            run = await self._control_plane.get_run(run_id)
+            if run.sampler is None:
+                raise UnsupportedError(f"run {run_id} has no paired sampler; give the `sampler_id` of another one")
+            sampler = run.sampler
+        await self._wait_for_sampler(sampler, options, ProgressReporter("sampler", options))
+        return sampler
+
+    async def _wait_for_sampler(
+        self, sampler: Sampler, options: ProvisioningOptions, progress: ProgressReporter
+    ) -> None:
+        gate = self._runtime.gate(Endpoint.of_sampler(sampler, service_url=self._runtime.settings.base_url))
+        if gate is not None:
+            with _failing_alone(progress.waiting(sampler)) as on_status:
+                await gate.wait(options.ready_timeout, on_status)
+        progress.report(sampler, "ready")
 
     async def _create_run(self, request: CreateRunRequest) -> Run:
         try:
@@ -159,7 +182,6 @@ class ServiceProvisioner:
     async def _deactivated_on_failure(
         self,
         creation: Coroutine[Any, Any, T],
-        deactivate: Callable[[ControlPlane, T], Awaitable[None]],
         options: ProvisioningOptions,
         progress: ProgressReporter,
         search: Callable[[], Awaitable[T | None]] | None = None,
@@ -177,9 +199,32 @@ class ServiceProvisioner:
             with anyio.CancelScope(shield=True):
                 abandoned = await _settle(task, progress.kind, search, failure)
                 if abandoned is not None:
-                    work = partial(deactivate, self._control_plane, abandoned)
-                    await _clean_up(abandoned, work, options, progress, failure)
+                    await self._clean_up(abandoned, options, progress, failure)
             raise
+
+    async def _clean_up(
+        self,
+        created: Run | Sampler,
+        options: ProvisioningOptions,
+        progress: ProgressReporter,
+        failure: BaseException,
+    ) -> None:
+        name = f"{progress.kind} {created.id}"
+        # A callback that fails must not stop the cleanup.
+        with suppress(BaseException):
+            progress.report(created, "failed")
+        if options.keep_on_failure:
+            self._runtime.running.leave(created.id)
+            failure.add_note(f"{name} was kept (keep_on_failure) and costs money until it is deactivated")
+            return
+        problem = await problem_of_deactivating(self._control_plane, created, DEACTIVATE_SECONDS)
+        if problem is not None:
+            failure.add_note(f"{name} could not be deactivated and may still cost money: {problem}")
+            log.warning("%s could not be deactivated and may still cost money: %s", name, problem)
+            return
+        self._runtime.running.deactivated(created.id)
+        with suppress(BaseException):
+            progress.report(created, "deactivated")
 
 
 @contextmanager
@@ -213,37 +258,6 @@ async def wait_until_ready(
     progress.report(run, "ready")
 
 
-async def deactivate_run(control_plane: ControlPlane, run: Run) -> None:
-    """Deactivate a run by the route that the service has."""
-    try:
-        await control_plane.deactivate_run(run.id)
-    except (ApiError, ProtocolError) as error:
-        if not _is_missing(error):
-            raise
-        # Older services only know the deployment, and do not say which one a run has.
-        deployment_id = run.deployment_id or next(
-            (each.id for each in await control_plane.list_deployments() if each.base_url == run.base_url), None
-        )
-        if deployment_id is None:
-            raise UnsupportedError(f"this service has no route to deactivate run {run.id}") from error
-        await control_plane.deactivate_deployment(deployment_id)
-
-
-async def deactivate_sampler(control_plane: ControlPlane, sampler: Sampler) -> None:
-    """Deactivate a sampler, if the service supports that."""
-    try:
-        await control_plane.deactivate_sampler(sampler.id)
-    except (ApiError, ProtocolError) as error:
-        if not _is_missing(error):
-            raise
-        raise UnsupportedError(f"this service has no route to deactivate sampler {sampler.id}") from error
-
-
-def _is_missing(error: ApiError | ProtocolError) -> bool:
-    """Whether the error may mean that the service does not have the route."""
-    return isinstance(error, ProtocolError) or error.status in NO_SUCH_ROUTE
-
-
 async def _settle(
     creation: asyncio.Task[T],
     kind: str,
@@ -267,28 +281,3 @@ async def _settle(
     if found is None:
         log.warning("a cancelled creation was not answered in time: an unused %s may exist and cost money", kind)
     return found
-
-
-async def _clean_up(
-    created: Run | Sampler,
-    deactivate: Callable[[], Awaitable[None]],
-    options: ProvisioningOptions,
-    progress: ProgressReporter,
-    failure: BaseException,
-) -> None:
-    name = f"{progress.kind} {created.id}"
-    # A callback that fails must not stop the cleanup.
-    with suppress(BaseException):
-        progress.report(created, "failed")
-    if options.keep_on_failure:
-        failure.add_note(f"{name} was kept (keep_on_failure) and costs money until it is deactivated")
-        return
-    try:
-        with anyio.fail_after(DEACTIVATE_SECONDS):
-            await deactivate()
-    except (LoopsError, TimeoutError) as error:
-        failure.add_note(f"{name} could not be deactivated and may still cost money: {error}")
-        log.warning("%s could not be deactivated and may still cost money: %s", name, error)
-    else:
-        with suppress(BaseException):
-            progress.report(created, "deactivated")

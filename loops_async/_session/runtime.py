@@ -12,10 +12,12 @@ from .._http.endpoint import Endpoint
 from .._http.settings import Settings
 from .._http.transport import Transport
 from .._operations.turns import Turns
+from .._running import Running
 from .._tasks import SingleFlight, TaskOwner, run_to_completion
 from .._waiting import Waits
 from ..control_plane import ControlPlane, RunLedger, control_plane
 from ..types import BasetenDeployment
+from .deactivation import Leftovers, OnExit
 from .heartbeat import Heartbeat
 from .readiness import SamplerGate
 from .unclosed import UnclosedGuard
@@ -39,19 +41,22 @@ class Admission(asyncio.Semaphore):
 class Runtime:
     """The shared state of one open service client; belongs to one event loop."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, on_exit: OnExit = "leave") -> None:
         self.settings: Settings = settings
         self.transport: Transport = Transport(settings)
         self.tasks: TaskOwner = TaskOwner()
         self.heartbeat: Heartbeat = Heartbeat(self.tasks)
-        self.ledger: RunLedger = RunLedger()
-        self.control_plane: ControlPlane = control_plane(self.transport, settings.base_url, self.ledger)
+        self.running: Running = Running()
+        self.ledger: RunLedger = RunLedger(self.running)
+        self.control_plane: ControlPlane = control_plane(self.transport, settings.base_url, self.ledger, self.running)
+        self.leftovers: Leftovers = Leftovers(self.running, self.control_plane, on_exit, settings.base_url)
         self.admission: Admission = Admission(settings.max_connections, self.transport.waits)
         self.tokenizers: SingleFlight[str, Any] = SingleFlight(self.tasks)
         """By base model."""
         self._gates: dict[str, SamplerGate] = {}
         self._turns: dict[str, Turns] = {}
         self._guard: UnclosedGuard | None = None
+        self._closing = asyncio.Lock()
 
     def turns(self, run_id: str) -> Turns:
         """Return the turns of a run's operations, which all of its clients share."""
@@ -78,18 +83,27 @@ class Runtime:
 
     def warn_if_unclosed(self, client: str) -> None:
         """Close this and name `client` in a warning when no client refers to this any longer, or when the loop ends."""
-        self._guard = UnclosedGuard(self, client, partial(_close, self.tasks, self.transport))
+        self._guard = UnclosedGuard(self, client, partial(_abandon, self.tasks, self.leftovers, self.transport))
 
     async def close(self) -> None:
-        """End all tasks, then close all connections, even if the caller is cancelled meanwhile."""
+        """End all tasks, settle what was created, then close all connections, even if the caller is cancelled."""
         if self._guard is not None:
             await self._guard.disarm()
-        await _close(self.tasks, self.transport)
+        await run_to_completion(self._close())
+
+    async def _close(self) -> None:
+        async with self._closing:  # closing again must not disconnect what is still deactivated
+            await self.tasks.close()
+            await self.leftovers.settle()
+            await self.transport.close()
 
 
-async def _close(tasks: TaskOwner, transport: Transport) -> None:
+async def _abandon(tasks: TaskOwner, leftovers: Leftovers, transport: Transport) -> None:
+    """Close the parts of a runtime that nothing refers to: it only names what runs, since the loop may be ending."""
+
     async def close() -> None:
         await tasks.close()
+        leftovers.name()
         await transport.close()
 
     await run_to_completion(close())

@@ -82,8 +82,8 @@ def connection(context: typer.Context) -> Connection:
 
 
 def service(context: typer.Context) -> ServiceClient:
-    """Return a client that opens a session when it is entered."""
-    return ServiceClient(**connection(context).arguments)
+    """Return a client that opens a session when it is entered; what commands create is meant to run on."""
+    return ServiceClient(**connection(context).arguments, on_exit="leave")
 
 
 async def team_id(context: typer.Context, plane: ControlPlane) -> str | None:

@@ -7,7 +7,8 @@ from typing import Annotated, Final
 
 import typer
 
-from .._session.provisioning import ProgressReporter, ProvisioningOptions, deactivate_run, wait_until_ready
+from .._session.deactivation import deactivate_run
+from .._session.provisioning import ProgressReporter, ProvisioningOptions, wait_until_ready
 from .._session.requests import run_request
 from .._session.runtime import Runtime
 from ..client import ServiceClient

@@ -7,7 +7,7 @@ from typing import Annotated, Final
 
 import typer
 
-from .._session.provisioning import deactivate_sampler
+from .._session.deactivation import deactivate_sampler
 from .._session.requests import sampler_request
 from ..control_plane import ControlPlane
 from ..errors import InputError
@@ -119,6 +119,6 @@ def deactivate(
     """Deactivate samplers that are not paired with a run."""
 
     async def one(plane: ControlPlane, sampler_id: str) -> None:
-        await deactivate_sampler(plane, await plane.get_sampler(sampler_id))
+        await deactivate_sampler(plane, (await plane.get_sampler(sampler_id)).id)
 
     deactivate_all(context, sampler_ids, one, as_json=as_json)

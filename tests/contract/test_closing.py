@@ -304,15 +304,16 @@ async def test_a_client_that_is_dropped_unclosed_is_closed_and_named(
         client = await ServiceClient(base_url=local.base_url, api_key=local.api_key).open()
         name = repr(client)
         trainer = await client.create_lora_training_client("echo")
+        run_id = trainer.run_id
         del client
         await train(trainer)
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
             del trainer
-            await eventually(lambda: bool(caplog.records))
-        assert [(one.category, str(one.message)) for one in warned] == [(ResourceWarning, caplog.messages[0])]
-    [record] = caplog.records
-    assert record.getMessage().startswith(f"{name} was not closed: use it in a with block")
+            await eventually(lambda: len(caplog.records) == 2)
+        assert [(one.category, str(one.message)) for one in warned] == [(ResourceWarning, caplog.messages[1])]
+    assert f"still running, and may cost money: run {run_id} (echo)" in caplog.messages[0]
+    assert caplog.messages[1].startswith(f"{name} was not closed: use it in a with block")
 
 
 def test_a_client_that_is_unclosed_when_its_loop_ends_is_closed_and_named(
@@ -329,7 +330,7 @@ def test_a_client_that_is_unclosed_when_its_loop_ends_is_closed_and_named(
     for keeps in (True, False):
         with pytest.warns(ResourceWarning, match="was not closed"):
             asyncio.run(forget(keeps=keeps))
-        assert [record.getMessage()[:15] for record in caplog.records] == ["<ServiceClient "]
+        assert [message[:15] for message in caplog.messages] == ["still running, ", "<ServiceClient "]
         assert sockets_to(local) == []
         caplog.clear()
 
@@ -341,5 +342,6 @@ async def test_a_client_that_was_closed_says_nothing_when_it_is_dropped(
         async with client:
             await train(await client.create_lora_training_client("echo"))
         await client.close()
+        caplog.clear()
         del client
     assert not caplog.records

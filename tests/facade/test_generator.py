@@ -20,6 +20,7 @@ HEAD = '''
 from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Generic, Literal, Self, TypeAlias, TypeVar
 from msgspec import UNSET, UnsetType
 T = TypeVar("T")
@@ -103,6 +104,18 @@ RULES = {
     "alias of a handle": (
         "async def start(self) -> ValueJob: ...",
         "def start(self) -> ValueJob:\n    return ValueJob._of(self._bridge.run(self._impl.start), self)",
+    ),
+    "context of a handle": (
+        """
+        def borrow(
+            self, *, on_event: Callable[[Value], object] | None = None
+        ) -> AbstractAsyncContextManager[Other]: ...
+        """,
+        """
+        def borrow(self, *, on_event: Callable[[Value], object] | None = None) -> AbstractContextManager[Other]:
+            relay = self._bridge.relay(on_event)
+            return Scope(Other, relay.hold(self._impl.borrow, on_event=relay.post), self)
+        """,
     ),
     "handle as an argument": (
         "async def join(self, one: Other) -> None: ...",
@@ -298,6 +311,7 @@ NO_RULE = {
         "the result AsyncIterator",
     ),
     "handles": ("async def f(self, them: Sequence[Other]) -> None: ...", "parameter them: Sequence[Other]"),
+    "context of a value": ("def f(self) -> AbstractAsyncContextManager[Value]: ...", "the result AbstractAsync"),
     "awaitable": ("async def f(self, it: Awaitable[int]) -> None: ...", "parameter it: Awaitable[int]"),
     "awaitable callback": (
         "async def f(self, on_it: Callable[[int], Awaitable[None]] | None = None) -> None: ...",

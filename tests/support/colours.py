@@ -12,7 +12,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Generator, Iterator
 from concurrent.futures import Executor, Future
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from operator import attrgetter
 from types import ModuleType
@@ -21,6 +21,7 @@ from typing import Any, Final
 import loops_async
 import loops_sync
 from loops_sync._bridge import Items, current
+from loops_sync._handle import Scope
 from loops_sync._outcome import Outcome
 
 
@@ -93,6 +94,8 @@ class Blocking(Colour):
     def adopt(self, value: Any) -> Any:
         if isinstance(value, Items):
             return self._items(value)
+        if isinstance(value, Scope):
+            return self._scope(value)
         return _Awaited(self, value) if type(value).__module__.startswith("loops_sync") else value
 
     async def _items(self, items: Items[Any]) -> AsyncGenerator[Any]:
@@ -102,6 +105,18 @@ class Blocking(Colour):
                 yield item
         finally:
             await self.call(items.close)
+
+    @asynccontextmanager
+    async def _scope(self, scope: Scope[Any]) -> AsyncGenerator[Any]:
+        """Enter and leave a blocking context, both in threads."""
+        entered = await self.call(scope.__enter__)
+        try:
+            yield entered
+        except BaseException as error:
+            if not await self.call(scope.__exit__, type(error), error, error.__traceback__):
+                raise
+        else:
+            await self.call(scope.__exit__, None, None, None)
 
     async def call(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         """Call a blocking function in a thread."""

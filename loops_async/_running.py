@@ -1,0 +1,67 @@
+"""What a client created and has not deactivated: it costs money, also when the client is closed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from .errors import ClosedError
+from .types import Run, Sampler
+
+
+class Running:
+    """The runs and standalone samplers that one client created, and which of all were deactivated through it.
+
+    A paired sampler runs as long as its run, and is not listed beside it.
+    """
+
+    def __init__(self) -> None:
+        self._created: dict[str, Run | Sampler] = {}
+        self._deactivated: set[str] = set()
+
+    def add(self, created: Run | Sampler) -> None:
+        """Record what the service created for this client."""
+        self._created[created.id] = created
+
+    def get(self, id_: str) -> Run | Sampler | None:
+        """Return what this client created and has not deactivated."""
+        return self._created.get(id_)
+
+    def leave(self, id_: str) -> None:
+        """Keep it running without a word, as the user asked."""
+        self._created.pop(id_, None)
+
+    def take_all(self) -> list[Run | Sampler]:
+        """Return everything, which is then no longer this client's concern."""
+        created, self._created = self._created, {}
+        return list(created.values())
+
+    def deactivated(self, id_: str) -> None:
+        """Record that a run or a sampler was deactivated, whichever client created it."""
+        self._deactivated.add(id_)
+        self._created.pop(id_, None)
+
+    def deployment_deactivated(self, deployment_id: str) -> None:
+        """Record that the trainers of a deployment were deactivated."""
+        for created in list(self._created.values()):
+            if isinstance(created, Run) and created.deployment_id == deployment_id:
+                self.deactivated(created.id)
+
+    def is_deactivated(self, id_: str | None) -> bool:
+        """Whether a run or a sampler was deactivated through this client."""
+        return id_ in self._deactivated
+
+    def check(self, *, run_id: str | None = None, sampler_id: str | None = None) -> None:
+        """Raise `ClosedError` if the run or the sampler was deactivated through this client."""
+        for kind, id_ in (("run", run_id), ("sampler", sampler_id)):
+            if id_ in self._deactivated:
+                raise ClosedError(f"{kind} {id_} was deactivated through this client; create or attach to another one")
+
+
+def named(created: Iterable[Run | Sampler]) -> str:
+    """Return e.g. ``run r1 (org/model), sampler s1 (org/model)``."""
+    return ", ".join(f"{kind_of(each)} {each.id} ({each.base_model})" for each in created)
+
+
+def kind_of(created: Run | Sampler) -> str:
+    """Return ``run`` or ``sampler``."""
+    return "run" if isinstance(created, Run) else "sampler"
