@@ -21,6 +21,7 @@ class Running:
     def add(self, created: Run | Sampler) -> None:
         """Record what the service created for this client."""
         self._created[created.id] = created
+        self._deactivated.discard(created.id)
 
     def get(self, id_: str) -> Run | Sampler | None:
         """Return what this client created and has not deactivated."""

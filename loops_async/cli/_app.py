@@ -10,6 +10,7 @@ from .._version import __version__
 from . import checkpoints, deployments, local, runs, samplers
 from ._connection import Connection, prepare
 from .capabilities import capabilities
+from .running import down, ps
 from .sample import sample
 
 __all__ = ["app", "prepare"]
@@ -25,6 +26,8 @@ app.add_typer(runs.app, name="runs")
 app.add_typer(samplers.app, name="samplers")
 app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(deployments.app, name="deployments")
+app.command()(ps)
+app.command()(down)
 app.command()(capabilities)
 app.command()(sample)
 app.add_typer(local.app, name="local")

@@ -37,11 +37,12 @@ from ._show import errors
 T = TypeVar("T")
 
 FAILED: Final = 1
+REFUSED: Final = 2
 INTERRUPTED: Final = 130
 LONGEST_NOTICE: Final = 1000
 
 EXIT_CODES: Final[tuple[tuple[int, tuple[type[LoopsError], ...]], ...]] = (
-    (2, (InputError, ConfigError, BadRequestError, UnsupportedError)),
+    (REFUSED, (InputError, ConfigError, BadRequestError, UnsupportedError)),
     (3, (AuthenticationError, PermissionDeniedError)),
     (4, (NotFoundError,)),
     (5, (NotReadyError, ProvisioningError)),
@@ -73,6 +74,14 @@ class Connection(Struct, frozen=True, dict=True):
 
 def _is_interactive() -> bool:
     return sys.stdin.isatty()
+
+
+def confirm(question: str) -> None:
+    """Ask before what cannot be undone; without a terminal to ask in, only ``--yes`` allows it."""
+    if not _is_interactive():
+        fail(f"{question} There is no terminal to ask in: give --yes, too.", REFUSED)
+    if not typer.confirm(question, err=True):
+        fail("nothing was changed", FAILED)
 
 
 def connection(context: typer.Context) -> Connection:

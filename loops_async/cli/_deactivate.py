@@ -17,6 +17,7 @@ def deactivate_all(
     deactivate: Callable[[ControlPlane, str], Awaitable[object]],
     *,
     as_json: bool,
+    quiet: bool = False,
 ) -> None:
     """Deactivate objects concurrently, print the ids of those that succeed, and end with the errors of the others."""
 
@@ -26,5 +27,6 @@ def deactivate_all(
 
     done, failures = on_control_plane(context, lambda plane: all_of(one(plane, id_) for id_ in ids))
     if done or as_json:
-        emit({"deactivated": done}, as_json, lambda _: show_text(f"deactivated {', '.join(done)}"))
+        text = "\n".join(done) if quiet else f"deactivated {', '.join(done)}"
+        emit({"deactivated": done}, as_json, lambda _: show_text(text))
     end(failures)

@@ -8,6 +8,7 @@ from typing import Annotated, Final, TypeAlias
 import typer
 
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Quiet: TypeAlias = Annotated[bool, typer.Option("--quiet", "-q", help="Print only ids, one a line.")]
 Everyone: TypeAlias = Annotated[bool, typer.Option("--all", help="List those of the whole organization.")]
 ReadyTimeout: TypeAlias = Annotated[float, typer.Option(help="Seconds to wait until it is ready.", min=0.1)]
 Keep: TypeAlias = Annotated[bool, typer.Option("--keep", help="Do not deactivate it on failure or Ctrl-C.")]
