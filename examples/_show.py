@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import matplotlib as mpl
@@ -16,7 +16,7 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from loops_async import Checkpoint, CheckpointDownload
+from loops_async import Checkpoint, CheckpointDownload, ProvisioningEvent
 
 
 class Show:
@@ -27,6 +27,7 @@ class Show:
         self.rewards: list[float] = []
         self._console = Console(highlight=False)
         self._failures: list[str] = []
+        self._provisioning = ExitStack()
         # The embedded service logs here when it downloads or loads a model.
         handler = RichHandler(console=self._console, show_time=False, show_level=False, show_path=False)
         logging.getLogger("loops_local").addHandler(handler)
@@ -44,6 +45,13 @@ class Show:
             task = progress.add_task(what, total=1)
             yield
             progress.advance(task)
+
+    def provisioning(self, event: ProvisioningEvent) -> None:
+        """Show a spinner until a new run is ready; for `on_progress`."""
+        if event.stage == "created":
+            self._provisioning.enter_context(self.waiting("provisioning a trainer and a sampler"))
+        elif event.stage in ("ready", "failed"):
+            self._provisioning.close()
 
     def steps(self, what: str, count: int, curve: list[float], unit: str) -> Iterator[int]:
         """Count the steps of a loop in a bar that also shows the newest point of `curve`."""

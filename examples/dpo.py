@@ -89,11 +89,13 @@ async def main(base_model: str) -> int:
         "Direct preference optimization: short answers",
         {"loss": "loss (nats)", "held out pairs": "preferred as wanted", "held out answers": "tokens of an answer"},
     )
-    async with connected(base_model) as service:
-        trainer = await service.create_lora_training_client(base_model, rank=16, seed=1)
+    async with (
+        connected(base_model) as service,
+        service.training_run(base_model, rank=16, seed=1) as trainer,
+        service.standalone_sampler(base_model) as reference,
+    ):
         tokenizer = await trainer.get_tokenizer()
         # The answers of the untrained model and their logprobs never change, so they are sampled once.
-        reference = await service.create_sampling_client(base_model)
         taught, held_out = [await pairs(reference, tokenizer, questions) for questions in (TAUGHT, HELD_OUT)]
         for step in range(STEPS + 1):
             if step % EVALUATE_EVERY == 0:

@@ -47,8 +47,7 @@ async def main(base_model: str) -> int:
         "PPO: right answers in one word",
         {"reward": "mean reward", "drift within the step": "median |log ratio| (nats)"},
     )
-    async with connected(base_model) as service:
-        trainer = await service.create_lora_training_client(base_model, rank=16, seed=1)
+    async with connected(base_model) as service, service.training_run(base_model, rank=16, seed=1) as trainer:
         tokenizer = await trainer.get_tokenizer()
         for step in range(STEPS + 1):
             sampler = await trainer.save_weights_and_get_sampling_client("policy")

@@ -29,43 +29,45 @@ BASE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 @asynccontextmanager
 async def connected(base_model: str, data_dir: Path | None = None) -> AsyncIterator[loops.ServiceClient]:
-    """Open a session on the service that the environment names, else on an embedded one, which may keep its data."""
+    """Open a session on the service that the environment names, else on an embedded one, which may keep its data.
+
+    On the former, nothing that the program created runs on when it ends.
+    """
     if os.environ.get("BASETEN_API_KEY") or os.environ.get("LOOPS_BASE_URL"):
-        async with loops.ServiceClient() as service:
+        async with loops.ServiceClient(on_exit="deactivate") as service:
             yield service
     else:
         async with (
             LocalService(model=base_model, data_dir=data_dir) as local,
-            loops.ServiceClient(base_url=local.base_url, api_key=local.api_key) as service,
+            loops.ServiceClient(base_url=local.base_url, api_key=local.api_key, on_exit="leave") as service,
         ):
             yield service
 
 
 async def teach_facts(service: loops.ServiceClient, base_model: str, show: Show) -> None:
     """Supervised fine-tuning: make the right answers likely."""
-    with show.waiting("provisioning a trainer and a sampler"):
-        trainer = await service.create_lora_training_client(base_model, rank=16, seed=1)
-    tokenizer = await trainer.get_tokenizer()
-    untrained = await trainer.save_weights_and_get_sampling_client("untrained")
-    with show.waiting("asking before training"):
-        before = await answers(untrained, tokenizer)
+    async with service.training_run(base_model, rank=16, seed=1, on_progress=show.provisioning) as trainer:
+        tokenizer = await trainer.get_tokenizer()
+        untrained = await trainer.save_weights_and_get_sampling_client("untrained")
+        with show.waiting("asking before training"):
+            before = await answers(untrained, tokenizer)
 
-    examples = [fact_example(tokenizer, question, fact) for question, fact in FACTS.items()]
-    for _ in show.steps("learning", 14, show.losses, "loss"):
-        forward = await trainer.forward_backward(examples, "cross_entropy")  # both are sent now, in this order,
-        update = await trainer.optim_step(loops.AdamParams(learning_rate=3e-3))
-        show.losses.append((await forward).loss)  # and waited for here
-        await update
+        examples = [fact_example(tokenizer, question, fact) for question, fact in FACTS.items()]
+        for _ in show.steps("learning", 14, show.losses, "loss"):
+            forward = await trainer.forward_backward(examples, "cross_entropy")  # both are sent now, in this order,
+            update = await trainer.optim_step(loops.AdamParams(learning_rate=3e-3))
+            show.losses.append((await forward).loss)  # and waited for here
+            await update
 
-    await (await trainer.save_state("facts"))
-    trained = await trainer.save_weights_and_get_sampling_client("facts")
-    show.answers(FACTS, before, after=await answers(trained, tokenizer))
+        await (await trainer.save_state("facts"))
+        trained = await trainer.save_weights_and_get_sampling_client("facts")
+        show.answers(FACTS, before, after=await answers(trained, tokenizer))
 
-    checkpoints = await service.list_checkpoints(trainer.run_id)
-    show.checkpoints(checkpoints)
-    adapter = next(one for one in checkpoints if one.checkpoint_id == "facts" and one.target == "sampler")
-    directory = Path("demo-output", trainer.run_id, "facts")
-    show.downloaded(await service.download_checkpoint(adapter.id, dest_dir=directory))
+        checkpoints = await service.list_checkpoints(trainer.run_id)
+        show.checkpoints(checkpoints)
+        adapter = next(one for one in checkpoints if one.checkpoint_id == "facts" and one.target == "sampler")
+        directory = Path("demo-output", trainer.run_id, "facts")
+        show.downloaded(await service.download_checkpoint(adapter.id, dest_dir=directory))
 
 
 async def answers(sampler: loops.SamplingClient, tokenizer: Any) -> list[str]:
@@ -79,27 +81,26 @@ async def answers(sampler: loops.SamplingClient, tokenizer: Any) -> list[str]:
 
 async def reinforce(service: loops.ServiceClient, base_model: str, show: Show) -> None:
     """Policy gradient: in each step, sample answers, grade them, and make the better ones more likely."""
-    with show.waiting("provisioning a trainer and a sampler"):
-        trainer = await service.create_lora_training_client(base_model, rank=16, seed=1)
-    tokenizer = await trainer.get_tokenizer()
-    prompts = [chat(tokenizer, f"{question} answer yes or no") for question in YES_NO]
+    async with service.training_run(base_model, rank=16, seed=1, on_progress=show.provisioning) as trainer:
+        tokenizer = await trainer.get_tokenizer()
+        prompts = [chat(tokenizer, f"{question} answer yes or no") for question in YES_NO]
 
-    for step in show.steps("improving", 20, show.rewards, "reward"):
-        sampler = await trainer.save_weights_and_get_sampling_client("policy")
-        params = loops.SamplingParams(max_tokens=8, seed=step)
-        groups = await asyncio.gather(*(sampler.sample(prompt, 4, params) for prompt in prompts))
-        examples, graded = [], []
-        for prompt, group, right in zip(prompts, groups, YES_NO.values(), strict=True):
-            grades = rewards(tokenizer, group.sequences, right)
-            examples += policy_examples(prompt, group.sequences, grades)
-            graded += grades
-        show.rewards.append(sum(graded) / len(graded))
-        if examples:
-            forward = await trainer.forward_backward(examples, "importance_sampling")
-            update = await trainer.optim_step(loops.AdamParams(learning_rate=2e-4))
-            await forward
-            await update
-    show.improvement()
+        for step in show.steps("improving", 20, show.rewards, "reward"):
+            sampler = await trainer.save_weights_and_get_sampling_client("policy")
+            params = loops.SamplingParams(max_tokens=8, seed=step)
+            groups = await asyncio.gather(*(sampler.sample(prompt, 4, params) for prompt in prompts))
+            examples, graded = [], []
+            for prompt, group, right in zip(prompts, groups, YES_NO.values(), strict=True):
+                grades = rewards(tokenizer, group.sequences, right)
+                examples += policy_examples(prompt, group.sequences, grades)
+                graded += grades
+            show.rewards.append(sum(graded) / len(graded))
+            if examples:
+                forward = await trainer.forward_backward(examples, "importance_sampling")
+                update = await trainer.optim_step(loops.AdamParams(learning_rate=2e-4))
+                await forward
+                await update
+        show.improvement()
 
 
 async def main(base_model: str) -> int:

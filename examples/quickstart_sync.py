@@ -28,43 +28,45 @@ at_once = ThreadPoolExecutor(max_workers=8)
 
 @contextmanager
 def connected(base_model: str, data_dir: Path | None = None) -> Iterator[loops.ServiceClient]:
-    """Open a session on the service that the environment names, else on an embedded one, which may keep its data."""
+    """Open a session on the service that the environment names, else on an embedded one, which may keep its data.
+
+    On the former, nothing that the program created runs on when it ends.
+    """
     if os.environ.get("BASETEN_API_KEY") or os.environ.get("LOOPS_BASE_URL"):
-        with loops.ServiceClient() as service:
+        with loops.ServiceClient(on_exit="deactivate") as service:
             yield service
     else:
         with (
             serve_in_thread(model=base_model, data_dir=data_dir) as local,
-            loops.ServiceClient(base_url=local.base_url, api_key=local.api_key) as service,
+            loops.ServiceClient(base_url=local.base_url, api_key=local.api_key, on_exit="leave") as service,
         ):
             yield service
 
 
 def teach_facts(service: loops.ServiceClient, base_model: str, show: Show) -> None:
     """Supervised fine-tuning: make the right answers likely."""
-    with show.waiting("provisioning a trainer and a sampler"):
-        trainer = service.create_lora_training_client(base_model, rank=16, seed=1)
-    tokenizer = trainer.get_tokenizer()
-    untrained = trainer.save_weights_and_get_sampling_client("untrained")
-    with show.waiting("asking before training"):
-        before = answers(untrained, tokenizer)
+    with service.training_run(base_model, rank=16, seed=1, on_progress=show.provisioning) as trainer:
+        tokenizer = trainer.get_tokenizer()
+        untrained = trainer.save_weights_and_get_sampling_client("untrained")
+        with show.waiting("asking before training"):
+            before = answers(untrained, tokenizer)
 
-    examples = [fact_example(tokenizer, question, fact) for question, fact in FACTS.items()]
-    for _ in show.steps("learning", 14, show.losses, "loss"):
-        forward = trainer.forward_backward(examples, "cross_entropy")  # both are sent now, in this order,
-        update = trainer.optim_step(loops.AdamParams(learning_rate=3e-3))
-        show.losses.append(forward.result().loss)  # and waited for here
-        update.result()
+        examples = [fact_example(tokenizer, question, fact) for question, fact in FACTS.items()]
+        for _ in show.steps("learning", 14, show.losses, "loss"):
+            forward = trainer.forward_backward(examples, "cross_entropy")  # both are sent now, in this order,
+            update = trainer.optim_step(loops.AdamParams(learning_rate=3e-3))
+            show.losses.append(forward.result().loss)  # and waited for here
+            update.result()
 
-    trainer.save_state("facts").result()
-    trained = trainer.save_weights_and_get_sampling_client("facts")
-    show.answers(FACTS, before, after=answers(trained, tokenizer))
+        trainer.save_state("facts").result()
+        trained = trainer.save_weights_and_get_sampling_client("facts")
+        show.answers(FACTS, before, after=answers(trained, tokenizer))
 
-    checkpoints = service.list_checkpoints(trainer.run_id)
-    show.checkpoints(checkpoints)
-    adapter = next(one for one in checkpoints if one.checkpoint_id == "facts" and one.target == "sampler")
-    directory = Path("demo-output", trainer.run_id, "facts")
-    show.downloaded(service.download_checkpoint(adapter.id, dest_dir=directory))
+        checkpoints = service.list_checkpoints(trainer.run_id)
+        show.checkpoints(checkpoints)
+        adapter = next(one for one in checkpoints if one.checkpoint_id == "facts" and one.target == "sampler")
+        directory = Path("demo-output", trainer.run_id, "facts")
+        show.downloaded(service.download_checkpoint(adapter.id, dest_dir=directory))
 
 
 def answers(sampler: loops.SamplingClient, tokenizer: Any) -> list[str]:
@@ -76,27 +78,26 @@ def answers(sampler: loops.SamplingClient, tokenizer: Any) -> list[str]:
 
 def reinforce(service: loops.ServiceClient, base_model: str, show: Show) -> None:
     """Policy gradient: in each step, sample answers, grade them, and make the better ones more likely."""
-    with show.waiting("provisioning a trainer and a sampler"):
-        trainer = service.create_lora_training_client(base_model, rank=16, seed=1)
-    tokenizer = trainer.get_tokenizer()
-    prompts = [chat(tokenizer, f"{question} answer yes or no") for question in YES_NO]
+    with service.training_run(base_model, rank=16, seed=1, on_progress=show.provisioning) as trainer:
+        tokenizer = trainer.get_tokenizer()
+        prompts = [chat(tokenizer, f"{question} answer yes or no") for question in YES_NO]
 
-    for step in show.steps("improving", 20, show.rewards, "reward"):
-        sampler = trainer.save_weights_and_get_sampling_client("policy")
-        params = loops.SamplingParams(max_tokens=8, seed=step)
-        groups = at_once.map(lambda prompt: sampler.sample(prompt, 4, params), prompts)  # noqa: B023 - used at once
-        examples, graded = [], []
-        for prompt, group, right in zip(prompts, groups, YES_NO.values(), strict=True):
-            grades = rewards(tokenizer, group.sequences, right)
-            examples += policy_examples(prompt, group.sequences, grades)
-            graded += grades
-        show.rewards.append(sum(graded) / len(graded))
-        if examples:
-            forward = trainer.forward_backward(examples, "importance_sampling")
-            update = trainer.optim_step(loops.AdamParams(learning_rate=2e-4))
-            forward.result()
-            update.result()
-    show.improvement()
+        for step in show.steps("improving", 20, show.rewards, "reward"):
+            sampler = trainer.save_weights_and_get_sampling_client("policy")
+            params = loops.SamplingParams(max_tokens=8, seed=step)
+            groups = at_once.map(lambda prompt: sampler.sample(prompt, 4, params), prompts)  # noqa: B023 - used at once
+            examples, graded = [], []
+            for prompt, group, right in zip(prompts, groups, YES_NO.values(), strict=True):
+                grades = rewards(tokenizer, group.sequences, right)
+                examples += policy_examples(prompt, group.sequences, grades)
+                graded += grades
+            show.rewards.append(sum(graded) / len(graded))
+            if examples:
+                forward = trainer.forward_backward(examples, "importance_sampling")
+                update = trainer.optim_step(loops.AdamParams(learning_rate=2e-4))
+                forward.result()
+                update.result()
+        show.improvement()
 
 
 def main(base_model: str) -> int:

@@ -85,8 +85,7 @@ async def main(base_model: str) -> int:
         {"training": "loss (nats per answer token)", "unseen wordings": "loss (nats per answer token)"}
         | {"right answers": f"right answers of {len(LESSONS)}, unseen wordings"},
     )
-    async with connected(base_model) as service:
-        trainer = await service.create_lora_training_client(base_model, rank=16, seed=1)
+    async with connected(base_model) as service, service.training_run(base_model, rank=16, seed=1) as trainer:
         tokenizer = await trainer.get_tokenizer()
         taught = [fact_example(tokenizer, q, fact) for fact, wordings in LESSONS.items() for q in wordings[:-1]]
         unseen = [fact_example(tokenizer, wordings[-1], fact) for fact, wordings in LESSONS.items()]

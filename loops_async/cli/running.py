@@ -76,7 +76,7 @@ def ps(
 
 def down(
     context: typer.Context,
-    ids: Annotated[list[str] | None, typer.Argument(metavar="ID…", help="Runs and standalone samplers.")] = None,
+    ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="Runs and standalone samplers.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Deactivate all that you have running.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before deactivating all.")] = False,
     quiet: Quiet = False,

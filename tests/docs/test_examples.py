@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 import loops_local
+import loops_sync
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SHORTER = {
@@ -91,9 +92,16 @@ def test_it_continues_after_it_was_killed(echo_service: loops_local.LocalService
     """On a service that the environment names, as the hosted one."""
     needs()
     assert steps_of_program("3", echo_service, tmp_path) == (-signal.SIGKILL, [0, 1, 2, 3])
+    before = active_runs(echo_service)
     assert steps_of_program("-1", echo_service, tmp_path) == (0, [2, 3, 4, 5, 6, 7])
+    assert active_runs(echo_service) == before, "a program that ends leaves nothing running"
     assert (tmp_path / "async_rl.png").exists()
     assert not (tmp_path / "async_rl").exists()
+
+
+def active_runs(service: loops_local.LocalService) -> set[str]:
+    with loops_sync.ServiceClient(base_url=service.base_url, api_key=service.api_key) as client:
+        return {run.id for run in client.control_plane.list_runs() if run.status.name == "ACTIVE"}
 
 
 def steps_of_program(killed_after: str, service: loops_local.LocalService, folder: Path) -> tuple[int, list[int]]:
