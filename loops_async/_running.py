@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from .errors import ClosedError
 from .types import Run, Sampler
 
@@ -56,11 +54,6 @@ class Running:
         for kind, id_ in (("run", run_id), ("sampler", sampler_id)):
             if id_ in self._deactivated:
                 raise ClosedError(f"{kind} {id_} was deactivated through this client; create or attach to another one")
-
-
-def named(created: Iterable[Run | Sampler]) -> str:
-    """Return e.g. ``run r1 (org/model), sampler s1 (org/model)``."""
-    return ", ".join(f"{kind_of(each)} {each.id} ({each.base_model})" for each in created)
 
 
 def kind_of(created: Run | Sampler) -> str:

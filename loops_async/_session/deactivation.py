@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections import Counter
 from collections.abc import Sequence
 from typing import Final, Literal, TypeAlias
 
 import anyio
 
 from .._http.settings import DEFAULT_BASE_URL
-from .._running import Running, kind_of, named
+from .._running import Running, kind_of
 from ..control_plane import ControlPlane
 from ..errors import ApiError, LoopsError, ProtocolError, UnsupportedError
 from ..types import Run, Sampler
@@ -23,6 +24,8 @@ OnExit: TypeAlias = Literal["deactivate", "warn", "leave"]
 
 END_SECONDS: Final = 30.0
 """The time limit of deactivating at the end of a scope, and of all that a client deactivates when it closes."""
+
+MOST_NAMED: Final = 5
 
 NO_SUCH_ROUTE: Final = (404, 405, 501)
 
@@ -128,4 +131,12 @@ class Leftovers:
         known = os.environ.get("LOOPS_BASE_URL") or DEFAULT_BASE_URL
         where = "" if known.strip().rstrip("/") == self._base_url else f"--base-url {self._base_url} "
         ids = " ".join(each.id for each in created)
-        return f"still running, and may cost money: {named(created)}. To stop: loops {where}down {ids}"
+        return f"still running, and may cost money: {_named(created)}. To stop: loops {where}down {ids}"
+
+
+def _named(created: Sequence[Run | Sampler]) -> str:
+    """Return e.g. ``run r1 (org/model), sampler s1 (org/model)``; many are counted: the command has their ids."""
+    if len(created) <= MOST_NAMED:
+        return ", ".join(f"{kind_of(each)} {each.id} ({each.base_model})" for each in created)
+    counts = Counter(map(kind_of, created))
+    return " and ".join(f"{count} {kind}{'s' * (count > 1)}" for kind, count in sorted(counts.items()))

@@ -92,7 +92,7 @@ class Lane:
 
     def client(self) -> loops.ServiceClient:
         """Return a client that is not open yet."""
-        return loops.ServiceClient(base_url=self.proxy.base_url, api_key=self._local.api_key)
+        return loops.ServiceClient(base_url=self.proxy.base_url, api_key=self._local.api_key, on_exit="leave")
 
     @property
     def secret(self) -> str:
@@ -130,6 +130,15 @@ async def _ensure_ready(lane: Lane) -> None:
 
 async def _attach(lane: Lane) -> None:
     await (await lane.service.attach_training_client(lane.trainer.run_id)).close()
+
+
+async def _attach_sampler(lane: Lane) -> None:
+    await lane.service.attach_sampling_client(sampler_id=lane.sampler.sampler_id)
+
+
+async def _scope(lane: Lane) -> None:
+    async with lane.service.training_run("echo"):
+        pass
 
 
 async def _operation(submitted: Awaitable[Awaitable[Any]]) -> None:
@@ -203,6 +212,8 @@ CALLS: tuple[Call, ...] = (
         "GET /v1/loops/runs*",
         _attach,
     ),
+    Call("attach_sampling_client", "GET /v1/loops/samplers/*", _attach_sampler),
+    Call("training_run", "POST */deactivate", _scope),
     *(Call(name, _SUBMIT, call, breaks=True) for name, call in _OPERATIONS),
     *(Call(name, _POLL, call, breaks=True) for name, call in _OPERATIONS),
     Call("forward_backward_custom", _POLL, _custom, breaks=True),

@@ -86,7 +86,7 @@ class Program:
 
     async def _connect(self, stack: AsyncExitStack) -> loops.ServiceClient:
         async def connect() -> loops.ServiceClient:
-            client = self._colour.connected(base_url=self._base_url, api_key=self._api_key)
+            client = self._colour.connected(base_url=self._base_url, api_key=self._api_key, on_exit="leave")
             return await stack.enter_async_context(client)
 
         return await self._needed("open", connect)

@@ -165,7 +165,7 @@ async def soak(seconds: float, seed: int) -> tuple[Measured, Work, list[str]]:
         async with (
             _service(Path(scratch)) as (url, key),
             _proxy(Path(scratch), url, seed) as faulty,
-            loops.ServiceClient(base_url=faulty, api_key=key) as service,
+            loops.ServiceClient(base_url=faulty, api_key=key, on_exit="leave") as service,
         ):
             work = Work(service)
             started = time.monotonic()

@@ -24,7 +24,7 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
 import loops_async as loops
 
 async def main():
-    async with loops.ServiceClient(base_url=sys.argv[1], api_key=sys.argv[2]) as service:
+    async with loops.ServiceClient(base_url=sys.argv[1], api_key=sys.argv[2], on_exit="leave") as service:
         sampler = await service.create_sampling_client(sys.argv[3])
         await asyncio.gather(*(sampler.sample([1, 2], 1, loops.SamplingParams(max_tokens=1)) for _ in range(300)))
 

@@ -117,7 +117,7 @@ import asyncio, sys, threading
 import loops_async as loops
 
 async def main():
-    async with loops.ServiceClient() as service:
+    async with loops.ServiceClient(on_exit="leave") as service:
         await asyncio.gather(*(service.create_lora_training_client("echo") for _ in range(int(sys.argv[1]))))
         print(threading.active_count(), end=" ")
     print(threading.active_count())

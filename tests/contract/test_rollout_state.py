@@ -100,7 +100,7 @@ async def rollout(ctx, task):
 async def main(url, key, base, folder):
     file = f"{folder}/state.json"
     state = loops.RolloutState.read(file)
-    async with loops.ServiceClient(base_url=url, api_key=key) as service:
+    async with loops.ServiceClient(base_url=url, api_key=key, on_exit="leave") as service:
         if state is None:
             trainer = await service.create_lora_training_client(base, rank=8)
         else:

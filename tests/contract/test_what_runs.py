@@ -349,6 +349,19 @@ async def test_the_command_names_the_service_only_if_it_must(
     assert DEFAULT_BASE_URL not in caplog.messages[0]
 
 
+async def test_many_are_counted_and_all_of_them_are_in_the_command(
+    local: LocalService, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with ServiceClient(base_url=local.base_url, api_key=local.api_key) as service:
+        creations = [service.create_sampling_client("echo") for _ in range(5)]
+        ids = [one.sampler_id for one in await asyncio.gather(*creations)]
+        ids.append((await service.create_lora_training_client("echo")).run_id)
+    [line] = caplog.messages
+    what, command = line.split(". To stop: ")
+    assert what == "still running, and may cost money: 1 run and 5 samplers"
+    assert set(ids) < set(command.split())
+
+
 async def test_another_word_is_refused(colour: Colour) -> None:
     with pytest.raises(ConfigError, match="on_exit must be 'deactivate', 'warn' or 'leave'; got 'stop'"):
         async with colour.connected(base_url=DEFAULT_BASE_URL, api_key="key", on_exit="stop"):
