@@ -67,7 +67,7 @@ async def measure(url: str, rounds: int, at_once: int) -> dict[str, list[float]]
     """Return the microseconds of CPU per sample, by variant and round."""
     body = {"prompt": PROMPT, "n": SAMPLES, "max_tokens": MAX_TOKENS, "logprobs": 0, "temperature": 1.0, "top_p": 1.0}
     async with (
-        loops.ServiceClient(base_url=url, api_key="benchmark") as service,
+        loops.ServiceClient(base_url=url, api_key="benchmark", on_exit="leave") as service,
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session,
     ):
         sampler = await service.create_sampling_client("bench")

@@ -51,10 +51,17 @@ class TaskOwner:
         task.add_done_callback(_log_failure)
         return task
 
-    async def run(self, coroutine: Coroutine[Any, Any, T], *, name: str) -> T:
+    async def run(
+        self,
+        coroutine: Coroutine[Any, Any, T],
+        *,
+        name: str,
+        discard: Callable[[T], Coroutine[Any, Any, object]] | None = None,
+    ) -> T:
         """Run `coroutine` and return its result; `close` cancels it and waits for its cleanup.
 
-        A caller that is cancelled also cancels it and waits for its cleanup.
+        A caller that is cancelled also cancels it and waits for its cleanup; if it has succeeded in that very moment,
+        `discard` gets the result, which no caller receives.
 
         Raises:
             ClosedError: the owner was closed before `coroutine` ended.
@@ -69,6 +76,8 @@ class TaskOwner:
             task.cancel()
             with anyio.CancelScope(shield=True):
                 await asyncio.wait([task])
+                if discard is not None and not _has_failed(task):
+                    await discard(task.result())
             raise
 
     async def close(self) -> None:

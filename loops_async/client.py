@@ -81,8 +81,8 @@ class ServiceClient(SameWhenCopied):
             ``"warn"`` logs one line that names them and the command that stops them; ``"leave"`` does nothing. What
             was only attached to is never touched. The default is ``"warn"``: a run that ends takes its unsaved
             training with it, which no warning brings back, while one that is left can be attached to again and is
-            scaled to zero when it was unused for some time. A client that is never closed warns instead of
-            deactivating.
+            scaled to zero when it was unused for some time. Close the client if you rely on ``"deactivate"``: one
+            that is dropped may only warn.
 
     Raises:
         ConfigError: neither an API key nor a base_url was given, or an argument is invalid.
@@ -386,7 +386,9 @@ class ServiceClient(SameWhenCopied):
             async with session.provisioner.run(request, options) as run:
                 return run
 
-        return await session.runtime.tasks.run(provision(), name="provision a run")
+        return await session.runtime.tasks.run(
+            provision(), name="provision a run", discard=lambda run: _discard(session.runtime, run.id, options)
+        )
 
     async def wait_for_run(
         self,
@@ -746,7 +748,11 @@ class ServiceClient(SameWhenCopied):
                     raise
                 return trainer
 
-        return await session.runtime.tasks.run(start(), name="provision a run")
+        async def discard(trainer: TrainingClient) -> None:
+            await _discard(session.runtime, trainer.run_id, options)
+            await trainer.close()
+
+        return await session.runtime.tasks.run(start(), name="provision a run", discard=discard)
 
     @asynccontextmanager
     async def _scope(self, begin: Callable[[], Awaitable[C]], id_of: Callable[[C], str | None]) -> AsyncGenerator[C]:
@@ -785,7 +791,9 @@ class ServiceClient(SameWhenCopied):
         request = check_request(request, CreateSamplerRequest)
         session = self._open_session
         provisioning = session.provisioner.sampler(request, options)
-        return await session.runtime.tasks.run(provisioning, name="provision a sampler")
+        return await session.runtime.tasks.run(
+            provisioning, name="provision a sampler", discard=lambda made: _discard(session.runtime, made.id, options)
+        )
 
 
 class _Session(Struct, frozen=True):
@@ -794,6 +802,12 @@ class _Session(Struct, frozen=True):
     runtime: Runtime
     id: str
     provisioner: Provisioner
+
+
+async def _discard(runtime: Runtime, id_: str, options: ProvisioningOptions) -> None:
+    """Deactivate what became ready in the moment in which its caller was cancelled."""
+    if not options.keep_on_failure:
+        await runtime.leftovers.end(id_)
 
 
 async def _initialize(trainer: TrainingClient, request: CreateRunRequest, with_optimizer: bool) -> None:

@@ -66,8 +66,8 @@ class ServiceClient(Opened[_core.ServiceClient]):
             ``"warn"`` logs one line that names them and the command that stops them; ``"leave"`` does nothing. What
             was only attached to is never touched. The default is ``"warn"``: a run that ends takes its unsaved
             training with it, which no warning brings back, while one that is left can be attached to again and is
-            scaled to zero when it was unused for some time. A client that is never closed warns instead of
-            deactivating.
+            scaled to zero when it was unused for some time. Close the client if you rely on ``"deactivate"``: one
+            that is dropped may only warn.
 
     Raises:
         ConfigError: neither an API key nor a base_url was given, or an argument is invalid.

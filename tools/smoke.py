@@ -27,7 +27,9 @@ def message_without_key() -> str:
 
 async def sample_async(local: loops_local.LocalService) -> list[int]:
     """Train one step and sample."""
-    async with loops_async.ServiceClient(base_url=local.base_url, api_key=local.api_key) as service:
+    async with loops_async.ServiceClient(
+        base_url=local.base_url, api_key=local.api_key, on_exit="deactivate"
+    ) as service:
         trainer = await service.create_lora_training_client("any", rank=8)
         await (await trainer.optim_step(loops_async.AdamParams())).result()
         sampler = await trainer.save_weights_and_get_sampling_client("step-1")
@@ -37,7 +39,7 @@ async def sample_async(local: loops_local.LocalService) -> list[int]:
 
 def sample_blocking(local: loops_local.LocalService) -> list[int]:
     """Do the same without `await`."""
-    with loops_sync.ServiceClient(base_url=local.base_url, api_key=local.api_key) as service:
+    with loops_sync.ServiceClient(base_url=local.base_url, api_key=local.api_key, on_exit="deactivate") as service:
         trainer = service.create_lora_training_client("any", rank=8)
         trainer.optim_step(loops_sync.AdamParams()).result()
         sampler = trainer.save_weights_and_get_sampling_client("step-1")

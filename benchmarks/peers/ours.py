@@ -19,7 +19,7 @@ Work = Callable[[loops.ServiceClient, argparse.Namespace], Coroutine[Any, Any, A
 
 def _run(work: Work) -> Callable[[argparse.Namespace], Any]:
     async def with_service(given: argparse.Namespace) -> Any:
-        async with loops.ServiceClient(base_url=given.url, api_key="benchmark") as service:
+        async with loops.ServiceClient(base_url=given.url, api_key="benchmark", on_exit="leave") as service:
             return await work(service, given)
 
     return lambda given: runner(given)(with_service(given))

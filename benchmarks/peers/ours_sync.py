@@ -11,7 +11,7 @@ from benchmarks.peers.measure import MAX_TOKENS, PROMPT, SAMPLES, Clock, main
 
 def sample(given: argparse.Namespace) -> dict[str, float]:
     """Sample `count` times from as many threads as samples are in flight."""
-    with loops.ServiceClient(base_url=given.url, api_key="benchmark") as service:
+    with loops.ServiceClient(base_url=given.url, api_key="benchmark", on_exit="leave") as service:
         sampler = service.create_sampling_client("bench")
         prompt = loops.ModelInput.from_ints(PROMPT)
         params = loops.SamplingParams(max_tokens=MAX_TOKENS)

@@ -28,6 +28,7 @@ from loops_async import (
     UnsupportedError,
 )
 from loops_async._http.settings import DEFAULT_BASE_URL
+from loops_async._tasks import TaskOwner
 from loops_local import LocalService
 from tests.support.colours import Blocking, Colour
 from tests.support.engines import WatchedEngine
@@ -223,6 +224,30 @@ async def test_a_scope_ends_what_it_began_also_when_it_is_cancelled(
     with pytest.raises(asyncio.CancelledError):
         await task
     assert await status_of(other, client) == "INACTIVE"
+
+
+@kinds
+async def test_what_becomes_ready_in_the_moment_of_a_cancellation_is_ended(
+    local: LocalService, other: ServiceClient, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    created: list[str] = []
+    run = TaskOwner.run
+
+    async def run_and_cancel(owner: TaskOwner, work: Any, **options: Any) -> Any:
+        async def then_cancel() -> Any:
+            made = await work
+            created.append(getattr(made, "run_id", None) or made.id)
+            asyncio.get_running_loop().call_soon(beginning.cancel)
+            return made
+
+        return await run(owner, then_cancel(), **options)
+
+    async with ServiceClient(base_url=local.base_url, api_key=local.api_key, on_exit="leave") as service:
+        monkeypatch.setattr(TaskOwner, "run", run_and_cancel)
+        beginning = asyncio.ensure_future(scope(service, kind).__aenter__())
+        with pytest.raises(asyncio.CancelledError):
+            await beginning
+    assert await status_of(other, created[0]) == "INACTIVE"
 
 
 @kinds

@@ -45,6 +45,28 @@ async def test_close_ends_what_its_own_closing_starts() -> None:
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
+@pytest.mark.parametrize("is_late", [False, True])
+async def test_a_result_in_the_moment_of_a_cancellation_is_not_lost(is_late: bool) -> None:
+    owner, discarded = TaskOwner(), list[str]()
+
+    async def make() -> str:
+        if is_late:  # runs before the caller is told that this is done
+            asyncio.get_running_loop().call_soon(calling.cancel)
+        else:
+            calling.cancel()
+            await asyncio.sleep(0)
+        return "made"
+
+    async def discard(made: str) -> None:
+        await asyncio.sleep(0)
+        discarded.append(made)
+
+    calling = asyncio.ensure_future(owner.run(make(), name="make", discard=discard))
+    with pytest.raises(asyncio.CancelledError):
+        await calling
+    assert discarded == ["made"] * is_late
+
+
 async def cleaning_up(steps: list[int]) -> str:
     for number in range(10):
         steps.append(number)
