@@ -82,11 +82,6 @@ class Weights(Struct, frozen=True, kw_only=True):
             headers[protocol.MIN_POLICY_VERSION] = str(self.min_policy_version)
         return headers
 
-    def __str__(self) -> str:
-        if self.checkpoint_path is not None:
-            return self.checkpoint_path
-        return f"version >= {self.min_policy_version}" if self.min_policy_version else "the live weights"
-
 
 _LIVE_WEIGHTS: Final = Weights()
 
@@ -443,8 +438,7 @@ class SamplingClient(SameWhenCopied):
         """Do nothing: a sampling client owns no connections. The sampler keeps running; see `deactivate`."""
 
     def __repr__(self) -> str:
-        weights = "" if self._weights == _LIVE_WEIGHTS else f" weights={str(self._weights)!r}"
-        return f"<SamplingClient sampler={self.sampler_id or '-'} base_model={self._endpoint.base_model}{weights}>"
+        return f"<SamplingClient sampler={self.sampler_id or '-'} base_model={self._endpoint.base_model}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return sampling_client, (self._sampler, self._weights)
