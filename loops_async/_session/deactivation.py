@@ -26,6 +26,7 @@ END_SECONDS: Final = 30.0
 """The time limit of deactivating at the end of a scope, and of all that a client deactivates when it closes."""
 
 MOST_NAMED: Final = 5
+"""More runs and samplers than this are counted instead."""
 
 NO_SUCH_ROUTE: Final = (404, 405, 501)
 

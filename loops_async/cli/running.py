@@ -33,7 +33,7 @@ IDLE_WINDOW: Final = timedelta(hours=1)
 IDLE_STEP: Final = 60
 
 
-class Running(Struct, frozen=True, kw_only=True):
+class Entry(Struct, frozen=True, kw_only=True):
     """A run or a standalone sampler that was not deactivated. What the service does not tell is None."""
 
     id: str
@@ -50,7 +50,7 @@ class Running(Struct, frozen=True, kw_only=True):
     owner: str | None = None
 
 
-COLUMNS: Final[Columns[Running]] = {
+COLUMNS: Final[Columns[Entry]] = {
     "id": lambda row: row.id,
     "kind": lambda row: row.kind,
     "model": lambda row: row.model,
@@ -111,7 +111,7 @@ async def _named(plane: ControlPlane, id_: str) -> Run | Sampler:
         raise
 
 
-async def _running(context: typer.Context, plane: ControlPlane, *, everyone: bool) -> list[Running]:
+async def _running(context: typer.Context, plane: ControlPlane, *, everyone: bool) -> list[Entry]:
     """Return what runs, the newest first."""
     team: str | None = await team_id(context, plane)
     scope: Scope | None = "org" if everyone else None
@@ -146,14 +146,14 @@ def _deployment_of(run: Run, deployments: Iterable[Deployment]) -> Deployment | 
     return None
 
 
-async def _run_row(plane: ControlPlane, run: Run, deployment: Deployment | None, now: datetime) -> Running:
+async def _run_row(plane: ControlPlane, run: Run, deployment: Deployment | None, now: datetime) -> Entry:
     if deployment is None:
         return _row(run, run.status.name, now)
     return _row(run, deployment.status.name, now, await _idle_seconds(plane, deployment.id, run.created_at, now))
 
 
-def _row(found: Run | Sampler, status: str | None, now: datetime, idle_seconds: float | None = None) -> Running:
-    return Running(
+def _row(found: Run | Sampler, status: str | None, now: datetime, idle_seconds: float | None = None) -> Entry:
+    return Entry(
         id=found.id,
         kind="run" if isinstance(found, Run) else "sampler",
         model=found.base_model,
@@ -206,6 +206,6 @@ def _in_words(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} d"
 
 
-def _show_ids(rows: Sequence[Running]) -> None:
+def _show_ids(rows: Sequence[Entry]) -> None:
     for row in rows:
         show_text(row.id)

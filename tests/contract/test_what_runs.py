@@ -16,6 +16,7 @@ import pytest
 
 from loops_async import (
     AdamParams,
+    BadRequestError,
     ClosedError,
     ConfigError,
     InputError,
@@ -80,6 +81,11 @@ async def test_a_second_program_samples_what_a_run_publishes(
         assert (await attached.sample(PROMPT, 1, FEW_TOKENS)).policy_version == 1
         assert attached.run_id == published.run_id == trainer.run_id
         assert attached.sampler_id == published.sampler_id == (trainer.run.sampler and trainer.run.sampler.id)
+        by_its_id = await elsewhere.attach_sampling_client(sampler_id=attached.sampler_id)
+        assert (await by_its_id.sample(PROMPT, 1, FEW_TOKENS)).policy_version == 1
+        assert by_its_id.run_id is None
+        with pytest.raises(BadRequestError, match="deactivate the run"):  # only the service knows that it is paired
+            await by_its_id.deactivate()
 
 
 async def test_ids_are_known_after_pickling(colour: Colour, service: ServiceClient, trainer: TrainingClient) -> None:
