@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from datetime import date, time
 from functools import cache
-from html import escape
 from itertools import islice
 from numbers import Real
 from pathlib import PurePath
@@ -290,13 +289,19 @@ def _table(value: Any) -> str:
             shown.append(_row("…", "…"))
             break
         shown.append(row)
-    head = f"<caption>{escape(type(value).__name__)}</caption><thead>{_row('field', 'value', 'th')}</thead>"
+    head = f"<caption>{_escaped(type(value).__name__)}</caption><thead>{_row('field', 'value', 'th')}</thead>"
     return f"<table>{head}<tbody>{''.join(shown)}</tbody></table>"
 
 
 def _row(name: str, text: str, tag: str = "td") -> str:
-    cells = (f'<{tag} style="text-align: left">{escape(each)}</{tag}>' for each in (name, text))
+    cells = (f'<{tag} style="text-align: left">{_escaped(each)}</{tag}>' for each in (name, text))
     return f"<tr>{''.join(cells)}</tr>"
+
+
+def _escaped(text: str) -> str:
+    from html import escape  # importing it takes milliseconds, and only notebooks need it
+
+    return escape(text)
 
 
 def _rows(value: Struct) -> Iterator[tuple[str, str]]:

@@ -8,7 +8,6 @@ import threading
 import traceback
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Future
-from multiprocessing import get_context
 from queue import SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
@@ -155,6 +154,8 @@ class _Process:
     """A process that makes one call after the other."""
 
     def __init__(self) -> None:
+        from multiprocessing import get_context  # takes milliseconds, and few programs need it
+
         spawn = get_context("spawn")  # a fork of a process with threads may hang
         self._connection, theirs = spawn.Pipe()
         self._process = spawn.Process(target=_work, args=(theirs,), daemon=True)
