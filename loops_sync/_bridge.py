@@ -68,7 +68,7 @@ class Bridge:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._is_stopping = False
-        self.workers = Workers()
+        self.workers: Workers = Workers()
 
     def run(self, function: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a coroutine function on the loop, and return its result or raise its error.

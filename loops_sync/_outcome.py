@@ -22,7 +22,7 @@ class Outcome(Generic[T]):
 
     def __init__(self) -> None:
         self.task: asyncio.Task[Any] | None = None
-        self.is_known = False
+        self.is_known: bool = False
         self._error: BaseException | None = None
         self._pending = threading.Lock()
         self._pending.acquire()
