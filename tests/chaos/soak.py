@@ -97,7 +97,7 @@ class Measured(Struct):
         for axes, (name, values) in zip(all_axes, self._series(), strict=True):
             axes.plot([second / 60 for second in self.seconds], values, linewidth=1)
             axes.set_ylabel("memory, MB" if name == "memory_mb" else name)
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.1 * max(values))
             axes.grid(alpha=0.3)
         all_axes[-1].set_xlabel("minutes")
         figure.suptitle(title)
