@@ -7,6 +7,7 @@ from collections.abc import AsyncIterable, Callable, Iterable
 from contextlib import aclosing
 from typing import Any, TypeAlias
 
+from .._http.body import Pacer
 from .._sampling.many import each
 from .._tasks import TaskOwner, is_being_cancelled
 from ..errors import RolloutError
@@ -79,6 +80,7 @@ class Producer:
         return list(self._running.values())
 
     async def _read(self, source: Tasks) -> None:
+        pacer = Pacer()
         try:
             index = 0
             async with aclosing(each(source)) as tasks:
@@ -86,7 +88,7 @@ class Producer:
                     if self._progress.is_wanted(index):
                         self._begin(index, task, await self._gate.admit())
                     else:
-                        await asyncio.sleep(0)  # there may be millions of them
+                        await pacer.pause()  # there may be millions of them
                     index += 1
         except asyncio.CancelledError as cancelled:
             if is_being_cancelled():
