@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Hashable, Sequence
+from collections.abc import Callable, Collection, Coroutine, Hashable, Sequence
 from typing import Any, Generic, TypeVar
 
 import anyio
@@ -30,6 +30,14 @@ def is_being_cancelled() -> bool:
     """Whether the current task was cancelled; otherwise a `CancelledError` in it is the mistake of what it awaits."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
+
+
+async def cancel_and_wait(tasks: Collection[asyncio.Task[Any]]) -> None:
+    """Cancel tasks, and wait until all have ended."""
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)
 
 
 class TaskOwner:
@@ -83,9 +91,7 @@ class TaskOwner:
     async def close(self) -> None:
         """Cancel every task and wait until all have ended."""
         while tasks := list(self._tasks):
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
+            await cancel_and_wait(tasks)
 
 
 def _log_failure(task: asyncio.Task[None]) -> None:

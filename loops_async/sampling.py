@@ -277,27 +277,31 @@ class SamplingClient(SameWhenCopied):
         """
         limiter = as_limiter(limit)
         on_failure = _checked_on_error(on_error, keep_errors=keep_errors)
+        num_samples = check_at_least(num_samples, 1, "num_samples")
         arguments = {
-            "num_samples": check_at_least(num_samples, 1, "num_samples"),
+            "num_samples": num_samples,
             "sampling_params": sampling_params,
             "include_prompt_logprobs": include_prompt_logprobs,
             "topk_prompt_logprobs": topk_prompt_logprobs,
             "timeout": timeout,
         }
         is_raised = on_failure == "raise"
+
+        def most_prompts() -> int:
+            return limiter.limit // num_samples
+
         if processes is None:
             work = partial(_outcome, partial(_limited, self, limiter, arguments), is_raised)
             # One more than have a place: it waits, which shows an adaptive limit that it could be larger.
-            most = lambda: limiter.limit // num_samples + 1  # noqa: E731
-            outcomes = BoundedMap(prompts, work, most=most, ordered=ordered).results()
+            outcomes = BoundedMap(prompts, work, most=lambda: most_prompts() + 1, ordered=ordered).results()
         else:
             processes = check_at_least(processes, 1, "processes")
             if isinstance(limit, Adaptive | Limiter):
                 raise InputError("limit", f"must be a number with `processes`, which share no limiter; got {limit!r}")
             self._check_key_in_environment()
             sample_chunk = partial(_chunk_outcomes, self, arguments, is_raised)
-            most_prompts = limiter.limit // num_samples
-            outcomes = map_in_processes(prompts, sample_chunk, processes=processes, limit=most_prompts, ordered=ordered)
+            most = most_prompts()
+            outcomes = map_in_processes(prompts, sample_chunk, processes=processes, limit=most, ordered=ordered)
         async with aclosing(outcomes):
             async for index, outcome in outcomes:
                 if not isinstance(outcome, LoopsError):

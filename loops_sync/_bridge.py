@@ -28,6 +28,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, Final, Generic, ParamSpec, TypeVar, cast
 
+from loops_async._tasks import cancel_and_wait
 from loops_async.errors import ClosedError
 
 from ._outcome import Outcome
@@ -220,11 +221,7 @@ def _serve(loop: asyncio.AbstractEventLoop) -> None:
 
 
 async def _cancel_all() -> None:
-    tasks = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in tasks:
-        task.cancel()
-    if tasks:
-        await asyncio.wait(tasks)
+    await cancel_and_wait(asyncio.all_tasks() - {asyncio.current_task()})
 
 
 class Relay(Generic[E]):

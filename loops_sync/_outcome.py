@@ -7,12 +7,18 @@ import threading
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Generic, ParamSpec, TypeVar
 
-__all__ = ["Outcome"]
+__all__ = ["Outcome", "without_first_frame"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 SUCCEEDED: Final = "its call had already succeeded: the objects that it created still exist"
+
+
+def without_first_frame(error: BaseException) -> BaseException:
+    """Return an error of another thread without the frame that caught it there, which tells a reader nothing."""
+    traceback = error.__traceback__
+    return error.with_traceback(traceback.tb_next if traceback else None)
 
 
 class Outcome(Generic[T]):
@@ -67,11 +73,10 @@ class Outcome(Generic[T]):
         if self._error is None:
             return self._value
         error, self._error = self._error, None
-        traceback = error.__traceback__
         try:
-            raise error.with_traceback(traceback.tb_next if traceback else None)  # without the frame of `capture`
+            raise without_first_frame(error)
         finally:
-            del error, traceback  # they refer to this frame, which refers to them
+            del error  # its traceback refers to this frame, which refers to it
 
     def _end(self) -> None:
         self.is_known = True

@@ -21,7 +21,7 @@ from typing import Any, Final, Generic, ParamSpec, TypeVar
 
 from loops_async._tasks import run_to_completion
 
-from ._outcome import Outcome
+from ._outcome import Outcome, without_first_frame
 
 __all__ = ["Worker", "Workers"]
 
@@ -206,11 +206,10 @@ class Call(Generic[T]):
         error, self._error = self._error, None
         if error is None:
             return self._value
-        traceback = error.__traceback__
         try:
-            raise error.with_traceback(traceback.tb_next if traceback else None)  # without the frame of `make`
+            raise without_first_frame(error)
         finally:
-            del error, traceback  # they refer to this frame, which refers to them
+            del error  # its traceback refers to this frame, which refers to it
 
     def raise_failure(self) -> None:
         """Raise the function's error, unless that is its cancellation."""

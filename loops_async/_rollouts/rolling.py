@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Collection
+from collections.abc import Awaitable
 from typing import Any
 
 from msgspec import Struct
 
-from .._tasks import is_being_cancelled
+from .._tasks import cancel_and_wait, is_being_cancelled
 from .._waiting import TimeLimit
 from ..errors import InputError
 from ..types.tensors import is_list_like
@@ -65,7 +65,7 @@ class Roller:
                     missing += 1
                     failure = result if isinstance(result, Failed) else failure
         finally:
-            await _end(running)
+            await cancel_and_wait(running)
         if failure is not None and missing > spare:
             return failure
         return [episodes[member] for member in sorted(episodes)]
@@ -126,10 +126,3 @@ def _checked_episode(episode: Any, source: str) -> Episode:
         raise InputError("rollout", f"{source} has no reward: set episode.reward before you return it")
     episode.check()
     return episode
-
-
-async def _end(tasks: Collection[asyncio.Task[Any]]) -> None:
-    for task in tasks:
-        task.cancel()
-    if tasks:
-        await asyncio.wait(tasks)

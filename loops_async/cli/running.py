@@ -12,6 +12,7 @@ from typing import Annotated, Final
 import typer
 from msgspec import Struct
 
+from .._running import kind_of
 from .._session.deactivation import deactivate
 from ..control_plane import ControlPlane
 from ..errors import LoopsError, NotFoundError
@@ -155,7 +156,7 @@ async def _run_row(plane: ControlPlane, run: Run, deployment: Deployment | None,
 def _row(found: Run | Sampler, status: str | None, now: datetime, idle_seconds: float | None = None) -> Entry:
     return Entry(
         id=found.id,
-        kind="run" if isinstance(found, Run) else "sampler",
+        kind=kind_of(found),
         model=found.base_model,
         name=found.name if isinstance(found, Run) else None,
         status=status,
