@@ -31,6 +31,10 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         """Move the clock forward."""
         self._now += seconds
 
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:
+        """Wait for the threads in real time: a limit would be a timer, to which the clock jumps at once."""
+        await super().shutdown_default_executor()
+
 
 class _JumpingSelector(selectors.DefaultSelector):
     def __init__(self, loop: VirtualTimeLoop) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 
@@ -40,6 +41,23 @@ def test_a_thread_is_waited_for_when_nothing_else_can_happen() -> None:
         return await asyncio.to_thread(sum, [1, 2])
 
     assert virtual_time.run(main()) == 3
+
+
+def test_a_thread_that_is_still_busy_at_the_end_is_waited_for() -> None:
+    """Since Python 3.12 a runner limits this wait by the clock of its loop, which would jump over it."""
+    release = threading.Event()
+    ended: list[str] = []
+
+    def work() -> None:
+        release.wait()
+        ended.append("work")
+
+    async def main() -> None:
+        asyncio.get_running_loop().run_in_executor(None, work)
+        threading.Timer(0.05, release.set).start()
+
+    virtual_time.run(main())
+    assert ended == ["work"]
 
 
 def test_a_simulation_that_is_stuck_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
