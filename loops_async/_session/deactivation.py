@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final, Literal, TypeAlias
 
 import anyio
@@ -15,7 +15,7 @@ from .._http.settings import DEFAULT_BASE_URL
 from .._running import Running, kind_of
 from ..control_plane import ControlPlane
 from ..errors import ApiError, LoopsError, ProtocolError, UnsupportedError
-from ..types import Run, Sampler
+from ..types import Deployment, Run, Sampler
 
 log = logging.getLogger("loops_async")
 
@@ -50,13 +50,26 @@ async def deactivate_run(control_plane: ControlPlane, run: Run) -> None:
     except (ApiError, ProtocolError) as error:
         if not _is_missing(error):
             raise
-        # Older services only know the deployment, and do not say which one a run has.
-        deployment_id = run.deployment_id or next(
-            (each.id for each in await control_plane.list_deployments() if each.base_url == run.base_url), None
-        )
+        deployment_id = await deployment_id_of(control_plane, run)
         if deployment_id is None:
             raise UnsupportedError(f"this service has no route to deactivate run {run.id}") from error
         await control_plane.deactivate_deployment(deployment_id)
+
+
+async def deployment_id_of(control_plane: ControlPlane, run: Run) -> str | None:
+    """Return the id of a run's deployment; None for a serverless run."""
+    if run.deployment_id is not None:
+        return run.deployment_id
+    found = deployment_of(run, await control_plane.list_deployments())
+    return None if found is None else found.id
+
+
+def deployment_of(run: Run, deployments: Iterable[Deployment]) -> Deployment | None:
+    """Return the deployment of a run; older services do not say which one it is."""
+    for each in deployments:
+        if run.deployment_id == each.id or (run.deployment_id is None and run.base_url == each.base_url):
+            return each
+    return None
 
 
 async def deactivate_sampler(control_plane: ControlPlane, sampler_id: str) -> None:

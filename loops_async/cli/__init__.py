@@ -1,12 +1,13 @@
-"""The command line ``loops``: runs, samplers, checkpoints and deployments without Python. Needs the ``cli`` extra.
-
-Exit codes: 0 success, 1 the service or this machine failed, 2 invalid request, 3 API key rejected, 4 not found,
-5 provisioning failed or not ready in time, 6 service not reached, 130 interrupted.
-"""
+"""The command line ``loops``: runs, samplers, checkpoints and deployments without Python. Needs the ``cli`` extra."""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+from typing import Final
+
+NAMES: Final = ("loops", "loops-async")
+"""What it is installed as: a package of the vendor installs a `loops`, too."""
 
 
 def main() -> None:
@@ -19,4 +20,5 @@ def main() -> None:
             raise
         sys.exit(f"loops: the command line needs {package}: pip install 'loops-async[cli]'")
     prepare()
-    app(prog_name="loops")
+    name = Path(sys.argv[0]).name
+    app(prog_name=name if name in NAMES else NAMES[0])

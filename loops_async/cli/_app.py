@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal, TypeAlias
 
 import typer
 
 from .._version import __version__
 from . import checkpoints, deployments, local, runs, samplers
 from ._connection import Connection, prepare
+from ._exit_codes import in_one_sentence
+from ._help import App
+from ._options import one_of
 from .capabilities import capabilities
 from .running import down, ps
 from .sample import sample
 
 __all__ = ["app", "prepare"]
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    epilog="The API key is read from BASETEN_API_KEY, or prompted for. Exit codes: 1 failed, 2 invalid request, 3 key "
-    "rejected, 4 not found, 5 not ready, 6 service not reached, 130 interrupted.",
+AuthScheme: TypeAlias = Literal["Bearer", "Api-Key"]
+
+app = App(
+    "Baseten Loops: LoRA training runs, samplers and checkpoints.",
+    epilog=f"The API key is read from BASETEN_API_KEY, or asked for in a terminal.\n\n{in_one_sentence()}",
 )
 app.add_typer(runs.app, name="runs")
 app.add_typer(samplers.app, name="samplers")
@@ -28,8 +30,8 @@ app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(deployments.app, name="deployments")
 app.command()(ps)
 app.command()(down)
-app.command()(capabilities)
 app.command()(sample)
+app.command()(capabilities)
 app.add_typer(local.app, name="local")
 
 
@@ -43,12 +45,14 @@ def _show_version(is_given: bool) -> None:
 def options(
     context: typer.Context,
     base_url: Annotated[
-        str | None, typer.Option(help="The service; default LOOPS_BASE_URL, else the hosted one.")
+        str | None, typer.Option(metavar="URL", help="The service; default LOOPS_BASE_URL, else the hosted one.")
     ] = None,
     team: Annotated[
         str | None, typer.Option(help="The name or id of a team; default LOOPS_TEAM, else your own.")
     ] = None,
-    auth_scheme: Annotated[str, typer.Option(help="Bearer or Api-Key.")] = "Bearer",
+    auth_scheme: Annotated[
+        AuthScheme, typer.Option(metavar=one_of(AuthScheme), help="How the key is sent.")
+    ] = "Bearer",
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
     ] = False,

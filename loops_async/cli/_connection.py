@@ -9,45 +9,40 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from functools import cached_property
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import typer
 from msgspec import Struct
 
 from .._http.settings import Settings, resolve_settings
 from .._session.runtime import Runtime
-from .._text import one_line, visible
 from ..client import ServiceClient
 from ..control_plane import ControlPlane, resolve_team
-from ..errors import (
-    AuthenticationError,
-    BadRequestError,
-    ConfigError,
-    InputError,
-    LoopsError,
-    NotFoundError,
-    NotReadyError,
-    PermissionDeniedError,
-    ProvisioningError,
-    TransportError,
-    UnsupportedError,
-)
-from ._show import errors
+from ..errors import LoopsError
+from ._exit_codes import FAILED, INTERRUPTED, REFUSED, exit_code
+from ._show import complain, leave_closed_pipe, note
+from ._words import in_words_of_options
+
+__all__ = [
+    "FAILED",
+    "Connection",
+    "all_of",
+    "complain",
+    "confirm",
+    "connection",
+    "end",
+    "fail",
+    "key_of_environment",
+    "on_control_plane",
+    "on_service",
+    "paragraph",
+    "prepare",
+    "run",
+    "service",
+    "team_id",
+]
 
 T = TypeVar("T")
-
-FAILED: Final = 1
-REFUSED: Final = 2
-INTERRUPTED: Final = 130
-LONGEST_NOTICE: Final = 1000
-
-EXIT_CODES: Final[tuple[tuple[int, tuple[type[LoopsError], ...]], ...]] = (
-    (REFUSED, (InputError, ConfigError, BadRequestError, UnsupportedError)),
-    (3, (AuthenticationError, PermissionDeniedError)),
-    (4, (NotFoundError,)),
-    (5, (NotReadyError, ProvisioningError)),
-    (6, (TransportError,)),
-)
 
 
 # `dict=True` gives `cached_property` a place to store its value.
@@ -61,7 +56,7 @@ class Connection(Struct, frozen=True, dict=True):
     @cached_property
     def arguments(self) -> dict[str, Any]:
         """The arguments of a client. Prompts for a missing API key, once, if standard input is a terminal."""
-        key = os.environ.get("BASETEN_API_KEY") or None
+        key = key_of_environment()
         if key is None and _is_interactive():
             key = typer.prompt("API key (BASETEN_API_KEY)", hide_input=True, err=True)
         return {"api_key": key, "base_url": self.base_url, "team": self.team, "auth_scheme": self.auth_scheme}
@@ -70,6 +65,11 @@ class Connection(Struct, frozen=True, dict=True):
     def settings(self) -> Settings:
         """The settings that a client derives from these arguments and the environment."""
         return resolve_settings(**self.arguments)
+
+
+def key_of_environment() -> str | None:
+    """Return the API key of the environment."""
+    return os.environ.get("BASETEN_API_KEY") or None
 
 
 def _is_interactive() -> bool:
@@ -101,22 +101,24 @@ async def team_id(context: typer.Context, plane: ControlPlane) -> str | None:
     return None if team is None else await resolve_team(plane, team)
 
 
-def run(work: Coroutine[Any, Any, T]) -> T:
+def run(context: typer.Context, work: Coroutine[Any, Any, T]) -> T:
     """Run a command's coroutine; an error becomes one paragraph on standard error and an exit code."""
     try:
         return asyncio.run(work)
     except KeyboardInterrupt:
         fail("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        leave_closed_pipe()
     except LoopsError as error:
-        fail(_paragraph(error), exit_code(error))
+        fail(paragraph(context, error), exit_code(error))
     except (OSError, ImportError) as error:
-        fail(_paragraph(error), FAILED)
+        fail(paragraph(context, error), FAILED)
     except Exception as error:
         if os.environ.get("LOOPS_TRACEBACK"):
             raise
         fail(
-            f"{type(error).__name__}: {_paragraph(error)} This should not happen: please report it, with the output "
-            "of the same command under LOOPS_TRACEBACK=1.",
+            f"{type(error).__name__}: {paragraph(context, error)} This should not happen: please report it, with the "
+            "output of the same command under LOOPS_TRACEBACK=1.",
             FAILED,
         )
 
@@ -131,7 +133,7 @@ def on_service(context: typer.Context, work: Callable[[Runtime], Awaitable[T]]) 
         finally:
             await runtime.close()
 
-    return run(connected())
+    return run(context, connected())
 
 
 def on_control_plane(context: typer.Context, work: Callable[[ControlPlane], Awaitable[T]]) -> T:
@@ -146,17 +148,12 @@ async def all_of(work: Iterable[Awaitable[T]]) -> tuple[list[T], list[Exception]
     return [outcome for outcome in outcomes if not isinstance(outcome, BaseException)], failures
 
 
-def end(failures: Sequence[Exception]) -> None:
+def end(context: typer.Context, failures: Sequence[Exception]) -> None:
     """Print all failures; if there are any, end the command with the exit code of the first."""
     if failures:
         for failure in failures[1:]:
-            complain(_paragraph(failure))
-        fail(_paragraph(failures[0]), exit_code(failures[0]))
-
-
-def exit_code(error: Exception) -> int:
-    """Return the exit code for an error."""
-    return next((code for code, kinds in EXIT_CODES if isinstance(error, kinds)), FAILED)
+            complain(paragraph(context, failure))
+        fail(paragraph(context, failures[0]), exit_code(failures[0]))
 
 
 def fail(message: str, code: int) -> NoReturn:
@@ -165,15 +162,11 @@ def fail(message: str, code: int) -> NoReturn:
     raise typer.Exit(code)
 
 
-def complain(message: str) -> None:
-    """Print an error to standard error."""
-    errors.print(visible(f"loops: {message}"), style="red", markup=False, highlight=False, soft_wrap=True)
-
-
-def _paragraph(error: Exception) -> str:
+def paragraph(context: typer.Context, error: Exception) -> str:
+    """Return the message of an error with its notes, in the words of the command line."""
     texts = [" ".join(text.split()) for text in (str(error), *getattr(error, "__notes__", []))]
     sentences = (text if text.endswith((".", "!", "?")) else f"{text}." for text in texts if text)
-    return " ".join(sentences) or type(error).__name__
+    return in_words_of_options(context, error, " ".join(sentences)) or type(error).__name__
 
 
 def prepare() -> None:
@@ -192,5 +185,4 @@ class _Notices(logging.Handler):
     """Prints the log of the library, e.g. its retries, to standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = one_line(f"loops: {record.getMessage()}", LONGEST_NOTICE)
-        errors.print(text, style="dim", markup=False, highlight=False, no_wrap=True, overflow="ellipsis", width=100)
+        note(" ".join(f"loops: {record.getMessage()}".split()))

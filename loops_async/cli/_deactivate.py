@@ -17,7 +17,7 @@ def deactivate_all(
     deactivate: Callable[[ControlPlane, str], Awaitable[object]],
     *,
     as_json: bool,
-    quiet: bool = False,
+    quiet: bool,
 ) -> None:
     """Deactivate objects concurrently, print the ids of those that succeed, and end with the errors of the others."""
 
@@ -29,4 +29,4 @@ def deactivate_all(
     if done or as_json:
         text = "\n".join(done) if quiet else f"deactivated {', '.join(done)}"
         emit({"deactivated": done}, as_json, lambda _: show_text(text))
-    end(failures)
+    end(context, failures)

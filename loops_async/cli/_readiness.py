@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 
 from ..types import ProvisioningEvent
-from ._show import as_text, errors
+from ._show import as_text, errors, is_live, note
 
 MAX_LINES = 16
 
@@ -26,10 +26,8 @@ class Readiness:
     def update(self, event: ProvisioningEvent) -> None:
         """Show an event."""
         self._last[event.id] = event
-        if not errors.is_terminal:
-            errors.print(
-                f"{event.kind} {event.id}: {_state(event)}, {event.seconds:.1f} s", markup=False, highlight=False
-            )
+        if not is_live():
+            note(f"{event.kind} {event.id}: {_state(event)}, {event.seconds:.1f} s")
 
     def __rich__(self) -> Table:
         table = Table.grid(padding=(0, 2))
@@ -53,7 +51,7 @@ def _state(event: ProvisioningEvent) -> str:
 def readiness() -> Generator[Readiness]:
     """Show progress on standard error while the block runs."""
     shown = Readiness()
-    if not errors.is_terminal:
+    if not is_live():
         yield shown
         return
     with Live(shown, console=errors, refresh_per_second=4, transient=True):

@@ -1,36 +1,89 @@
-"""The output of commands: JSON, or human-readable tables and plots."""
+"""The output of commands: JSON, ids, tables, fields and plots. Answers go to standard output, all else to the other."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
-from typing import Any, Final, TypeAlias, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final, NoReturn, TypeAlias, TypeVar
 
 import msgspec
 import typer
 from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import Progress, ProgressColumn
-from rich.table import Table
 from rich.text import Text
 
 from .._text import one_line, visible, visible_json
+from ._exit_codes import CLOSED_PIPE
+from ._table import field_lines, lay_out
 
 T = TypeVar("T")
 
 Columns: TypeAlias = Mapping[str, Callable[[T], object]]
-"""The columns of a table, or the fields of an object: each has a name, and a function that returns its value."""
+"""The columns of a table, or the fields of an object: each has a name, and a function that returns its value.
 
-WIDE: Final = 240
-"""The width if the output is not a terminal, so that piped lines are not cut."""
+The first is the id. A table always shows the columns up to that of `ESSENTIAL`, if it has one.
+"""
+
+ESSENTIAL: Final = ("status", "path")
+
+LONGEST_LINE: Final = 100
+"""The longest line of prose in a wide terminal, or where the output is none."""
 
 LONGEST_CELL: Final = 1000
 
-out = Console(width=None if sys.stdout.isatty() else WIDE)
-errors = Console(stderr=True, width=None if sys.stderr.isatty() else WIDE)
-
 _BLOCKS: Final = " ▁▂▃▄▅▆▇█"
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        leave_closed_pipe()
+
+
+def leave_closed_pipe() -> NoReturn:
+    """End silently, since nobody reads the output; what Python still writes at its end goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise SystemExit(CLOSED_PIPE)
+
+
+def _console(*, stderr: bool) -> Console:
+    # Without a color system, rich writes no escape sequence for styles either.
+    plain = bool(os.environ.get("NO_COLOR"))
+    return _Console(
+        stderr=stderr,
+        color_system=None if plain else "auto",
+        soft_wrap=True,
+        markup=False,
+        highlight=False,
+        emoji=False,
+    )
+
+
+out = _console(stderr=False)
+errors = _console(stderr=True)
+
+
+def is_live() -> bool:
+    """Whether a display on standard error can be redrawn in place."""
+    return errors.is_terminal and not errors.is_dumb_terminal
+
+
+def columns_of_terminal() -> int | None:
+    """Return the width of the terminal that standard output is, None if it is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def complain(message: str) -> None:
+    """Print an error to standard error, whole and as one line."""
+    errors.print(visible(f"loops: {message}"), style="red")
+
+
+def note(message: str) -> None:
+    """Print what is neither an answer nor an error to standard error."""
+    errors.print(visible(message), style="dim")
 
 
 def emit(found: T, as_json: bool, show: Callable[[T], None]) -> None:
@@ -39,6 +92,26 @@ def emit(found: T, as_json: bool, show: Callable[[T], None]) -> None:
         show_json(found)
     else:
         show(found)
+
+
+def emit_rows(columns: Columns[T], rows: Sequence[T], *, as_json: bool, quiet: bool) -> None:
+    """Print objects as JSON, as ids, or as a table."""
+    if as_json:
+        show_json(rows)
+    elif quiet:
+        show_ids(columns, rows)
+    else:
+        show_table(columns, rows)
+
+
+def emit_fields(fields: Columns[T], found: T, *, as_json: bool, quiet: bool) -> None:
+    """Print an object as JSON, as its id, or field by field."""
+    if as_json:
+        show_json(found)
+    elif quiet:
+        show_ids(fields, [found])
+    else:
+        show_fields(fields, found)
 
 
 def show_json(value: Any) -> None:
@@ -51,25 +124,32 @@ def show_json_line(value: Any) -> None:
     typer.echo(visible_json(msgspec.json.encode(value).decode()))
 
 
-def show_table(columns: Columns[T], rows: Sequence[T]) -> None:
-    """Print a row for each object, or "none"."""
-    if not rows:
-        errors.print("none", style="dim")
-        return
-    table = Table(*columns, box=None, header_style="bold", pad_edge=False)
+def show_ids(columns: Columns[T], rows: Iterable[T]) -> None:
+    """Print the id of each object, one a line."""
+    id_of = next(iter(columns.values()))
     for row in rows:
-        table.add_row(*(as_text(value_of(row)) for value_of in columns.values()))
-    out.print(table)
+        show_text(str(id_of(row)))
+
+
+def show_table(columns: Columns[T], rows: Sequence[T]) -> None:
+    """Print a row for each object that fits into the terminal, or say that there is none."""
+    if not rows:
+        note("none")
+        return
+    names = list(columns)
+    least = max((names.index(name) + 1 for name in ESSENTIAL if name in names), default=1)
+    cells = [[as_text(value_of(row)) for value_of in columns.values()] for row in rows]
+    layout = lay_out(names, cells, width=columns_of_terminal(), least=least)
+    for number, line in enumerate(layout.lines):
+        out.print(Text(line, style="bold" if number < layout.head else ""))
+    if layout.left_out:
+        note(f"not shown for lack of width: {', '.join(layout.left_out)}; --json has all")
 
 
 def show_fields(fields: Columns[T], found: T) -> None:
     """Print a line for each field of an object; those without a value are left out."""
-    table = Table.grid(padding=(0, 2))
-    for name, value_of in fields.items():
-        value = value_of(found)
-        if value is not None:
-            table.add_row(Text(name, style="bold"), as_text(value))
-    out.print(table)
+    for line in field_lines(list(fields), [as_text(value_of(found)) for value_of in fields.values()]):
+        out.print(Text(line))
 
 
 def show_text(text: str) -> None:
@@ -77,13 +157,13 @@ def show_text(text: str) -> None:
     typer.echo(visible(text) if sys.stdout.isatty() else text)
 
 
-def as_text(value: Any) -> Text:
-    """Return a value as it is shown in a table; markup in it has no effect."""
+def as_text(value: Any) -> str | None:
+    """Return a value as it is shown in a table; times are those of UTC."""
     if value is None:
-        return Text("-", style="dim")
+        return None
     if isinstance(value, datetime):
-        return Text(f"{value:%Y-%m-%d %H:%M}")
-    return Text(one_line(str(value), LONGEST_CELL))
+        return f"{value.astimezone(UTC):%Y-%m-%d %H:%M}"
+    return one_line(str(value), LONGEST_CELL)
 
 
 def size(count: int) -> str:
@@ -92,8 +172,8 @@ def size(count: int) -> str:
 
 
 def progress(*columns: ProgressColumn) -> Progress:
-    """Return a progress bar on standard error; nothing is shown if that is not a terminal."""
-    return Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal)
+    """Return a progress bar on standard error; nothing is shown if that cannot be redrawn in place."""
+    return Progress(*columns, console=errors, transient=True, disable=not is_live())
 
 
 def plot(points: Sequence[tuple[float, float]], *, start: float, end: float, width: int, height: int = 3) -> list[str]:

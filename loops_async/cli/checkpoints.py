@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import Annotated, Final
 
 import typer
@@ -15,6 +15,7 @@ from .._checkpoints.download import checkpoint_files, download
 from .._session.runtime import Runtime
 from ..control_plane import ControlPlane
 from ..errors import NotFoundError
+from ..protocol import CheckpointKind, CheckpointUri
 from ..types import (
     Checkpoint,
     CheckpointDownload,
@@ -25,22 +26,22 @@ from ..types import (
     DownloadProgress,
 )
 from ._connection import on_control_plane, on_service
-from ._options import AsJson
-from ._show import Columns, emit, progress, show_fields, show_table, show_text, size
+from ._help import App
+from ._options import AsJson, CheckpointId, CheckpointIds, Quiet, checkpoint_path
+from ._show import Columns, emit, emit_fields, emit_rows, is_live, note, progress, show_text, size
 
-app: typer.Typer = typer.Typer(no_args_is_help=True, help="Checkpoints that runs have saved.")
+app: App = App("Checkpoints that runs have saved.")
 
-CheckpointId = Annotated[str, typer.Argument(help="The id of a checkpoint, or its bt:// path.")]
+NOTE_SECONDS = 60.0
+"""How often the progress of a download is told where it cannot be shown in place."""
 
 COLUMNS: Final[Columns[Checkpoint]] = {
     "checkpoint": lambda checkpoint: checkpoint.id,
-    "name": lambda checkpoint: checkpoint.checkpoint_id,
-    "for": lambda checkpoint: checkpoint.target,
-    "run": lambda checkpoint: checkpoint.run_id,
+    "path": lambda checkpoint: _path(checkpoint),
+    "created": lambda checkpoint: checkpoint.created_at,
+    "size": lambda checkpoint: size(checkpoint.size_bytes),
     "model": lambda checkpoint: checkpoint.base_model,
     "rank": lambda checkpoint: checkpoint.lora_adapter_config and checkpoint.lora_adapter_config.rank,
-    "size": lambda checkpoint: size(checkpoint.size_bytes),
-    "created": lambda checkpoint: checkpoint.created_at,
 }
 FILE_COLUMNS: Final[Columns[CheckpointFile]] = {
     "file": lambda file: file.relative_file_name,
@@ -62,34 +63,44 @@ MODEL_FIELDS: Final[Columns[DeployedModel]] = {
 @app.command("list")
 def list_(
     context: typer.Context,
-    run_id: Annotated[str | None, typer.Option("--run", help="Those of this run.")] = None,
+    run_id: Annotated[str | None, typer.Option("--run", metavar="RUN", help="Those of this run.")] = None,
     base_model: Annotated[str | None, typer.Option("--model", help="Those of this base model.")] = None,
-    path: Annotated[str | None, typer.Option(help="The one at this bt:// path.")] = None,
+    path: Annotated[str | None, typer.Option(help="The one at this bt:// path.", callback=checkpoint_path())] = None,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """List checkpoints; give exactly one of --run, --model, --path."""
+    if [run_id, base_model, path].count(None) != 2:
+        raise typer.BadParameter("give exactly one of --run, --model, --path")
     found = on_control_plane(
         context, lambda plane: plane.list_checkpoints(run_id=run_id, base_model=base_model, checkpoint_path=path)
     )
-    emit(found, as_json, partial(show_table, COLUMNS))
+    emit_rows(COLUMNS, found, as_json=as_json, quiet=quiet)
+
+
+def _path(checkpoint: Checkpoint) -> CheckpointUri:
+    kind: CheckpointKind = "weights" if checkpoint.target == "trainer" else "sampler_weights"
+    return CheckpointUri(checkpoint.run_id, kind, checkpoint.checkpoint_id)
 
 
 @app.command()
-def files(context: typer.Context, checkpoint: CheckpointId, as_json: AsJson = False) -> None:
+def files(context: typer.Context, checkpoint: CheckpointId, quiet: Quiet = False, as_json: AsJson = False) -> None:
     """List the files of a checkpoint; --json also prints their short-lived URLs."""
 
     async def work(runtime: Runtime) -> list[CheckpointFile]:
         checkpoint_id = await _id(runtime.control_plane, checkpoint)
         return [file async for file in checkpoint_files(runtime, checkpoint_id)]
 
-    emit(on_service(context, work), as_json, partial(show_table, FILE_COLUMNS))
+    emit_rows(FILE_COLUMNS, on_service(context, work), as_json=as_json, quiet=quiet)
 
 
 @app.command("download")
 def download_(
     context: typer.Context,
     checkpoint: CheckpointId,
-    to: Annotated[Path | None, typer.Option(help="The directory; by default it is named after the checkpoint.")] = None,
+    to: Annotated[
+        Path | None, typer.Option(metavar="DIRECTORY", help="Where to; by default a directory of the checkpoint's id.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Download a checkpoint. The same command resumes an interrupted download."""
@@ -104,14 +115,19 @@ def download_(
 
 @contextmanager
 def _download_progress() -> Generator[Callable[[DownloadProgress], None]]:
-    """Show a progress bar while the block runs; yields the function that updates it."""
+    """Show the progress while the block runs; yields the function that updates it."""
     columns = (TextColumn("{task.fields[files]}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with progress(*columns, TimeRemainingColumn()) as bar:
         task = bar.add_task("", total=None, files="listing files")
+        next_note = 0.0
 
         def update(now: DownloadProgress) -> None:
+            nonlocal next_note
             files = f"{now.files_done} of {now.files_total} files"
             bar.update(task, completed=now.bytes_done, total=now.bytes_total, files=files)
+            if not is_live() and monotonic() >= next_note:
+                next_note = monotonic() + NOTE_SECONDS
+                note(f"download: {files}, {size(now.bytes_done)} of {size(now.bytes_total)}")
 
         yield update
 
@@ -122,20 +138,29 @@ def _show_download(done: CheckpointDownload) -> None:
 
 
 @app.command()
-def source(context: typer.Context, checkpoint: CheckpointId, as_json: AsJson = False) -> None:
+def source(context: typer.Context, checkpoint: CheckpointId, quiet: Quiet = False, as_json: AsJson = False) -> None:
     """Show where the files of a checkpoint are stored."""
 
     async def work(plane: ControlPlane) -> CheckpointSource:
         return await plane.get_checkpoint_source(await _id(plane, checkpoint))
 
-    emit(on_control_plane(context, work), as_json, partial(show_fields, SOURCE_FIELDS))
+    emit_fields(SOURCE_FIELDS, on_control_plane(context, work), as_json=as_json, quiet=quiet)
 
 
 @app.command()
 def validate(
     context: typer.Context,
-    path: Annotated[str, typer.Argument(help="bt://loops:<run>/sampler_weights/<name>.")],
-    run_id: Annotated[str | None, typer.Option("--run", help="The run whose sampler is to load it.")] = None,
+    path: Annotated[
+        str,
+        typer.Argument(
+            metavar="PATH",
+            help="The bt://loops:<run>/sampler_weights/<name> of a checkpoint.",
+            callback=checkpoint_path("sampler_weights"),
+        ),
+    ],
+    run_id: Annotated[
+        str | None, typer.Option("--run", metavar="RUN", help="The run whose sampler is to load it.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check that a sampler can load a checkpoint."""
@@ -146,10 +171,15 @@ def validate(
 @app.command()
 def deploy(
     context: typer.Context,
-    checkpoints: Annotated[list[str], typer.Argument(metavar="CHECKPOINT…", help="Ids or bt:// paths.")],
+    checkpoints: CheckpointIds,
     model_name: Annotated[str, typer.Option(help="The name of the new model.")],
-    instance_type: Annotated[str, typer.Option(help="The id of the instance type to run on.")],
-    hf_secret: Annotated[str, typer.Option(help="The workspace's secret that holds a Hugging Face token.")],
+    instance_type_id: Annotated[
+        str, typer.Option("--instance-type", metavar="ID", help="The instance type to run on.")
+    ],
+    hf_secret_name: Annotated[
+        str, typer.Option("--hf-secret", metavar="NAME", help="The workspace's secret with a Hugging Face token.")
+    ],
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Deploy sampler checkpoints as a model. Each call creates a new model."""
@@ -158,12 +188,12 @@ def deploy(
         request = DeployCheckpointsRequest(
             checkpoint_ids=[await _id(plane, each) for each in checkpoints],
             model_name=model_name,
-            instance_type_id=instance_type,
-            hf_secret_name=hf_secret,
+            instance_type_id=instance_type_id,
+            hf_secret_name=hf_secret_name,
         )
         return await plane.deploy_checkpoints(request)
 
-    emit(on_control_plane(context, work), as_json, partial(show_fields, MODEL_FIELDS))
+    emit_fields(MODEL_FIELDS, on_control_plane(context, work), as_json=as_json, quiet=quiet)
 
 
 async def _id(plane: ControlPlane, checkpoint: str) -> str:

@@ -9,8 +9,9 @@ from importlib.util import find_spec
 import typer
 
 from ._connection import FAILED, fail
+from ._help import App
 
-app: typer.Typer = typer.Typer(no_args_is_help=True, help="The embedded service on this machine.")
+app: App = App("The embedded service on this machine.")
 
 
 @app.command(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -13,7 +12,7 @@ import typer
 from msgspec import Struct
 
 from .._running import kind_of
-from .._session.deactivation import deactivate
+from .._session.deactivation import deactivate, deployment_of
 from ..control_plane import ControlPlane
 from ..errors import LoopsError, NotFoundError
 from ..protocol import SCALED_TO_ZERO, TRAINER_TERMINAL
@@ -21,7 +20,7 @@ from ..types import Deployment, Run, Sampler, Scope
 from ._connection import confirm, on_control_plane, team_id
 from ._deactivate import deactivate_all
 from ._options import AsJson, Quiet
-from ._show import Columns, emit, errors, show_table, show_text
+from ._show import Columns, emit_rows, note
 
 SAMPLER_ENDED: Final = frozenset(
     {"DEPLOY_FAILED", "BUILD_FAILED", "BUILD_STOPPED", "DEACTIVATING", "INACTIVE", "FAILED"}
@@ -54,12 +53,12 @@ class Entry(Struct, frozen=True, kw_only=True):
 COLUMNS: Final[Columns[Entry]] = {
     "id": lambda row: row.id,
     "kind": lambda row: row.kind,
-    "model": lambda row: row.model,
-    "name": lambda row: row.name if row.name != row.model else None,
     "status": lambda row: row.status,
     "age": lambda row: _in_words(row.age_seconds),
     "idle": lambda row: _idle_in_words(row.idle_seconds),
+    "model": lambda row: row.model,
     "switches off": lambda row: row.switches_off,
+    "name": lambda row: row.name if row.name != row.model else None,
     "owner": lambda row: row.owner,
 }
 
@@ -72,12 +71,14 @@ def ps(
 ) -> None:
     """Show the runs and standalone samplers that were not deactivated: they may cost money."""
     found = on_control_plane(context, partial(_running, context, everyone=everyone))
-    emit(found, as_json, _show_ids if quiet else partial(show_table, COLUMNS))
+    emit_rows(COLUMNS, found, as_json=as_json, quiet=quiet)
 
 
 def down(
     context: typer.Context,
-    ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="Runs and standalone samplers.")] = None,
+    ids: Annotated[
+        list[str] | None, typer.Argument(metavar="ID…", help="Ids of runs and of standalone samplers.")
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Deactivate all that you have running.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before deactivating all.")] = False,
     quiet: Quiet = False,
@@ -93,7 +94,7 @@ def down(
         if found and not yes:
             confirm(f"Deactivate all {len(found)}: {', '.join(f'{row.kind} {row.id} ({row.model})' for row in found)}?")
         if not found:
-            errors.print("none", style="dim")
+            note("none")
     deactivate_all(context, chosen, _deactivate, as_json=as_json, quiet=quiet)
 
 
@@ -128,7 +129,7 @@ async def _running(context: typer.Context, plane: ControlPlane, *, everyone: boo
         for each in samplers
         if each.id not in paired and each.status.name not in SAMPLER_ENDED
     ]
-    trainers = [(run, _deployment_of(run, deployments)) for run in runs if run.status.name != "INACTIVE"]
+    trainers = [(run, deployment_of(run, deployments)) for run in runs if run.status.name != "INACTIVE"]
     found += await asyncio.gather(
         *(
             _run_row(plane, run, deployment, now)
@@ -137,14 +138,6 @@ async def _running(context: typer.Context, plane: ControlPlane, *, everyone: boo
         )
     )
     return sorted(found, key=lambda row: row.created_at, reverse=True)
-
-
-def _deployment_of(run: Run, deployments: Iterable[Deployment]) -> Deployment | None:
-    """Return the deployment of a run; older services do not say which one it is."""
-    for each in deployments:
-        if run.deployment_id == each.id or (run.deployment_id is None and run.base_url == each.base_url):
-            return each
-    return None
 
 
 async def _run_row(plane: ControlPlane, run: Run, deployment: Deployment | None, now: datetime) -> Entry:
@@ -205,8 +198,3 @@ def _in_words(seconds: float) -> str:
     if seconds < 90 * 60:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} d"
-
-
-def _show_ids(rows: Sequence[Entry]) -> None:
-    for row in rows:
-        show_text(row.id)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Annotated, Final
 
 import typer
@@ -11,22 +10,33 @@ from .._session.deactivation import deactivate_sampler
 from .._session.requests import sampler_request
 from ..control_plane import ControlPlane
 from ..errors import InputError
-from ..protocol import CheckpointUri
 from ..types import Sampler
 from ._connection import connection, on_control_plane, run, service, team_id
 from ._deactivate import deactivate_all
-from ._options import AsJson, Everyone, Keep, NoWait, ReadyTimeout, Spot
+from ._help import App
+from ._options import (
+    AsJson,
+    Everyone,
+    Keep,
+    NoWait,
+    Quiet,
+    ReadyTimeout,
+    SamplerId,
+    SamplerIds,
+    Spot,
+    checkpoint_path,
+)
 from ._readiness import readiness
-from ._show import Columns, emit, show_fields, show_table
+from ._show import Columns, emit_fields, emit_rows
 
-app: typer.Typer = typer.Typer(no_args_is_help=True, help="Samplers of runs, of checkpoints and of base models.")
+app: App = App("Samplers of runs, of checkpoints and of base models.")
 
 COLUMNS: Final[Columns[Sampler]] = {
     "sampler": lambda sampler: sampler.id,
-    "model": lambda sampler: sampler.base_model,
     "status": lambda sampler: sampler.status.name,
-    "deployment": lambda sampler: sampler.deployment_id,
+    "model": lambda sampler: sampler.base_model,
     "created": lambda sampler: sampler.created_at,
+    "deployment": lambda sampler: sampler.deployment_id,
 }
 FIELDS: Final[Columns[Sampler]] = {
     "id": lambda sampler: sampler.id,
@@ -43,17 +53,35 @@ FIELDS: Final[Columns[Sampler]] = {
 @app.command()
 def create(
     context: typer.Context,
-    base_model: Annotated[str | None, typer.Argument(help="A base model; by default that of --checkpoint.")] = None,
-    checkpoint: Annotated[str | None, typer.Option(help="bt://loops:<run>/sampler_weights/<name> to serve.")] = None,
-    max_seq_len: Annotated[int | None, typer.Option(help="The longest prompt plus completion in tokens.")] = None,
-    replicas: Annotated[int | None, typer.Option(help="Copies of the sampler.")] = None,
+    base_model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="A base model; by default that of --checkpoint.")
+    ] = None,
+    model_path: Annotated[
+        str | None,
+        typer.Option(
+            "--checkpoint",
+            metavar="PATH",
+            help="The bt://loops:<run>/sampler_weights/<name> to serve.",
+            callback=checkpoint_path("sampler_weights"),
+        ),
+    ] = None,
+    max_seq_length: Annotated[
+        int | None,
+        typer.Option("--max-seq-len", help="The longest prompt plus completion.", min=1, metavar="TOKENS"),
+    ] = None,
+    num_replicas: Annotated[
+        int | None, typer.Option("--replicas", help="Copies of the sampler.", min=1, metavar="N")
+    ] = None,
     spot: Spot = False,
     ready_timeout: ReadyTimeout = 3600.0,
     keep: Keep = False,
     no_wait: NoWait = False,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Create a sampler of a base model or of a checkpoint, and wait until it is ready."""
+    if base_model is None and model_path is None:
+        raise typer.BadParameter("give a base model, or --checkpoint", param_hint="'MODEL'")
 
     async def work() -> Sampler:
         async with service(context) as client:
@@ -61,10 +89,10 @@ def create(
             request = sampler_request(
                 connection(context).settings,
                 client.session_id,
-                base_model=await _base_model(plane, base_model, checkpoint),
-                model_path=checkpoint,
-                max_seq_length=max_seq_len,
-                num_replicas=replicas,
+                base_model=base_model or await _model_of(plane, str(model_path)),
+                model_path=model_path,
+                max_seq_length=max_seq_length,
+                num_replicas=num_replicas,
                 availability_model="spot" if spot else None,
             )
             if no_wait:
@@ -75,50 +103,41 @@ def create(
                 )
             return await plane.get_sampler(created.id)
 
-    created = run(work())
-    emit(created, as_json, lambda created: show_table(COLUMNS, [created]))
+    emit_fields(FIELDS, run(context, work()), as_json=as_json, quiet=quiet)
 
 
-async def _base_model(plane: ControlPlane, base_model: str | None, checkpoint: str | None) -> str:
-    if checkpoint is None:
-        if base_model is None:
-            raise InputError("BASE_MODEL", "give a base model, or --checkpoint")
-        return base_model
-    CheckpointUri.parse(checkpoint, kind="sampler_weights", path="--checkpoint")
-    found = await plane.list_checkpoints(checkpoint_path=checkpoint)
+async def _model_of(plane: ControlPlane, path: str) -> str:
+    """Return the base model of a checkpoint."""
+    found = await plane.list_checkpoints(checkpoint_path=path)
     known = found[0].base_model if found else None
-    if base_model is None and known is None:
-        raise InputError("--checkpoint", f"the service does not know the base model of {checkpoint}; give it, too")
-    return base_model or str(known)
+    if known is None:
+        raise InputError("--checkpoint", f"the service does not know the base model of {path}; give MODEL, too")
+    return known
 
 
 @app.command("list")
-def list_(context: typer.Context, everyone: Everyone = False, as_json: AsJson = False) -> None:
+def list_(context: typer.Context, everyone: Everyone = False, quiet: Quiet = False, as_json: AsJson = False) -> None:
     """List samplers, the newest first."""
 
     async def work(plane: ControlPlane) -> list[Sampler]:
         team = await team_id(context, plane)
         return await plane.list_samplers(scope="org" if everyone else None, team_id=team)
 
-    emit(on_control_plane(context, work), as_json, partial(show_table, COLUMNS))
+    emit_rows(COLUMNS, on_control_plane(context, work), as_json=as_json, quiet=quiet)
 
 
 @app.command()
-def show(context: typer.Context, sampler_id: str, as_json: AsJson = False) -> None:
+def show(context: typer.Context, sampler_id: SamplerId, quiet: Quiet = False, as_json: AsJson = False) -> None:
     """Show a sampler."""
     found = on_control_plane(context, lambda plane: plane.get_sampler(sampler_id))
-    emit(found, as_json, partial(show_fields, FIELDS))
+    emit_fields(FIELDS, found, as_json=as_json, quiet=quiet)
 
 
 @app.command()
-def deactivate(
-    context: typer.Context,
-    sampler_ids: Annotated[list[str], typer.Argument(metavar="SAMPLER_ID…")],
-    as_json: AsJson = False,
-) -> None:
+def deactivate(context: typer.Context, sampler_ids: SamplerIds, quiet: Quiet = False, as_json: AsJson = False) -> None:
     """Deactivate samplers that are not paired with a run."""
 
     async def one(plane: ControlPlane, sampler_id: str) -> None:
         await deactivate_sampler(plane, (await plane.get_sampler(sampler_id)).id)
 
-    deactivate_all(context, sampler_ids, one, as_json=as_json)
+    deactivate_all(context, sampler_ids, one, as_json=as_json, quiet=quiet)

@@ -62,7 +62,7 @@ def test_a_run_that_fails_is_deactivated_unless_it_is_kept(cli: Cli) -> None:
     assert "its weights are corrupt" in cli("runs", "create", "broken", code=5) + cli.err
     assert "deactivated" in cli.err
     cli("runs", "create", "broken", "--keep", code=5)
-    assert "was kept (keep_on_failure)" in cli.err
+    assert "was kept (--keep)" in cli.err
     statuses = [run["status"]["name"] for run in cli.json("runs", "list", "--model", "broken")]
     assert statuses == ["ACTIVE", "INACTIVE"]
 

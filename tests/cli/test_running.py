@@ -36,9 +36,9 @@ def test_what_runs_is_listed_until_it_is_stopped(cli: Cli, some: Sequence[str]) 
     assert paired not in rows
 
     head, *lines = cli("ps", "--all").splitlines()
-    assert head.split() == ["id", "kind", "model", "name", "status", "age", "idle", "switches", "off", "owner"]
+    assert head.split() == ["id", "kind", "status", "age", "idle", "model", "switches", "off", "name", "owner"]
     [shown] = [line.split() for line in lines if line.startswith(sampler)]
-    assert shown[1:4] + shown[-3:] == ["sampler", "echo", "-", "-", "-", "-"]
+    assert shown[1:3] + shown[-5:] == ["sampler", "ACTIVE", "-", "echo", "-", "-", "-"]
     assert {run, sampler} <= set(cli("ps", "-q").splitlines())
 
     assert cli("down", run, sampler, run) == f"deactivated {run}, {sampler}\n"

@@ -16,7 +16,7 @@ import typer.main
 
 import loops_sync
 from loops_async import LogLine
-from loops_async.cli import _connection, _show, deployments
+from loops_async.cli import _connection, _logs, _show
 from loops_async.cli._app import app
 from loops_async.cli._show import plot
 from loops_local import LocalService, serve_in_thread
@@ -37,15 +37,15 @@ def endless() -> Iterator[LocalService]:
     ("arguments", "code", "words"),
     [
         (["runs", "show", "nope"], 4, "there is no run 'nope'"),
-        (["checkpoints", "list"], 2, "give exactly one of run_id, base_model, checkpoint_path"),
+        (["checkpoints", "list"], 2, "give exactly one of --run, --model, --path"),
         (["checkpoints", "download", "nope"], 4, "there is no checkpoint 'nope'"),
         (["checkpoints", "files", "bt://loops:r/weights/n"], 4, "no checkpoint bt://loops:r/weights/n"),
         (["checkpoints", "files", "bt://nonsense"], 2, "must be bt://loops:<run_id>/"),
-        (["runs", "create", "echo", "--rank", "0"], 2, "lora_rank: expected `int` >= 1; got 0"),
+        (["runs", "create", "echo", "--rank", "0"], 2, "Invalid value for '--rank'"),
         (["sample", "hi"], 2, "give exactly one of --sampler, --run, --checkpoint"),
         (["--team", "nobody", "runs", "list"], 2, "there is no team 'nobody'"),
-        (["--auth-scheme", "Basic", "runs", "list"], 2, "auth_scheme must be 'Bearer' or 'Api-Key'"),
-        (["--base-url", "ftp://x", "runs", "list"], 2, "base_url must be an absolute http or https URL"),
+        (["--auth-scheme", "Basic", "runs", "list"], 2, "Invalid value for '--auth-scheme'"),
+        (["--base-url", "ftp://x", "runs", "list"], 2, "--base-url must be an absolute http or https URL"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -200,7 +200,7 @@ def line(nanoseconds: int, message: str) -> LogLine:
 
 
 async def test_following_a_log_shows_each_line_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deployments, "FOLLOW_SECONDS", 0.0)
+    monkeypatch.setattr(_logs, "FOLLOW_SECONDS", 0.0)
     log = [line(1_000_000, "a"), line(1_000_001, "b"), line(1_500_000, "c"), line(7_000_000, "d")]
     shown_so_far = iter([2, 2, 3, 4])
 
@@ -210,7 +210,7 @@ async def test_following_a_log_shows_each_line_once(monkeypatch: pytest.MonkeyPa
             return [each for each in available if int(each.timestamp) >= start_epoch_millis * 1_000_000]
 
     plane: Any = Plane()
-    new = deployments._new_lines(plane, "d", log[:1], None)
+    new = _logs.new_lines(plane, "d", log[:1], None)
     assert [(await anext(new)).message for _ in range(3)] == ["b", "c", "d"]
 
 
