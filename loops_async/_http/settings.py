@@ -151,15 +151,19 @@ def resolve_settings(
     url = base_url if base_url is not None else os.environ.get("LOOPS_BASE_URL") or None
     if key is None and url is None:
         raise ConfigError(NO_KEY)
+    availability = "availability_model"  # errors name what was set
     for name, variable in FROM_ENVIRONMENT.items():
         if others.get(name) is None:
             others[name] = os.environ.get(variable) or None
+            availability = variable if name == "availability_model" else availability
     if others.get("auth_scheme", "Bearer") not in ("Bearer", "Api-Key"):
         raise ConfigError(f"auth_scheme must be 'Bearer' or 'Api-Key'; got {others['auth_scheme']!r}")
     if others["availability_model"] not in (None, "dedicated", "spot"):
-        raise ConfigError(f"availability_model must be 'dedicated' or 'spot'; got {others['availability_model']!r}")
+        raise ConfigError(f"{availability} must be 'dedicated' or 'spot'; got {others['availability_model']!r}")
     settings = Settings(
-        base_url=_checked_base_url(DEFAULT_BASE_URL if url is None else url),
+        base_url=_checked_base_url(
+            DEFAULT_BASE_URL if url is None else url, "LOOPS_BASE_URL" if base_url is None else "base_url"
+        ),
         api_key=ApiKey(key) if key is not None else None,
         max_connections=_max_connections(),
         proxy=None if proxy is None else Proxy(proxy),
@@ -172,11 +176,11 @@ def resolve_settings(
     return settings
 
 
-def _checked_base_url(url: str) -> str:
-    checked = checked_url(url, "base_url")
+def _checked_base_url(url: str, name: str) -> str:
+    checked = checked_url(url, name)
     if checked.endswith("/v1/loops"):
         raise ConfigError(
-            f"base_url must not contain the path of the API, which is added to it: remove /v1/loops from {checked}"
+            f"{name} must not contain the path of the API, which is added to it: remove /v1/loops from {checked}"
         )
     return checked
 
@@ -213,13 +217,13 @@ def _flag(variable: str) -> bool:
 def _max_connections() -> int:
     text = os.environ.get("BT_LOOPS_MAX_CONNECTIONS")
     if not text:
-        return min(MAX_CONNECTIONS, _open_file_limit() * 3 // 4)
+        return min(MAX_CONNECTIONS, open_file_limit() * 3 // 4)
     if not text.isdecimal() or int(text) < 1:
         raise ConfigError(f"BT_LOOPS_MAX_CONNECTIONS must be a whole number of at least 1; got {text!r}")
     return int(text)
 
 
-def _open_file_limit() -> int:
+def open_file_limit() -> int:
     """Return the limit of open files and connections of this process; the program itself needs some of them."""
     try:
         import resource

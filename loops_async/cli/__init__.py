@@ -9,9 +9,16 @@ from typing import Final
 NAMES: Final = ("loops", "loops-async")
 """What it is installed as: a package of the vendor installs a `loops`, too."""
 
+CALLBACK: Final = "__ids"
+"""How completion scripts ask for ids; not in the tree of commands, which takes longer to import than it may take."""
+
 
 def main() -> None:
     """Run the command line."""
+    if sys.argv[1:2] == [CALLBACK] and len(sys.argv) == 3:
+        from ._ids import print_ids
+
+        print_ids(sys.argv[2])
     try:
         from ._app import app, prepare
     except ModuleNotFoundError as missing:

@@ -13,6 +13,8 @@ from ._exit_codes import in_one_sentence
 from ._help import App
 from ._options import one_of
 from .capabilities import capabilities
+from .completion import completion
+from .doctor import doctor
 from .running import down, ps
 from .sample import sample
 
@@ -32,6 +34,8 @@ app.command()(ps)
 app.command()(down)
 app.command()(sample)
 app.command()(capabilities)
+app.command()(doctor)
+app.command()(completion)
 app.add_typer(local.app, name="local")
 
 

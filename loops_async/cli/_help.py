@@ -17,6 +17,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 NARROW: Final = 60
 """In fewer columns than this, the text of an option begins on a line of its own."""
 
+_JOINT: Final = "\xa0"
+"""A space that does not end a line."""
+
 Page = Sequence[tuple[str, str]]
 """What is described, and its description."""
 
@@ -153,8 +156,9 @@ def takes_value(option: Any) -> bool:
 
 def metavar(parameter: Any) -> str:
     """Return the name of a value as it is shown, by default the last word of its option's name."""
-    name: str = parameter.metavar or parameter.name
-    return parameter.metavar or name.rstrip("_").rpartition("_")[2].upper()
+    longest: str = max(parameter.opts, key=len)
+    shown: str = parameter.metavar or longest.rpartition("-")[2].upper()
+    return shown
 
 
 def _visible(command: Any) -> list[tuple[str, Any]]:
@@ -180,7 +184,7 @@ def _described(parameter: Any) -> str:
     if isinstance(default, bool) or not isinstance(default, str | int | float):
         return text
     shown = default if isinstance(default, str) else f"{default:g}"
-    return f"{text} [default: {shown}]".lstrip()
+    return f"{text} [default:{_JOINT}{shown}]".lstrip()
 
 
 def _summary(command: Any) -> str:
@@ -204,4 +208,4 @@ def _wrapped(text: str, width: int, *, first: str = "", later: str = "") -> str:
     wrapped = textwrap.fill(
         text, width, initial_indent=first, subsequent_indent=later, break_long_words=False, break_on_hyphens=False
     )
-    return wrapped or first
+    return wrapped.replace(_JOINT, " ") or first
