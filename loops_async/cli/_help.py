@@ -95,7 +95,7 @@ def _show_usage_error(error: Any) -> int:
     if type(error).__name__ == "NoArgsIsHelpError":
         typer.echo(message, err=True)
         return REFUSED
-    sentence = " ".join(message.split())
+    sentence = " ".join(message.split()).removeprefix("Invalid value: ").replace(": Value error, ", ": ")
     full_stop = "" if sentence.endswith((".", "?", "!")) else "."
     path = error.ctx.command_path if error.ctx else "loops"
     complain(f"{sentence}{full_stop} See `{path} --help`.")

@@ -17,6 +17,7 @@ from .._session.runtime import Runtime
 from ..control_plane import ControlPlane, resolve_team
 
 SECONDS: Final = 0.9
+"""How long it takes at most, unless ``LOOPS_COMPLETION_SECONDS`` is set."""
 LEAST_SECONDS: Final = 0.2
 MOST_RUNS: Final = 20
 """How many runs' checkpoints are looked up: the service lists those of one run at a time."""
@@ -30,8 +31,7 @@ def print_ids(kind: str) -> NoReturn:
     """Print the ids of a kind, and end."""
     # The interpreter took a part of the second before this runs. What hangs, e.g. a look-up of a host, cannot be
     # cancelled, so the process ends from another thread.
-    left = max(LEAST_SECONDS, SECONDS - time.process_time())
-    ending = threading.Timer(left, os._exit, args=(0,))
+    ending = threading.Timer(max(LEAST_SECONDS, _seconds() - time.process_time()), os._exit, args=(0,))
     ending.daemon = True
     ending.start()
     with suppress(Exception):
@@ -39,6 +39,13 @@ def print_ids(kind: str) -> NoReturn:
         sys.stdout.write("".join(f"{id_}\n" for id_ in ids if _IS_HARMLESS.fullmatch(id_)))
         sys.stdout.flush()
     os._exit(0)
+
+
+def _seconds() -> float:
+    try:
+        return float(os.environ.get("LOOPS_COMPLETION_SECONDS") or SECONDS)
+    except ValueError:
+        return SECONDS
 
 
 async def _ids(kind: str) -> Sequence[str]:

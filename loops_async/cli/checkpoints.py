@@ -9,7 +9,14 @@ from time import monotonic
 from typing import Annotated, Final
 
 import typer
-from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from .._checkpoints.download import checkpoint_files, download
 from .._session.runtime import Runtime
@@ -28,12 +35,15 @@ from ..types import (
 from ._connection import on_control_plane, on_service
 from ._help import App
 from ._options import AsJson, CheckpointId, CheckpointIds, Quiet, checkpoint_path
-from ._show import Columns, emit, emit_fields, emit_rows, is_live, note, progress, show_text, size
+from ._show import Columns, emit, emit_fields, emit_rows, errors, is_live, note, progress, show_text, size
 
 app: App = App("Checkpoints that runs have saved.")
 
 NOTE_SECONDS = 60.0
 """How often the progress of a download is told where it cannot be shown in place."""
+
+WIDE_ENOUGH: Final = 80
+"""How many columns a terminal must have for a bar."""
 
 COLUMNS: Final[Columns[Checkpoint]] = {
     "checkpoint": lambda checkpoint: checkpoint.id,
@@ -116,8 +126,10 @@ def download_(
 @contextmanager
 def _download_progress() -> Generator[Callable[[DownloadProgress], None]]:
     """Show the progress while the block runs; yields the function that updates it."""
-    columns = (TextColumn("{task.fields[files]}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with progress(*columns, TimeRemainingColumn()) as bar:
+    columns: list[ProgressColumn] = [TextColumn("{task.fields[files]}"), DownloadColumn()]
+    if errors.width >= WIDE_ENOUGH:
+        columns += [BarColumn(), TransferSpeedColumn(), TimeRemainingColumn()]
+    with progress(*columns) as bar:
         task = bar.add_task("", total=None, files="listing files")
         next_note = 0.0
 

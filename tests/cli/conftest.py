@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,8 +15,10 @@ import loops_async
 from loops_async.cli._app import app
 from loops_local import LocalService, serve_in_thread
 from tests.support.engines import echo_unless_broken
+from tests.support.warnings import WARNINGS
 
-NO_TRACEBACK = "Traceback"
+COMMAND = [sys.executable, *WARNINGS, "-m", "loops_async.cli"]
+"""How the command line is started as a process."""
 
 
 @pytest.fixture(scope="session")

@@ -20,11 +20,8 @@ from loops_async.cli import _connection, _logs, _show
 from loops_async.cli._app import app
 from loops_async.cli._show import plot
 from loops_local import LocalService, serve_in_thread
-from tests.cli.conftest import Cli
+from tests.cli.conftest import COMMAND, Cli
 from tests.support.patience import PATIENCE_SECONDS
-from tests.support.warnings import WARNINGS
-
-COMMAND = [sys.executable, *WARNINGS, "-m", "loops_async.cli"]
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +42,14 @@ def endless() -> Iterator[LocalService]:
         (["sample", "hi"], 2, "give exactly one of --sampler, --run, --checkpoint"),
         (["--team", "nobody", "runs", "list"], 2, "there is no team 'nobody'"),
         (["--auth-scheme", "Basic", "runs", "list"], 2, "Invalid value for '--auth-scheme'"),
+        (["runs", "show", ""], 2, "loops: RUN: must be a non-empty string"),
+        (["runs", "create", "echo", "--name", "", "--no-wait"], 2, "loops: --name: expected `str` of length >= 1"),
+        (["runs", "create", "echo", "--path", "bt://loops:r/sampler_weights/n"], 2, "'--path': must be a 'weights'"),
+        (["runs", "logs", "r", "--since", "8d"], 2, "'--since': must be at most 7d; got '8d'"),
+        (["runs", "logs", "r", "--level", "LOUD"], 2, "'--level': 'LOUD' is not one of"),
+        (["runs", "lst"], 2, "No such command 'lst'. Did you mean 'list'?"),
+        (["--base-url", "http://x.example/v1/loops/", "ps"], 2, "--base-url must not contain the path of the API"),
+        (["--base-url", "http://x.example", "ps"], 2, "set LOOPS_ALLOW_HTTP=1"),
         (["--base-url", "ftp://x", "runs", "list"], 2, "--base-url must be an absolute http or https URL"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -100,7 +105,14 @@ def test_no_service(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_key_and_nobody_to_ask(cli: Cli) -> None:
     cli.environment |= {"BASETEN_API_KEY": "", "LOOPS_BASE_URL": ""}
-    assert "no API key" in cli.fails("runs", "list", code=2)
+    complaint = cli.fails("runs", "list", code=2)
+    assert "no API key: set BASETEN_API_KEY" in complaint
+    assert "api_key" not in complaint
+
+
+def test_a_variable_is_named_where_it_is_wrong(cli: Cli) -> None:
+    cli.environment["LOOPS_BASE_URL"] = "ftp://x"
+    assert cli.fails("ps", code=2).startswith("loops: LOOPS_BASE_URL must be an absolute http or https URL")
 
 
 def test_a_missing_key_is_asked_for(cli: Cli, local: LocalService, monkeypatch: pytest.MonkeyPatch) -> None:
