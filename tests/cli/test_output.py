@@ -9,6 +9,7 @@ import pty
 import re
 import struct
 import subprocess
+import sys
 import termios
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -25,8 +26,11 @@ from loops_async.cli._exit_codes import ENDINGS
 from loops_async.cli._help import arguments, options, page, subcommands, takes_value, walk
 from loops_async.cli._table import GAP, lay_out
 from loops_local import LocalService
-from tests.cli.conftest import COMMAND, Cli
+from tests.cli.conftest import Cli
 from tests.support.patience import PATIENCE_SECONDS
+
+COMMAND = [sys.executable, "-m", "loops_async.cli"]
+"""Without an option for warnings, which would be printed: what is printed is compared."""
 
 ROOT = typer.main.get_command(app)
 EVERY_COMMAND = [pytest.param(path, command, id=path or "loops") for path, command in walk(ROOT)]
