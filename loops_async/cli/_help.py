@@ -134,7 +134,12 @@ def options(command: Any) -> Page:
 
 def subcommands(command: Any) -> Page:
     """Return the commands of a group."""
-    return [(name, _summary(each)) for name, each in _visible(command)]
+    return [(name, summary(each)) for name, each in _visible(command)]
+
+
+def summary(command: Any) -> str:
+    """Return what a command does, in a sentence or two."""
+    return _paragraphs(command.help)[0] if command.help else ""
 
 
 def is_group(command: Any) -> bool:
@@ -185,10 +190,6 @@ def _described(parameter: Any) -> str:
         return text
     shown = default if isinstance(default, str) else f"{default:g}"
     return f"{text} [default:{_JOINT}{shown}]".lstrip()
-
-
-def _summary(command: Any) -> str:
-    return _paragraphs(command.help)[0] if command.help else ""
 
 
 def _paragraphs(text: str | None) -> list[str]:
