@@ -10,6 +10,7 @@ import math
 import os
 import signal
 import sys
+import textwrap
 from pathlib import Path
 
 import msgspec
@@ -52,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_serve(
         commands.add_parser(
             "serve",
+            formatter_class=_Help,
             help="run the service until Ctrl-C",
             description="Run the service until Ctrl-C. The API key is that of BASETEN_API_KEY; without it, a key is "
             "generated and kept in the data directory.",
@@ -60,12 +62,21 @@ def _parser() -> argparse.ArgumentParser:
     _add_faults(
         commands.add_parser(
             "faults",
+            formatter_class=_Help,
             help="run a proxy before a service that makes planned faults happen, until Ctrl-C",
             description="Run a proxy before any service that makes the faults of a plan happen, until Ctrl-C; then "
             "print what it did as JSON. While it runs, GET /-/faults of the proxy shows the same.",
         )
     )
     return parser
+
+
+class _Help(argparse.HelpFormatter):
+    """Cuts no word, e.g. the name of a model."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        line = " ".join(text.split())
+        return textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False)
 
 
 def _add_serve(serve: argparse.ArgumentParser) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, TypeVar
 
@@ -10,7 +9,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from ._exit_codes import INTERRUPTED, REFUSED
-from ._show import LONGEST_LINE, columns_of_terminal, complain, leave_closed_pipe
+from ._show import LONGEST_LINE, columns_of_terminal, complain, leave_closed_pipe, wrapped
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -206,7 +205,4 @@ def _section(rows: Page, width: int) -> str:
 
 
 def _wrapped(text: str, width: int, *, first: str = "", later: str = "") -> str:
-    wrapped = textwrap.fill(
-        text, width, initial_indent=first, subsequent_indent=later, break_long_words=False, break_on_hyphens=False
-    )
-    return wrapped.replace(_JOINT, " ") or first
+    return wrapped(text, width, first=first, later=later).replace(_JOINT, " ") or first

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, NoReturn, TypeAlias, TypeVar
@@ -77,13 +78,26 @@ def columns_of_terminal() -> int | None:
 
 
 def complain(message: str) -> None:
-    """Print an error to standard error, whole and as one line."""
-    errors.print(visible(f"loops: {message}"), style="red")
+    """Print an error to standard error, whole."""
+    errors.print(_readable(f"loops: {message}"), style="red")
 
 
 def note(message: str) -> None:
-    """Print what is neither an answer nor an error to standard error."""
-    errors.print(visible(message), style="dim")
+    """Print what is neither an answer nor an error to standard error, whole."""
+    errors.print(_readable(message), style="dim")
+
+
+def _readable(message: str) -> str:
+    """Return a message that breaks no word in a terminal, and is one line elsewhere."""
+    line = visible(message)
+    return wrapped(line, errors.width) if errors.is_terminal else line
+
+
+def wrapped(text: str, width: int, *, first: str = "", later: str = "") -> str:
+    """Return text in lines of at most `width` characters, but for longer words; the first and later are indented."""
+    return textwrap.fill(
+        text, width, initial_indent=first, subsequent_indent=later, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def emit(found: T, as_json: bool, show: Callable[[T], None]) -> None:

@@ -32,7 +32,9 @@ def completion(
 ) -> None:
     """Print a script that completes commands, options and ids.
 
-    bash: put eval "$(loops completion bash)" into ~/.bashrc. zsh: put eval "$(loops completion zsh)" into ~/.zshrc.
+    bash: put eval "$(loops completion bash)" into ~/.bashrc.
+
+    zsh: put eval "$(loops completion zsh)" into ~/.zshrc.
 
     fish: run loops completion fish > ~/.config/fish/completions/loops.fish
 

@@ -7,7 +7,6 @@ import importlib.metadata
 import os
 import platform
 import ssl
-import textwrap
 import time
 from collections.abc import Awaitable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -29,7 +28,7 @@ from . import NAMES
 from ._connection import connection, key_of_environment, paragraph, run
 from ._exit_codes import FAILED, REFUSED, exit_code
 from ._options import AsJson
-from ._show import LONGEST_LINE, columns_of_terminal, out, show_json
+from ._show import LONGEST_LINE, columns_of_terminal, out, show_json, wrapped
 
 State: TypeAlias = Literal["ok", "warning", "failed", "unknown"]
 
@@ -67,11 +66,7 @@ def _show(finding: Finding) -> None:
     width = min(columns_of_terminal() or LONGEST_LINE, LONGEST_LINE)
     head = f"{finding.check:9} {finding.state:8} "
     text = " ".join(filter(None, (finding.found, finding.advice)))
-    out.print(
-        textwrap.fill(
-            text, width, initial_indent=head, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
-        )
-    )
+    out.print(wrapped(text, width, first=head, later="    "))
 
 
 async def _examine(context: typer.Context) -> list[Finding]:

@@ -14,6 +14,7 @@ import pytest
 
 from loops_local import LocalService
 from loops_local.__main__ import main
+from loops_local._service import DEFAULT_MODELS
 from tests.support.patience import PATIENCE_SECONDS
 
 
@@ -109,6 +110,14 @@ def test_wrong_arguments_are_explained(
     with pytest.raises(SystemExit, match="2"):
         main()
     assert rule in capsys.readouterr().err
+
+
+def test_help_cuts_no_word(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr(sys, "argv", ["loops-local", "serve", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    assert DEFAULT_MODELS[0] in capsys.readouterr().out
 
 
 async def test_an_unusable_data_directory_is_one_readable_line(tmp_path: Path) -> None:
