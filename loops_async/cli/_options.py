@@ -36,6 +36,17 @@ def at_most(longest: str) -> Callable[[str], str]:
     return check
 
 
+def text(most: int = 10_000) -> Callable[[T], T]:
+    """Return a check that a text, if it is given, has 1 to `most` characters."""
+
+    def check(value: T) -> T:
+        if isinstance(value, str) and not 1 <= len(value) <= most:
+            raise typer.BadParameter(f"must have 1 to {most} characters; got {len(value)}")
+        return value
+
+    return check
+
+
 def checkpoint_path(kind: CheckpointKind | None = None) -> Callable[[T], T]:
     """Return a check that a value, if it is given, is the ``bt://`` path of a checkpoint, of this kind if any."""
 

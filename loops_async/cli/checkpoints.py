@@ -34,7 +34,7 @@ from ..types import (
 )
 from ._connection import on_control_plane, on_service
 from ._help import App
-from ._options import AsJson, CheckpointId, CheckpointIds, Quiet, checkpoint_path
+from ._options import AsJson, CheckpointId, CheckpointIds, Quiet, checkpoint_path, text
 from ._show import Columns, emit, emit_fields, emit_rows, errors, is_live, note, progress, show_text, size
 
 app: App = App("Checkpoints that runs have saved.")
@@ -184,12 +184,18 @@ def validate(
 def deploy(
     context: typer.Context,
     checkpoints: CheckpointIds,
-    model_name: Annotated[str, typer.Option(help="The name of the new model.")],
+    model_name: Annotated[str, typer.Option(help="The name of the new model.", callback=text())],
     instance_type_id: Annotated[
-        str, typer.Option("--instance-type", metavar="ID", help="The instance type to run on.")
+        str,
+        typer.Option(
+            "--instance-type", metavar="INSTANCE", help="The id of the instance type to run on.", callback=text()
+        ),
     ],
     hf_secret_name: Annotated[
-        str, typer.Option("--hf-secret", metavar="NAME", help="The workspace's secret with a Hugging Face token.")
+        str,
+        typer.Option(
+            "--hf-secret", metavar="NAME", help="The workspace's secret with a Hugging Face token.", callback=text()
+        ),
     ],
     quiet: Quiet = False,
     as_json: AsJson = False,

@@ -29,6 +29,7 @@ from ._options import (
     RunIds,
     Spot,
     checkpoint_path,
+    text,
 )
 from ._readiness import Readiness, readiness
 from ._show import Columns, emit_fields, emit_rows
@@ -63,7 +64,10 @@ FIELDS: Final[Columns[Run]] = {
 def create(
     context: typer.Context,
     base_model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A Hugging Face repository id; see `loops capabilities`.")
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A Hugging Face repository id; see `loops capabilities`.", callback=text()
+        ),
     ],
     lora_rank: Annotated[int, typer.Option("--rank", help="The LoRA rank.", min=1, metavar="N")] = 32,
     seed: Annotated[int | None, typer.Option(help="Makes the new adapter reproducible.", metavar="N")] = None,
@@ -79,7 +83,7 @@ def create(
         str | None,
         typer.Option(help="The bt://loops:<run>/weights/<name> to start from.", callback=checkpoint_path("weights")),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="A display name.")] = None,
+    name: Annotated[str | None, typer.Option(help="A display name.", callback=text(most=255))] = None,
     sampler_num_replicas: Annotated[
         int | None, typer.Option("--sampler-replicas", help="Copies of the sampler.", min=1, metavar="N")
     ] = None,

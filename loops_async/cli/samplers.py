@@ -25,6 +25,7 @@ from ._options import (
     SamplerIds,
     Spot,
     checkpoint_path,
+    text,
 )
 from ._readiness import readiness
 from ._show import Columns, emit_fields, emit_rows
@@ -54,7 +55,8 @@ FIELDS: Final[Columns[Sampler]] = {
 def create(
     context: typer.Context,
     base_model: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="A base model; by default that of --checkpoint.")
+        str | None,
+        typer.Argument(metavar="MODEL", help="A base model; by default that of --checkpoint.", callback=text()),
     ] = None,
     model_path: Annotated[
         str | None,

@@ -43,7 +43,7 @@ def endless() -> Iterator[LocalService]:
         (["--team", "nobody", "runs", "list"], 2, "there is no team 'nobody'"),
         (["--auth-scheme", "Basic", "runs", "list"], 2, "Invalid value for '--auth-scheme'"),
         (["runs", "show", ""], 2, "loops: RUN: must be a non-empty string"),
-        (["runs", "create", "echo", "--name", "", "--no-wait"], 2, "loops: --name: expected `str` of length >= 1"),
+        (["runs", "create", "echo", "--name", "", "--no-wait"], 2, "'--name': must have 1 to 255 characters; got 0"),
         (["runs", "create", "echo", "--path", "bt://loops:r/sampler_weights/n"], 2, "'--path': must be a 'weights'"),
         (["runs", "logs", "r", "--since", "8d"], 2, "'--since': must be at most 7d; got '8d'"),
         (["runs", "logs", "r", "--level", "LOUD"], 2, "'--level': 'LOUD' is not one of"),
@@ -60,6 +60,31 @@ def test_errors_are_one_paragraph(cli: Cli, arguments: list[str], code: int, wor
 
 ESCAPES = "\x1b]0;title\x07\x1b[2J\u202e"
 VISIBLE = r"\x1b]0;title\x07\x1b[2J\u202e"
+
+
+def test_values_are_checked_before_anything_is_sent(cli: Cli, local: LocalService) -> None:
+    asked = local.faults.watch("POST *", times=100), local.faults.watch("GET *", times=100)
+    for command in (
+        ("runs", "create", ""),
+        ("runs", "create", "echo", "--name", "x" * 256),
+        ("runs", "create", "echo", "--max-seq-len", "0"),
+        ("runs", "create", "echo", "--ready-timeout", "0"),
+        ("runs", "create", "echo", "--path", "bt://loops:r/sampler_weights/n"),
+        ("samplers", "create"),
+        ("samplers", "create", "--checkpoint", "bt://loops:r/weights/n"),
+        ("samplers", "create", "echo", "--replicas", "0"),
+        ("checkpoints", "list"),
+        ("checkpoints", "list", "--path", "bt://nonsense"),
+        ("checkpoints", "validate", "bt://loops:r/weights/n"),
+        ("checkpoints", "deploy", "c", "--model-name", "", "--instance-type", "i", "--hf-secret", "s"),
+        ("checkpoints", "download", "bt://nonsense"),
+        ("runs", "metrics", "r", "--since", "0s"),
+        ("capabilities", "--max-seq-len", "0"),
+        ("down",),
+    ):
+        cli.fails(*command, code=2)
+    assert asked == ([], [])
+    local.faults.clear()
 
 
 def test_control_characters_never_reach_a_terminal(cli: Cli, local: LocalService) -> None:
