@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import ssl
+import threading
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +17,7 @@ import pytest
 from loops_async.cli import doctor
 from loops_local import LocalService
 from tests.cli.conftest import Cli
+from tests.support.certificates import self_signed
 
 CHECKS = ["key", "address", "TLS", "proxy", "versions", "limits", "clock"]
 
@@ -100,6 +106,54 @@ def test_a_proxy_of_the_environment(cli: Cli) -> None:
 def test_a_proxy_that_is_not_used(cli: Cli) -> None:
     cli.environment["HTTP_PROXY"] = "http://127.0.0.1:1"
     assert "HTTP_PROXY is not used for 127.0.0.1" in examined(cli)["proxy"]["found"]
+
+
+class _Capabilities(BaseHTTPRequestHandler):
+    """Answers like a service without models, and tells the time."""
+
+    def do_GET(self) -> None:
+        body = b'{"supported_models": []}'
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None: ...
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[Path, Path]:
+    return self_signed(tmp_path)
+
+
+@pytest.fixture
+def secure(certificate: tuple[Path, Path]) -> Iterator[str]:
+    """The URL of a service behind TLS."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(*certificate)
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Capabilities) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+        serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        serving.start()
+        yield f"https://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        serving.join()
+
+
+def test_tls(cli: Cli, secure: str, certificate: tuple[Path, Path]) -> None:
+    cli.environment |= {"LOOPS_BASE_URL": secure}
+    untrusted = examined(cli, code=6)
+    assert untrusted["address"]["state"] == "ok", "it was reached"
+    assert untrusted["TLS"]["state"] == "failed"
+    assert (
+        "set SSL_CERT_FILE to the file of the authority that signed it before the command" in untrusted["TLS"]["found"]
+    )
+    assert untrusted["TLS"]["advice"].startswith("If it is about a date: this machine's clock says ")
+    cli.environment["SSL_CERT_FILE"] = str(certificate[0])
+    trusted = examined(cli)["TLS"]
+    assert trusted["state"] == "ok"
+    assert trusted["found"].startswith("TLSv1.3, the server's certificate is valid until ")
+    assert trusted["found"].endswith(f"certificates of {certificate[0]}")
 
 
 def test_few_open_files(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

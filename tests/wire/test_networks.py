@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-import subprocess
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,6 +16,7 @@ from aiohttp import web
 from loops_async import ConfigError, ConnectError, SamplingParams, ServiceClient
 from loops_async._http.settings import resolve_settings
 from loops_async._http.transport import Request, Transport
+from tests.support.certificates import self_signed
 from tests.support.colours import Colour
 from tests.support.patience import PATIENCE_SECONDS
 from tests.support.scripted import KEY, MODEL, Say, ScriptedService
@@ -70,12 +70,7 @@ async def proxying(proxy: FakeProxy) -> AsyncIterator[FakeProxy]:
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A certificate for loops.test that no authority has signed, and its key."""
-    folder = tmp_path_factory.mktemp("tls")
-    cert, key = folder / "cert.pem", folder / "key.pem"
-    names = "subjectAltName=DNS:loops.test,IP:127.0.0.1"
-    request = f"req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=loops.test -addext {names}"
-    subprocess.run(["openssl", *request.split(), "-keyout", key, "-out", cert], check=True, capture_output=True)
-    return cert, key
+    return self_signed(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture
