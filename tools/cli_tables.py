@@ -13,11 +13,16 @@ from typing import Any, Final
 
 import typer.main
 
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+# ruff: noqa: E402 - found in ROOT
 from loops_async.cli._app import app
 from loops_async.cli._exit_codes import ENDINGS
 from loops_async.cli._help import arguments, is_group, options, summary, usage_of, walk
+from tools.tables_in_pages import replaced, table, write_or_check
 
-PAGE: Final = Path(__file__).parent.parent / "docs" / "cli.md"
+PAGE: Final = ROOT / "docs" / "cli.md"
 BEGIN: Final = "<!-- {}, from the command line: python tools/cli_tables.py -->\n"
 END: Final = "<!-- end of {} -->\n"
 
@@ -25,21 +30,19 @@ END: Final = "<!-- end of {} -->\n"
 def written(page: str) -> str:
     """Return the page with the tables as they are now."""
     for name, text in {"exit codes": exit_codes(), "commands": commands()}.items():
-        begin, end = BEGIN.format(name), END.format(name)
-        before, rest = page.split(begin)
-        page = f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}"
+        page = replaced(page, BEGIN.format(name), END.format(name), text)
     return page
 
 
 def exit_codes() -> str:
     """Return the table of exit codes."""
-    return _table(("code", "meaning"), [(str(ending.code), ending.meaning) for ending in ENDINGS])
+    return table([("code", "meaning"), *((str(ending.code), ending.meaning) for ending in ENDINGS)])
 
 
 def commands() -> str:
     """Return a section for each command, and the options before all of them."""
     root, *others = walk(typer.main.get_command(app))
-    sections = ["### Options before every command\n", _table(("option", "meaning"), _code(options(root[1])))]
+    sections = ["### Options before every command\n", table([("option", "meaning"), *_code(options(root[1]))])]
     for path, command in others:
         if not is_group(command):
             sections += _section(path, command)
@@ -52,7 +55,7 @@ def _section(path: str, command: Any) -> Iterator[str]:
     yield f"{_safe(summary(command))}\n"
     yield f"```text\n{usage}\n```\n"
     if rows := _code([*arguments(command), *options(command)]):
-        yield _table(("argument or option", "meaning"), rows)
+        yield table([("argument or option", "meaning"), *rows])
 
 
 def _code(rows: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -65,21 +68,5 @@ def _safe(text: str) -> str:
     return re.sub(r"bt://\S+", lambda path: f"`{path[0]}`", text.replace("\xa0", " "))
 
 
-def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    return "".join(f"| {' | '.join(row)} |\n" for row in (head, ("---",) * len(head), *rows))
-
-
-def main() -> int:
-    """Write the page, or check it, and return the exit code."""
-    page = PAGE.read_text()
-    if "--check" in sys.argv[1:]:
-        if page != written(page):
-            print(f"{PAGE.name}: its tables are not those of the code; run python tools/cli_tables.py")
-            return 1
-        return 0
-    PAGE.write_text(written(page))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check(PAGE, written))

@@ -8,18 +8,24 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from loops_async._http.retry import CALLS, Failure, RetryPolicy
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 
-PAGE = Path(__file__).parent.parent / "docs" / "reliability.md"
+# ruff: noqa: E402 - found in ROOT
+from loops_async._http.retry import CALLS, Failure, RetryPolicy
+from tools import tables_in_pages
+from tools.tables_in_pages import replaced, write_or_check
+
+PAGE = ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- table of loops_async._http.retry -->\n", "<!-- end of the table -->\n"
 
 
 def table() -> str:
     """Return the table in Markdown."""
     head = ["call", *(failure.value for failure in Failure)]
-    rows = [[call.name, *(cell(call.policy(failure)) for failure in Failure)] for call in CALLS]
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return tables_in_pages.table(
+        [head, *([call.name, *(cell(call.policy(failure)) for failure in Failure)] for call in CALLS)]
+    )
 
 
 def cell(policy: RetryPolicy | None) -> str:
@@ -29,21 +35,8 @@ def cell(policy: RetryPolicy | None) -> str:
 
 def written(page: str) -> str:
     """Return the page with the table as it is now."""
-    before, rest = page.split(BEGIN)
-    return f"{before}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}"
-
-
-def main() -> int:
-    """Write the page, or check it, and return the exit code."""
-    page = PAGE.read_text()
-    if "--check" in sys.argv[1:]:
-        if page != written(page):
-            print(f"{PAGE.name}: its table is not that of the code; run python tools/retry_table.py")
-            return 1
-        return 0
-    PAGE.write_text(written(page))
-    return 0
+    return replaced(page, BEGIN, END, table())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check(PAGE, written))
