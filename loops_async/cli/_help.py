@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -19,7 +19,7 @@ NARROW: Final = 60
 _JOINT: Final = "\xa0"
 """A space that does not end a line."""
 
-Page = Sequence[tuple[str, str]]
+Page: TypeAlias = Sequence[tuple[str, str]]
 """What is described, and its description."""
 
 

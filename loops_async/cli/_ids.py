@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import sys
@@ -22,13 +23,13 @@ LEAST_SECONDS: Final = 0.2
 MOST_RUNS: Final = 20
 """How many runs' checkpoints are looked up: the service lists those of one run at a time."""
 
-
 _IS_HARMLESS: Final = re.compile(r"[\w.-]+", re.ASCII)
 """Ids that mean nothing to a shell, which puts them into the command line as they are."""
 
 
 def print_ids(kind: str) -> NoReturn:
     """Print the ids of a kind, and end."""
+    logging.disable()
     # The interpreter took a part of the second before this runs. What hangs, e.g. a look-up of a host, cannot be
     # cancelled, so the process ends from another thread.
     ending = threading.Timer(max(LEAST_SECONDS, _seconds() - time.process_time()), os._exit, args=(0,))

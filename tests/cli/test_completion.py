@@ -157,6 +157,7 @@ def test_ids_are_silent_when_that_fails(local: LocalService) -> None:
     assert ids("runs") == SILENT, "no key"
     known = {"LOOPS_BASE_URL": local.base_url, "BASETEN_API_KEY": local.api_key}
     assert ids("runs", **known | {"BASETEN_API_KEY": "none-of-the-keys"}) == SILENT
+    assert ids("runs", **known | {"LOOPS_BASE_URL": "http://127.0.0.1:1", "ALL_PROXY": "socks5://x"}) == SILENT
 
 
 def test_ids_do_not_wait_for_a_service_that_does_not_answer(local: LocalService) -> None:
