@@ -45,7 +45,7 @@ def bash(nodes: Sequence[Node]) -> str:
 
 def zsh(nodes: Sequence[Node]) -> str:
     """Return the script for zsh."""
-    return f"autoload -Uz compinit bashcompinit\n(( $+functions[compdef] )) || compinit\nbashcompinit\n{bash(nodes)}"
+    return f"autoload -Uz compinit bashcompinit\nwhence compdef >/dev/null || compinit\nbashcompinit\n{bash(nodes)}"
 
 
 def fish(nodes: Sequence[Node]) -> str:

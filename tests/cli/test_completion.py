@@ -34,86 +34,124 @@ def some(local: LocalService) -> Sequence[str]:
 
 
 class Shell:
-    """A shell that has read its script, and in which `loops` is on the PATH."""
+    """A shell that has read its script, and in which a program `loops` is on the PATH."""
 
-    def __init__(self, name: str, folder: Path, local: LocalService) -> None:
-        self._name = name
+    def __init__(self, name: str, folder: Path, program: str, **environment: str) -> None:
+        self.name = name
         self._script = folder / f"loops.{name}"
         self._script.write_text(SCRIPTS[name](NODES))
-        program = folder / "loops"
-        root = Path(__file__).parents[2]
-        program.write_text(f'#!/bin/sh\nPYTHONPATH={root} exec {sys.executable} -m loops_async.cli "$@"\n')
-        program.chmod(0o755)
-        self.environment = {
-            "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
-            "HOME": str(folder),
-            "LOOPS_BASE_URL": local.base_url,
-            "BASETEN_API_KEY": local.api_key,
-            "LOOPS_COMPLETION_SECONDS": str(PATIENCE_SECONDS),
-        }
+        self.program = folder / "loops"
+        self.program.write_text(f"#!/bin/sh\n{program}\n")
+        self.program.chmod(0o755)
+        self._environment = {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "HOME": str(folder), **environment}
 
-    def __call__(self, *words: str) -> list[str]:
-        """Return how the last word may be completed."""
+    def __call__(self, *lines: str) -> list[set[str]]:
+        """Return how the last word of each line may be completed; words are separated by single spaces."""
         command = {
             "bash": ["bash", "--norc", "-c", _BASH],
-            "fish": ["fish", "--no-config", "-c", f"source {self._script}; complete -C '{' '.join(words)}'"],
-        }[self._name]
-        arguments = [str(self._script), *words] if self._name == "bash" else []
+            "zsh": ["zsh", "-f", "-c", _ZSH + _BASH],
+            "fish": ["fish", "--no-config", "-c", _FISH],
+        }[self.name]
         ended = subprocess.run(
-            [*command, *arguments], capture_output=True, text=True, env=self.environment, timeout=PATIENCE_SECONDS
+            [*command, str(self._script), *lines],
+            capture_output=True,
+            text=True,
+            env=self._environment,
+            timeout=PATIENCE_SECONDS,
         )
         assert (ended.returncode, ended.stderr) == (0, "")
-        return [line.split("\t")[0].strip() for line in ended.stdout.splitlines()]
+        *answers, end = ended.stdout.split("--end--\n")
+        assert (len(answers), end) == (len(lines), "")
+        return [{line.split("\t")[0].strip() for line in answer.splitlines()} for answer in answers]
 
+
+_ZSH = """
+autoload -Uz compinit && compinit -D -u
+setopt ksharrays shwordsplit
+"""
+"""What `bashcompinit` sets for the functions of bash that it calls."""
 
 _BASH = """
 source "$0"
-COMP_LINE="$*" COMP_WORDS=("$@") COMP_CWORD=$(($# - 1))
-"$(complete -p loops | sed 's/.*-F \\([^ ]*\\).*/\\1/')" loops
-[ "${#COMPREPLY[@]}" -eq 0 ] || printf '%s\\n' "${COMPREPLY[@]}"
+for COMP_LINE in "$@"; do
+    COMP_WORDS=($COMP_LINE)
+    case "$COMP_LINE" in *" ") COMP_WORDS+=("") ;; esac
+    COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+    _loops_complete loops
+    for word in "${COMPREPLY[@]}"; do echo "$word"; done
+    echo --end--
+done
+"""
+
+_FISH = """
+source $argv[1]
+for line in $argv[2..-1]
+    complete -C $line
+    echo --end--
+end
 """
 
 
-@pytest.fixture(params=["bash", "fish"])
-def shell(request: pytest.FixtureRequest, tmp_path: Path, local: LocalService) -> Shell:
+KINDS_ONLY = 'echo "$1-$2-of-$LOOPS_BASE_URL"'
+"""A program that answers what it was asked: Python takes half a second to start."""
+
+
+@pytest.fixture(params=["bash", "zsh", "fish"])
+def shell(request: pytest.FixtureRequest, tmp_path: Path) -> Shell:
     if shutil.which(request.param) is None:
         pytest.skip(f"{request.param} is not installed")
-    return Shell(request.param, tmp_path, local)
+    return Shell(request.param, tmp_path, KINDS_ONLY, LOOPS_BASE_URL="here")
 
 
 def test_commands_and_options_need_no_service(shell: Shell) -> None:
-    (Path(shell.environment["HOME"]) / "loops").unlink()
-    assert set(shell("loops", "ru")) == {"runs"}
-    assert set(shell("loops", "--team", "runs", "runs", "")) == {
-        *("create", "list", "show", "wait", "logs", "metrics", "deactivate")
+    shell.program.unlink()
+    expected = {
+        "loops ru": {"runs"},
+        "loops --team runs runs ": {"create", "list", "show", "wait", "logs", "metrics", "deactivate"},
+        "loops runs create --r": {"--rank", "--replicas", "--ready-timeout"},
+        "loops runs logs --level W": {"WARNING"},
+        "loops completion ": {"bash", "zsh", "fish", "powershell"},
+        "loops runs create echo --name ": set[str](),
     }
-    assert set(shell("loops", "runs", "create", "--r")) == {"--rank", "--replicas", "--ready-timeout"}
-    assert set(shell("loops", "runs", "logs", "--level", "W")) == {"WARNING"}
-    assert set(shell("loops", "completion", "")) == {"bash", "zsh", "fish", "powershell"}
-    assert shell("loops", "runs", "create", "echo", "--name", "") == []
+    assert dict(zip(expected, shell(*expected), strict=True)) == expected
 
 
-def test_ids_come_from_the_service(shell: Shell, some: Sequence[str]) -> None:
+def test_ids_are_asked_for(shell: Shell) -> None:
+    kinds = {
+        "loops runs show ": "runs",
+        "loops runs deactivate some other ": "runs",
+        "loops checkpoints list --run __ids-r": "runs",
+        "loops samplers show ": "samplers",
+        "loops checkpoints files ": "checkpoints",
+        "loops deployments logs ": "deployments",
+        "loops down some ": "running",
+    }
+    assert shell(*kinds) == [{f"__ids-{kind}-of-here"} for kind in kinds.values()]
+
+
+def test_ids_come_from_the_service(tmp_path: Path, local: LocalService, some: Sequence[str]) -> None:
     run, sampler, checkpoint = some
-    assert run in shell("loops", "runs", "show", "")
-    assert run in shell("loops", "checkpoints", "list", "--run", run[:3])
-    assert {run, sampler} <= set(shell("loops", "down", ""))
-    assert checkpoint in shell("loops", "checkpoints", "files", checkpoint[:4])
+    program = f'PYTHONPATH={Path(__file__).parents[2]} exec {sys.executable} -m loops_async.cli "$@"'
+    environment = {"LOOPS_BASE_URL": local.base_url, "BASETEN_API_KEY": local.api_key}
+    shell = Shell("bash", tmp_path, program, **environment, LOOPS_COMPLETION_SECONDS=str(PATIENCE_SECONDS))
+    running, files = shell("loops down ", f"loops checkpoints files {checkpoint[:4]}")
+    assert {run, sampler} <= running
+    assert checkpoint in files
 
 
-def test_files_are_completed_by_the_shell(shell: Shell) -> None:
-    place = Path(shell.environment["HOME"]) / "prompts.jsonl"
+@pytest.mark.parametrize("name", ["bash", "fish"])  # zsh has file names only while it completes
+def test_files_are_completed_by_the_shell(name: str, tmp_path: Path) -> None:
+    if shutil.which(name) is None:
+        pytest.skip(f"{name} is not installed")
+    place = tmp_path / "prompts.jsonl"
     place.touch()
-    assert shell("loops", "sample", "--input", f"{place.parent}/prom") == [str(place)]
+    assert Shell(name, tmp_path, KINDS_ONLY)(f"loops sample --input {tmp_path}/prom") == [{str(place)}]
 
 
-def test_bash_reads_a_value_behind_an_equals_sign_and_the_service_of_the_line(
-    tmp_path: Path, local: LocalService, some: Sequence[str]
-) -> None:
-    shell = Shell("bash", tmp_path, local)
-    assert some[0] in shell("loops", "checkpoints", "list", "--run", "=", "")
-    shell.environment["LOOPS_BASE_URL"] = "http://127.0.0.1:1"
-    assert some[0] in shell("loops", "--base-url", local.base_url, "runs", "show", "")
+def test_bash_reads_a_value_behind_an_equals_sign_and_the_service_of_the_line(tmp_path: Path) -> None:
+    shell = Shell("bash", tmp_path, KINDS_ONLY)
+    assert shell("loops --base-url http://x runs show ") == [{"__ids-runs-of-http://x"}]
+    assert shell("loops checkpoints list --run = ") == [{"__ids-runs-of-"}]
 
 
 @pytest.mark.parametrize("name", ["bash", "zsh", "fish"])
