@@ -40,6 +40,10 @@ ASYNC_ONLY: Final = re.compile(r"event loop|\bcorouti|\bawait|\basync|`open`", r
 """Words of prose that is true of one form only."""
 
 
+OTHER_FORM: Final = "%%"
+"""The line of a block of both forms behind which its blocking form stands, if no rule makes it."""
+
+
 class GenerationError(Exception):
     """The core has a construct that no rule covers."""
 
@@ -50,6 +54,10 @@ CODE_RULES: Final = (
     (r"\bawait ([\w.]+)(?![\w.(\[])", r"\1.result()"),
     (r"\b(await|async) ", ""),
     (rf"\.({'|'.join(name.split('.')[1] for name in PROPERTIES)})\(\)", r".\1"),
+    (r"(?m)^import asyncio\n+", ""),
+    (r"\basyncio\.run\((\w+\([^()]*\))\)", r"\1"),
+    (r"(ServiceClient(?:\.local)?\([^()]*\))\.open\(\)", r"\1"),
+    (r"\bloops_local\.LocalService\(", "loops_local.serve_in_thread("),
 )
 """Substitutions that make example code blocking, in this order."""
 
@@ -99,3 +107,9 @@ def blocking_code(code: str, core: str) -> str:
     if rest := re.search(rf".*({ASYNC_ONLY.pattern}).*", blocking, re.IGNORECASE):
         raise GenerationError(f"no rule for the example: {rest[0].strip()}")
     return blocking
+
+
+def both_forms(block: str, core: str) -> tuple[str, str]:
+    """Return the async and the blocking form of a block of a page."""
+    asynchronous, mark, blocking = block.partition(f"\n{OTHER_FORM}\n")
+    return (f"{asynchronous}\n", blocking) if mark else (block, blocking_code(block, core))

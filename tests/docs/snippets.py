@@ -1,4 +1,4 @@
-"""Finds the Python examples in docstrings and in Markdown, and runs them; `await` may stand at the top."""
+"""Finds the Python examples in docstrings, and runs such snippets; `await` may stand at the top."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
-FENCE = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 LITERAL = re.compile(r"^( *)Example:\n+ +::\n\n((?:\1 {2,}.*\n?|\n)+)", re.MULTILINE)
 
 
@@ -23,22 +22,11 @@ class Snippet(NamedTuple):
 
     place: str
     statements: tuple[tuple[str, str | None], ...]
+    is_interactive: bool = False
+    """Whether the value of an expression counts as printed."""
 
     def __str__(self) -> str:
         return self.place
-
-
-def in_markdown(path: Path) -> Iterator[Snippet]:
-    text = path.read_text()
-    for fence in FENCE.finditer(text):
-        line = text.count("\n", 0, fence.start()) + 1
-        yield Snippet(f"{path.name}:{line}", ((fence[1], None),))
-
-
-def is_about_rollouts(snippet: Snippet) -> bool:
-    """Whether it is an example of a page on rollouts, which have a test of their own."""
-    pages = ("async-rl.md", "multi-turn.md")
-    return snippet.place.startswith(pages) or any(".rollouts(" in source for source, _ in snippet.statements)
 
 
 def in_docstrings(path: Path) -> Iterator[Snippet]:
@@ -49,15 +37,15 @@ def in_docstrings(path: Path) -> Iterator[Snippet]:
             for literal in LITERAL.finditer(docstring + "\n"):
                 yield Snippet(place, ((textwrap.dedent(literal[2]), None),))
             if examples := doctest.DocTestParser().get_examples(docstring):
-                yield Snippet(place, tuple((example.source, example.want) for example in examples))
+                yield Snippet(place, tuple((example.source, example.want) for example in examples), is_interactive=True)
 
 
 def run(snippet: Snippet, names: dict[str, Any], runner: asyncio.Runner) -> None:
     """Run the statements as an interactive session would, one after the other."""
     for source, expected in snippet.statements:
-        mode = "exec" if expected is None else "single"
         # In angle brackets, as "<stdin>" is: coverage would look for a file of that name.
         name = f"<{snippet.place}>"
+        mode = "single" if snippet.is_interactive else "exec"
         code = compile(source, name, mode, flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
         with redirect_stdout(StringIO()) as printed:
             result = eval(code, names)

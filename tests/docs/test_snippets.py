@@ -1,4 +1,4 @@
-"""Every Python example in docstrings and in Markdown runs, in its colour, against the service on the echo engine."""
+"""Every Python example in docstrings runs, in its colour, against the service on the echo engine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 import loops_async
 import loops_local
 import loops_sync
-from tests.docs.snippets import Snippet, in_docstrings, in_markdown, is_about_rollouts, run
+from tests.docs.snippets import Snippet, in_docstrings, run
 
 ROOT = Path(__file__).parents[2]
 DATUM = loops_async.Datum(model_input=[104, 105], loss_fn_inputs={"target_tokens": [105, 33], "weights": [0.0, 1.0]})
@@ -108,29 +108,13 @@ def test_docstrings_of_loops_local(snippet: Snippet) -> None:
         run(snippet, {}, runner)
 
 
-MARKDOWN = [
-    snippet
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-    for snippet in in_markdown(path)
-    if not is_about_rollouts(snippet)
-]
-
-
-@pytest.mark.parametrize("snippet", MARKDOWN, ids=str)
-def test_markdown(snippet: Snippet) -> None:
-    """What stands in Markdown is a whole program."""
-    with asyncio.Runner() as runner:
-        run(snippet, {"__name__": "__main__"}, runner)
-
-
 def test_examples_are_found() -> None:
     """The parametrized tests above would pass without a word if nothing were found."""
     assert len(docstrings_of("loops_async")) > 5
     assert docstrings_of("loops_local")
-    assert any("README" in snippet.place for snippet in MARKDOWN)
 
 
 def test_a_wrong_example_fails() -> None:
-    snippet = Snippet("here", (("1 + 1\n", "3\n"),))
+    snippet = Snippet("here", (("1 + 1\n", "3\n"),), is_interactive=True)
     with asyncio.Runner() as runner, pytest.raises(AssertionError, match="printed '2"):
         run(snippet, {}, runner)

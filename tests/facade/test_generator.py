@@ -354,8 +354,8 @@ NO_RULE = {
     "property that awaits": ("@property\nasync def f(self) -> int: ...", "must be a method in PROPERTIES"),
     "prompt in an example": ('async def f(self) -> None:\n    """Do.\n\n    >>> f()\n    """', "no rule for >>>"),
     "asyncio in an example": (
-        'async def f(self) -> None:\n    """Do.\n\n    ::\n\n        asyncio.run(f())\n    """',
-        "the example: asyncio.run(f())",
+        'async def f(self) -> None:\n    """Do.\n\n    ::\n\n        asyncio.gather(f())\n    """',
+        "the example: asyncio.gather(f())",
     ),
     "prose of one form": (
         'async def f(self) -> None:\n    """Do. Then\n    await it: it is quick. Done.\n    """',
@@ -391,12 +391,20 @@ EXAMPLES = {
     "async for x in f():\n    pass": "for x in f():\n    pass",
     "n = await trainer.policy_version() + 1": "n = trainer.policy_version + 1",
     "import loops_async as loops": "import loops_sync as loops",
+    "import asyncio\n\nimport loops_local\n\n\nasyncio.run(main(1))": "import loops_local\n\n\nmain(1)",
+    'service = await loops.ServiceClient(api_key="k").open()': 'service = loops.ServiceClient(api_key="k")',
+    "async with loops_local.LocalService() as local:": "with loops_local.serve_in_thread() as local:",
 }
 
 
 @pytest.mark.parametrize("code", EXAMPLES)
 def test_example_code(code: str) -> None:
     assert blocking_docs.blocking_code(code, "loops_async") == EXAMPLES[code]
+
+
+def test_the_blocking_form_of_a_block_is_made_or_written() -> None:
+    assert blocking_docs.both_forms("await f()\n", "loops_async") == ("await f()\n", "f()\n")
+    assert blocking_docs.both_forms("await f()\n%%\ng()\n", "loops_async") == ("await f()\n", "g()\n")
 
 
 DOC = """Do it.
