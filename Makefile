@@ -5,7 +5,7 @@ RUN = .venv/bin/python -m
 # More workers than these would mostly import torch.
 PARALLEL = -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test check mypy pyright sync fix bench chaos fuzz soak lock dist release
+.PHONY: demo test check mypy pyright sync fix bench chaos fuzz soak lock dist release docs site
 
 demo: .venv/installed-demo
 	@.venv/bin/python examples/quickstart.py
@@ -46,6 +46,14 @@ soak: .venv/installed-dev
 fix: .venv/installed-dev sync
 	$(RUN) ruff check --fix
 	$(RUN) ruff format
+
+# Builds the documentation site; every warning is an error.
+docs: .venv/installed-dev
+	.venv/bin/python tools/build_docs.py docs/_build/html
+
+# Builds it and tests the result, also in Chromium, which `apt-get install chromium` provides.
+site: docs
+	LOOPS_SITE=docs/_build/html $(RUN) pytest -q tests/site
 
 # Writes loops_sync from loops_async.
 sync: .venv/installed-dev

@@ -1,0 +1,189 @@
+"""The reference: which public name stands on which page, and how names in docstrings and signatures find it.
+
+A line ``<!-- reference: KIND -->`` of a page is replaced by the entries of all names of this kind. What has a form of
+its own in each colour stands in two tabs; what both packages share stands once, as ``loops_async.NAME``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from inspect import iscoroutinefunction
+from operator import attrgetter
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from colours import tabs
+from sphinx.domains.python import PyXRefRole
+
+import loops_async
+import loops_local
+import loops_sync
+from loops_async import errors, types
+
+if TYPE_CHECKING:
+    from docutils import nodes
+    from sphinx.addnodes import pending_xref
+    from sphinx.application import Sphinx
+    from sphinx.environment import BuildEnvironment
+
+LINE: Final = re.compile(r"^<!-- reference: (\w+) -->$", re.MULTILINE)
+
+PACKAGES: Final = {package.__name__: package for package in (loops_async, loops_sync, loops_local)}
+
+
+# --- entries ---
+
+
+def has_twin(name: str) -> bool:
+    """Whether each colour has a form of its own."""
+    return getattr(loops_sync, name) is not getattr(loops_async, name)
+
+
+def is_client(name: str) -> bool:
+    value = getattr(loops_async, name)
+    return has_twin(name) and isinstance(value, type) and any(map(iscoroutinefunction, vars(value).values()))
+
+
+KINDS: Final[Mapping[str, Callable[[str], bool]]] = {
+    "clients": is_client,
+    "errors": lambda name: name in errors.__all__,
+    "types": lambda name: name in types.__all__,
+}
+"""The names of each page; `helpers` has the rest, and `local` those of `loops_local`."""
+
+MODULES: Final[Mapping[str, tuple[str, ...]]] = {
+    "helpers": ("loops_async.agents", "loops_async.batch", "loops_async.testing"),
+    "local": ("loops_local.faults", "loops_local.engine.base", "loops_local.pytest"),
+}
+"""Public modules, of which a page has the names that their package does not export."""
+
+NAMED_IN_SIGNATURES: Final[Mapping[str, tuple[str, ...]]] = {
+    "clients": ("loops_sync._bridge.Items", "loops_sync._handle.Scope"),
+    "local": ("loops_local.engine.base.SampleOutcome", "loops_local.faults.plan.Exchange"),
+    "types": ("loops_async.types.tensors.SupportsToList",),
+}
+"""Types that calls take or return, but that nothing exports, since users never write their names."""
+
+
+def entries(kind: str) -> str:
+    """Return the Markdown of a page's entries, each with a heading."""
+    found = {name: in_its_colours(name) for name in exported(kind)}
+    further = [f"{module}.{name}" for module in MODULES.get(kind, ()) for name in only_in(module)]
+    for path in (*further, *NAMED_IN_SIGNATURES.get(kind, ())):
+        found[path.rpartition(".")[2]] = entry(path)
+    return "\n".join(f"## {name.strip('_')}\n\n{found[name]}" for name in sorted(found, key=str.lower))
+
+
+def exported(kind: str) -> list[str]:
+    if kind == "local":
+        return loops_local.__all__
+    is_wanted = KINDS.get(kind, lambda name: not any(belongs(name) for belongs in KINDS.values()))
+    return list(filter(is_wanted, loops_async.__all__))
+
+
+def only_in(module: str) -> list[str]:
+    if find_spec(module) is None:
+        return []
+    return [name for name in import_module(module).__all__ if name not in PACKAGES[module.split(".")[0]].__all__]
+
+
+def in_its_colours(name: str) -> str:
+    if name in loops_local.__all__:
+        return entry(f"loops_local.{name}")
+    if has_twin(name):
+        return tabs([entry(f"loops_async.{name}"), entry(f"loops_sync.{name}")])
+    return entry(f"loops_async.{name}")
+
+
+def entry(path: str) -> str:
+    """Return the autodoc directive of one name."""
+    value = object_at(path)
+    options = []
+    if isinstance(value, type):
+        kind = "exception" if issubclass(value, Exception) else "class"
+        options += [":members:", ":undoc-members:"]
+        options += [":inherited-members: object"] if path.startswith("loops_sync") else []
+        options += [":show-inheritance:"] if kind == "exception" else []
+    else:
+        kind = "function" if isinstance(value, FunctionType) else "data"
+    lines = [f".. auto{kind}:: {path}", *(f"   {option}" for option in options)]
+    return "```{eval-rst}\n" + "\n".join(lines) + "\n```\n"
+
+
+def object_at(path: str) -> Any:
+    """Return what a dotted path names, or None."""
+    module, _, name = path.rpartition(".")
+    while module and find_module(module) is None:
+        module, _, before = module.rpartition(".")
+        name = f"{before}.{name}"
+    try:
+        return attrgetter(name)(find_module(module)) if module else None
+    except AttributeError:
+        return None
+
+
+@cache
+def find_module(name: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError:
+        return None
+
+
+def insert(app: Sphinx, name: str, source: list[str]) -> None:
+    source[0] = LINE.sub(lambda line: entries(line[1]), source[0])
+
+
+# --- names ---
+
+
+def shorten_signature(
+    app: Sphinx, kind: str, path: str, value: Any, options: Any, signature: str | None, result: str | None
+) -> tuple[str | None, str | None]:
+    """Leave out the arguments of a class that users get from a method, and never call."""
+    name = path.rpartition(".")[2]
+    is_twin = name in loops_async.__all__ and has_twin(name)
+    is_created = "__init__" in vars(getattr(loops_sync, name)) if is_twin else "._" not in path
+    return (signature, result) if is_created or kind != "class" else ("", None)
+
+
+def resolve(app: Sphinx, environment: BuildEnvironment, node: pending_xref, content: nodes.TextElement) -> Any:
+    """Find a name that the domain has not found, or show it as code if it means nothing outside its docstring.
+
+    Signatures name the module that defines a type, which may be private; users find it in the package.
+    """
+    target = node.get("reftarget", "")
+    package, _, rest = target.partition(".")
+    if node.get("refdomain") != "py":
+        return None
+    path: str | None
+    if package in loops_async.__all__:
+        path = f"loops_async.{target}"
+    elif package not in PACKAGES:
+        return content if node["reftype"] == "name" else None
+    else:
+        value = object_at(target)
+        if isinstance(value, TypeVar):
+            return content
+        path = public_path(value, rest.rpartition(".")[2])
+    domain = environment.domains.python_domain
+    return path and domain.resolve_xref(environment, node["refdoc"], app.builder, "obj", path, node, content)
+
+
+def public_path(value: Any, name: str) -> str | None:
+    """Return where users find a value that its module calls `name`."""
+    found = (f"{package}.{name}" for package in PACKAGES if getattr(PACKAGES[package], name, None) is value)
+    return next(found, None) if value is not None else None
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    app.connect("source-read", insert)
+    app.connect("autodoc-process-signature", shorten_signature)
+    app.connect("missing-reference", resolve)
+    app.add_role_to_domain("py", "name", PyXRefRole())
+    app.add_role("name", PyXRefRole())
+    return {"parallel_read_safe": True}
