@@ -7,6 +7,7 @@ its own in each colour stands in two tabs; what both packages share stands once,
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import import_module
@@ -14,10 +15,13 @@ from importlib.util import find_spec
 from inspect import iscoroutinefunction
 from operator import attrgetter
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar, get_type_hints
 
 from colours import tabs
+from msgspec import Struct
 from sphinx.domains.python import PyXRefRole
+from sphinx.errors import PycodeError
+from sphinx.pycode import ModuleAnalyzer
 
 import loops_async
 import loops_local
@@ -106,12 +110,20 @@ def entry(path: str) -> str:
     if isinstance(value, type):
         kind = "exception" if issubclass(value, Exception) else "class"
         options += [":members:", ":undoc-members:"]
+        if issubclass(value, Struct):
+            value.__annotations__ = without_bounds(value)
         options += [":inherited-members: object"] if path.startswith("loops_sync") else []
         options += [":show-inheritance:"] if kind == "exception" else []
     else:
         kind = "function" if isinstance(value, FunctionType) else "data"
     lines = [f".. auto{kind}:: {path}", *(f"   {option}" for option in options)]
     return "```{eval-rst}\n" + "\n".join(lines) + "\n```\n"
+
+
+def without_bounds(struct: type[Struct]) -> dict[str, Any]:
+    """Return the types of a struct's own fields without what msgspec checks beside them."""
+    hints = get_type_hints(struct)
+    return {name: hints[name] for name in struct.__annotations__}
 
 
 def object_at(path: str) -> Any:
@@ -151,6 +163,31 @@ def shorten_signature(
     return (signature, result) if is_created or kind != "class" else ("", None)
 
 
+def before_napoleon(app: Sphinx, kind: str, path: str, value: Any, options: Any, lines: list[str]) -> None:
+    """Give a constant or an alias the text below it in the module that defines it, not that of its type."""
+    if kind == "data":
+        name = path.rpartition(".")[2]
+        lines[:] = next(
+            (texts[name] for texts in map(texts_below, modules_of(path.split(".")[0])) if name in texts), []
+        )
+    if kind in ("attribute", "data", "property"):
+        lines.insert(0, "")  # else napoleon reads what stands before a colon as a type
+
+
+def modules_of(package: str) -> list[str]:
+    return sorted(name for name in sys.modules if name.split(".")[0] == package)
+
+
+@cache
+def texts_below(module: str) -> Mapping[str, list[str]]:
+    """Return the string literals that stand below the names of a module."""
+    try:
+        found = ModuleAnalyzer.for_module(module).find_attr_docs()
+    except PycodeError:  # an empty file
+        return {}
+    return {name: text for (owner, name), text in found.items() if not owner}
+
+
 def resolve(app: Sphinx, environment: BuildEnvironment, node: pending_xref, content: nodes.TextElement) -> Any:
     """Find a name that the domain has not found, or show it as code if it means nothing outside its docstring.
 
@@ -182,6 +219,7 @@ def public_path(value: Any, name: str) -> str | None:
 
 def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("source-read", insert)
+    app.connect("autodoc-process-docstring", before_napoleon, priority=100)
     app.connect("autodoc-process-signature", shorten_signature)
     app.connect("missing-reference", resolve)
     app.add_role_to_domain("py", "name", PyXRefRole())
