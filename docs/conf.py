@@ -48,8 +48,6 @@ nitpick_ignore_regex = [(r"py:(?!name$).*", r"(?!loops_(async|sync|local)\b).*")
 
 html_theme = "furo"
 html_title = "loops-async"
-html_static_path = ["_static"]
-html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sourcelink = False
 html_theme_options = {"navigation_with_keys": True}

@@ -59,6 +59,13 @@ KINDS: Final[Mapping[str, Callable[[str], bool]]] = {
 }
 """The names of each page; `helpers` has the rest, and `local` those of `loops_local`."""
 
+FIRST: Final = (
+    *("ServiceClient", "TrainingClient", "SamplingClient", "OperationFuture"),
+    *("LoopsError", "ApiError"),
+    *("LocalService", "serve_in_thread"),
+)
+"""What stands first on its page; the rest is in the order of the alphabet."""
+
 MODULES: Final[Mapping[str, tuple[str, ...]]] = {
     "helpers": ("loops_async.agents", "loops_async.batch", "loops_async.testing"),
     "local": ("loops_local.faults", "loops_local.engine.base", "loops_local.pytest"),
@@ -79,7 +86,9 @@ def entries(kind: str) -> str:
     further = [f"{module}.{name}" for module in MODULES.get(kind, ()) for name in only_in(module)]
     for path in (*further, *NAMED_IN_SIGNATURES.get(kind, ())):
         found[path.rpartition(".")[2]] = entry(path)
-    return "\n".join(f"## {name.strip('_')}\n\n{found[name]}" for name in sorted(found, key=str.lower))
+    others = sorted(found.keys() - set(FIRST), key=str.lower)
+    ordered = [*(name for name in FIRST if name in found), *others]
+    return "\n".join(f"## {name.strip('_')}\n\n{found[name]}" for name in ordered)
 
 
 def exported(kind: str) -> list[str]:
@@ -156,11 +165,13 @@ def insert(app: Sphinx, name: str, source: list[str]) -> None:
 def shorten_signature(
     app: Sphinx, kind: str, path: str, value: Any, options: Any, signature: str | None, result: str | None
 ) -> tuple[str | None, str | None]:
-    """Leave out the arguments of a class that users get from a method, and never call."""
+    """Leave out the arguments of a class that users never call, such as a client that a method returns."""
     name = path.rpartition(".")[2]
     is_twin = name in loops_async.__all__ and has_twin(name)
     is_created = "__init__" in vars(getattr(loops_sync, name)) if is_twin else "._" not in path
-    return (signature, result) if is_created or kind != "class" else ("", None)
+    if kind == "class" and (not is_created or signature == "(*args, **kwargs)"):
+        return "", None
+    return signature and signature.replace("<factory>", "..."), result
 
 
 def before_napoleon(app: Sphinx, kind: str, path: str, value: Any, options: Any, lines: list[str]) -> None:
@@ -171,7 +182,7 @@ def before_napoleon(app: Sphinx, kind: str, path: str, value: Any, options: Any,
             (texts[name] for texts in map(texts_below, modules_of(path.split(".")[0])) if name in texts), []
         )
     if kind in ("attribute", "data", "property"):
-        lines.insert(0, "")  # else napoleon reads what stands before a colon as a type
+        lines[:0] = ["..", ""]  # an empty comment; without it, napoleon reads what stands before a colon as a type
 
 
 def modules_of(package: str) -> list[str]:
