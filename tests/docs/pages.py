@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, NamedTuple
 import loops_async
 import loops_sync
 from tests.docs.snippets import Snippet, run
-from tools.blocking_docs import both_forms
+from tools.blocking_docs import GenerationError, both_forms
 
 Name = Literal["async", "blocking"]
 
@@ -105,16 +105,19 @@ def _blocks(name: str, text: str) -> Iterator[Block]:
         place = f"{name}:{text.count(chr(10), 0, block.start()) + 1}"
         read += 1
         if not block["reason"]:
-            yield Block(place, _forms(block["kind"], block["code"]), block["output"])
+            yield Block(place, _forms(place, block["kind"], block["code"]), block["output"])
     if read != (there := len(ANY_BLOCK.findall(text))):
         raise SyntaxError(f"{name} has {there} blocks of Python, {read} of which can be run: see CONTRIBUTING.md")
 
 
-def _forms(kind: str, code: str) -> dict[Name, str]:
+def _forms(place: str, kind: str, code: str) -> dict[Name, str]:
     if kind == "python":
         needed = [colour for colour, words in OF_ONE_COLOUR.items() if words.search(code)]
         return dict.fromkeys(needed or COLOURS, code)
-    asynchronous, blocking = both_forms(code, "loops_async")
+    try:
+        asynchronous, blocking = both_forms(code, "loops_async")
+    except GenerationError as problem:
+        raise GenerationError(f"{place}: {problem}; write the blocking form behind a line %%") from None
     return {"async": asynchronous, "blocking": blocking}
 
 

@@ -13,6 +13,7 @@ import loops_local
 from tests.docs.byte_tokenizer import ByteTokenizer, DrawingTokenizer
 from tests.docs.pages import Name, Page, page, pages, run_page
 from tests.support import torch_engine
+from tools.blocking_docs import GenerationError
 
 SESSIONS = [
     pytest.param(page, colour, id=f"{page}-{colour}", marks=[pytest.mark.torch] if page.engine == "tiny" else [])
@@ -147,6 +148,11 @@ def test_a_block_is_left_out_only_with_a_reason(tmp_path: Path) -> None:
 def test_a_block_that_would_not_be_run_is_an_error(block: str, tmp_path: Path) -> None:
     with pytest.raises(SyntaxError, match="1 blocks of Python, 0"):
         written(tmp_path, block)
+
+
+def test_a_block_without_a_blocking_form_is_named(tmp_path: Path) -> None:
+    with pytest.raises(GenerationError, match=r"page\.md:1: no rule for the example: asyncio\.gather"):
+        written(tmp_path, "```{colours}\nawait asyncio.gather(f())\n```\n")
 
 
 def written(folder: Path, text: str) -> Page:
