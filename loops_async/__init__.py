@@ -32,16 +32,17 @@ Elsewhere:
 - ``loops``: the command line (the ``cli`` extra).
 """
 
-from . import errors, rollouts, types
+from . import batch, errors, rollouts, types
 from ._operations.future import OperationFuture
 from ._sampling.adaptive import Adaptive
 from ._sampling.limiter import Limiter
 from ._version import __version__
+from .batch import *  # noqa: F403 - each module lists its public names in `__all__`
 from .client import ServiceClient
 from .control_plane import ControlPlane
 from .dpo import attach_reference_logprobs
 from .drift import loops_compute_kl_sample_train, loops_log_kl_sample_train, top_divergent_tokens
-from .errors import *  # noqa: F403 - each module lists its public names in `__all__`
+from .errors import *  # noqa: F403
 from .rollouts import *  # noqa: F403
 from .sampling import SamplingClient
 from .training import ForwardBackwardFuture, TrainingClient
@@ -69,6 +70,7 @@ __all__ = [
     "loops_log_kl_sample_train",
     "top_divergent_tokens",
 ]
+__all__ += batch.__all__
 __all__ += errors.__all__
 __all__ += rollouts.__all__
 __all__ += types.__all__

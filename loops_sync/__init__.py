@@ -17,6 +17,8 @@ from loops_async import (
     AvailabilityModel,
     BadRequestError,
     BasetenDeployment,
+    BatchReport,
+    BatchSettings,
     Checkpoint,
     CheckpointDownload,
     CheckpointFile,
@@ -127,6 +129,7 @@ from loops_async import (
     group_advantages,
     loops_compute_kl_sample_train,
     loops_log_kl_sample_train,
+    row_key,
     top_divergent_tokens,
 )
 
@@ -134,6 +137,7 @@ from . import drift as drift
 from . import errors as errors
 from . import types as types
 from ._future import ForwardBackwardFuture, OperationFuture
+from .batch import sample_rows
 from .client import ServiceClient
 from .control_plane import ControlPlane
 from .dpo import attach_reference_logprobs
@@ -153,6 +157,8 @@ __all__ = [
     "AvailabilityModel",
     "BadRequestError",
     "BasetenDeployment",
+    "BatchReport",
+    "BatchSettings",
     "Checkpoint",
     "CheckpointDownload",
     "CheckpointFile",
@@ -274,5 +280,7 @@ __all__ = [
     "group_advantages",
     "loops_compute_kl_sample_train",
     "loops_log_kl_sample_train",
+    "row_key",
+    "sample_rows",
     "top_divergent_tokens",
 ]

@@ -36,6 +36,8 @@ ORDER: dict[str, tuple[str, ...]] = {
         "_checkpoints",
         "_sampling",
         "sampling",
+        "_batch",
+        "batch",
         "dpo",
         "_training",
         "_rollouts",

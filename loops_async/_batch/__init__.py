@@ -1,0 +1,1 @@
+"""Batches: rows in, records out, in files or wherever a caller keeps them."""
