@@ -137,7 +137,7 @@ from . import drift as drift
 from . import errors as errors
 from . import types as types
 from ._future import ForwardBackwardFuture, OperationFuture
-from .batch import sample_rows
+from .batch import sample_file, sample_rows
 from .client import ServiceClient
 from .control_plane import ControlPlane
 from .dpo import attach_reference_logprobs
@@ -281,6 +281,7 @@ __all__ = [
     "loops_compute_kl_sample_train",
     "loops_log_kl_sample_train",
     "row_key",
+    "sample_file",
     "sample_rows",
     "top_divergent_tokens",
 ]

@@ -18,7 +18,8 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from os import PathLike
 from typing import Any
 
 import loops_async as _core
@@ -28,7 +29,75 @@ from loops_sync._handle import unwrap
 
 from .sampling import SamplingClient
 
-__all__ = ["BatchReport", "BatchSettings", "row_key", "sample_rows"]
+__all__ = ["BatchReport", "BatchSettings", "row_key", "sample_file", "sample_rows"]
+
+
+def sample_file(
+    client: SamplingClient,
+    source: str | PathLike[str],
+    target: str | PathLike[str],
+    *,
+    settings: BatchSettings,
+    limit: int | Adaptive | Limiter = 256,
+    retry_errors: bool = False,
+    drop_stale: bool = False,
+    append: bool = False,
+    max_failures: int | None = None,
+    on_progress: Callable[[BatchReport], object] | None = None,
+) -> BatchReport:
+    """Sample a file of prompts into a file of answers; calling it again continues where it was stopped.
+
+    Both files have a JSON object on each line: a row in `source`, a record in `target`, in the order of completion.
+    Records are found again by content and settings, never by position. Each row has one record in the end. What was
+    killed leaves half a line at worst, which is cut; asked again are rows without a record and those whose error is
+    retryable. Memory does not grow with the files. Beside the output, ``TARGET.settings.json`` names the settings.
+
+    A row that cannot be answered, or a line that is no row, becomes a record with an ``error``. An error that all other
+    rows would have, too (a refused key, a sampler that has ended), writes none: no more is asked for, what is under way
+    is written, and `BatchReport.stopped` is that error. Cancelling (Ctrl-C) does likewise, and a second time gives up
+    what is under way.
+
+    Args:
+        client: what samples.
+        source: the input; ``"-"`` is standard input.
+        target: the output; ``"-"`` is standard output, which cannot be continued.
+        settings: `BatchSettings.of` the client.
+        limit: the most completions in flight; `Adaptive` finds the number at which the sampler is fastest.
+        retry_errors: also ask again for rows whose error is not retryable.
+        drop_stale: move answers to rows that are gone to ``TARGET.stale``; otherwise they are refused.
+        append: keep records of other settings in the output, and add to them; otherwise they are refused.
+        max_failures: stop when this many rows have failed in this run; None never stops.
+        on_progress: called with the state after each write.
+
+    Returns:
+        The state after the run.
+
+    Raises:
+        InputError: a file is missing or cannot be used, a row has a field with the name of a record's, the output has
+            records of other settings, of other rows or of something else. Nothing was sent or changed.
+        OSError: the output cannot be written.
+
+    Example:
+        ::
+
+            settings = loops.BatchSettings.of(sampler, num_samples=4, sampling_params=params)
+            report = loops.sample_file(sampler, "prompts.jsonl", "answers.jsonl", settings=settings)
+            print(report.answered, "of", report.rows)
+    """
+    relay = current().relay(on_progress)
+    return relay.run(
+        _core.sample_file,
+        client=unwrap(client),
+        source=source,
+        target=target,
+        settings=settings,
+        limit=limit,
+        retry_errors=retry_errors,
+        drop_stale=drop_stale,
+        append=append,
+        max_failures=max_failures,
+        on_progress=relay.post,
+    )
 
 
 def sample_rows(

@@ -8,7 +8,6 @@ from typing import Any, Final, TypeAlias, cast
 
 from anyio import to_thread
 
-from .._arguments import check_kind
 from .._sampling.adaptive import Adaptive
 from .._sampling.limiter import Limiter, as_limiter
 from ..errors import (
@@ -23,7 +22,7 @@ from ..sampling import SamplingClient
 from ..types import SampledPrompt
 from .records import Record, answered, failed, invalid
 from .rows import Row, prompt_tokens, row_of
-from .settings import BatchSettings
+from .settings import BatchSettings, checked
 
 HOPELESS: Final = (AuthenticationError, PermissionDeniedError, ProvisioningError, ConfigError, ClosedError)
 """Errors that all other rows would have, too."""
@@ -48,7 +47,7 @@ class RowSampler:
 
     def __init__(self, client: SamplingClient, settings: BatchSettings, limit: int | Adaptive | Limiter = 256) -> None:
         self.stopped: LoopsError | None = None
-        self.settings: BatchSettings = check_kind(settings, BatchSettings, "settings")
+        self.settings: BatchSettings = checked(settings)
         self._client = client
         self._limiter: Limiter = as_limiter(limit)
         self._tokenizer: Any = None

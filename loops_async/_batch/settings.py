@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from hashlib import blake2b
-from typing import Annotated, Any, Final, Protocol, Self, TypeGuard
+from typing import Annotated, Any, Final, Protocol, TypeGuard
 
 import msgspec
 from msgspec import Meta, Struct
 
-from .._arguments import check
+from .._arguments import check_kind
 from .._http.decoding import UnreadableError, decode_json
 from .._values import Value
 from ..errors import InputError
@@ -44,9 +44,6 @@ class BatchSettings(Value, Struct, frozen=True, kw_only=True, dict=True):
     `run_id` stands for the weights of a run where they are no checkpoint. `digest` identifies the settings: it is in
     each record, and a part of each key. The other fields are arguments of `SamplingClient.sample`.
 
-    Raises:
-        InputError: both `run_id` and `checkpoint_path` are given, or a value is not allowed.
-
     Example:
         ::
 
@@ -61,10 +58,6 @@ class BatchSettings(Value, Struct, frozen=True, kw_only=True, dict=True):
     include_prompt_logprobs: bool = False
     topk_prompt_logprobs: Annotated[int, Meta(ge=0)] = 0
 
-    def __post_init__(self) -> None:
-        if self.run_id is not None and self.checkpoint_path is not None:
-            raise InputError("run_id", "must not be given with checkpoint_path, which says which weights are sampled")
-
     @classmethod
     def of(
         cls,
@@ -74,7 +67,7 @@ class BatchSettings(Value, Struct, frozen=True, kw_only=True, dict=True):
         sampling_params: SamplingParams | None = None,
         include_prompt_logprobs: bool = False,
         topk_prompt_logprobs: int = 0,
-    ) -> Self:
+    ) -> BatchSettings:
         """Return the settings of a batch that `client` samples; the other arguments are those of its `sample`."""
         checkpoint_path = client.checkpoint_path
         settings = cls(
@@ -86,13 +79,25 @@ class BatchSettings(Value, Struct, frozen=True, kw_only=True, dict=True):
             include_prompt_logprobs=include_prompt_logprobs,
             topk_prompt_logprobs=topk_prompt_logprobs,
         )
-        return check(settings)
+        return checked(settings)
 
     @cached_property
     def digest(self) -> str:
         """32 hexadecimal digits: the BLAKE2b-128 of the fields that are not None, as canonical JSON."""
         # A field that a later version adds, and that is None there, leaves the digests of this one as they are.
-        return digest_of(canonical(check(self).to_dict()))
+        return digest_of(canonical(checked(self).to_dict()))
+
+
+def checked(settings: BatchSettings) -> BatchSettings:
+    """Return the settings in plain values if all are allowed.
+
+    Raises:
+        InputError: one is not; or both `run_id` and `checkpoint_path` are given.
+    """
+    settings = check_kind(settings, BatchSettings, "settings")
+    if settings.run_id is not None and settings.checkpoint_path is not None:
+        raise InputError("settings.run_id", "must not be given with checkpoint_path, which says what is sampled")
+    return settings
 
 
 def digest_of(*parts: bytes) -> str:

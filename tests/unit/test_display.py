@@ -203,11 +203,12 @@ def parts_of(plain: Any) -> Iterator[Any]:
 
 def same(one: Any, other: Any) -> bool:
     """Whether values are equal; errors, which are equal to themselves only, are compared by what they hold."""
-    if isinstance(one, loops.SampledPrompt) and one.error is not None and other.error is not None:
-        pair = [
-            (type(each), each.args, each.__dict__ | {"retryable": each.retryable}) for each in (one.error, other.error)
-        ]
-        return pair[0] == pair[1] and same(structs.replace(one, error=None), structs.replace(other, error=None))
+    for name in one.__struct_fields__:
+        pair = getattr(one, name), getattr(other, name)
+        if all(isinstance(each, loops.LoopsError) for each in pair):
+            held = [(type(each), each.args, each.__dict__ | {"retryable": each.retryable}) for each in pair]
+            cleared = [structs.replace(each, **{name: None}) for each in (one, other)]
+            return held[0] == held[1] and same(*cleared)
     return bool(one == other)
 
 
