@@ -34,7 +34,7 @@ class Row(Struct, frozen=True, kw_only=True):
     @property
     def needs_tokenizer(self) -> bool:
         """Whether its prompt is not yet token ids."""
-        return self.problem is None and not isinstance(self.fields.get("prompt"), list)
+        return self.problem is None and isinstance(self.fields.get("prompt"), str | None)
 
 
 class _Shape(Struct):
@@ -114,16 +114,15 @@ def _problem(given: Mapping[str, Any]) -> str | None:
     return None
 
 
-def prompt_tokens(row: Row, tokenizer: Any) -> list[int]:
+def prompt_tokens(fields: Mapping[str, Any], tokenizer: Any) -> list[int]:
     """Return the token ids of a row's prompt; only text and messages need the tokenizer.
 
     Whatever the tokenizer raises, e.g. since its chat template has no such role, is about this row alone.
     """
-    prompt: Any = row.fields.get("prompt")
-    if not row.needs_tokenizer:
-        return list(prompt)
-    if prompt is not None:
+    prompt = fields.get("prompt")
+    if isinstance(prompt, str):
         return list(tokenizer(prompt)["input_ids"])
-    messages = row.fields["messages"]
-    encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+    if prompt is not None:
+        return list(prompt)
+    encoded = tokenizer.apply_chat_template(fields["messages"], add_generation_prompt=True, return_dict=True)
     return list(encoded["input_ids"])

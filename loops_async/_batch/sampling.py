@@ -107,9 +107,9 @@ class RowSampler:
     async def _encoded(self, row: Row) -> tuple[list[int], str | None]:
         """Return the token ids of a row's prompt, or why there are none."""
         if not row.needs_tokenizer:
-            return (prompt_tokens(row, None), None) if row.problem is None else ([], row.problem)
+            return (prompt_tokens(row.fields, None), None) if row.problem is None else ([], row.problem)
         try:
-            return await to_thread.run_sync(prompt_tokens, row, self._tokenizer), None
+            return await to_thread.run_sync(prompt_tokens, row.fields, self._tokenizer), None
         except Exception as error:  # tokenizers and chat templates raise anything
             return [], f"the tokenizer refuses it: {error!r:.300}"
 

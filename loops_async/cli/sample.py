@@ -2,41 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from functools import partial
-from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Final, TypeAlias
+from typing import Annotated, Any, Final, TypeAlias
 
 import typer
+from msgspec.structs import replace
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
+from .._batch.files import STANDARD
+from .._batch.rows import prompt_tokens
 from .._http.endpoint import Endpoint
 from .._sampling.adaptive import Adaptive
 from .._session.runtime import Runtime
+from .._tasks import cancel_and_wait
+from ..batch import BatchReport, BatchSettings, sample_file
 from ..control_plane import ControlPlane
-from ..errors import (
-    AuthenticationError,
-    InputError,
-    PermissionDeniedError,
-    ProvisioningError,
-    TransportError,
-    UnsupportedError,
-)
+from ..errors import InputError, UnsupportedError
 from ..protocol import CheckpointUri
 from ..sampling import SamplingClient, Weights, sampling_client
-from ..types import SampledPrompt, Sampler, SampleResponse, SamplingParams
+from ..types import Sampler, SampleResponse, SamplingParams
 from ._connection import FAILED, complain, fail, on_service
-from ._jsonl import InputLine, count_input, finished, open_output, output_line, read_input, write_line
 from ._options import AsJson
-from ._show import emit, progress, show_text
+from ._show import emit, errors, progress, show_json, show_text
 
-SampleMany: TypeAlias = Callable[[AsyncIterator[list[int]]], AsyncIterator[SampledPrompt]]
+Work: TypeAlias = Callable[[Runtime], Awaitable[BatchReport | None]]
 
 FIRST_LIMIT: Final = 64
 """How many completions are in flight before the sampler's speed is known."""
 
-FATAL: Final = (AuthenticationError, PermissionDeniedError, ProvisioningError, TransportError)
-"""Errors that all other prompts would have, too."""
+UNANSWERABLE: Final = 7
+"""The exit code if all that is left are errors that stay."""
+
+PROGRESS_SECONDS: Final = 60.0
+"""How often a line of progress is printed where no bar can be shown."""
 
 
 def sample(
@@ -49,11 +50,12 @@ def sample(
     ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Apply the model's chat template to the prompt.")] = False,
     input_file: Annotated[
-        Path | None, typer.Option("--input", "-i", help='JSON lines: {"prompt": text or ids} or {"messages": …}.')
+        str | None,
+        typer.Option("--input", "-i", help='JSON lines: {"prompt": text or ids} or {"messages": …}; "-" reads stdin.'),
     ] = None,
     output_file: Annotated[
-        Path | None, typer.Option("--output", "-o", help="JSON lines; prompts that are already in it are skipped.")
-    ] = None,
+        str, typer.Option("--output", "-o", help="JSON lines; what is already in it is not asked again.")
+    ] = STANDARD,
     max_tokens: Annotated[int, typer.Option(help="The largest number of tokens to generate.")] = 256,
     temperature: Annotated[float, typer.Option(help="0 always takes the most likely token.")] = 1.0,
     top_p: Annotated[float, typer.Option(help="Sample from the most likely tokens of this total probability.")] = 1.0,
@@ -65,39 +67,84 @@ def sample(
         int | None, typer.Option(help="Completions in flight at once; otherwise the number that is fastest.", min=1)
     ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds that one sample may take.", min=0.1)] = 300.0,
+    retry_errors: Annotated[
+        bool, typer.Option("--retry-errors", help="Also ask again for lines whose error would stay.")
+    ] = False,
+    drop_stale: Annotated[
+        bool, typer.Option("--drop-stale", help="Move answers to lines that are gone to OUTPUT.stale.")
+    ] = False,
+    append: Annotated[
+        bool, typer.Option("--append", help="Keep what the output has from other settings or another sampler.")
+    ] = False,
+    max_failures: Annotated[int | None, typer.Option(help="Stop when this many prompts have failed.", min=1)] = None,
     as_json: AsJson = False,
 ) -> None:
     """Complete one prompt, or every line of a file. The same command resumes an interrupted file."""
-    params = SamplingParams(
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        seed=seed,
-        stop=[*stop] if stop else None,
-    )
-    options: dict[str, Any] = {"num_samples": num_samples, "sampling_params": params}
+    options: dict[str, Any] = {
+        "num_samples": num_samples,
+        "sampling_params": SamplingParams(
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            seed=seed,
+            stop=[*stop] if stop else None,
+        ),
+    }
 
-    async def work(runtime: Runtime) -> int:
-        client = await _client(runtime, sampler_id, run_id, checkpoint, timeout)
-        if input_file is not None:
-            limit = Adaptive(initial=FIRST_LIMIT) if concurrency is None else concurrency
-            sample_many = partial(client.sample_many, limit=limit, on_error="return", **options)
-            return await _complete_file(client, sample_many, input_file, output_file)
-        if prompt is None:
-            raise InputError("PROMPT", "give a prompt, or a file of prompts with --input")
-        line = InputLine(messages=[{"role": "user", "content": prompt}]) if chat else InputLine(prompt=prompt)
-        emit(await client.sample(await _tokens(client, line), **options), as_json, _show_texts)
-        return 0
+    async def work(runtime: Runtime) -> BatchReport | None:
+        client, checkpoint_path = await _client(runtime, sampler_id, run_id, checkpoint, timeout)
+        if input_file is None:
+            answer = await client.sample(await _tokens(client, prompt, is_chat=chat), **options)
+            emit(answer, as_json, _show_texts)
+            return None
+        settings = BatchSettings.of(client, **options)
+        async with _progress() as on_progress:
+            return await sample_file(
+                client,
+                input_file,
+                output_file,
+                settings=replace(settings, checkpoint_path=checkpoint_path) if checkpoint_path else settings,
+                limit=Adaptive(initial=FIRST_LIMIT) if concurrency is None else concurrency,
+                retry_errors=retry_errors,
+                drop_stale=drop_stale,
+                append=append,
+                max_failures=max_failures,
+                on_progress=on_progress,
+            )
 
-    if failed := on_service(context, work):
-        fail(f"{failed} prompts failed; run the same command again to retry only these", FAILED)
+    if (report := on_service(context, partial(_told, work))) is not None:
+        if as_json and output_file != STANDARD:
+            show_json(report)
+        _end(report)
+
+
+async def _told(work: Work, runtime: Runtime) -> BatchReport | None:
+    """Do the work; if a batch stopped before its end, say how far it came, and raise what stopped it."""
+    report = await work(runtime)
+    if report is not None and report.stopped is not None:
+        complain(_line(report))
+        raise report.stopped
+    return report
+
+
+def _end(report: BatchReport) -> None:
+    """End the command with a code if prompts have no answer."""
+    if report.retryable:
+        fail(f"{_line(report)}; run the same command again to retry {report.retryable} of them", FAILED)
+    if report.failed:
+        fail(f"{_line(report)}; their errors are in the output, and --retry-errors asks again", UNANSWERABLE)
+
+
+def _line(report: BatchReport) -> str:
+    """Return how far a batch is."""
+    return f"{report.answered:,} of {report.rows:,} prompts answered, {report.failed:,} failed"
 
 
 async def _client(
     runtime: Runtime, sampler_id: str | None, run_id: str | None, checkpoint: str | None, timeout: float
-) -> SamplingClient:
-    """Return a client of the sampler that the options name."""
+) -> tuple[SamplingClient, str | None]:
+    """Return a client of the sampler that the options name, and the checkpoint that only this sampler serves."""
     if [sampler_id, run_id, checkpoint].count(None) != 2:
         raise InputError("sample", "give exactly one of --sampler, --run, --checkpoint")
     if checkpoint is not None:
@@ -105,7 +152,8 @@ async def _client(
     plane = runtime.control_plane
     sampler = await plane.get_sampler(str(sampler_id)) if run_id is None else await _sampler_of(plane, run_id)
     endpoint = Endpoint.of_sampler(sampler, service_url=runtime.settings.base_url, run_id=run_id, timeout=timeout)
-    return sampling_client(endpoint, Weights(checkpoint_path=checkpoint), runtime)
+    client = sampling_client(endpoint, Weights(checkpoint_path=checkpoint), runtime)
+    return client, sampler.base_checkpoint if run_id is None else None
 
 
 async def _sampler_of(plane: ControlPlane, run_id: str) -> Sampler:
@@ -115,36 +163,11 @@ async def _sampler_of(plane: ControlPlane, run_id: str) -> Sampler:
     return sampler
 
 
-async def _complete_file(client: SamplingClient, sample_many: SampleMany, source: Path, target: Path | None) -> int:
-    """Complete the prompts of a file that are not yet in the output, and return how many failed."""
-    known = finished(target)
-    numbers: list[int] = []
-
-    async def prompts() -> AsyncIterator[list[int]]:
-        for number, line in read_input(source):
-            if number not in known:
-                numbers.append(number)
-                yield await _tokens(client, line)
-
-    failed = 0
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with open_output(target) as file, progress(*columns) as bar:
-        task = bar.add_task("prompts", total=count_input(source), completed=len(known))
-        async for result in sample_many(prompts()):
-            failed += not _write(file, numbers[result.index], result)
-            bar.advance(task)
-    return failed
-
-
-def _write(file: BinaryIO, number: int, result: SampledPrompt) -> bool:
-    """Write the answer of a prompt, or report its error; return whether it has an answer."""
-    if isinstance(result.error, FATAL):
-        raise result.error
-    if result.response is None:
-        complain(f"line {number + 1}: {result.error}")
-        return False
-    write_line(file, output_line(number, result.response))
-    return True
+async def _tokens(client: SamplingClient, prompt: str | None, *, is_chat: bool) -> list[int]:
+    if prompt is None:
+        raise InputError("PROMPT", "give a prompt, or a file of prompts with --input")
+    fields = {"messages": [{"role": "user", "content": prompt}]} if is_chat else {"prompt": prompt}
+    return prompt_tokens(fields, await client.get_tokenizer())
 
 
 def _show_texts(answer: SampleResponse) -> None:
@@ -152,12 +175,30 @@ def _show_texts(answer: SampleResponse) -> None:
         show_text(sequence.text or " ".join(map(str, sequence.tokens)))
 
 
-async def _tokens(client: SamplingClient, line: InputLine) -> list[int]:
-    """Return the token ids of a prompt; only text needs the model's tokenizer."""
-    if isinstance(line.prompt, list):
-        return line.prompt
-    tokenizer: Any = await client.get_tokenizer()
-    if line.messages is None:
-        return list(tokenizer(line.prompt)["input_ids"])
-    encoded = tokenizer.apply_chat_template(line.messages, add_generation_prompt=True, return_dict=True)
-    return list(encoded["input_ids"])
+# --- progress ---
+
+
+@asynccontextmanager
+async def _progress() -> AsyncGenerator[Callable[[BatchReport], None]]:
+    """Show how far a batch is: as a bar in a terminal, elsewhere as a line each minute."""
+    now = BatchReport()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with progress(*columns) as bar:
+        task = bar.add_task("prompts", total=None)
+
+        def tell(report: BatchReport) -> None:
+            nonlocal now
+            now = report
+            bar.update(task, total=report.rows, completed=report.answered + report.failed)
+
+        async def lines() -> None:
+            while True:
+                await asyncio.sleep(PROGRESS_SECONDS)
+                note = f"loops: {_line(now)}"
+                errors.print(note, style="dim", markup=False, highlight=False, soft_wrap=True)
+
+        printing = [] if errors.is_terminal else [asyncio.create_task(lines(), name="loops: lines of progress")]
+        try:
+            yield tell
+        finally:
+            await cancel_and_wait(printing)
