@@ -93,18 +93,20 @@ def sample(
     }
 
     async def work(runtime: Runtime) -> BatchReport | None:
-        client, checkpoint_path = await _client(runtime, sampler_id, run_id, checkpoint, timeout)
+        client = await _client(runtime, sampler_id, run_id, checkpoint, timeout)
         if input_file is None:
             answer = await client.sample(await _tokens(client, prompt, is_chat=chat), **options)
             emit(answer, as_json, _show_texts)
             return None
         settings = BatchSettings.of(client, **options)
+        if sampler_id is not None:  # only the sampler itself says which checkpoint it serves
+            settings = replace(settings, checkpoint_path=await client.discover_adapter_name())
         async with _progress() as on_progress:
             return await sample_file(
                 client,
                 input_file,
                 output_file,
-                settings=replace(settings, checkpoint_path=checkpoint_path) if checkpoint_path else settings,
+                settings=settings,
                 limit=Adaptive(initial=FIRST_LIMIT) if concurrency is None else concurrency,
                 retry_errors=retry_errors,
                 drop_stale=drop_stale,
@@ -143,8 +145,8 @@ def _line(report: BatchReport) -> str:
 
 async def _client(
     runtime: Runtime, sampler_id: str | None, run_id: str | None, checkpoint: str | None, timeout: float
-) -> tuple[SamplingClient, str | None]:
-    """Return a client of the sampler that the options name, and the checkpoint that only this sampler serves."""
+) -> SamplingClient:
+    """Return a client of the sampler that the options name."""
     if [sampler_id, run_id, checkpoint].count(None) != 2:
         raise InputError("sample", "give exactly one of --sampler, --run, --checkpoint")
     if checkpoint is not None:
@@ -152,8 +154,7 @@ async def _client(
     plane = runtime.control_plane
     sampler = await plane.get_sampler(str(sampler_id)) if run_id is None else await _sampler_of(plane, run_id)
     endpoint = Endpoint.of_sampler(sampler, service_url=runtime.settings.base_url, run_id=run_id, timeout=timeout)
-    client = sampling_client(endpoint, Weights(checkpoint_path=checkpoint), runtime)
-    return client, sampler.base_checkpoint if run_id is None else None
+    return sampling_client(endpoint, Weights(checkpoint_path=checkpoint), runtime)
 
 
 async def _sampler_of(plane: ControlPlane, run_id: str) -> Sampler:
