@@ -84,6 +84,13 @@ def service_in_environment(echo_service: loops_local.LocalService, monkeypatch: 
     monkeypatch.setenv("BASETEN_API_KEY", echo_service.api_key)
 
 
+@pytest.fixture(autouse=True)
+def files_of_examples(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What examples read, in a folder where they may write."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": [104, 105]}\n')
+
+
 def docstrings_of(package: str) -> list[Snippet]:
     return [snippet for path in sorted((ROOT / package).rglob("*.py")) for snippet in in_docstrings(path)]
 
