@@ -19,6 +19,6 @@ from ._batch.file_batch import sample_file
 from ._batch.report import BatchReport
 from ._batch.rows import row_key
 from ._batch.sampling import sample_rows
-from ._batch.settings import BatchSettings
+from ._batch.settings import BatchClient, BatchSettings
 
-__all__ = ["BatchReport", "BatchSettings", "row_key", "sample_file", "sample_rows"]
+__all__ = ["BatchClient", "BatchReport", "BatchSettings", "row_key", "sample_file", "sample_rows"]

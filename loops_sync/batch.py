@@ -23,13 +23,13 @@ from os import PathLike
 from typing import Any
 
 import loops_async as _core
-from loops_async import Adaptive, BatchReport, BatchSettings, Limiter, row_key
+from loops_async import Adaptive, BatchClient, BatchReport, BatchSettings, Limiter, row_key
 from loops_sync._bridge import current
 from loops_sync._handle import unwrap
 
 from .sampling import SamplingClient
 
-__all__ = ["BatchReport", "BatchSettings", "row_key", "sample_file", "sample_rows"]
+__all__ = ["BatchClient", "BatchReport", "BatchSettings", "row_key", "sample_file", "sample_rows"]
 
 
 def sample_file(

@@ -19,8 +19,8 @@ from ..types import SamplingParams
 DIGEST_BYTES: Final = 16
 
 
-class Sampled(Protocol):
-    """What the settings of a batch need of a sampling client of either form."""
+class BatchClient(Protocol):
+    """A sampling client of either form, as far as `BatchSettings.of` needs it."""
 
     @property
     def checkpoint_path(self) -> str | None:
@@ -61,7 +61,7 @@ class BatchSettings(Value, Struct, frozen=True, kw_only=True, dict=True):
     @classmethod
     def of(
         cls,
-        client: Sampled,
+        client: BatchClient,
         *,
         num_samples: int = 1,
         sampling_params: SamplingParams | None = None,
