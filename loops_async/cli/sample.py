@@ -195,8 +195,9 @@ async def _progress() -> AsyncGenerator[Callable[[BatchReport], None]]:
         async def lines() -> None:
             while True:
                 await asyncio.sleep(PROGRESS_SECONDS)
-                note = f"loops: {_line(now)}"
-                errors.print(note, style="dim", markup=False, highlight=False, soft_wrap=True)
+                if now.rows:  # the files are read
+                    line = f"loops: {_line(now)}"
+                    errors.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
 
         printing = [] if errors.is_terminal else [asyncio.create_task(lines(), name="loops: lines of progress")]
         try:

@@ -299,10 +299,10 @@ def test_progress_is_a_line_where_there_is_no_terminal(
 
     def print_line(text: str, **_: Any) -> None:
         printed.append(text)
-        watched.engine.release_samples()  # not before a line was printed, so that one must be
+        watched.engine.release_samples()  # only now: without a line, the command would not end
 
     monkeypatch.setattr(command_of_sample, "PROGRESS_SECONDS", 0.01)
     monkeypatch.setattr(command_of_sample.errors, "print", print_line)
     watched.engine.hold_samples()
     Cli(watched.environment)(*files.command)
-    assert "of 3 prompts answered, 0 failed" in printed[0]
+    assert printed[0] == "loops: 0 of 3 prompts answered, 0 failed"
