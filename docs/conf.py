@@ -52,7 +52,7 @@ html_copy_source = False
 html_show_sourcelink = False
 html_theme_options = {"navigation_with_keys": True}
 pygments_style = "friendly"
-pygments_dark_style = "monokai"
+pygments_dark_style = "github-dark"
 
 
 def leave_out_unwritten(app: Sphinx, name: str, source: list[str]) -> None:
