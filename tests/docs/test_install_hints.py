@@ -14,7 +14,11 @@ HINT = re.compile(r"pip install (?:-e )?['\"]?(\.|[\w-]+)\[([\w,]+)\]")
 FILES = [
     ROOT / "README.md",
     *(path for folder in ("docs", "examples") for path in sorted((ROOT / folder).glob("*.*")) if path.suffix != ".png"),
-    *(path for package in ("loops_async", "loops_sync", "loops_local") for path in sorted((ROOT / package).rglob("*.py"))),
+    *(
+        path
+        for package in ("loops_async", "loops_sync", "loops_local")
+        for path in sorted((ROOT / package).rglob("*.py"))
+    ),
 ]
 
 
