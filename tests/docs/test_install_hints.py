@@ -13,11 +13,11 @@ EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["option
 HINT = re.compile(r"pip install (?:-e )?['\"]?(\.|[\w-]+)\[([\w,]+)\]")
 FILES = [
     ROOT / "README.md",
-    *(path for folder in ("docs", "examples") for path in sorted((ROOT / folder).glob("*.*")) if path.suffix != ".png"),
+    *(ROOT / "docs").rglob("*.md"),
     *(
         path
-        for package in ("loops_async", "loops_sync", "loops_local")
-        for path in sorted((ROOT / package).rglob("*.py"))
+        for name in ("examples", "loops_async", "loops_sync", "loops_local")
+        for path in (ROOT / name).rglob("*.py")
     ),
 ]
 
