@@ -82,7 +82,8 @@ def page(path: Path) -> Page:
 
 def pages() -> list[Page]:
     """Return README.md and the pages of `docs/` that have blocks."""
-    return [found for found in map(page, [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]) if found.blocks]
+    files = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    return [found for found in map(page, files) if found.blocks]
 
 
 def run_page(page: Page, colour: Name, given: Mapping[str, Any] | None = None) -> Iterator[Block]:

@@ -13,7 +13,7 @@ EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["option
 HINT = re.compile(r"pip install (?:-e )?['\"]?(\.|[\w-]+)\[([\w,]+)\]")
 FILES = [
     ROOT / "README.md",
-    *(ROOT / "docs").rglob("*.md"),
+    *(ROOT / "docs").glob("*.md"),
     *(
         path
         for name in ("examples", "loops_async", "loops_sync", "loops_local")
