@@ -265,7 +265,7 @@ class FileBatch:
             if copy is None:
                 raise InputError(f"{source.name}:{(row.index or 0) + 1}", "was changed while it was read; run it again")
             key = numbered(row.key, copy)
-            if not index.is_kept(key):
+            if index.keep(key):
                 yield replace(row, key=key)
 
     def _count_new(self, record: Record) -> None:

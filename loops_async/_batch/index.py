@@ -9,6 +9,7 @@ _TABLES: Final = """
     PRAGMA journal_mode = OFF;
     PRAGMA synchronous = OFF;
     PRAGMA locking_mode = EXCLUSIVE;
+    PRAGMA cache_size = -16384;
     CREATE TABLE rows (key BLOB PRIMARY KEY, copies INTEGER, read INTEGER) WITHOUT ROWID;
     CREATE TABLE kept (key BLOB, copy INTEGER, PRIMARY KEY (key, copy)) WITHOUT ROWID;
 """
@@ -17,7 +18,7 @@ _ADD: Final = "INSERT INTO rows VALUES (?, 1, 0) ON CONFLICT (key) DO UPDATE SET
 
 
 class Index:
-    """Which rows the input has, how many of them are equal, and which have a record that is kept.
+    """Which rows the input has, how many of them are equal, and which have a record or are asked for.
 
     Its calls block, and must not overlap; they may come from different threads.
     """
@@ -43,16 +44,10 @@ class Index:
         return found is not None and copy < found[0]
 
     def keep(self, key: str) -> bool:
-        """Note that a row has a record; False if it already had one."""
+        """Note that a row has a record, or is asked for; False if that was noted before."""
         key, copy = _parts(key)
         added = self._sqlite.execute("INSERT OR IGNORE INTO kept VALUES (?, ?)", (_packed(key), copy))
         return added.rowcount == 1
-
-    def is_kept(self, key: str) -> bool:
-        """Whether a row has a record."""
-        key, copy = _parts(key)
-        found = self._sqlite.execute("SELECT 1 FROM kept WHERE key = ? AND copy = ?", (_packed(key), copy))
-        return found.fetchone() is not None
 
     def next_copy(self, key: str) -> int | None:
         """Return how many rows with this key were read before in the second reading; None if there is no other."""
@@ -60,6 +55,8 @@ class Index:
         found = self._sqlite.execute("SELECT copies, read FROM rows WHERE key = ?", (packed,)).fetchone()
         if found is None or found[1] >= found[0]:
             return None
+        if found[0] == 1:  # usual, and needs no writing
+            return 0
         self._sqlite.execute("UPDATE rows SET read = read + 1 WHERE key = ?", (packed,))
         return int(found[1])
 
