@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, aclosing, closing
 from itertools import islice
 from os import PathLike
 from typing import BinaryIO, Final, TypeVar
@@ -238,9 +238,10 @@ class FileBatch:
 
         async def rows() -> AsyncGenerator[Row]:
             try:
-                async for some in _in_threads(self._missing_rows(source, index)):
-                    for row in some:
-                        yield row
+                async with aclosing(_in_threads(self._missing_rows(source, index))) as missing:
+                    async for some in missing:
+                        for row in some:
+                            yield row
             except InputError as error:
                 self._sampler.stop(error)
 

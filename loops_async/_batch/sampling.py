@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
 from typing import Any, Final, TypeAlias, cast
 
@@ -61,10 +61,10 @@ class RowSampler:
         if self._tokenizer is None:
             self._tokenizer = await self._client.get_tokenizer()
 
-    async def run(self, rows: AsyncIterable[Row], emit: Emit) -> None:
+    async def run(self, rows: AsyncGenerator[Row], emit: Emit) -> None:
         """Ask for rows, which are read only as fast as they are sampled, and `emit` the record of each."""
         waiting: dict[int, Row] = {}
-        async with aclosing(self._prompts(rows, waiting, emit)) as prompts:
+        async with aclosing(rows), aclosing(self._prompts(rows, waiting, emit)) as prompts:
             outcomes = self._client.sample_many(
                 prompts,
                 num_samples=self.settings.num_samples,
@@ -87,7 +87,7 @@ class RowSampler:
             await emit(failed(row, self.settings, done.error))
 
     async def _prompts(
-        self, rows: AsyncIterable[Row], waiting: dict[int, Row], emit: Emit
+        self, rows: AsyncGenerator[Row], waiting: dict[int, Row], emit: Emit
     ) -> AsyncGenerator[list[int]]:
         """Yield the token ids of rows, and keep the rows in `waiting` by their number."""
         number = 0
