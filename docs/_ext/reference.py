@@ -68,7 +68,7 @@ FIRST: Final = (
 
 MODULES: Final[Mapping[str, tuple[str, ...]]] = {
     "helpers": ("loops_async.agents", "loops_async.batch", "loops_async.testing"),
-    "local": ("loops_local.faults", "loops_local.engine.base", "loops_local.pytest"),
+    "local": ("loops_local.faults", "loops_local.engine.base"),
 }
 """Public modules, of which a page has the names that their package does not export."""
 
