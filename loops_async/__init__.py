@@ -33,7 +33,9 @@ Elsewhere:
 """
 
 from . import batch, errors, rollouts, types
+from ._logs import log_as_the_environment_says, log_to_stderr
 from ._operations.future import OperationFuture
+from ._progress import print_progress
 from ._sampling.adaptive import Adaptive
 from ._sampling.limiter import Limiter
 from ._version import __version__
@@ -66,11 +68,15 @@ __all__ = [
     "TrainingClient",
     "__version__",
     "attach_reference_logprobs",
+    "log_to_stderr",
     "loops_compute_kl_sample_train",
     "loops_log_kl_sample_train",
+    "print_progress",
     "top_divergent_tokens",
 ]
 __all__ += batch.__all__
 __all__ += errors.__all__
 __all__ += rollouts.__all__
 __all__ += types.__all__
+
+log_as_the_environment_says()

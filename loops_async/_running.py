@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+from time import monotonic
+from typing import Literal, TypeAlias
+
+from ._progress import stage_line
 from .errors import ClosedError
-from .types import Run, Sampler
+from .types import ProvisioningEvent, Run, Sampler
+
+Kind: TypeAlias = Literal["run", "sampler"]
+
+log = logging.getLogger("loops_async.provisioning")
 
 
 class Running:
@@ -14,11 +23,13 @@ class Running:
 
     def __init__(self) -> None:
         self._created: dict[str, Run | Sampler] = {}
+        self._since: dict[str, float] = {}
         self._deactivated: set[str] = set()
 
     def add(self, created: Run | Sampler) -> None:
         """Record what the service created for this client."""
         self._created[created.id] = created
+        self._since[created.id] = monotonic()
         self._deactivated.discard(created.id)
 
     def get(self, id_: str) -> Run | Sampler | None:
@@ -34,16 +45,21 @@ class Running:
         created, self._created = self._created, {}
         return list(created.values())
 
-    def deactivated(self, id_: str) -> None:
+    def deactivated(self, id_: str, kind: Kind) -> None:
         """Record that a run or a sampler was deactivated, whichever client created it."""
-        self._deactivated.add(id_)
         self._created.pop(id_, None)
+        if id_ in self._deactivated:
+            return
+        self._deactivated.add(id_)
+        now = monotonic()
+        seconds = now - self._since.pop(id_, now)
+        log.info("%s", stage_line(ProvisioningEvent(kind=kind, id=id_, stage="deactivated", seconds=seconds)))
 
     def deployment_deactivated(self, deployment_id: str) -> None:
         """Record that the trainers of a deployment were deactivated."""
         for created in list(self._created.values()):
             if isinstance(created, Run) and created.deployment_id == deployment_id:
-                self.deactivated(created.id)
+                self.deactivated(created.id, "run")
 
     def is_deactivated(self, id_: str | None) -> bool:
         """Whether a run or a sampler was deactivated through this client."""
@@ -56,6 +72,6 @@ class Running:
                 raise ClosedError(f"{kind} {id_} was deactivated through this client; create or attach to another one")
 
 
-def kind_of(created: Run | Sampler) -> str:
+def kind_of(created: Run | Sampler) -> Kind:
     """Return ``run`` or ``sampler``."""
     return "run" if isinstance(created, Run) else "sampler"

@@ -17,6 +17,7 @@ from ._arguments import check_at_least, check_kind, check_positive, check_reques
 from ._checkpoints.download import checkpoint_files, download
 from ._copies import SameWhenCopied
 from ._http.endpoint import Endpoint
+from ._http.request_log import request_log_settings
 from ._http.settings import Settings, checked_url, resolve_settings
 from ._session.deactivation import OnExit
 from ._session.local import LocalProvisioner, LocalUrls
@@ -83,6 +84,9 @@ class ServiceClient(SameWhenCopied):
             training with it, which no warning brings back, while one that is left can be attached to again and is
             scaled to zero when it was unused for some time. Close the client if you rely on ``"deactivate"``: one
             that is dropped may only warn.
+        request_log: a file to which each request and each answer is appended as a line of JSON, without secrets, and
+            readable for you alone; default ``LOOPS_REQUEST_LOG``, else none. ``LOOPS_REQUEST_LOG_BODIES`` is
+            ``short`` (the default: bodies up to 2,000 characters), ``full`` or ``none``.
 
     Raises:
         ConfigError: neither an API key nor a base_url was given, or an argument is invalid.
@@ -108,6 +112,7 @@ class ServiceClient(SameWhenCopied):
         proxy: str | None = None,
         allow_http: bool | None = None,
         on_exit: Literal["deactivate", "warn", "leave"] = "warn",
+        request_log: str | PathLike[str] | None = None,
     ) -> None:
         if on_exit not in get_args(OnExit):
             raise ConfigError(f"on_exit must be 'deactivate', 'warn' or 'leave'; got {on_exit!r}")
@@ -122,6 +127,7 @@ class ServiceClient(SameWhenCopied):
             availability_model=availability_model,
             proxy=proxy,
             allow_http=allow_http,
+            request_log=request_log,
         )
         self._set_up(settings, None, on_exit)
 
@@ -144,7 +150,9 @@ class ServiceClient(SameWhenCopied):
         sampler = checked_url(sampler_url, "sampler_url")
         parts = urlsplit(trainer)
         client = cls.__new__(cls)
-        settings = Settings(base_url=f"{parts.scheme}://{parts.netloc}", api_key=None)
+        settings = Settings(
+            base_url=f"{parts.scheme}://{parts.netloc}", api_key=None, request_log=request_log_settings(None)
+        )
         client._set_up(settings, LocalUrls(trainer, sampler), "leave")  # noqa: SLF001 - an alternative constructor
         return client
 
@@ -269,9 +277,7 @@ class ServiceClient(SameWhenCopied):
             name=name,
             sampler_num_replicas=sampler_num_replicas,
         )
-        options = ProvisioningOptions(
-            ready_timeout=ready_timeout, keep_on_failure=keep_on_failure, on_progress=on_progress
-        )
+        options = ProvisioningOptions(ready_timeout, keep_on_failure, on_progress)
         return await self._start_training(request, options, timeout, wandb_config)
 
     def training_run(
@@ -338,9 +344,7 @@ class ServiceClient(SameWhenCopied):
         `path` is ``bt://loops:<run_id>/weights/<name>``; the other arguments and the errors are those of
         `create_lora_training_client`.
         """
-        options = ProvisioningOptions(
-            ready_timeout=ready_timeout, keep_on_failure=keep_on_failure, on_progress=on_progress
-        )
+        options = ProvisioningOptions(ready_timeout, keep_on_failure, on_progress)
         return await self._start_training(await self._state_request(path), options, timeout, wandb_config)
 
     async def create_training_client_from_state_with_optimizer(
@@ -357,9 +361,7 @@ class ServiceClient(SameWhenCopied):
 
         Arguments and errors are those of `create_training_client_from_state`.
         """
-        options = ProvisioningOptions(
-            ready_timeout=ready_timeout, keep_on_failure=keep_on_failure, on_progress=on_progress
-        )
+        options = ProvisioningOptions(ready_timeout, keep_on_failure, on_progress)
         request = await self._state_request(path)
         return await self._start_training(request, options, timeout, wandb_config, with_optimizer=True)
 
@@ -375,9 +377,7 @@ class ServiceClient(SameWhenCopied):
 
         To train it, use `attach_training_client`. Arguments and errors are those of `create_lora_training_client`.
         """
-        options = ProvisioningOptions(
-            ready_timeout=ready_timeout, keep_on_failure=keep_on_failure, on_progress=on_progress
-        )
+        options = ProvisioningOptions(ready_timeout, keep_on_failure, on_progress)
 
         request = check_request(request, CreateRunRequest)
         session = self._open_session
@@ -483,9 +483,7 @@ class ServiceClient(SameWhenCopied):
             max_seq_length=max_seq_len,
             num_replicas=num_replicas,
         )
-        options = ProvisioningOptions(
-            ready_timeout=ready_timeout, keep_on_failure=keep_on_failure, on_progress=on_progress
-        )
+        options = ProvisioningOptions(ready_timeout, keep_on_failure, on_progress)
         return await self._start_sampling(request, options, timeout)
 
     async def create_sampling_client_from_checkpoint(
@@ -516,9 +514,7 @@ class ServiceClient(SameWhenCopied):
             max_seq_length=max_seq_len,
             num_replicas=num_replicas,
         )
-        options = ProvisioningOptions(
-            ready_timeout=ready_timeout, keep_on_failure=keep_on_failure, on_progress=on_progress
-        )
+        options = ProvisioningOptions(ready_timeout, keep_on_failure, on_progress)
         return await self._start_sampling(request, options, timeout)
 
     def standalone_sampler(
@@ -618,9 +614,7 @@ class ServiceClient(SameWhenCopied):
 
         Arguments and errors are those of `create_sampling_client`.
         """
-        options = ProvisioningOptions(
-            ready_timeout=ready_timeout, keep_on_failure=keep_on_failure, on_progress=on_progress
-        )
+        options = ProvisioningOptions(ready_timeout, keep_on_failure, on_progress)
         return await self._provision_sampler(request, options)
 
     # --- models and checkpoints ---

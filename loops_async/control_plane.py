@@ -195,7 +195,7 @@ class ControlPlane(SameWhenCopied):
         """Deactivate a run and its paired sampler; newer services only. Repeating the call is harmless."""
         url = f"{self._loops}/runs/{_id(run_id, 'run_id')}/deactivate"
         deactivated = await self._post(url, {}, Deactivated, f"deactivate run {run_id}")
-        self._running.deactivated(run_id)
+        self._running.deactivated(run_id, "run")
         return deactivated
 
     # --- samplers ---
@@ -243,7 +243,7 @@ class ControlPlane(SameWhenCopied):
         """Deactivate a sampler that is not paired with a run; newer services only. Repeating the call is harmless."""
         url = f"{self._loops}/samplers/{_id(sampler_id, 'sampler_id')}/deactivate"
         deactivated = await self._post(url, {}, Deactivated, f"deactivate sampler {sampler_id}")
-        self._running.deactivated(sampler_id)
+        self._running.deactivated(sampler_id, "sampler")
         return deactivated
 
     async def get_model_deployment_status(self, model_id: str, deployment_id: str) -> str | None:

@@ -58,7 +58,7 @@ from .types import (
 
 __all__ = ["SamplingClient"]
 
-log: logging.Logger = logging.getLogger("loops_async")
+log: logging.Logger = logging.getLogger("loops_async.sampling")
 
 _Prompt: TypeAlias = "ModelInput | Sequence[int]"
 

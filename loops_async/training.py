@@ -572,7 +572,9 @@ class TrainingClient(SameWhenCopied):
             raise UnsupportedError(f"run {self.run_id} has no control plane, so it cannot be deactivated here")
         if not self._runtime.running.is_deactivated(self.run_id):
             await deactivate_run(self._runtime.control_plane, self._run)
-            self._runtime.running.deactivated(self.run_id)  # a service without the route knows only the deployment
+            self._runtime.running.deactivated(
+                self.run_id, "run"
+            )  # a service without the route knows only the deployment
         await self.close()
 
     async def close(self) -> None:

@@ -34,7 +34,9 @@ def main() -> None:
     """Run the command line and exit: 0 after Ctrl-C or SIGTERM, 1 with one line on stderr after an error."""
     arguments = _parser().parse_args()
     logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("loops_local").setLevel(logging.INFO)
+    log = logging.getLogger("loops_local")
+    if log.level == logging.NOTSET:  # else LOOPS_LOG has set it
+        log.setLevel(logging.INFO)
     try:
         asyncio.run(arguments.run(arguments))
     except KeyboardInterrupt:

@@ -57,7 +57,7 @@ EXITING: Final = "the interpreter is exiting, and the event loop of loops_sync h
 
 UNFINISHED: Final = f"its call did not finish its cleanup in {CLEANUP_SECONDS:g} s: what it created may still exist"
 
-log = logging.getLogger("loops_sync")
+log = logging.getLogger("loops_async")
 
 
 class Bridge:

@@ -36,7 +36,7 @@ IDLE_SECONDS: Final = 1.0
 
 IDLE: Final = "loops_sync: idle"
 
-log = logging.getLogger("loops_sync")
+log = logging.getLogger("loops_async")
 
 
 class Workers:

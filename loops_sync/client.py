@@ -68,6 +68,9 @@ class ServiceClient(Opened[_core.ServiceClient]):
             training with it, which no warning brings back, while one that is left can be attached to again and is
             scaled to zero when it was unused for some time. Close the client if you rely on ``"deactivate"``: one
             that is dropped may only warn.
+        request_log: a file to which each request and each answer is appended as a line of JSON, without secrets, and
+            readable for you alone; default ``LOOPS_REQUEST_LOG``, else none. ``LOOPS_REQUEST_LOG_BODIES`` is
+            ``short`` (the default: bodies up to 2,000 characters), ``full`` or ``none``.
 
     Raises:
         ConfigError: neither an API key nor a base_url was given, or an argument is invalid.
@@ -93,6 +96,7 @@ class ServiceClient(Opened[_core.ServiceClient]):
         proxy: str | None = None,
         allow_http: bool | None = None,
         on_exit: Literal["deactivate", "warn", "leave"] = "warn",
+        request_log: str | PathLike[str] | None = None,
     ) -> None:
         self._open(
             _core.ServiceClient,
@@ -107,6 +111,7 @@ class ServiceClient(Opened[_core.ServiceClient]):
             proxy=proxy,
             allow_http=allow_http,
             on_exit=on_exit,
+            request_log=request_log,
         )
 
     @classmethod

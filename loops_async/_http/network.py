@@ -19,7 +19,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from ..errors import ConfigError
 from .settings import Proxy, is_loopback
 
-log = logging.getLogger("loops_async")
+log = logging.getLogger("loops_async.http")
 
 LOOKUPS_AT_ONCE: Final = 4
 PROBES: Final = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 30, "TCP_KEEPCNT": 5}

@@ -25,10 +25,11 @@ from msgspec.structs import replace
 from .._tasks import TaskOwner
 from .._waiting import TimeLimit
 from ..errors import ApiError, ClosedError, ConnectError, LoopsError, ProtocolError, RequestTimeoutError
+from .attempts import NUMBER
 
 T = TypeVar("T")
 
-log = logging.getLogger("loops_async")
+log = logging.getLogger("loops_async.http")
 
 
 class Failure(Enum):
@@ -195,22 +196,28 @@ async def retry(
     tries and the time start again.
     """
     attempts: _Attempts | None = None
-    while True:
-        try:
-            return await call()
-        except LoopsError as error:
-            failure = failure_of(error)
-            policy = None if failure is None else kind.policy(failure)
-            if policy is None:
-                raise
-            if attempts is None or attempts.progress != progress():
-                attempts = _Attempts(progress())
-            pause = attempts.pause_after(error, policy, budget)
-            if pause is None:
-                raise
-            budget.check_open()
-            log.warning("%s; retrying in %.1f s: %s", what, pause, error)
-        await budget.pause(pause)
+    outer = NUMBER.get()
+    NUMBER.set(1)
+    try:
+        while True:
+            try:
+                return await call()
+            except LoopsError as error:
+                failure = failure_of(error)
+                policy = None if failure is None else kind.policy(failure)
+                if policy is None:
+                    raise
+                if attempts is None or attempts.progress != progress():
+                    attempts = _Attempts(progress())
+                pause = attempts.pause_after(error, policy, budget)
+                if pause is None:
+                    raise
+                budget.check_open()
+                log.warning("%s; retrying in %.1f s: %s", what, pause, error)
+            await budget.pause(pause)
+            NUMBER.set(NUMBER.get() + 1)
+    finally:
+        NUMBER.set(outer)  # a call that another one needs has its own number
 
 
 class _Attempts:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import sys
+from os import PathLike
 from typing import Any, Final, NoReturn
 from urllib.parse import urlsplit
 from urllib.request import getproxies_environment
@@ -13,6 +14,7 @@ from msgspec import Struct
 
 from ..errors import ConfigError
 from ..types.identifiers import split_http_url
+from .request_log import RequestLogSettings, request_log_settings
 
 DEFAULT_BASE_URL: Final = "https://api.baseten.co"
 
@@ -101,6 +103,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     """The proxy for every host; None for those of the environment."""
     allow_http: bool = False
     """Whether the key may be sent unencrypted to other machines."""
+    request_log: RequestLogSettings | None = None
 
     @property
     def authorization(self) -> dict[str, str]:
@@ -140,12 +143,14 @@ def resolve_settings(
     base_url: str | None = None,
     proxy: str | None = None,
     allow_http: bool | None = None,
+    request_log: str | PathLike[str] | None = None,
     **others: Any,
 ) -> Settings:
     """Fill missing settings from the environment, and check all of them.
 
-    Reads ``BASETEN_API_KEY``, ``LOOPS_BASE_URL``, ``LOOPS_ALLOW_HTTP``, ``BT_LOOPS_MAX_CONNECTIONS`` and the variables
-    of `FROM_ENVIRONMENT`; an argument takes precedence over its variable.
+    Reads ``BASETEN_API_KEY``, ``LOOPS_BASE_URL``, ``LOOPS_ALLOW_HTTP``, ``BT_LOOPS_MAX_CONNECTIONS``,
+    ``LOOPS_REQUEST_LOG``, ``LOOPS_REQUEST_LOG_BODIES`` and the variables of `FROM_ENVIRONMENT`; an argument takes
+    precedence over its variable.
     """
     key = api_key if api_key is not None else os.environ.get("BASETEN_API_KEY") or None
     url = base_url if base_url is not None else os.environ.get("LOOPS_BASE_URL") or None
@@ -168,6 +173,7 @@ def resolve_settings(
         max_connections=_max_connections(),
         proxy=None if proxy is None else Proxy(proxy),
         allow_http=_flag("LOOPS_ALLOW_HTTP") if allow_http is None else bool(allow_http),
+        request_log=request_log_settings(request_log),
         **others,
     )
     named = getproxies_environment()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from email.utils import parsedate_to_datetime
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from typing import Any, Final, TypeVar, cast
 from urllib.parse import urljoin, urlsplit
 
@@ -39,10 +40,12 @@ from ..errors import (
     ServerError,
 )
 from ..types.identifiers import split_http_url
+from .attempts import Attempt, log, request_id
 from .body import Body
 from .compression import ACCEPTED_ENCODINGS, CompressionError, decompressed
 from .decoding import UnreadableError, decode_answer, decode_json
 from .network import Proxies, Resolver, keepalive_socket, tls_context
+from .request_log import RequestLog
 from .retry import RetryBudget
 from .settings import Settings, is_loopback
 
@@ -54,6 +57,12 @@ KEEPALIVE_SECONDS: Final = 30.0
 
 A request is lost if the other side closes the connection at the same moment, and not every request may be repeated.
 """
+HEADERS: Final = {
+    "User-Agent": f"loops-async/{__version__}",
+    "Accept-Encoding": ACCEPTED_ENCODINGS,
+    protocol.ACCEPT_ERROR: "1",
+}
+"""Those of every request."""
 REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 MOST_REDIRECTS: Final = 5
 LONGEST_HEADER: Final = 64 * 1024
@@ -152,6 +161,7 @@ class Transport:
         self._routes: dict[tuple[object, ...], str | None] = {}
         """The proxy of each scheme and host, with and without the key."""
         self.waits: Waits = Waits()
+        self._requests = _request_log(settings)
 
     async def close(self) -> None:
         """Close every connection; afterwards each call raises `ClosedError`."""
@@ -161,6 +171,8 @@ class Transport:
         await self._session.close()
         await self._new_connections.close()
         await self._resolver.close()
+        if self._requests is not None:
+            await self._requests.close()
 
     async def ask(self, request: Request) -> Answer:
         """Send a request and return its answer; raise the error of an answer that is not 2xx."""
@@ -175,10 +187,22 @@ class Transport:
 
     async def send(self, request: Request) -> Answer:
         """Send a request and return the answer, whatever its status."""
+        attempt = self._attempt(request, self._authorization)
+        if attempt is None:
+            return await self._send(request)
+        with attempt:
+            return await self._send(request, attempt)
+
+    async def _send(self, request: Request, attempt: Attempt | None = None) -> Answer:
         try:
             with TimeLimit(request.timeout):
                 async with self._start(request, self._authorization) as response:
-                    return await self._read(request, response)
+                    if attempt is not None:
+                        attempt.answered(response.status, response.headers, response.content)
+                    answer = await self._read(request, response)
+                    if attempt is not None:
+                        attempt.read(answer.body)
+                    return answer
             failure: LoopsError = _too_late(request, request.timeout)
         except (*_NETWORK_ERRORS, ValueError) as cause:
             failure = self._transport_error(request, cause)
@@ -205,15 +229,23 @@ class Transport:
     async def _opened(self, request: Request, stack: AsyncExitStack) -> aiohttp.ClientResponse:
         """Follow redirects to a 2xx response, which `stack` closes."""
         for _ in range(MOST_REDIRECTS + 1):
+            attempt = self._attempt(request, {})
+            if attempt is not None:
+                stack.enter_context(attempt)
             try:
                 response = await stack.enter_async_context(self._start(request, {}))
             except ValueError as cause:
                 raise self._transport_error(request, cause) from None
+            if attempt is not None:
+                attempt.answered(response.status, response.headers, response.content)
             if 200 <= response.status < 300:
                 return response
             place = response.headers.get("Location", "")
             if response.status not in REDIRECTS or not place:
-                raise self.error(request, await self._read(request, response))
+                answer = await self._read(request, response)
+                if attempt is not None:
+                    attempt.read(answer.body)
+                raise self.error(request, answer)
             request = replace(request, url=self._redirected(request, place))
             await stack.aclose()
         raise ProtocolError(f"{_described(request)}: redirected more than {MOST_REDIRECTS} times")
@@ -262,12 +294,9 @@ class Transport:
         self, request: Request, authorization: Mapping[str, str]
     ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
         self.check_usable()
-        headers = {**request.headers, **authorization}
+        headers = _headers(request, authorization)
         data: Any = request.body
-        if data is not None:
-            headers["Content-Type"] = "application/json"
         if isinstance(data, Body):
-            headers["Content-Length"] = str(data.size)
             data = data.stream()
         session = self._new_connections if request.new_connection else self._session
         return session.request(
@@ -279,6 +308,24 @@ class Transport:
             allow_redirects=False,
             proxy=self._proxy(request, has_key=bool(authorization)),
         )
+
+    def _attempt(self, request: Request, authorization: Mapping[str, str]) -> Attempt | None:
+        """Return what watches an attempt, None if nothing does."""
+        if self._requests is None and not log.isEnabledFor(logging.DEBUG):
+            return None
+        return Attempt(
+            request.method,
+            request.url,
+            headers={**HEADERS, **_headers(request, authorization)},
+            body=request.body,
+            has_signed_url=request.has_signed_url,
+            requests=self._requests,
+            clean=self.clean,
+            translated=partial(self._translated, request),
+        )
+
+    def _translated(self, request: Request, error: BaseException) -> BaseException:
+        return self._transport_error(request, error) if isinstance(error, _NETWORK_ERRORS) else error
 
     def _proxy(self, request: Request, *, has_key: bool) -> str | None:
         """Return the proxy that a request goes through; check that the key may be sent there."""
@@ -353,7 +400,7 @@ class Transport:
 
     def request_id(self, answer: Answer) -> str | None:
         """Return the id of an answer to quote to support, if it has one."""
-        return self._label(answer.headers.get("X-Request-Id") or answer.headers.get("X-Baseten-Request-Id"))
+        return self._label(request_id(answer.headers))
 
     def _transport_error(self, request: Request, cause: Exception) -> LoopsError:
         described, host = _described(request), _host(request.url)
@@ -457,16 +504,17 @@ def _session(resolver: Resolver, **connections: Any) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
         connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
-        headers={
-            "User-Agent": f"loops-async/{__version__}",
-            "Accept-Encoding": ACCEPTED_ENCODINGS,
-            protocol.ACCEPT_ERROR: "1",
-        },
+        headers=HEADERS,
         # aiohttp would decompress answers of any size, and also the files that a store keeps compressed.
         auto_decompress=False,
         max_line_size=LONGEST_HEADER,
         max_field_size=LONGEST_HEADER,
     )
+
+
+def _request_log(settings: Settings) -> RequestLog | None:
+    key = settings.api_key.reveal() if settings.api_key else None
+    return None if settings.request_log is None else RequestLog(settings.request_log, key)
 
 
 @lru_cache(maxsize=64)
@@ -498,6 +546,16 @@ def _not_connected(request: Request, cause: aiohttp.ClientConnectorError) -> Con
     )
     error.retryable = not is_certificate
     return error
+
+
+def _headers(request: Request, authorization: Mapping[str, str]) -> dict[str, str]:
+    """Return the headers of one request."""
+    headers = {**request.headers, **authorization}
+    if request.body is not None:
+        headers["Content-Type"] = "application/json"
+    if isinstance(request.body, Body):
+        headers["Content-Length"] = str(request.body.size)
+    return headers
 
 
 def _as_written(url: str) -> URL:

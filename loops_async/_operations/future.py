@@ -14,7 +14,7 @@ from ..errors import ClosedError, LoopsError, OperationError, OperationTimeoutEr
 
 T = TypeVar("T")
 
-log = logging.getLogger("loops_async")
+log = logging.getLogger("loops_async.operations")
 
 
 class OperationFuture(SameWhenCopied, Generic[T]):

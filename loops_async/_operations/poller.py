@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 Decode: TypeAlias = Callable[[msgspec.Raw], Awaitable[T]]
 
-log = logging.getLogger("loops_async")
+log = logging.getLogger("loops_async.operations")
 
 POLL_SECONDS: Final = protocol.POLL_HOLD_SECONDS + 5
 SHORTEST_HOLD: Final = 0.05

@@ -31,7 +31,7 @@ T = TypeVar("T")
 U = TypeVar("U")
 R = TypeVar("R")
 
-log = logging.getLogger("loops_async")
+log = logging.getLogger("loops_async.operations")
 
 POLLS_AT_ONCE: Final = 8
 """Operations of a trainer finish in order, so polling only the oldest few loses no time."""

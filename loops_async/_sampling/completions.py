@@ -20,7 +20,7 @@ from ..types.sampling import TopK
 
 T = TypeVar("T")
 
-log = logging.getLogger("loops_async")
+log = logging.getLogger("loops_async.sampling")
 
 _TokenIds: TypeAlias = list[Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]]
 """As int64 holds them."""
@@ -238,7 +238,7 @@ def _token_ids(*candidates: Any) -> list[int]:
         except UNREADABLE:
             continue
     if given:
-        log.warning("the sampler's names of tokens are not their ids, so only the text is known: %.80r", given[-1])
+        log.warning("the sampler's names of tokens are not their ids, so only the text is known")
     return []
 
 

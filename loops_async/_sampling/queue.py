@@ -22,7 +22,7 @@ from .._waiting import TimeLimit, Wait
 from ..errors import ApiError, LoopsError, LostAnswerError, SampleTimeoutError
 from .limiter import report_rejection
 
-log = logging.getLogger("loops_async")
+log = logging.getLogger("loops_async.sampling")
 
 CANCEL_SECONDS: Final = 5.0
 SUBMIT_SECONDS: Final = 60.0

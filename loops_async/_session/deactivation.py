@@ -17,7 +17,7 @@ from ..control_plane import ControlPlane
 from ..errors import ApiError, LoopsError, ProtocolError, UnsupportedError
 from ..types import Deployment, Run, Sampler
 
-log = logging.getLogger("loops_async")
+log = logging.getLogger("loops_async.provisioning")
 
 OnExit: TypeAlias = Literal["deactivate", "warn", "leave"]
 """What happens when a client closes to what it created and did not deactivate."""
@@ -136,7 +136,7 @@ class Leftovers:
         """Deactivate it; return it if that failed."""
         problem = await problem_of_deactivating(self._control_plane, created, END_SECONDS)
         if problem is None:
-            self._running.deactivated(created.id)
+            self._running.deactivated(created.id, kind_of(created))
             return None
         log.warning("%s %s could not be deactivated: %s", kind_of(created), created.id, problem)
         return created

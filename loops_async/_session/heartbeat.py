@@ -11,7 +11,7 @@ from weakref import WeakSet
 from .._tasks import TaskOwner
 from ..errors import ApiError
 
-log = logging.getLogger("loops_async")
+log = logging.getLogger("loops_async.http")
 
 PERIOD_SECONDS: Final = 60.0
 WARN_AFTER: Final = (5, 20)

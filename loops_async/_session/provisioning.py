@@ -17,6 +17,7 @@ from msgspec.structs import force_setattr
 
 from .._arguments import check_positive
 from .._http.endpoint import Endpoint
+from .._progress import stage_line
 from ..control_plane import lost_sampler
 from ..errors import LoopsError, LostAnswerError, UnsupportedError
 from ..types import CreateRunRequest, CreateSamplerRequest, ProvisioningEvent, Run, Sampler
@@ -29,13 +30,13 @@ T = TypeVar("T", Run, Sampler)
 
 Stage: TypeAlias = Literal["created", "waiting", "ready", "failed", "deactivated"]
 
-log = logging.getLogger("loops_async")
+log = logging.getLogger("loops_async.provisioning")
 
 DEACTIVATE_SECONDS: Final = 10.0
 """The longest delay of a failure or a cancellation while the new run or sampler is deactivated."""
 
 
-class ProvisioningOptions(Struct, frozen=True, kw_only=True):
+class ProvisioningOptions(Struct, frozen=True):
     """Options for provisioning one run or sampler."""
 
     ready_timeout: float = 3600.0
@@ -58,11 +59,15 @@ class ProgressReporter:
 
     def report(self, created: Run | Sampler, stage: Stage, status: str | None = None) -> None:
         """Report a stage, with the status of the deployment if it is known."""
-        if self._on_progress is None or self._last == (stage, status):
+        if self._last == (stage, status):
             return
         self._last = stage, status
         seconds = monotonic() - self._started
-        self._on_progress(ProvisioningEvent(kind=self.kind, id=created.id, stage=stage, status=status, seconds=seconds))
+        event = ProvisioningEvent(kind=self.kind, id=created.id, stage=stage, status=status, seconds=seconds)
+        if stage != "deactivated":  # `Running` logs that, since it may also happen later
+            log.info("%s", stage_line(event))
+        if self._on_progress is not None:
+            self._on_progress(event)
 
     def waiting(self, created: Run | Sampler) -> Callable[[str | None], None]:
         """Return the function that reports each status during the wait for `created`."""
@@ -222,7 +227,7 @@ class ServiceProvisioner:
             failure.add_note(f"{name} could not be deactivated and may still cost money: {problem}")
             log.warning("%s could not be deactivated and may still cost money: %s", name, problem)
             return
-        self._runtime.running.deactivated(created.id)
+        self._runtime.running.deactivated(created.id, progress.kind)
         with suppress(BaseException):
             progress.report(created, "deactivated")
 

@@ -31,7 +31,7 @@ from ..errors import (
 )
 from ..types import BasetenDeployment, LocalDeployment
 
-log = logging.getLogger("loops_async")
+log = logging.getLogger("loops_async.provisioning")
 
 HEALTH_SECONDS: Final = 30.0
 VERSION_REQUEST_SECONDS: Final = 10.0

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
 from typing import Final
 
-log = logging.getLogger("loops_async")
+log = logging.getLogger("loops_async.provisioning")
 
 
 class UnclosedGuard:

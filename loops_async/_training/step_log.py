@@ -22,7 +22,7 @@ from .._operations.future import OperationFuture
 from .._tasks import TaskOwner
 from ..types import ForwardBackwardOutput, OptimStepResponse, WandbConfig
 
-log = logging.getLogger("loops_async")
+log = logging.getLogger("loops_async.operations")
 
 CLOSE_SECONDS: Final = 30.0
 FORWARD_PREFIX: Final = "forward_backward/"

@@ -171,7 +171,9 @@ def paragraph(context: typer.Context, error: Exception) -> str:
 
 def prepare() -> None:
     """Set up logging and signal handlers of the process."""
-    logging.getLogger("loops_async").addHandler(_Notices())
+    log = logging.getLogger("loops_async")
+    if not log.handlers:  # LOOPS_LOG shows the same lines
+        log.addHandler(_Notices())
     # A job that is terminated must clean up like an interrupted one, so that no run is left that costs money. The
     # event loop handles SIGINT between two steps, not in the middle of one.
     signal.signal(signal.SIGTERM, _interrupt)

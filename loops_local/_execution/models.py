@@ -22,7 +22,7 @@ __all__ = ["ModelHost", "Models"]
 P = ParamSpec("P")
 T = TypeVar("T")
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("loops_local.provisioning")
 
 
 class ModelHost:

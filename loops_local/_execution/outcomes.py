@@ -18,7 +18,7 @@ from ..engine import RefusedError
 
 __all__ = ["Work", "run_to_outcome"]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("loops_local.operations")
 
 Work: TypeAlias = Callable[[], Awaitable[Any]]
 

@@ -23,7 +23,7 @@ from .responses import error_response
 
 __all__ = ["build_app"]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("loops_local.http")
 
 # A little over the 24 MiB of a training request, as the hosted service has it.
 _MAX_BODY_BYTES = 32 * 1024 * 1024

@@ -24,7 +24,7 @@ from .metrics import RequestMetrics
 
 __all__ = ["Deployment"]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("loops_local.provisioning")
 
 
 class _Statuses(Struct, frozen=True):

@@ -23,7 +23,7 @@ __all__ = ["Registry", "Sampler"]
 
 T = TypeVar("T")
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("loops_local.provisioning")
 
 
 class Sampler(Struct, frozen=True):

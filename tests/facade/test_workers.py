@@ -284,7 +284,7 @@ class TestCancelling:
                 seen.append("cancelled")
                 raise
 
-        with caplog.at_level(logging.WARNING, "loops_sync"), shop.belt(work, range(1)):
+        with caplog.at_level(logging.WARNING, "loops_async"), shop.belt(work, range(1)):
             assert has_begun.wait(PATIENCE_SECONDS)
         assert seen == ["cancelled"]
         wanted = r"item 0 was cancelled 0.01 s ago and still runs, at .+\.py:\d+; only its calls"

