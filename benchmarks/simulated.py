@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -88,6 +88,8 @@ class SimulatedTrainer:
             await asyncio.sleep(self._service.training * share)
             self.busy_seconds += self._service.training * share
             self.steps += is_step
+
+    def log(self, metrics: Mapping[str, float]) -> None: ...
 
     async def publish(self, name: str) -> Awaitable[Policy]:
         """Take the turn; what is returned waits until the sampler serves the weights."""

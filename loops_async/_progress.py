@@ -74,10 +74,5 @@ def print_progress(event: ProvisioningEvent) -> None:
 
     In a terminal and in a notebook, each stage replaces the one before; elsewhere, and where the line does not fit into
     the terminal, each has a line of its own.
-
-    Example:
-        ::
-
-            trainer = await service.create_lora_training_client("Qwen/Qwen3-0.6B", on_progress=loops.print_progress)
     """
     _printer.show(event, sys.stderr)

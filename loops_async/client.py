@@ -8,12 +8,12 @@ from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanage
 from functools import partial
 from os import PathLike
 from types import TracebackType
-from typing import Any, Literal, TypeVar, get_args
+from typing import Literal, TypeVar, get_args
 from urllib.parse import urlsplit
 
 from msgspec import Struct
 
-from ._arguments import check_at_least, check_kind, check_positive, check_request
+from ._arguments import check_at_least, check_positive, check_request
 from ._checkpoints.download import checkpoint_files, download
 from ._copies import SameWhenCopied
 from ._http.endpoint import Endpoint
@@ -25,12 +25,12 @@ from ._session.provisioning import Provisioner, ProvisioningOptions, ServiceProv
 from ._session.requests import run_request, sampler_request
 from ._session.runtime import Runtime
 from ._tasks import run_to_completion
-from ._training.step_log import require_wandb
+from ._training.step_log import StepOptions
 from .control_plane import ControlPlane, resolve_team
 from .errors import ClosedError, ConfigError, InputError, ProtocolError, UnsupportedError
 from .protocol import LOCAL_ID, CheckpointUri
 from .sampling import SamplingClient, Weights, sampling_client
-from .training import TrainingClient, training_client
+from .training import TrainingClient, logging_begun, training_client
 from .types import (
     AuthScheme,
     AvailabilityModel,
@@ -45,6 +45,7 @@ from .types import (
     Run,
     Sampler,
     ServerCapabilities,
+    StepMetrics,
     WandbConfig,
 )
 
@@ -234,6 +235,7 @@ class ServiceClient(SameWhenCopied):
         sampler_num_replicas: int | None = None,
         keep_on_failure: bool = False,
         on_progress: Callable[[ProvisioningEvent], object] | None = None,
+        on_step: Callable[[StepMetrics], object] | None = None,
     ) -> TrainingClient:
         """Provision a trainer with its paired sampler, and return when the trainer is ready.
 
@@ -246,7 +248,7 @@ class ServiceClient(SameWhenCopied):
             seed: makes the fresh adapter reproducible.
             timeout: seconds that one request to the trainer may take.
             ready_timeout: seconds that the trainer may take to become ready.
-            wandb_config: log every optimizer step to Weights & Biases; needs the ``wandb`` extra.
+            wandb_config: log every optimizer step to Weights & Biases (the ``wandb`` extra), or to a run that exists.
             max_seq_len: longest example in tokens; None is the model's maximum.
             scale_down_delay_seconds: how long an unused trainer keeps running.
             replicas: data-parallel copies.
@@ -255,6 +257,8 @@ class ServiceClient(SameWhenCopied):
             sampler_num_replicas: copies of the paired sampler; sent only when given.
             keep_on_failure: do not deactivate the run when its provisioning fails or is cancelled.
             on_progress: called with each change of state, in order; see `ServiceClient` for its rules.
+            on_step: called with the metrics of each optimizer step, in order, in a thread of its own, which may take
+                its time; what it raises is logged. It is no longer called after the training client is closed.
 
         Raises:
             InputError: an argument is invalid; nothing was sent.
@@ -278,7 +282,7 @@ class ServiceClient(SameWhenCopied):
             sampler_num_replicas=sampler_num_replicas,
         )
         options = ProvisioningOptions(ready_timeout, keep_on_failure, on_progress)
-        return await self._start_training(request, options, timeout, wandb_config)
+        return await self._start_training(request, options, StepOptions(wandb_config, on_step), timeout)
 
     def training_run(
         self,
@@ -297,6 +301,7 @@ class ServiceClient(SameWhenCopied):
         sampler_num_replicas: int | None = None,
         keep_on_failure: bool = False,
         on_progress: Callable[[ProvisioningEvent], object] | None = None,
+        on_step: Callable[[StepMetrics], object] | None = None,
     ) -> AbstractAsyncContextManager[TrainingClient]:
         """Provision a trainer with its paired sampler for the time of one block.
 
@@ -326,6 +331,7 @@ class ServiceClient(SameWhenCopied):
             sampler_num_replicas=sampler_num_replicas,
             keep_on_failure=keep_on_failure,
             on_progress=on_progress,
+            on_step=on_step,
         )
         return self._scope(begin, lambda trainer: trainer.run_id)
 
@@ -338,6 +344,7 @@ class ServiceClient(SameWhenCopied):
         wandb_config: WandbConfig | None = None,
         keep_on_failure: bool = False,
         on_progress: Callable[[ProvisioningEvent], object] | None = None,
+        on_step: Callable[[StepMetrics], object] | None = None,
     ) -> TrainingClient:
         """Provision a new run of the checkpoint's model and rank, with its weights and a fresh optimizer.
 
@@ -345,7 +352,8 @@ class ServiceClient(SameWhenCopied):
         `create_lora_training_client`.
         """
         options = ProvisioningOptions(ready_timeout, keep_on_failure, on_progress)
-        return await self._start_training(await self._state_request(path), options, timeout, wandb_config)
+        steps = StepOptions(wandb_config, on_step)
+        return await self._start_training(await self._state_request(path), options, steps, timeout)
 
     async def create_training_client_from_state_with_optimizer(
         self,
@@ -356,14 +364,16 @@ class ServiceClient(SameWhenCopied):
         wandb_config: WandbConfig | None = None,
         keep_on_failure: bool = False,
         on_progress: Callable[[ProvisioningEvent], object] | None = None,
+        on_step: Callable[[StepMetrics], object] | None = None,
     ) -> TrainingClient:
         """Provision a new run that continues from the checkpoint: weights, optimizer and step.
 
         Arguments and errors are those of `create_training_client_from_state`.
         """
         options = ProvisioningOptions(ready_timeout, keep_on_failure, on_progress)
+        steps = StepOptions(wandb_config, on_step)
         request = await self._state_request(path)
-        return await self._start_training(request, options, timeout, wandb_config, with_optimizer=True)
+        return await self._start_training(request, options, steps, timeout, with_optimizer=True)
 
     async def provision_run(
         self,
@@ -413,6 +423,7 @@ class ServiceClient(SameWhenCopied):
         timeout: float = 600.0,
         ready_timeout: float = 3600.0,
         wandb_config: WandbConfig | None = None,
+        on_step: Callable[[StepMetrics], object] | None = None,
     ) -> TrainingClient:
         """Return a client of an existing run, which continues from the run's current weights, optimizer and step.
 
@@ -425,15 +436,11 @@ class ServiceClient(SameWhenCopied):
             NotReadyError: its trainer was not ready within `ready_timeout`.
         """
         timeout = check_positive(timeout, "timeout")
-        _check_wandb(wandb_config)
+        steps = StepOptions(wandb_config, on_step).checked()
         run = await self.wait_for_run(run_id, ready_timeout=ready_timeout)
-        return training_client(
-            self._open_session.runtime,
-            run,
-            timeout=timeout,
-            ready_timeout=ready_timeout,
-            wandb_config=wandb_config,
-        )
+        runtime = self._open_session.runtime
+        trainer = training_client(runtime, run, timeout=timeout, ready_timeout=ready_timeout, steps=steps)
+        return await logging_begun(trainer)
 
     # --- sampling ---
 
@@ -714,14 +721,14 @@ class ServiceClient(SameWhenCopied):
         self,
         request: CreateRunRequest,
         options: ProvisioningOptions,
+        steps: StepOptions,
         timeout: float,
-        wandb_config: WandbConfig | None,
         *,
         with_optimizer: bool = False,
     ) -> TrainingClient:
         request = check_request(request, CreateRunRequest)
         timeout = check_positive(timeout, "timeout")
-        _check_wandb(wandb_config)
+        steps = steps.checked()
         session = self._open_session
 
         async def start() -> TrainingClient:
@@ -733,10 +740,11 @@ class ServiceClient(SameWhenCopied):
                     max_seq_len=request.max_seq_len,
                     timeout=timeout,
                     ready_timeout=options.ready_timeout,
-                    wandb_config=wandb_config,
+                    steps=steps,
                 )
                 try:
                     await _initialize(trainer, request, with_optimizer)
+                    await logging_begun(trainer)
                 except BaseException:
                     await trainer.close()
                     raise
@@ -810,9 +818,3 @@ async def _initialize(trainer: TrainingClient, request: CreateRunRequest, with_o
     if request.path is not None:
         load = trainer.load_state_with_optimizer if with_optimizer else trainer.load_state
         await (await load(request.path)).result()
-
-
-def _check_wandb(wandb_config: Any) -> None:
-    if wandb_config is not None:
-        check_kind(wandb_config, WandbConfig, "wandb_config")
-        require_wandb()

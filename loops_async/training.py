@@ -33,7 +33,7 @@ from ._session.deactivation import deactivate_run
 from ._session.readiness import health_request
 from ._session.runtime import Runtime
 from ._training.custom_loss import SURROGATE, SURROGATE_CONFIG, CustomLossBatch, check_custom_loss
-from ._training.step_log import StepLog
+from ._training.step_log import StepLog, StepOptions
 from .errors import ApiError, ClosedError, InputError, UnfinishedSubmission, UnsupportedError
 from .protocol import (
     MAX_TOP_K_LOGPROBS,
@@ -69,7 +69,6 @@ from .types import (
     SaveWeightsResponse,
     ServerlessDeployment,
     StepResult,
-    WandbConfig,
 )
 
 __all__ = ["ForwardBackwardFuture", "TrainingClient"]
@@ -109,7 +108,7 @@ class TrainingClient(SameWhenCopied):
         *,
         lora_rank: int | None,
         max_seq_len: int | None,
-        wandb_config: WandbConfig | None,
+        steps: StepOptions,
     ) -> None:
         self._runtime = runtime
         self._run = run
@@ -121,7 +120,7 @@ class TrainingClient(SameWhenCopied):
             self._endpoint, runtime.turns(run.id), transport=runtime.transport, tasks=runtime.tasks
         )
         about = {"run_id": run.id, "base_model": run.base_model, "lora_rank": lora_rank}
-        self._log = StepLog(wandb_config, about, runtime.tasks) if wandb_config is not None else None
+        self._log = StepLog(steps, run.id, about, runtime.tasks)
         self._heartbeat_name = f"the trainer of run {run.id}"
         transport, request = runtime.transport, health_request(endpoint)
 
@@ -141,6 +140,38 @@ class TrainingClient(SameWhenCopied):
     def run(self) -> Run:
         """The run as the service described it when this client was created."""
         return self._run
+
+    @property
+    def wandb_run(self) -> Any:
+        """The run that the steps are logged to, to log more to it; None without a `WandbConfig`.
+
+        It is `WandbConfig.run`, or the run of Weights & Biases that was begun for this client; None if it could not be
+        begun. Numbers of a step belong into its row: give them to `log`, since a tracker drops what comes for a step
+        that it has seen.
+        """
+        return self._log.run
+
+    def log(self, metrics: Mapping[str, Any]) -> None:
+        """Add metrics of your own to those of the next `optim_step` or `step` that is submitted.
+
+        They go where the metrics of steps go, `WandbConfig` and `on_step`; without these, nowhere. If several calls
+        give the same name, the last one counts. Names of the library, e.g. ``loss`` and ``step``, keep its numbers.
+
+        Args:
+            metrics: numbers, or what your tracker takes, by name.
+
+        Raises:
+            InputError: `metrics` is not a mapping with text as names.
+
+        Example:
+            ::
+
+                trainer.log({"reward": 0.5})
+                await trainer.optim_step(loops.AdamParams(learning_rate=4e-5))
+        """
+        if not isinstance(metrics, Mapping) or not all(isinstance(name, str) for name in metrics):
+            raise InputError("metrics", "must be a mapping whose names are text")
+        self._log.own(metrics)
 
     def get_info(self) -> GetInfoResponse:
         """Return the run's model, and its LoRA rank and longest sequence if they are known."""
@@ -209,8 +240,7 @@ class TrainingClient(SameWhenCopied):
             TransportError: the trainer did not answer for more than a minute.
         """
         step = await self._forward("forward_backward", data, loss_fn, loss_fn_config, top_k_logprobs, resume)
-        if self._log is not None:
-            self._log.add_pass(step, len(data))
+        self._log.add_pass(step, len(data))
         return step
 
     async def forward_backward_custom(
@@ -257,8 +287,7 @@ class TrainingClient(SameWhenCopied):
         check_custom_loss(checked, loss_fn, loss_type_input)
         body = self._forward_body(SURROGATE, SURROGATE_CONFIG)
         step = await self._submitter.submit(CustomLossBatch(checked, loss_fn, body, self._submitter))
-        if self._log is not None:
-            self._log.add_pass(step, len(checked))
+        self._log.add_pass(step, len(checked))
         return step
 
     async def optim_step(
@@ -272,9 +301,9 @@ class TrainingClient(SameWhenCopied):
         """
         adam_params = check_kind(adam_params, AdamParams, "adam_params")
         body = OptimStepBody(adam_params=adam_params)
-        step = await self._submit("optim_step", OptimStepResponse, body, resume)
-        if self._log is not None:
-            self._log.add_step(step)
+        with self._log.next_step() as own:
+            step = await self._submit("optim_step", OptimStepResponse, body, resume)
+            self._log.add_step(step, own)
         return step
 
     async def init_trainer_server(self, lora_rank: int) -> OperationFuture[InitTrainerServerResponse]:
@@ -311,10 +340,10 @@ class TrainingClient(SameWhenCopied):
         adam_params = check_kind(adam_params, AdamParams, "adam_params")
         batch = self._forward_batch("forward_backward", data, loss_fn, loss_fn_config)
         optim_step = self._small_operation("optim_step", OptimStepResponse, OptimStepBody(adam_params=adam_params))
-        passed, stepped = await self._submitter.submit_pair(batch, optim_step)
-        if self._log is not None:
+        with self._log.next_step() as own:
+            passed, stepped = await self._submitter.submit_pair(batch, optim_step)
             self._log.add_pass(passed, len(data))
-            self._log.add_step(stepped)
+            self._log.add_step(stepped, own)
 
         async def collect() -> StepResult:
             await passed.settled()
@@ -586,8 +615,7 @@ class TrainingClient(SameWhenCopied):
             return
         self._is_closed = True
         self._runtime.heartbeat.remove(self._heartbeat_name, self)
-        if self._log is not None:
-            await self._log.close()
+        await self._log.close()
 
     async def __aenter__(self) -> TrainingClient:
         return self
@@ -693,6 +721,9 @@ class _Policies:
     def run_id(self) -> str:
         return self._client.run_id
 
+    def log(self, metrics: Mapping[str, float]) -> None:
+        self._client.log(metrics)
+
     async def max_seq_len(self) -> int | None:
         if self._max_seq_len is None and not isinstance(self._sampler.deployment, LocalDeployment):
             self._max_seq_len = await self._longest_of_model()
@@ -755,14 +786,20 @@ def training_client(
     ready_timeout: float,
     lora_rank: int | None = None,
     max_seq_len: int | None = None,
-    wandb_config: WandbConfig | None = None,
+    steps: StepOptions,
 ) -> TrainingClient:
     """Return a client of a run whose trainer is ready."""
     endpoint = Endpoint.of_run(run, timeout=timeout, ready_timeout=ready_timeout)
     client = TrainingClient.__new__(TrainingClient)
     client._set_up(  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - our constructor
-        runtime, run, endpoint, lora_rank=lora_rank, max_seq_len=max_seq_len, wandb_config=wandb_config
+        runtime, run, endpoint, lora_rank=lora_rank, max_seq_len=max_seq_len, steps=steps
     )
+    return client
+
+
+async def logging_begun(client: TrainingClient) -> TrainingClient:
+    """Return the client when the run that its steps are logged to has begun, so that `wandb_run` is there."""
+    await client._log.begun()  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - a part of its construction
     return client
 
 

@@ -23,6 +23,7 @@ from loops_async import (
     Run,
     Sampler,
     ServerCapabilities,
+    StepMetrics,
     WandbConfig,
 )
 from loops_sync._bridge import Items
@@ -157,6 +158,7 @@ class ServiceClient(Opened[_core.ServiceClient]):
         sampler_num_replicas: int | None = None,
         keep_on_failure: bool = False,
         on_progress: Callable[[ProvisioningEvent], object] | None = None,
+        on_step: Callable[[StepMetrics], object] | None = None,
     ) -> TrainingClient:
         """Provision a trainer with its paired sampler, and return when the trainer is ready.
 
@@ -169,7 +171,7 @@ class ServiceClient(Opened[_core.ServiceClient]):
             seed: makes the fresh adapter reproducible.
             timeout: seconds that one request to the trainer may take.
             ready_timeout: seconds that the trainer may take to become ready.
-            wandb_config: log every optimizer step to Weights & Biases; needs the ``wandb`` extra.
+            wandb_config: log every optimizer step to Weights & Biases (the ``wandb`` extra), or to a run that exists.
             max_seq_len: longest example in tokens; None is the model's maximum.
             scale_down_delay_seconds: how long an unused trainer keeps running.
             replicas: data-parallel copies.
@@ -178,6 +180,8 @@ class ServiceClient(Opened[_core.ServiceClient]):
             sampler_num_replicas: copies of the paired sampler; sent only when given.
             keep_on_failure: do not deactivate the run when its provisioning fails or is cancelled.
             on_progress: called with each change of state, in order; see `ServiceClient` for its rules.
+            on_step: called with the metrics of each optimizer step, in order, in a thread of its own, which may take
+                its time; what it raises is logged. It is no longer called after the training client is closed.
 
         Raises:
             InputError: an argument is invalid; nothing was sent.
@@ -204,6 +208,7 @@ class ServiceClient(Opened[_core.ServiceClient]):
                 sampler_num_replicas=sampler_num_replicas,
                 keep_on_failure=keep_on_failure,
                 on_progress=relay.post,
+                on_step=on_step,
             ),
             self,
         )
@@ -225,6 +230,7 @@ class ServiceClient(Opened[_core.ServiceClient]):
         sampler_num_replicas: int | None = None,
         keep_on_failure: bool = False,
         on_progress: Callable[[ProvisioningEvent], object] | None = None,
+        on_step: Callable[[StepMetrics], object] | None = None,
     ) -> AbstractContextManager[TrainingClient]:
         """Provision a trainer with its paired sampler for the time of one block.
 
@@ -257,6 +263,7 @@ class ServiceClient(Opened[_core.ServiceClient]):
                 sampler_num_replicas=sampler_num_replicas,
                 keep_on_failure=keep_on_failure,
                 on_progress=relay.post,
+                on_step=on_step,
             ),
             self,
         )
@@ -270,6 +277,7 @@ class ServiceClient(Opened[_core.ServiceClient]):
         wandb_config: WandbConfig | None = None,
         keep_on_failure: bool = False,
         on_progress: Callable[[ProvisioningEvent], object] | None = None,
+        on_step: Callable[[StepMetrics], object] | None = None,
     ) -> TrainingClient:
         """Provision a new run of the checkpoint's model and rank, with its weights and a fresh optimizer.
 
@@ -286,6 +294,7 @@ class ServiceClient(Opened[_core.ServiceClient]):
                 wandb_config=wandb_config,
                 keep_on_failure=keep_on_failure,
                 on_progress=relay.post,
+                on_step=on_step,
             ),
             self,
         )
@@ -299,6 +308,7 @@ class ServiceClient(Opened[_core.ServiceClient]):
         wandb_config: WandbConfig | None = None,
         keep_on_failure: bool = False,
         on_progress: Callable[[ProvisioningEvent], object] | None = None,
+        on_step: Callable[[StepMetrics], object] | None = None,
     ) -> TrainingClient:
         """Provision a new run that continues from the checkpoint: weights, optimizer and step.
 
@@ -314,6 +324,7 @@ class ServiceClient(Opened[_core.ServiceClient]):
                 wandb_config=wandb_config,
                 keep_on_failure=keep_on_failure,
                 on_progress=relay.post,
+                on_step=on_step,
             ),
             self,
         )
@@ -360,6 +371,7 @@ class ServiceClient(Opened[_core.ServiceClient]):
         timeout: float = 600.0,
         ready_timeout: float = 3600.0,
         wandb_config: WandbConfig | None = None,
+        on_step: Callable[[StepMetrics], object] | None = None,
     ) -> TrainingClient:
         """Return a client of an existing run, which continues from the run's current weights, optimizer and step.
 
@@ -378,6 +390,7 @@ class ServiceClient(Opened[_core.ServiceClient]):
                 timeout=timeout,
                 ready_timeout=ready_timeout,
                 wandb_config=wandb_config,
+                on_step=on_step,
             ),
             self,
         )

@@ -69,6 +69,36 @@ class TrainingClient(Closing[_core.TrainingClient]):
         """The run as the service described it when this client was created."""
         return self._impl.run
 
+    @property
+    def wandb_run(self) -> Any:
+        """The run that the steps are logged to, to log more to it; None without a `WandbConfig`.
+
+        It is `WandbConfig.run`, or the run of Weights & Biases that was begun for this client; None if it could not be
+        begun. Numbers of a step belong into its row: give them to `log`, since a tracker drops what comes for a step
+        that it has seen.
+        """
+        return self._impl.wandb_run
+
+    def log(self, metrics: Mapping[str, Any]) -> None:
+        """Add metrics of your own to those of the next `optim_step` or `step` that is submitted.
+
+        They go where the metrics of steps go, `WandbConfig` and `on_step`; without these, nowhere. If several calls
+        give the same name, the last one counts. Names of the library, e.g. ``loss`` and ``step``, keep its numbers.
+
+        Args:
+            metrics: numbers, or what your tracker takes, by name.
+
+        Raises:
+            InputError: `metrics` is not a mapping with text as names.
+
+        Example:
+            ::
+
+                trainer.log({"reward": 0.5})
+                trainer.optim_step(loops.AdamParams(learning_rate=4e-5))
+        """
+        self._bridge.call(self._impl.log, metrics=metrics)
+
     def get_info(self) -> GetInfoResponse:
         """Return the run's model, and its LoRA rank and longest sequence if they are known."""
         return self._bridge.call(self._impl.get_info)

@@ -61,5 +61,6 @@ def colour(request: pytest.FixtureRequest) -> Iterator[Colour]:
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """The person who runs the tests may have an account."""
     ours = ("BASETEN_API_KEY", "LOOPS_BASE_URL", "LOOPS_ALLOW_HTTP", "BT_LOOPS_MAX_CONNECTIONS")
+    ours += ("LOOPS_LOG", "LOOPS_REQUEST_LOG", "LOOPS_REQUEST_LOG_BODIES")
     for name in (*ours, *FROM_ENVIRONMENT.values(), *PROXY_VARIABLES, *map(str.upper, PROXY_VARIABLES)):
         monkeypatch.delenv(name, raising=False)

@@ -20,6 +20,7 @@ class in `CONSTRUCTED`                             its constructor creates the c
 result that is a handle                            wrapped
 argument that is one                               unwrapped
 ``on_...: Callable[[E], object] | None`` argument  called in the thread that waits for the call
+argument in `OUTLIVING`                            passed on: the core calls it in a thread of its own
 ``Iterable[T] | AsyncIterable[T]`` argument        ``Iterable[T]``, stepped in worker threads
 coroutine function of a handle, as an argument     function of the handle's twin, called in a thread of its own
 other function with a result, as an argument       passed on: it computes where the core calls it
@@ -64,6 +65,9 @@ CORE: Final = "loops_async"
 
 CONSTRUCTED: Final = frozenset({"StalenessGate"})
 """Handles that users create, although there is nothing to open."""
+
+OUTLIVING: Final = frozenset({"on_step"})
+"""Callbacks that are still called when the call has returned, so that no thread waits for it."""
 
 ADVICE: Final = ": change that, then run `make sync`."
 
@@ -356,7 +360,7 @@ class Module:
         # A function whose result is used computes; another one reports, so it must be a callback.
         has_rule = is_callback if results and name.startswith("on_") else {"object", "None"}.isdisjoint(results)
         if has_rule and self._is_plain(annotation):
-            return annotation, "relay.post" if is_callback else name
+            return annotation, "relay.post" if is_callback and name not in OUTLIVING else name
         if self._core.handle(self._home.get(annotation)):
             self._use(annotation, self._home[annotation])
             self._use_runtime("_handle", "unwrap")

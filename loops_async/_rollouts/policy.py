@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from typing import Protocol
 
 from msgspec import Struct
@@ -34,6 +34,10 @@ class Trainer(Protocol):
     @property
     def run_id(self) -> str:
         """The id of the run that is trained."""
+        ...
+
+    def log(self, metrics: Mapping[str, float]) -> None:
+        """Add metrics to those of the next step."""
         ...
 
     async def max_seq_len(self) -> int | None:

@@ -191,6 +191,7 @@ class RolloutStream:
         batch.metrics = parts.meter.read(
             batch.episodes, [group.version for group in groups], step=step, policy=self.policy_version
         )
+        self._trainer.log(batch.metrics)
         return batch
 
     def _check_progress(self, parts: Parts) -> None:

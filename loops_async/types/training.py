@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from msgspec import Meta, Struct
 
 from .._values import Value
+from ..errors import InputError
 from .inputs import Datum
 from .tensors import TensorData
 
@@ -26,6 +27,7 @@ __all__ = [
     "OptimStepResponse",
     "SaveWeightsForSamplerResponse",
     "SaveWeightsResponse",
+    "StepMetrics",
     "StepResult",
     "WandbConfig",
 ]
@@ -54,10 +56,37 @@ class AdamParams(Value, Struct, frozen=True, kw_only=True):
 
 
 class WandbConfig(Value, Struct, frozen=True, kw_only=True):
-    """The Weights & Biases `project` and run `name` that training steps are logged to."""
+    """Where training steps are logged: give either `project` or `run`.
 
-    project: Annotated[str, Meta(min_length=1)]
+    With `project`, the training client begins a run of Weights & Biases, of this `name` if one is given, and finishes
+    it when it is closed. With `run`, it logs to a run that exists, of any tracker: an object with ``log(dict)``. That
+    one is never finished by us.
+    """
+
+    project: Annotated[str, Meta(min_length=1)] | None = None
     name: str | None = None
+    run: Any = None
+
+    def __post_init__(self) -> None:
+        if (self.project is None) == (self.run is None):
+            raise InputError("wandb_config", "give exactly one of `project` and `run`")
+        if self.run is not None and not callable(getattr(self.run, "log", None)):
+            raise InputError("wandb_config.run", f"must have a method log(dict); {type(self.run).__name__} has none")
+        if self.run is not None and self.name is not None:
+            raise InputError("wandb_config.name", "is the name of a new run, and `run` exists already")
+
+
+class StepMetrics(Value, Struct, frozen=True, kw_only=True):
+    """What is known of one optimizer step; `on_step` of the calls that create a training client gets one for each.
+
+    `step` is the trainer's number of the step, as in its metrics. `metrics` are the same numbers under the same names
+    as in `WandbConfig`: ``step``, ``loss``, ``tokens``, ``learning_rate`` and ``grad_norm``, as far as the service
+    reports them; ``forward_backward/<name>`` for other metrics of the passes; those of `TrainingClient.log`.
+    """
+
+    step: int
+    metrics: dict[str, Any]
+    run_id: str
 
 
 class ForwardBackwardOutput(Value, Struct, frozen=True, kw_only=True):

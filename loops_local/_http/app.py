@@ -73,10 +73,13 @@ def _request_metrics(process: ProcessMetrics, registry: Registry) -> Middleware:
     async def measure(request: web.Request, handler: Handler) -> web.StreamResponse:
         started = time.perf_counter()
         response = await handler(request)
+        seconds = time.perf_counter() - started
+        logger.debug(
+            "%s %s -> %d in %.0f ms", request.method, request.rel_url.raw_path, response.status, 1000 * seconds
+        )
         deployment = _deployment(request, registry)
         if deployment is not None:
             process.measure()
-            seconds = time.perf_counter() - started
             deployment.metrics.record(seconds, response.status, concurrent=deployment.in_flight + 1)
         return response
 

@@ -70,7 +70,7 @@ class Deployment:
 
     def start(self) -> None:
         """Start provisioning."""
-        self.log.write("INFO", f"deploying a {self.record.kind} of {self.host.name}")
+        self._note(f"deploying a {self.record.kind} of {self.host.name}")
         self._loading = self.host.load()
         self._loading.add_done_callback(self._log_loaded)
         self._started_at = self._last_used = time.monotonic()
@@ -83,7 +83,12 @@ class Deployment:
             logger.error("%s of %s failed: %s", self.record.kind, self.host.name, error)
         else:
             model = loading.result().model
-            self.log.write("INFO", f"loaded {model.name} ({model.arch}, {model.max_seq_len} tokens at most)")
+            self._note(f"loaded {model.name} ({model.arch}, {model.max_seq_len} tokens at most)")
+
+    def _note(self, message: str) -> None:
+        """Write a line to the log of the deployment, and to that of the service."""
+        self.log.write("INFO", message)
+        logger.info("deployment %s: %s", self.record.id, message)
 
     @property
     def status(self) -> str:
@@ -128,7 +133,7 @@ class Deployment:
     def keep_active(self) -> None:
         """Reset the idle time; start again if it is scaled to zero."""
         if self._scaled_to_zero and not self.record.stopped:
-            self.log.write("INFO", "scaling up from zero")
+            self._note("scaling up from zero")
             self._starting = self._statuses.restarting
             self.start()
         self._last_used = time.monotonic()
@@ -174,4 +179,4 @@ class Deployment:
     def deactivate(self) -> None:
         """Stop it; it never starts again."""
         self.record.stopped = True
-        self.log.write("INFO", "deactivated")
+        self._note("deactivated")

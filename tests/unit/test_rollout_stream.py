@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from random import Random
 from typing import Any, cast
 
@@ -50,6 +50,8 @@ class World:
 
     async def max_seq_len(self) -> int | None:
         return None
+
+    def log(self, metrics: Mapping[str, float]) -> None: ...
 
     async def publish(self, name: str) -> Awaitable[Policy]:
         version = self.trained
