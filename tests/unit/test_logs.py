@@ -19,14 +19,11 @@ from tests.support.work import run_python
 
 
 @pytest.fixture
-def shown(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
-    """Standard error of a program without a handler; what a test sets up must not hit the next one."""
+def shown(capsys: pytest.CaptureFixture[str]) -> Iterator[pytest.CaptureFixture[str]]:
+    """Standard error; what a test sets up must not hit the next one."""
     loggers = [logging.getLogger(name) for name in logs.LOGGERS]
     before = [(one, one.level, one.handlers[:]) for one in loggers]
-    stderr = io.StringIO()
-    monkeypatch.setattr(logging.getLogger(), "handlers", [])
-    monkeypatch.setattr(sys, "stderr", stderr)
-    yield stderr
+    yield capsys
     for one, level, handlers in before:
         one.setLevel(level)
         one.handlers[:] = handlers
@@ -38,12 +35,13 @@ def say() -> None:
             logging.getLogger(name).log(level, "%s", logging.getLevelName(level).lower())
 
 
-def lines_of(shown: io.StringIO) -> list[str]:
+def lines_of(shown: pytest.CaptureFixture[str]) -> list[str]:
     """Return the lines without their times."""
-    return [line.split(" ", 2)[2] if line[:2] == "20" else line for line in shown.getvalue().splitlines()]
+    return [line.split(" ", 2)[2] if line[:2] == "20" else line for line in shown.readouterr().err.splitlines()]
 
 
 def start(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's, which come after the fixtures
     monkeypatch.setenv("LOOPS_LOG", level)
     logs.log_as_the_environment_says()
 
@@ -53,7 +51,9 @@ async def test_importing_the_package_reads_the_environment() -> None:
     assert await run_python(script, LOOPS_LOG="debug") == str(logging.DEBUG)
 
 
-def test_a_level_of_the_environment_shows_both_packages(shown: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_level_of_the_environment_shows_both_packages(
+    shown: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     start("INFO", monkeypatch)
     say()
     assert lines_of(shown) == [
@@ -64,33 +64,37 @@ def test_a_level_of_the_environment_shows_both_packages(shown: io.StringIO, monk
     ]
 
 
-def test_off_shows_nothing(shown: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_off_shows_nothing(shown: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     start("off", monkeypatch)
     say()
     assert lines_of(shown) == []
 
 
-def test_without_a_level_nothing_is_set_up(shown: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_level_nothing_is_set_up(shown: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     start("", monkeypatch)
     say()
     assert lines_of(shown) == ["warning", "warning"]
 
 
-def test_twice_is_once_and_changes_the_level(shown: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_twice_is_once_and_changes_the_level(
+    shown: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     start("debug", monkeypatch)
     log_to_stderr("warning")
     say()
     assert lines_of(shown) == ["WARNING loops_async.http: warning", "WARNING loops_local.operations: warning"]
 
 
-def test_the_handler_of_a_program_is_enough(shown: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_handler_of_a_program_is_enough(shown: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     start("info", monkeypatch)
     logging.basicConfig(format="root: %(message)s")
     say()
     assert lines_of(shown) == ["root: info", "root: warning"] * 2
 
 
-def test_another_word_is_answered_with_the_words(shown: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_word_is_answered_with_the_words(
+    shown: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     start("verbose", monkeypatch)
     assert lines_of(shown) == ["LOOPS_LOG must be debug, info, warning or off; got 'verbose'"]
 
