@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Final
 
-from .errors import LoopsError
+from .errors import LoopsError, without_quote
 
 log = logging.getLogger("loops_async")
 
@@ -146,7 +146,7 @@ class Wait:
         try:
             yield
         except LoopsError as error:
-            self.heard(str(error))
+            self.heard(without_quote(error))
             raise
 
 

@@ -206,9 +206,13 @@ class LostAnswerError(TransportError):
 
 
 class ProtocolError(TransportError):
-    """An answer arrived that does not follow the Loops protocol; `status` is its HTTP status, where it has one."""
+    """An answer arrived that does not follow the Loops protocol; `status` is its HTTP status, where it has one.
+
+    `quote` is the part of the message that comes from the answer's body; the log leaves it out.
+    """
 
     retryable = False
+    quote: str = ""
 
     def __init__(self, message: str, *, status: int | None = None) -> None:
         super().__init__(message)
@@ -344,6 +348,12 @@ class OperationTimeoutError(OperationError, TimeoutError):
 
     category = "timeout"
     retryable = True
+
+
+def without_quote(error: BaseException) -> str:
+    """Return the text of an error for the log, without the beginning of an answer: that may be a completion."""
+    text = str(error)
+    return text.replace(error.quote, "…") if isinstance(error, ProtocolError) and error.quote else text
 
 
 # --- errors as fields of values --------------------------------------------------------------------------------------

@@ -43,6 +43,7 @@ from .errors import (
     ProtocolError,
     SampleTimeoutError,
     UnsupportedError,
+    without_quote,
 )
 from .types import (
     BasetenDeployment,
@@ -309,7 +310,7 @@ class SamplingClient(SameWhenCopied):
                 elif on_failure == "return":
                     yield SampledPrompt(index=index, error=outcome)
                 else:
-                    log.warning("prompt %d is skipped: %s", index, outcome)
+                    log.warning("prompt %d is skipped: %s", index, without_quote(outcome))
 
     async def compute_logprobs(
         self, prompt: ModelInput | Sequence[int], *, affinity_key: str | None = None, timeout: float | None = None

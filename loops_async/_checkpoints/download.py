@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -27,6 +28,8 @@ from .checksums import stated_checksum, stated_version
 from .paths import local_paths, name_errors, reject_symlinks
 
 __all__ = ["checkpoint_files", "download"]
+
+log = logging.getLogger("loops_async.checkpoints")
 
 FILES_AT_ONCE: Final = 8
 BLOCK_BYTES: Final = 1 << 20
@@ -131,6 +134,7 @@ async def download(
     except* Exception as failures:
         raise failures.exceptions[0] from None
     await to_thread.run_sync(staging.move_into_place, listing)
+    log.info("checkpoint %s: downloaded, %d files, %d B fetched", checkpoint_id, len(files), progress.bytes_fetched)
     return CheckpointDownload(
         dest_dir=root,
         file_count=len(files),

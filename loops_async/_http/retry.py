@@ -24,7 +24,15 @@ from msgspec.structs import replace
 
 from .._tasks import TaskOwner
 from .._waiting import TimeLimit
-from ..errors import ApiError, ClosedError, ConnectError, LoopsError, ProtocolError, RequestTimeoutError
+from ..errors import (
+    ApiError,
+    ClosedError,
+    ConnectError,
+    LoopsError,
+    ProtocolError,
+    RequestTimeoutError,
+    without_quote,
+)
 from .attempts import NUMBER
 
 T = TypeVar("T")
@@ -213,7 +221,7 @@ async def retry(
                 if pause is None:
                     raise
                 budget.check_open()
-                log.warning("%s; retrying in %.1f s: %s", what, pause, error)
+                log.warning("%s; retrying in %.1f s: %s", what, pause, without_quote(error))
             await budget.pause(pause)
             NUMBER.set(NUMBER.get() + 1)
     finally:

@@ -353,12 +353,16 @@ class Transport:
     def protocol_error(self, request: Request, answer: Answer, problem: str) -> ProtocolError:
         """Return the error for an answer that does not follow the Loops protocol."""
         kind = self._label(answer.headers.get("Content-Type")) or "no content type"
-        return ProtocolError(
+        quote = self._excerpt(_text_of(answer.body))
+        error = ProtocolError(
             f"{_described(request)}: answered {answer.status} with a body that is not what Loops sends "
-            f"({self._label(problem)}; {kind}): {self._excerpt(_text_of(answer.body))}. "
+            f"({self._label(problem)}; {kind}): {quote}. "
             f"Is {_host(request.url)} a Loops service? Check base_url.",
             status=answer.status,
         )
+        if answer.is_success:
+            error.quote = quote
+        return error
 
     def error(self, request: Request, answer: Answer) -> LoopsError:
         """Return the error for an answer that is not 2xx."""

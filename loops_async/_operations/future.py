@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 from .._copies import SameWhenCopied
 from .._tasks import TaskOwner, check_loop
 from .._waiting import TimeLimit
-from ..errors import ClosedError, LoopsError, OperationError, OperationTimeoutError
+from ..errors import ClosedError, LoopsError, OperationError, OperationTimeoutError, without_quote
 
 T = TypeVar("T")
 
@@ -132,7 +132,7 @@ class OperationFuture(SameWhenCopied, Generic[T]):
         if self._is_failure_seen or not self._task.done() or self._task.cancelled():
             return
         if (error := self._task.exception()) is not None:
-            log.warning("%s failed, and its result was never waited for: %s", self._operation, error)
+            log.warning("%s failed, and its result was never waited for: %s", self._operation, without_quote(error))
 
 
 OperationFuture.__module__ = "loops_async"  # where users find it

@@ -19,6 +19,7 @@ from ..errors import (
     OperationError,
     ServerShutdownError,
     UnfinishedSubmission,
+    without_quote,
 )
 from .future import OperationFuture
 from .operation import Encoded, Operation
@@ -213,7 +214,7 @@ class _Submission:
         """End the turn, and log a failure that no caller receives."""
         self.turn.end()
         if self._is_abandoned and not task.cancelled() and (error := task.exception()):
-            log.warning("%s failed after its caller was cancelled: %s", self.operation, error)
+            log.warning("%s failed after its caller was cancelled: %s", self.operation, without_quote(error))
 
 
 def _recognize_shutdown(error: LoopsError) -> LoopsError:

@@ -182,11 +182,13 @@ def _read_malformed(body: bytes, error: Exception, clean: Callable[[str], str]) 
     raw = _object_in(text)
     choices = raw.get("choices")
     if not _is_list(choices):
-        begin = clean(text[:_EXCERPT_READ])[:_EXCERPT]
-        raise ProtocolError(
-            f"the sampler answered 200 with a body that is not a completion: {error}; it begins with {begin!r}. "
+        begin = repr(clean(text[:_EXCERPT_READ])[:_EXCERPT])
+        failure = ProtocolError(
+            f"the sampler answered 200 with a body that is not a completion: {error}; it begins with {begin}. "
             "The sample may have been paid for, so it is not repeated"
-        ) from error
+        )
+        failure.quote = begin
+        raise failure from error
     return _Completions(
         choices=[_malformed_choice(_dict(choice)) for choice in choices], usage=_converted(raw.get("usage"), _Usage)
     )

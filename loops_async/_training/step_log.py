@@ -52,20 +52,32 @@ class StepOptions(Struct, frozen=True):
     on_step: OnStep | None = None
 
     def checked(self) -> StepOptions:
-        """Check everything before anything is provisioned.
+        """Check everything, which happens before anything is provisioned, and return this.
 
         Raises:
-            InputError: `on_step` cannot be called, or `wandb_config` is none.
+            InputError: `on_step` cannot be called, or `wandb_config` contradicts itself.
             ImportError: Weights & Biases is needed and not installed.
         """
         if self.on_step is not None and not callable(self.on_step):
             raise InputError("on_step", f"must be a function; got {type(self.on_step).__name__}")
-        config = self.wandb_config
-        if config is not None and not (isinstance(config, WandbConfig) and config.run is not None):
-            check_kind(config, WandbConfig, "wandb_config")
-            if find_spec("wandb") is None:
-                raise ImportError("wandb_config needs Weights & Biases: pip install 'loops-async[wandb]'")
+        if self.wandb_config is not None:
+            _check_config(self.wandb_config)
         return self
+
+
+def _check_config(config: WandbConfig) -> None:
+    if isinstance(config, WandbConfig) and config.run is not None:
+        if config.project is not None or config.name is not None:
+            raise InputError(
+                "wandb_config", "give either `run`, which exists, or the `project` and `name` of a new one"
+            )
+        if not callable(getattr(config.run, "log", None)):
+            raise InputError("wandb_config.run", f"must have a method log(dict); {type(config.run).__name__} has none")
+        return
+    if check_kind(config, WandbConfig, "wandb_config").project is None:
+        raise InputError("wandb_config", "needs a `project`, or a `run` that exists")
+    if find_spec("wandb") is None:
+        raise ImportError("wandb_config needs Weights & Biases: pip install 'loops-async[wandb]'")
 
 
 class _Pending(Struct, frozen=True):

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 from msgspec import Meta, Struct
 
 from .._values import Value
-from ..errors import InputError
 from .inputs import Datum
 from .tensors import TensorData
 
@@ -66,14 +65,6 @@ class WandbConfig(Value, Struct, frozen=True, kw_only=True):
     project: Annotated[str, Meta(min_length=1)] | None = None
     name: str | None = None
     run: Any = None
-
-    def __post_init__(self) -> None:
-        if (self.project is None) == (self.run is None):
-            raise InputError("wandb_config", "give exactly one of `project` and `run`")
-        if self.run is not None and not callable(getattr(self.run, "log", None)):
-            raise InputError("wandb_config.run", f"must have a method log(dict); {type(self.run).__name__} has none")
-        if self.run is not None and self.name is not None:
-            raise InputError("wandb_config.name", "is the name of a new run, and `run` exists already")
 
 
 class StepMetrics(Value, Struct, frozen=True, kw_only=True):

@@ -233,18 +233,20 @@ async def test_a_client_without_a_tracker_has_no_run(service: ServiceClient) -> 
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [{}, {"project": "p", "run": Tracker()}, {"run": object()}, {"run": Tracker(), "name": "n"}],
-    ids=["nothing", "both", "no log", "a name for what exists"],
+    "wrong",
+    [
+        {"wandb_config": {"project": "p"}},
+        {"wandb_config": WandbConfig()},
+        {"wandb_config": WandbConfig(project="")},
+        {"wandb_config": WandbConfig(project="p", run=Tracker())},
+        {"wandb_config": WandbConfig(name="n", run=Tracker())},
+        {"wandb_config": WandbConfig(run=object())},
+        {"on_step": 3},
+    ],
+    ids=["no config", "nothing", "no name", "both", "a name for what exists", "no log", "no function"],
 )
-def test_a_config_that_contradicts_itself_is_refused(arguments: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="wandb_config"):
-        WandbConfig(**arguments)
-
-
-@pytest.mark.parametrize("wrong", [{"wandb_config": {"project": "p"}}, {"on_step": 3}], ids=["config", "on_step"])
 async def test_a_wrong_argument_provisions_nothing(
-    service: ServiceClient, engine: WatchedEngine, wrong: dict[str, Any]
+    service: ServiceClient, engine: WatchedEngine, wandb: Wandb, wrong: dict[str, Any]
 ) -> None:
     with pytest.raises(InputError, match=next(iter(wrong))):
         await service.create_lora_training_client(engine.name, **wrong)

@@ -23,6 +23,9 @@ def shown(capsys: pytest.CaptureFixture[str]) -> Iterator[pytest.CaptureFixture[
     """Standard error; what a test sets up must not hit the next one."""
     loggers = [logging.getLogger(name) for name in logs.LOGGERS]
     before = [(one, one.level, one.handlers[:]) for one in loggers]
+    for one in loggers:
+        one.setLevel(logging.NOTSET)
+        one.handlers.clear()
     yield capsys
     for one, level, handlers in before:
         one.setLevel(level)

@@ -94,6 +94,7 @@ async def test_a_line_has_no_query_no_key_and_no_escape(
     service.answer("GET", "/v1/loops/runs", Say(body={"runs": []}, headers={"X-Request-Id": f"\x85[2J{KEY}"}))
     await client.control_plane.list_runs(base_model="secret-model")
     await client.download_checkpoint("c1", dest_dir=tmp_path)
+    assert "checkpoint c1: downloaded, 1 files, 5 B fetched" in debug.text
     lines = [one.getMessage() for one in requests_of(debug)]
     assert any(line.startswith("GET /store/") for line in lines)
     shown = "\n".join([*lines, *(repr(facts_of(one)) for one in requests_of(debug))])
@@ -110,6 +111,9 @@ async def test_neither_prompts_nor_completions_are_logged(
     service.always("POST", "/sampler/sample", Say(body={"choices": [choice]}))
     assert (await sampler.sample(PROMPT)).sequences[0].text == "Paris-4713"
     assert "only the text is known" in debug.text
+    service.always("POST", "/sampler/sample", Say(body={"text": "Paris-4713"}))
+    assert [one async for one in sampler.sample_many([PROMPT], on_error="skip")] == []
+    assert "prompt 0 is skipped" in debug.text
     assert "4713" not in debug.text
     assert "4711" not in debug.text
 
