@@ -44,7 +44,7 @@ _handler: Final = _ToStderr()
 
 
 def log_to_stderr(level: Literal["debug", "info", "warning", "off"] = "info") -> None:
-    """Show the log of `loops_async`, `loops_sync` and `loops_local` on standard error.
+    """Show the log of the library, and of the embedded service, on standard error.
 
     A program that sets up `logging` itself does not need this: where the root logger has a handler, that one gets the
     lines, and this only sets the level. Calling it again changes the level. ``LOOPS_LOG`` in the environment does the
