@@ -601,9 +601,8 @@ class TrainingClient(SameWhenCopied):
             raise UnsupportedError(f"run {self.run_id} has no control plane, so it cannot be deactivated here")
         if not self._runtime.running.is_deactivated(self.run_id):
             await deactivate_run(self._runtime.control_plane, self._run)
-            self._runtime.running.deactivated(
-                self.run_id, "run"
-            )  # a service without the route knows only the deployment
+            # A service without the route knows only the deployment.
+            self._runtime.running.deactivated(self.run_id, "run")
         await self.close()
 
     async def close(self) -> None:
@@ -799,7 +798,11 @@ def training_client(
 
 async def logging_begun(client: TrainingClient) -> TrainingClient:
     """Return the client when the run that its steps are logged to has begun, so that `wandb_run` is there."""
-    await client._log.begun()  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - a part of its construction
+    try:
+        await client._log.begun()  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - a part of its construction
+    except BaseException:
+        await client.close()
+        raise
     return client
 
 

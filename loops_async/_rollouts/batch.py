@@ -49,7 +49,8 @@ class RolloutBatch(Value, Struct, kw_only=True):
     optimizer is to step and the weights are to be published. `data` has one training example for each episode, in the
     order of `episodes`.
 
-    `metrics` describe this batch and what happened since the last one:
+    `metrics` describe this batch and what happened since the last one. They are also in the row of the step that is
+    trained on it, where a `WandbConfig` or an `on_step` is given; there, ``step`` is the trainer's number of the step.
 
     - ``step``, and ``version``: the steps whose weights are published.
     - ``reward/mean``, also over groups that were dropped; ``reward/trained_mean``, over this batch.

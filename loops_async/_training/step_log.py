@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import queue
 import threading
 from collections import deque
@@ -174,8 +175,10 @@ class StepLog:
             self._passes.append((replace(outcome, loss_fn_outputs=[]), pending.datums))
         elif outcome is not None:
             passes, self._passes = self._passes, []
-            metrics = dict(pending.own) | row(passes, outcome)
-            told = StepMetrics(step=int(metrics.setdefault("step", 0)), metrics=metrics, run_id=self._run_id)
+            metrics = row(passes, outcome)
+            step = metrics.get("step", 0.0)
+            number = int(step) if math.isfinite(step) else 0
+            told = StepMetrics(step=number, metrics=dict(pending.own) | metrics, run_id=self._run_id)
             for teller in self._tellers:
                 teller.tell(told)
 
