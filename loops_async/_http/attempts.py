@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from time import perf_counter
 from types import TracebackType
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
+from .body import Body
 from .request_log import RequestLog
 
 log = logging.getLogger("loops_async.http")
@@ -43,7 +44,7 @@ class Attempt:
         url: str,
         *,
         headers: Mapping[str, str],
-        body: Any,
+        body: Body | bytes | None,
         has_signed_url: bool,
         requests: RequestLog | None,
         clean: Callable[[str], str],
@@ -54,7 +55,7 @@ class Attempt:
         self._is_complete = False
         self._method = method
         self._url = url
-        self._sent = 0 if body is None else body.size if hasattr(body, "size") else len(body)
+        self._sent = body.size if isinstance(body, Body) else len(body or b"")
         self._requests = requests
         self._clean = clean
         self._translated = translated

@@ -1,1 +1,1 @@
-"""The parts of training that are not operations: custom losses, logging of steps."""
+"""The parts of training that are not operations: custom losses, what is told of each step."""

@@ -70,7 +70,7 @@ def _check_config(config: WandbConfig) -> None:
     if isinstance(config, WandbConfig) and config.run is not None:
         if config.project is not None or config.name is not None:
             raise InputError(
-                "wandb_config", "give either `run`, which exists, or the `project` and `name` of a new one"
+                "wandb_config", "give either a `run` that exists, or the `project` and `name` of a new one"
             )
         if not callable(getattr(config.run, "log", None)):
             raise InputError("wandb_config.run", f"must have a method log(dict); {type(config.run).__name__} has none")

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -90,14 +90,15 @@ class EchoTrainer:
         if top_k:
             raise RefusedError("the echo engine has no top_k_logprobs; use the torch engine")
         scored = [_score(datum, index, self.step) for index, datum in enumerate(data)]
-        total = sum(weight for _, _, weight in scored)
-        loss = sum(loss for _, loss, _ in scored) / total if total else 0.0
-        metrics = {"loss": loss}
+        total = sum(one.weight for one in scored)
+        loss = sum(one.loss for one in scored) / total if total else 0.0
+        tokens = float(sum(one.tokens for one in scored))
+        metrics = {"loss": loss, "tokens": tokens, "tokens:sum": tokens}
         if config.get(SKIP_NORMALIZATION):
             metrics[SKIP_NORMALIZATION] = 1.0
         if backward:
             self._pending = _Pending(self._pending.datums + len(data), self._pending.passes + 1)
-        outputs = [{"logprobs": logprobs} for logprobs, _, _ in scored]
+        outputs = [{"logprobs": one.logprobs} for one in scored]
         return ForwardBackwardOutput(loss=loss, loss_fn_output_type="echo", loss_fn_outputs=outputs, metrics=metrics)
 
     def optim_step(self, params: AdamParams) -> dict[str, float]:
@@ -200,13 +201,22 @@ def _tokens_of(text: ModelInput, path: str) -> list[int]:
     return tokens
 
 
-def _score(datum: Datum, index: int, step: int) -> tuple[TensorData, float, float]:
-    """Return logprobs, summed loss and summed weight of one datum."""
+class _Scored(NamedTuple):
+    """Logprobs, summed loss, summed weight and the number of weighted positions of one datum."""
+
+    logprobs: TensorData
+    loss: float
+    weight: float
+    tokens: int
+
+
+def _score(datum: Datum, index: int, step: int) -> _Scored:
     tokens = _tokens_of(datum.model_input, f"data[{index}].model_input")
     inputs = datum.loss_fn_inputs
     if "target_tokens" not in inputs:
         scores = [logprob(a, b, step) for a, b in pairwise(tokens)]
-        return TensorData(data=[*scores, 0.0], dtype="float32", shape=[len(tokens)]), -sum(scores), len(scores)
+        logprobs = TensorData(data=[*scores, 0.0], dtype="float32", shape=[len(tokens)])
+        return _Scored(logprobs, -sum(scores), len(scores), len(scores))
     targets = inputs["target_tokens"]
     if targets.shape[0] != len(tokens):
         raise RefusedError(
@@ -222,7 +232,8 @@ def _score(datum: Datum, index: int, step: int) -> tuple[TensorData, float, floa
     weights = _weights(inputs, ids, index)
     weighted = [(weight, score) for weight, score in zip(weights, scores, strict=True) if weight and score == score]
     loss = -sum(weight * score for weight, score in weighted)
-    return TensorData(data=list(scores), dtype="float32", shape=targets.shape), loss, sum(w for w, _ in weighted)
+    logprobs = TensorData(data=list(scores), dtype="float32", shape=targets.shape)
+    return _Scored(logprobs, loss, sum(w for w, _ in weighted), len(weighted))
 
 
 def _weights(inputs: Mapping[str, TensorData], targets: list[int], index: int) -> list[float]:

@@ -222,7 +222,7 @@ async def test_a_run_that_exists_is_logged_to_and_never_ended(
     await (await trainer.optim_step(AdamParams(learning_rate=0.5)))
     await trainer.close()
     (row,) = tracker.logged
-    assert (row["step"], row["learning_rate"], row["grad_norm"]) == (1.0, 0.5, 1.0)
+    assert (row["step"], row["learning_rate"], row["grad_norm"], row["tokens"]) == (1.0, 0.5, 1.0, 2.0)
 
 
 async def test_a_client_without_a_tracker_has_no_run(service: ServiceClient) -> None:
