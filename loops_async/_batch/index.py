@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from typing import Final
 
 _TABLES: Final = """
@@ -24,6 +23,8 @@ class Index:
     """
 
     def __init__(self) -> None:
+        import sqlite3  # only batches from file to file need it
+
         # A database without a name is a temporary file, which SQLite removes by itself.
         self._sqlite = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         self._sqlite.executescript(_TABLES)
