@@ -34,7 +34,7 @@ T = TypeVar("T")
 LINES_AT_ONCE: Final = 256
 """How many lines a worker thread reads before the event loop goes on."""
 
-log: logging.Logger = logging.getLogger("loops_async")
+log: logging.Logger = logging.getLogger("loops_async.sampling")
 
 
 async def sample_file(
