@@ -7,6 +7,7 @@ The main classes:
   operation, in order, and returns an `OperationFuture`, whose result is awaited separately.
 - `SamplingClient`: samples one sampler: `sample`, `sample_many`, `compute_logprobs`.
 - `ControlPlane`: the REST API, one method for each route, as `ServiceClient.control_plane`.
+- `AgentGateway`: makes any program that speaks OpenAI's or Anthropic's API a rollout.
 
 Example:
     ::
@@ -32,14 +33,15 @@ Elsewhere:
 - ``loops``: the command line (the ``cli`` extra).
 """
 
-from . import batch, errors, rollouts, types
+from . import agents, batch, errors, rollouts, types
 from ._logs import log_as_the_environment_says, log_to_stderr
 from ._operations.future import OperationFuture
 from ._progress import print_progress
 from ._sampling.adaptive import Adaptive
 from ._sampling.limiter import Limiter
 from ._version import __version__
-from .batch import *  # noqa: F403 - each module lists its public names in `__all__`
+from .agents import *  # noqa: F403 - each module lists its public names in `__all__`
+from .batch import *  # noqa: F403
 from .client import ServiceClient
 from .control_plane import ControlPlane
 from .dpo import attach_reference_logprobs
@@ -74,6 +76,7 @@ __all__ = [
     "print_progress",
     "top_divergent_tokens",
 ]
+__all__ += agents.__all__
 __all__ += batch.__all__
 __all__ += errors.__all__
 __all__ += rollouts.__all__

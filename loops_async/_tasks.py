@@ -100,7 +100,7 @@ def _log_failure(task: asyncio.Task[None]) -> None:
         log.error("the background task %s failed", task.get_name(), exc_info=error)
 
 
-def _take_exception(task: asyncio.Task[Any]) -> None:
+def take_exception(task: asyncio.Task[Any]) -> None:
     """Keep asyncio from logging a failure whose waiters have all been cancelled."""
     if not task.cancelled():
         task.exception()
@@ -122,7 +122,7 @@ class SingleFlight(Generic[K, T]):
         task = self._tasks.get(key)
         if task is None or _has_failed(task):
             task = self._tasks[key] = self._owner.start(make(), name=f"make {key}")
-            task.add_done_callback(_take_exception)
+            task.add_done_callback(take_exception)
         return task
 
     async def get(self, key: K, make: Callable[[], Coroutine[Any, Any, T]]) -> T:

@@ -383,6 +383,7 @@ class TrainingClient(SameWhenCopied):
         seed: int | None = None,
         name: str = "policy",
         state: RolloutState | None = None,
+        agents: Mapping[str, Any] | None = None,
     ) -> RolloutStream:
         """Roll out tasks beside training: return a stream of batches to train on.
 
@@ -395,7 +396,7 @@ class TrainingClient(SameWhenCopied):
 
         Args:
             rollout: called with a `RolloutContext` and a task; returns an `Episode` with a reward, or None to leave it
-                out. Its exceptions are those of `on_failure`.
+                out; or the reward, if it used `RolloutContext.openai`. Its exceptions are those of `on_failure`.
             tasks: read one by one, as groups begin, so it may be endless. To resume, it must yield the same tasks in
                 the same order.
             group_size: episodes of each task.
@@ -425,9 +426,13 @@ class TrainingClient(SameWhenCopied):
             seed: makes sampling repeatable, as far as the order in which weights are published allows.
             name: publish under ``sampler_weights/<name>``.
             state: continue where `RolloutStream.save` was called.
+            agents: serve `RolloutContext.openai`, so that rollouts may be programs that speak OpenAI's or Anthropic's
+                API: keyword arguments of `AgentGateway`, e.g. ``{}``. `max_context` is `max_episode_tokens` unless
+                given.
 
         Raises:
             InputError: an argument is invalid.
+            ConfigError: the same, for `agents`.
             UnsupportedError: the run has no paired sampler.
             ClosedError: this client is closed.
         """
@@ -449,7 +454,9 @@ class TrainingClient(SameWhenCopied):
             seed=seed,
             name=name,
         )
-        return RolloutStream(self._policies(), rollout, tasks, options, limit=limit, executor=executor, state=state)
+        return RolloutStream(
+            self._policies(), rollout, tasks, options, limit=limit, executor=executor, state=state, agents=agents
+        )
 
     # --- saving and loading ---
 

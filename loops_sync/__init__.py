@@ -10,6 +10,7 @@ from loops_async import (
     Adaptive,
     AdvantageMethod,
     Advantages,
+    AgentCall,
     ApiError,
     ArrayLike,
     AuthenticationError,
@@ -77,6 +78,7 @@ from loops_async import (
     OperationError,
     OperationTimeoutError,
     OptimStepResponse,
+    ParsedReply,
     PermissionDeniedError,
     ProcessPool,
     ProtocolError,
@@ -119,6 +121,8 @@ from loops_async import (
     Team,
     TensorData,
     Ticket,
+    ToolParser,
+    Trajectory,
     TransportError,
     UnfinishedSubmission,
     UnknownRequestError,
@@ -141,6 +145,7 @@ from . import drift as drift
 from . import errors as errors
 from . import types as types
 from ._future import ForwardBackwardFuture, OperationFuture
+from .agents import AgentGateway, AgentRollout
 from .batch import sample_file, sample_rows
 from .client import ServiceClient
 from .control_plane import ControlPlane
@@ -154,6 +159,9 @@ __all__ = [
     "Adaptive",
     "AdvantageMethod",
     "Advantages",
+    "AgentCall",
+    "AgentGateway",
+    "AgentRollout",
     "ApiError",
     "ArrayLike",
     "AuthScheme",
@@ -224,6 +232,7 @@ __all__ = [
     "OperationFuture",
     "OperationTimeoutError",
     "OptimStepResponse",
+    "ParsedReply",
     "PermissionDeniedError",
     "ProcessPool",
     "ProtocolError",
@@ -272,7 +281,9 @@ __all__ = [
     "Team",
     "TensorData",
     "Ticket",
+    "ToolParser",
     "TrainingClient",
+    "Trajectory",
     "TransportError",
     "UnfinishedSubmission",
     "UnknownRequestError",

@@ -55,6 +55,7 @@ from loops_sync._bridge import stepped_in_worker_threads
 from loops_sync._handle import Entered, Handle
 
 from ._future import OperationFuture
+from .agents import AgentRollout
 from .sampling import SamplingClient
 
 __all__ = [
@@ -134,6 +135,25 @@ class RolloutContext(Handle[_core.RolloutContext]):
     def sampler(self) -> SamplingClient:
         """A client of the newest published weights, for what `sample` does not offer; it is not part of the limit."""
         return self._part(SamplingClient, self._impl.sampler)
+
+    @property
+    def openai(self) -> AgentRollout:
+        """The address and the key with which any client of OpenAI's or Anthropic's API is this rollout.
+
+        Its `base_url` and `api_key` are for this rollout alone, and are closed when it ends. What is sampled with them
+        is sampled as `sample` does it: with the newest weights, within the stream's limit, and with its seeds. The
+        rollout then returns its reward, a number; it becomes an `Episode` of what was sampled.
+
+        Raises:
+            InputError: the stream was made without `agents`, or with ``unit="group"``.
+
+        Example:
+            ::
+
+                def rollout(ctx, task):
+                    return my_agent(ctx.openai.base_url, ctx.openai.api_key, task)
+        """
+        return self._part(AgentRollout, self._impl.openai)
 
     def sample(
         self, episode: Episode, sampling_params: SamplingParams | None = None, *, slice_tokens: int | None = None
@@ -443,4 +463,4 @@ class StalenessGate(Handle[_core.StalenessGate]):
         self._bridge.call(self._impl.close)
 
 
-Rollout: TypeAlias = Callable[[RolloutContext, Any], Episode | Sequence[Episode | None] | None]
+Rollout: TypeAlias = Callable[[RolloutContext, Any], Episode | Sequence[Episode | None] | float | None]

@@ -21,6 +21,9 @@ PROSE: Final = {
         "use a client at once. Ctrl-C cancels the call that waits. Each `on_progress` is called in the thread that "
         "made the call: it may block and use the client, and an exception that it raises ends the call."
     ),
+    "AgentGateway": (
+        "The server runs in the thread that makes all calls of this package, so agents may block, in any other thread."
+    ),
     "RolloutContext.run": (
         "Each rollout has a thread of its own, so it may block and wait by itself. This is for what takes long on the "
         "CPU: all threads of a program share one, and an `executor` with processes has more."

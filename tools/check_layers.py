@@ -30,6 +30,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "drift",
         "_version",
         "_arguments",
+        "_datums",
         "_http",
         "_running",
         "control_plane",
@@ -42,6 +43,8 @@ ORDER: dict[str, tuple[str, ...]] = {
         "batch",
         "dpo",
         "_training",
+        "_agents",
+        "agents",
         "_rollouts",
         "rollouts",
         "training",
@@ -95,6 +98,8 @@ LIBRARIES: dict[str, frozenset[str]] = {
 
 OPTIONAL: dict[str, frozenset[str]] = {
     "loops_async": frozenset({"numpy", "tokenizers", "torch", "transformers", "wandb"}),
+    "loops_async._agents.server": frozenset({"aiohttp"}),
+    "loops_async._agents.templates": frozenset({"jinja2"}),
 }
 """Libraries that may be imported inside functions and for type checking only."""
 

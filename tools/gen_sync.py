@@ -1,7 +1,7 @@
 """Write the blocking package `loops_sync` from the signatures and docstrings of `loops_async`.
 
-A class with public coroutines that the core package exports is a *handle*. It gets a twin of the same name, in a
-module of the same name, that holds the core object and forwards to it:
+A class with public coroutines, or with ``async with``, that the core package exports is a *handle*. It gets a twin of
+the same name, in a module of the same name, that holds the core object and forwards to it:
 
 =================================================  ============================================================
 in the core                                        in the twin
@@ -10,6 +10,7 @@ coroutine                                          method that runs it on the br
 coroutine in `PROPERTIES`                          property that runs it at each access
 plain method                                       method that runs it on that loop, which owns the state it reads
 property                                           property; a handle gets the same twin each time
+property that can be set                           the same; a handle is unwrapped
 method returning ``AsyncIterator[T]``              method returning `Items`, an ``Iterator[T]`` with ``close``
 method returning an async context of a handle      method returning a `Scope`, a plain context of the twin
 class with ``open``                                its constructor opens it, as do class methods that return it
@@ -18,7 +19,7 @@ class with ``async with`` alone                    ``with``, which enters and le
 class in `CONSTRUCTED`                             its constructor creates the core's object on the bridge's loop
 ``__aiter__`` and ``__anext__``                    ``__iter__`` and ``__next__``
 result that is a handle                            wrapped
-argument that is one                               unwrapped
+argument that is one, or None                      unwrapped
 ``on_...: Callable[[E], object] | None`` argument  called in the thread that waits for the call
 argument in `OUTLIVING`                            passed on: the core calls it in a thread of its own
 ``Iterable[T] | AsyncIterable[T]`` argument        ``Iterable[T]``, stepped in worker threads
@@ -63,7 +64,7 @@ from tools.generated_files import BANNER, differences, formatted, write
 
 CORE: Final = "loops_async"
 
-CONSTRUCTED: Final = frozenset({"StalenessGate"})
+CONSTRUCTED: Final = frozenset({"AgentGateway", "StalenessGate"})
 """Handles that users create, although there is nothing to open."""
 
 OUTLIVING: Final = frozenset({"on_step"})
@@ -153,7 +154,8 @@ class Core:
 
 def _is_handle(value: Any) -> bool:
     members = vars(value) if isinstance(value, type) else {}
-    return any(iscoroutinefunction(member) and not name.startswith("_") for name, member in members.items())
+    coroutines = [name for name, member in members.items() if iscoroutinefunction(member)]
+    return any(name == "__aenter__" or not name.startswith("_") for name in coroutines)
 
 
 def _base(members: Mapping[str, Any]) -> str:
@@ -277,7 +279,9 @@ class Module:
         place = Place(f"self._impl.{name}", "self", "@property" if is_property else "")
         if name == "close" and is_opened:
             return self._assembled(function, place, [], "None", "super().close()")
-        return self._property(function, place) if isinstance(member, property) else self._function(function, place)
+        if isinstance(member, property):
+            return self._property(function, place) + self._setter(member, place)
+        return self._function(function, place)
 
     def _property(self, function: FunctionType, place: Place) -> str:
         if iscoroutinefunction(function):
@@ -285,6 +289,15 @@ class Module:
         text, is_handle = self._result(function)
         body = f"return self._part({text}, {place.original})" if is_handle else f"return {place.original}"
         return self._assembled(function, place, [], text, body)
+
+    def _setter(self, member: property, place: Place) -> str:
+        function = function_of(member.fset)
+        if function is None:
+            return ""
+        [declared], passed_on = self._parameters(function, place)
+        value = passed_on.partition("=")[2]
+        setter = Place(place.original, place.first, f"@{function.__name__}.setter")
+        return self._assembled(function, setter, [declared], "None", f"{place.original} = {value}")
 
     def _function(self, function: FunctionType, place: Place, opener: str = "") -> str:
         declared, passed_on = self._parameters(function, place)
@@ -344,7 +357,9 @@ class Module:
             if kind is parameter.KEYWORD_ONLY and not any(text.startswith("*") for text in declared):
                 declared.append("*")
             text, value = self._argument(name, self._annotation(function, name), place)
-            if default is not None and not isinstance(default, bool | int | float | str | type(parameter.empty)):
+            if default is not None and not isinstance(
+                default, bool | int | float | str | tuple | type(parameter.empty)
+            ):
                 self._use(repr(default), default)
             star = "*" if kind is parameter.VAR_POSITIONAL else ""
             declared.append(f"{star}{name}: {text}" + ("" if default is parameter.empty else f" = {default!r}"))
@@ -361,10 +376,13 @@ class Module:
         has_rule = is_callback if results and name.startswith("on_") else {"object", "None"}.isdisjoint(results)
         if has_rule and self._is_plain(annotation):
             return annotation, "relay.post" if is_callback and name not in OUTLIVING else name
-        if self._core.handle(self._home.get(annotation)):
-            self._use(annotation, self._home[annotation])
+        handle = annotation.removesuffix(" | None")
+        if self._core.handle(self._home.get(handle)):
+            self._use(handle, self._home[handle])
             self._use_runtime("_handle", "unwrap")
-            return annotation, f"unwrap({name})"
+            return annotation, (
+                f"unwrap({name})" if handle == annotation else f"None if {name} is None else unwrap({name})"
+            )
         stepped = re.fullmatch(r"(Iterable\[(.+)\]) \| AsyncIterable\[\2\]", annotation)
         if stepped and self._is_plain(stepped[1]):
             self._use_runtime("_bridge", "stepped_in_worker_threads")

@@ -22,3 +22,6 @@ lock demo 3.11 pyproject.toml --group build --extra demo --constraints locks/dev
 lock test 3.11 pyproject.toml --group build --extra test --constraints locks/dev.txt
 lock lowest 3.11 pyproject.toml --group build --extra dev --resolution lowest-direct
 lock published 3.12 locks/published.in
+# Two, since frameworks want one or the other major version of openai.
+lock agents-openai2 3.12 locks/agents-openai2.in
+lock agents-openai3 3.12 locks/agents-openai3.in

@@ -26,7 +26,8 @@ class RolloutGroup(Value, Struct, kw_only=True):
     """The finished episodes of one task, each with its advantage.
 
     `index` is the number of the task, from 0; `version` counts the steps whose weights were published when the group
-    began. `data` has the training example of each episode. A member that the `FailurePolicy` could spare is missing.
+    began. `data` has the training example of each episode, and those of its branches. A member that the
+    `FailurePolicy` could spare is missing.
     """
 
     index: int
@@ -47,7 +48,7 @@ class RolloutBatch(Value, Struct, kw_only=True):
 
     `step` is the number of the step, from 0; with the last of its batches, for which `is_last_of_step` is True, the
     optimizer is to step and the weights are to be published. `data` has one training example for each episode, in the
-    order of `episodes`.
+    order of `episodes`; where an agent's conversation branched, further ones follow (`Episode.branches`).
 
     `metrics` describe this batch and what happened since the last one. They are also in the row of the step that is
     trained on it, where a `WandbConfig` or an `on_step` is given; there, ``step`` is the trainer's number of the step.
@@ -118,8 +119,9 @@ async def prepare(group: RolloutGroup, options: Options) -> bool:
         is_masked = options.mask_truncated and episode.is_truncated
         group.advantages.append(0.0 if is_masked else advantage)
     for episode, advantage in zip(group.episodes, group.advantages, strict=True):
-        group.data.append(episode.datum(advantage))
-        await asyncio.sleep(0)  # long episodes take a while
+        for sequence in (episode, *episode.branches):
+            group.data.append(sequence.datum(advantage))
+            await asyncio.sleep(0)  # long episodes take a while
     return any(group.advantages)
 
 

@@ -12,17 +12,19 @@ from typing import Any, Final, TypeAlias, TypeVar
 from msgspec import Struct
 from msgspec.structs import replace
 
-from .._arguments import check_at_least
+from .._agents.gateway import AgentGateway, AgentRollout, gateway_rollout
+from .._arguments import check_at_least, check_finite
 from .._sampling.limiter import Limiter, slots
 from ..errors import InputError, ProtocolError
 from ..sampling import SamplingClient
 from ..types import ModelInput, SampledSequence, SampleResponse, SamplingParams
+from .agents import episode_of
 from .episode import Episode
 from .executor import Workers
 from .metrics import Meter
 from .policy import Policy
 
-__all__ = ["Group", "Resources", "Rollout", "RolloutContext"]
+__all__ = ["Group", "Resources", "Rollout", "RolloutContext", "agent_episode", "leave"]
 
 NO_ROOM: Final = SampledSequence(tokens=[], logprobs=[], stop_reason="length")
 """The answer where there is no room for a token."""
@@ -60,6 +62,8 @@ class Resources(Struct, kw_only=True):
     workers: Workers
     meter: Meter
     max_episode_tokens: int | None = None
+    agents: AgentGateway | None = None
+    """What serves agents, if that was asked for."""
     has_warned: bool = False
     """Also set where a reshaped distribution is no mistake: in an evaluation."""
 
@@ -83,12 +87,16 @@ class RolloutContext:
                 return episode
     """
 
-    def __init__(self, resources: Resources, group: Group, *, member: int, attempt: int) -> None:
+    def __init__(
+        self, resources: Resources, group: Group, *, member: int, attempt: int, for_group: bool = False
+    ) -> None:
         self._resources = resources
         self._group = group
         self._member = member
         self._attempt = attempt
+        self._for_group = for_group
         self._calls = 0
+        self._agent: AgentRollout | None = None
 
     @property
     def index(self) -> int:
@@ -124,6 +132,27 @@ class RolloutContext:
     def sampler(self) -> SamplingClient:
         """A client of the newest published weights, for what `sample` does not offer; it is not part of the limit."""
         return self._resources.policy().sampler
+
+    @property
+    def openai(self) -> AgentRollout:
+        """The address and the key with which any client of OpenAI's or Anthropic's API is this rollout.
+
+        Its `base_url` and `api_key` are for this rollout alone, and are closed when it ends. What is sampled with them
+        is sampled as `sample` does it: with the newest weights, within the stream's limit, and with its seeds. The
+        rollout then returns its reward, a number; it becomes an `Episode` of what was sampled.
+
+        Raises:
+            InputError: the stream was made without `agents`, or with ``unit="group"``.
+
+        Example:
+            ::
+
+                async def rollout(ctx, task):
+                    return await my_agent(ctx.openai.base_url, ctx.openai.api_key, task)
+        """
+        if self._agent is None:
+            self._agent = self._new_agent()
+        return self._agent
 
     async def sample(
         self, episode: Episode, sampling_params: SamplingParams | None = None, *, slice_tokens: int | None = None
@@ -185,6 +214,29 @@ class RolloutContext:
         result = await self._resources.workers.run(function, *args)
         self._group.heard()
         return result
+
+    # --- agents ---
+
+    def _agent_episode(self, reward: float) -> Episode | None:
+        if self._agent is None:
+            raise InputError("rollout", f"must be an Episode or None, unless it uses `ctx.openai`; got {reward!r}")
+        return episode_of(self._agent.trajectories(), check_finite(reward, "reward"))
+
+    async def _leave(self) -> None:
+        if self._agent is not None:
+            await self._agent.close()
+
+    def _new_agent(self) -> AgentRollout:
+        gateway = self._resources.agents
+        if gateway is None:
+            raise InputError("agents", "must be given to `rollouts`, e.g. agents={}, for `ctx.openai` to be served")
+        if self._for_group:
+            raise InputError("unit", "must be 'episode' where agents are rolled out: each call has one record")
+        return gateway_rollout(gateway, lambda: self._sample_for_agent)
+
+    async def _sample_for_agent(self, prompt: list[int], count: int, params: SamplingParams) -> SampleResponse:
+        answer, version = await self._ask(prompt, count, self._checked(params))
+        return replace(answer, policy_version=version)
 
     # --- requests ---
 
@@ -259,8 +311,25 @@ class RolloutContext:
 _PLAIN: Final[dict[str, tuple[float, ...]]] = {"temperature": (1.0,), "top_p": (1.0,), "top_k": (-1, 0)}
 """The values with which the distribution is that of the model."""
 
-Rollout: TypeAlias = Callable[[RolloutContext, Any], Awaitable[Episode | Sequence[Episode | None] | None]]
-"""Rolls out a task: returns an episode with a reward, or None to leave it out; a list of them with ``unit="group"``."""
+Rollout: TypeAlias = Callable[[RolloutContext, Any], Awaitable[Episode | Sequence[Episode | None] | float | None]]
+"""Rolls out a task: returns an episode with a reward, or None to leave it out; a list of them with ``unit="group"``.
+
+One that uses `RolloutContext.openai` returns the reward alone.
+"""
+
+
+def agent_episode(context: RolloutContext, reward: float) -> Episode | None:
+    """Return what an agent sampled as an episode; None if that was nothing.
+
+    Raises:
+        InputError: the rollout used no agent, so that there is nothing that the reward could be of.
+    """
+    return context._agent_episode(reward)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - private to users
+
+
+async def leave(context: RolloutContext) -> None:
+    """End what belongs to one attempt: an agent can make no further call, and its samples are cancelled."""
+    await context._leave()  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - private to users
 
 
 def derived_seed(*parts: int | None) -> int:

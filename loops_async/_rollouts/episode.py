@@ -9,9 +9,10 @@ from typing import Final
 from msgspec import Struct
 
 from .._arguments import check_finite
+from .._datums import policy_datum
 from .._values import Value
 from ..errors import InputError
-from ..types import Datum, EncodedTextChunk, ModelInput, SampledSequence, TensorData
+from ..types import Datum, ModelInput, SampledSequence
 from ..types.inputs import token_ids
 from ..types.tensors import SupportsToList
 
@@ -32,7 +33,8 @@ class Episode(Value, Struct, kw_only=True):
     - `versions`: the service's policy version that sampled it; -1 where it was not sampled, or is not known.
 
     `reward` is yours to set; an episode without one cannot be trained. `stop_reason` is that of the last answer,
-    `turns` the number of answers, and `metrics` are numbers of your own.
+    `turns` the number of answers, and `metrics` are numbers of your own. `branches` are further sequences of the same
+    rollout, which share its reward: those of an agent whose conversation did not only go on.
 
     Example:
         >>> from loops_async import Episode, SampledSequence
@@ -53,6 +55,7 @@ class Episode(Value, Struct, kw_only=True):
     stop_reason: str | None = None
     turns: int = 0
     metrics: dict[str, float] = {}
+    branches: list[Episode] = []
 
     @classmethod
     def start(cls, prompt: ModelInput | Sequence[int] | SupportsToList) -> Episode:
@@ -107,8 +110,8 @@ class Episode(Value, Struct, kw_only=True):
 
     @property
     def sampled_tokens(self) -> int:
-        """The number of tokens that were sampled."""
-        return self.mask.count(True)
+        """The number of tokens that were sampled, in the branches, too."""
+        return self.mask.count(True) + sum(branch.sampled_tokens for branch in self.branches)
 
     def check(self) -> None:
         """Check what a program may have changed by hand; the stream does so before it uses an episode.
@@ -117,6 +120,8 @@ class Episode(Value, Struct, kw_only=True):
             InputError: the lists differ in length, a sampled token has no finite logprob, or the reward is not finite.
         """
         self._checked_answers()
+        for branch in self.branches:
+            branch.check()
 
     def datum(self, advantage: float) -> Datum:
         """Return the training example: position i holds token i, and its target is token i + 1.
@@ -141,15 +146,7 @@ class Episode(Value, Struct, kw_only=True):
         for start, stop in answers:
             logprobs[start:stop] = self.logprobs[start:stop]
             advantages[start:stop] = [advantage] * (stop - start)
-        # Made of finished parts: given lists, `Datum` would have to find their dtypes.
-        return Datum(
-            model_input=ModelInput([EncodedTextChunk(self.tokens[:-1])]),
-            loss_fn_inputs={
-                "target_tokens": _targets(self.tokens, "int64"),
-                "logprobs": _targets(logprobs, "float32"),
-                "advantages": _targets(advantages, "float32"),
-            },
-        )
+        return policy_datum(self.tokens, logprobs, advantages)
 
     def _append(self, tokens: list[int]) -> None:
         self.tokens += tokens
@@ -186,13 +183,6 @@ def _prompt_tokens(prompt: ModelInput | Sequence[int] | SupportsToList) -> list[
     if prompt.has_images:
         raise InputError("prompt", "has an image, which an episode cannot hold; give text only")
     return prompt.to_ints()
-
-
-def _targets(values: Sequence[float], dtype: str) -> TensorData:
-    """Return what belongs to each position's target: the values from the second token on."""
-    data: list[bool | int | float | None] = [*values]
-    del data[0]
-    return TensorData(data=data, dtype=dtype, shape=[len(data)])
 
 
 def _checked_logprobs(logprobs: list[float] | None, size: int) -> list[float]:

@@ -160,7 +160,7 @@ def _summary(prefix: str, values: Sequence[float]) -> dict[str, float]:
 
 def _token_staleness(episodes: Sequence[Episode], policy: int) -> dict[str, float]:
     counts: Counter[int] = Counter()
-    for episode in episodes:
+    for episode in (each for whole in episodes for each in (whole, *whole.branches)):
         # A batch has millions of tokens, but few versions: `Counter.update` would cost four times as much.
         counts.update({version: episode.versions.count(version) for version in set(episode.versions)})
     del counts[UNKNOWN_VERSION]

@@ -8,11 +8,11 @@ from typing import Any
 
 from msgspec import Struct
 
-from .._tasks import cancel_and_wait, is_being_cancelled
+from .._tasks import cancel_and_wait, is_being_cancelled, run_to_completion, take_exception
 from .._waiting import TimeLimit
 from ..errors import InputError
-from ..types.tensors import is_list_like
-from .context import Group, Resources, Rollout, RolloutContext
+from ..types.tensors import is_list_like, plain_number
+from .context import Group, Resources, Rollout, RolloutContext, agent_episode, leave
 from .episode import Episode
 from .options import Options, members_needed
 
@@ -86,9 +86,10 @@ class Roller:
         """Return the result of a rollout, repeated while its failure may pass; `Failed` if it does not."""
         policy, attempt = self._options.on_failure, 0
         while True:
-            context = RolloutContext(self._resources, group, member=member, attempt=attempt)
+            is_group = self._options.unit == "group"
+            context = RolloutContext(self._resources, group, member=member, attempt=attempt, for_group=is_group)
             try:
-                return self._checked(await self._timed(self._rollout(context, group.task)))
+                return self._checked(await self._timed(self._rolled_out(context, group)), context)
             except asyncio.CancelledError as cancelled:
                 if is_being_cancelled():
                     raise
@@ -101,14 +102,22 @@ class Roller:
             self._resources.meter.retries += 1
             await asyncio.sleep(policy.pause_before(attempt, error))
 
+    async def _rolled_out(self, context: RolloutContext, group: Group) -> Any:
+        """Return what a rollout returns; nothing that it began runs any longer, whatever its end is."""
+        if self._resources.agents is None:
+            return await self._rollout(context, group.task)
+        return await _left_first(self._rollout(context, group.task), context)
+
     async def _timed(self, rollout: Awaitable[Any]) -> Any:
         limit = self._options.episode_timeout
         with TimeLimit(limit):
             return await rollout
         raise TimeoutError(f"a rollout took longer than episode_timeout={limit} s")
 
-    def _checked(self, result: Any) -> Any:
+    def _checked(self, result: Any, context: RolloutContext) -> Any:
         """Return what a rollout has returned, if it can be trained on."""
+        if isinstance(number := plain_number(result), int | float):
+            result = agent_episode(context, number)
         if result is None:
             return None
         if self._options.unit == "episode":
@@ -117,6 +126,26 @@ class Roller:
         if not is_list_like(result) or len(result) != size:
             raise InputError("rollout", f'with unit="group" it must return {size} episodes; got {result!r:.200}')
         return [None if each is None else _checked_episode(each, f"member {i}") for i, each in enumerate(result)]
+
+
+async def _left_first(rollout: Awaitable[Any], context: RolloutContext) -> Any:
+    """Await a rollout, and leave its context before it is cancelled: that ends the calls of an agent that blocks."""
+
+    async def run() -> Any:
+        return await rollout
+
+    async def end() -> None:
+        await leave(context)
+        await cancel_and_wait([task])
+
+    current = asyncio.current_task()
+    task = asyncio.create_task(run(), name=None if current is None else current.get_name())
+    task.add_done_callback(take_exception)
+    try:
+        await asyncio.wait([task])
+        return task.result()
+    finally:
+        await run_to_completion(end())
 
 
 def _checked_episode(episode: Any, source: str) -> Episode:

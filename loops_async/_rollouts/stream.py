@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, Iterable
+from collections.abc import AsyncIterable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Final
 
 from msgspec import Struct
 from msgspec.structs import replace
 
+from .._agents.gateway import AgentGateway, check_gateway_options
 from .._arguments import check_at_least
 from .._operations.future import OperationFuture
 from .._sampling.adaptive import Adaptive
@@ -87,8 +88,10 @@ class RolloutStream:
         limit: int | Adaptive | Limiter = 256,
         executor: Executor | None = None,
         state: RolloutState | None = None,
+        agents: Mapping[str, Any] | None = None,
     ) -> None:
         check_options(options)
+        self._agents = None if agents is None else check_gateway_options(agents)
         _check_work(rollout, tasks)
         if state is not None and not isinstance(state, RolloutState):
             raise InputError("state", f"expected a RolloutState or None, got {type(state).__name__}")
@@ -338,6 +341,7 @@ class RolloutStream:
         try:
             parts.resources.max_episode_tokens = await self._max_episode_tokens()
             await self._publisher.publish(wait=True)
+            parts.resources.agents = await self._open_gateway(parts.resources.max_episode_tokens)
             parts.producer.start(self._source)
         except BaseException:
             await run_to_completion(self._close())
@@ -348,6 +352,14 @@ class RolloutStream:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await run_to_completion(self._close())
+
+    async def _open_gateway(self, max_context: int | None) -> AgentGateway | None:
+        """Serve agents, if that was asked for."""
+        if self._agents is None:
+            return None
+        options: dict[str, Any] = {"max_context": max_context, **self._agents}
+        gateway = AgentGateway(self.sampler, **options)
+        return await gateway.__aenter__()
 
     def _new_parts(self) -> Parts:
         meter = Meter(self._gate, self._limiter)
@@ -373,11 +385,13 @@ class RolloutStream:
 
     async def _close(self) -> None:
         self._last_state = self.state()  # before the groups under way are dropped
-        if self._parts is not None:
-            self._parts.watch.stop()
-        self._parts = None
+        parts, self._parts = self._parts, None
+        if parts is not None:
+            parts.watch.stop()
         self._gate.close()
         await self._background.close()
+        if parts is not None and parts.resources.agents is not None:
+            await parts.resources.agents.__aexit__(None, None, None)
         await self._workers.close()
         self._change.set()
 

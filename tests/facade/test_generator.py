@@ -117,6 +117,30 @@ RULES = {
             return Scope(Other, relay.hold(self._impl.borrow, on_event=relay.post), self)
         """,
     ),
+    "property that can be set": (
+        """
+        @property
+        def other(self) -> Other: ...
+        @other.setter
+        def other(self, other: Other) -> None: ...
+        """,
+        """
+        @property
+        def other(self) -> Other:
+            return self._part(Other, self._impl.other)
+
+        @other.setter
+        def other(self, other: Other) -> None:
+            self._impl.other = unwrap(other)
+        """,
+    ),
+    "handle as an argument that may be missing": (
+        "async def join(self, one: Other | None = None) -> None: ...",
+        """
+        def join(self, one: Other | None = None) -> None:
+            self._bridge.run(self._impl.join, one=None if one is None else unwrap(one))
+        """,
+    ),
     "handle as an argument": (
         "async def join(self, one: Other) -> None: ...",
         "def join(self, one: Other) -> None:\n    self._bridge.run(self._impl.join, one=unwrap(one))",

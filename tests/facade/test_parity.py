@@ -33,7 +33,8 @@ def public(kind: type) -> dict[str, Any]:
 HANDLES = [
     name
     for name in loops_async.__all__
-    if inspect.isclass(kind := getattr(loops_async, name)) and any(map(is_coroutine, public(kind).values()))
+    if inspect.isclass(kind := getattr(loops_async, name))
+    and (any(map(is_coroutine, public(kind).values())) or hasattr(kind, "__aenter__"))
 ]
 
 COROUTINES = [name for name in loops_async.__all__ if is_coroutine(getattr(loops_async, name))]
@@ -43,7 +44,7 @@ ALIASES = ["ForwardBackwardFuture"]
 FUNCTION_TYPES = ["Rollout"]
 """Aliases of coroutine functions, which are plain functions in the twin."""
 
-CONSTRUCTED = ["ServiceClient", "StalenessGate"]
+CONSTRUCTED = ["AgentGateway", "ServiceClient", "StalenessGate"]
 """Handles that users create themselves."""
 
 STEPS = {"__aenter__": "__enter__", "__aexit__": "__exit__", "__aiter__": "__iter__", "__anext__": "__next__"}

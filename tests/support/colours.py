@@ -39,6 +39,12 @@ class Colour(ABC):
         """Do the same in local mode."""
 
     @abstractmethod
+    def gateway(
+        self, sampler: loops_async.SamplingClient, **options: Any
+    ) -> AbstractAsyncContextManager[loops_async.AgentGateway]:
+        """Return a gateway that opens on entry and closes on exit."""
+
+    @abstractmethod
     def function(self, name: str) -> Callable[..., Awaitable[Any]]:
         """Return a function of the colour that belongs to no object, by its name in the package."""
 
@@ -62,6 +68,11 @@ class Async(Colour):
     def connected_locally(self, **urls: str) -> AbstractAsyncContextManager[loops_async.ServiceClient]:
         return loops_async.ServiceClient.local(**urls)
 
+    def gateway(
+        self, sampler: loops_async.SamplingClient, **options: Any
+    ) -> AbstractAsyncContextManager[loops_async.AgentGateway]:
+        return loops_async.AgentGateway(sampler, **options)
+
     def function(self, name: str) -> Callable[..., Awaitable[Any]]:
         function: Callable[..., Awaitable[Any]] = attrgetter(name)(loops_async)
         return function
@@ -80,6 +91,11 @@ class Blocking(Colour):
 
     def connected_locally(self, **urls: str) -> AbstractAsyncContextManager[loops_async.ServiceClient]:
         return _Entered(self, lambda: loops_sync.ServiceClient.local(**urls))
+
+    def gateway(
+        self, sampler: loops_async.SamplingClient, **options: Any
+    ) -> AbstractAsyncContextManager[loops_async.AgentGateway]:
+        return _Entered(self, lambda: loops_sync.AgentGateway(self.own(sampler), **options))
 
     def function(self, name: str) -> Callable[..., Awaitable[Any]]:
         return partial(self.call, attrgetter(name)(loops_sync))

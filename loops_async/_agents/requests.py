@@ -1,0 +1,89 @@
+"""One call in the form that all dialects are translated to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+from msgspec import Struct
+
+from .._values import place_and_rule
+from ..errors import ConfigError
+from ..types import SamplingParams
+from .errors import RefusedCall, bad_request
+from .messages import Message
+from .records import Route
+
+__all__ = ["AgentRequest", "Sampling", "checked_sampling"]
+
+
+class AgentRequest(Struct, kw_only=True):
+    """What an agent asks for: a reply to `messages`, or to continue `prompt`.
+
+    `params` are those that the request has; `uses_tools` is False where tools are in the prompt and must not be called.
+    """
+
+    route: Route
+    model: str
+    params: dict[str, Any]
+    messages: list[Message] = []
+    prompt: str | list[int] = ""
+    tools: list[dict[str, Any]] = []
+    uses_tools: bool = False
+    variables: dict[str, Any] = {}
+    count: int = 1
+    stream: bool = False
+    include_usage: bool = False
+    wants_logprobs: bool = False
+    wants_ids: bool = False
+
+
+NAMES: Final = tuple(name for name in SamplingParams.__struct_fields__)
+
+
+class Sampling:
+    """The sampling parameters of a gateway: those that fill in, and those that win."""
+
+    def __init__(self, defaults: Mapping[str, Any] | None, force: Mapping[str, Any] | None) -> None:
+        self._defaults = {"max_tokens": 1024, **checked_sampling(defaults, "defaults")}
+        self._force = checked_sampling(force, "force")
+
+    def of(self, given: Mapping[str, Any]) -> SamplingParams:
+        """Return the parameters of a call.
+
+        Raises:
+            RefusedCall: one of the request's has a value that is not allowed.
+        """
+        try:
+            return msgspec.convert({**self._defaults, **given, **self._force}, SamplingParams)
+        except msgspec.ValidationError as problem:
+            raise _refused(problem) from None
+
+
+def checked_sampling(given: Mapping[str, Any] | None, path: str) -> dict[str, Any]:
+    """Return sampling parameters by name, if they are valid.
+
+    Raises:
+        ConfigError: one is unknown, or has a value that is not allowed.
+    """
+    named = dict(given or {})
+    if unknown := sorted(set(named) - set(NAMES)):
+        raise ConfigError(f"{path}: unknown sampling parameter {unknown[0]!r}; there are {', '.join(NAMES)}")
+    try:
+        msgspec.convert(named, SamplingParams)
+    except msgspec.ValidationError as problem:
+        place, rule = place_and_rule(problem)
+        raise ConfigError(f"{path}[{place!r}]: {rule}; got {named.get(place)!r}") from None
+    return named
+
+
+def _refused(problem: msgspec.ValidationError) -> RefusedCall:
+    place, rule = place_and_rule(problem)
+    return bad_request(place or None, rule)
+
+
+def stops_of(params: SamplingParams) -> Sequence[str]:
+    """Return the stop strings."""
+    given = [params.stop] if isinstance(params.stop, str) else params.stop or []
+    return [stop for stop in given if isinstance(stop, str)]
