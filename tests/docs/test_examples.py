@@ -19,6 +19,7 @@ import pytest
 
 import loops_local
 import loops_sync
+from tests.support import openai_stub
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SHORTER = {
@@ -56,6 +57,7 @@ asyncio.run(async_rl.main("echo"))
 def example(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ModuleType]:
     needs("torch")
     monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.setitem(sys.modules, "openai", openai_stub.module())
     monkeypatch.chdir(tmp_path)
     known = set(sys.modules)
     module = importlib.import_module(request.param)
@@ -77,7 +79,7 @@ def needs(*modules: str) -> None:
 @pytest.mark.torch
 @pytest.mark.parametrize(
     "example",
-    ["supervised", "dpo", "policy_gradient", "async_rl", "async_rl_sync", "multi_turn"],
+    ["supervised", "dpo", "policy_gradient", "async_rl", "async_rl_sync", "multi_turn", "agent"],
     indirect=True,
 )
 def test_it_draws_its_curves(example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import loops_async
 import loops_local
 from tests.docs.byte_tokenizer import ByteTokenizer, DrawingTokenizer
 from tests.docs.pages import Name, Page, page, pages, run_page
-from tests.support import torch_engine
+from tests.support import openai_stub, torch_engine
 from tools.blocking_docs import GenerationError
 
 SESSIONS = [
@@ -71,6 +72,12 @@ def empty_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     folder = tmp_path / "session"
     folder.mkdir()
     monkeypatch.chdir(folder)
+
+
+@pytest.fixture(autouse=True)
+def openai(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real package has tests of its own, in `tests/judges`."""
+    monkeypatch.setitem(sys.modules, "openai", openai_stub.module())
 
 
 @pytest.fixture

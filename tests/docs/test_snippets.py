@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from itertools import cycle
@@ -16,6 +18,8 @@ import loops_async
 import loops_local
 import loops_sync
 from tests.docs.snippets import Snippet, in_docstrings, run
+from tests.support.byte_tokenizer import ByteTokenizer
+from tests.support.templates import SMOLLM2
 
 ROOT = Path(__file__).parents[2]
 DATUM = loops_async.Datum(model_input=[104, 105], loss_fn_inputs={"target_tokens": [105, 33], "weights": [0.0, 1.0]})
@@ -27,6 +31,8 @@ COMMON = {
     "data": [DATUM],
     "pair": [DATUM, DATUM],
     "pairs": [DATUM, DATUM],
+    "task": "hi",
+    "baseline": 0.5,
 }
 """What examples in docstrings may take for granted, beside `loops`, `service`, `trainer`, `sampler` and `rollout`."""
 
@@ -58,6 +64,18 @@ def optional_names(snippet: Snippet) -> dict[str, Any]:
     return {"torch": pytest.importorskip("torch", reason="NOT TESTED: an example that needs torch")}
 
 
+def blocking_agent(base_url: str, api_key: str, task: str) -> float:
+    """Make a call as any client does; return a reward."""
+    body = json.dumps({"messages": [{"role": "user", "content": task}]}).encode()
+    headers = {"authorization": f"Bearer {api_key}"}
+    with urllib.request.urlopen(urllib.request.Request(f"{base_url}/chat/completions", body, headers)) as answer:
+        return float(len(json.load(answer)["choices"]))
+
+
+async def agent(base_url: str, api_key: str, task: str) -> float:
+    return await asyncio.to_thread(blocking_agent, base_url, api_key, task)
+
+
 @asynccontextmanager
 async def async_names() -> AsyncIterator[dict[str, Any]]:
     """What the examples of `loops_async` take for granted."""
@@ -65,7 +83,7 @@ async def async_names() -> AsyncIterator[dict[str, Any]]:
         trainer = await service.create_lora_training_client("echo", rank=8)
         sampler = await trainer.save_weights_and_get_sampling_client("start")
         clients = {"loops": loops_async, "service": service, "trainer": trainer, "sampler": sampler}
-        yield {**COMMON, **clients, "rollout": rollout, "tasks": tasks()}
+        yield {**COMMON, **clients, "rollout": rollout, "tasks": tasks(), "my_agent": agent}
 
 
 @contextmanager
@@ -75,7 +93,12 @@ def blocking_names() -> Iterator[dict[str, Any]]:
         trainer = service.create_lora_training_client("echo", rank=8)
         sampler = trainer.save_weights_and_get_sampling_client("start")
         clients = {"loops": loops_sync, "service": service, "trainer": trainer, "sampler": sampler}
-        yield {**COMMON, **clients, "rollout": blocking_rollout, "tasks": tasks()}
+        yield {**COMMON, **clients, "rollout": blocking_rollout, "tasks": tasks(), "my_agent": blocking_agent}
+
+
+async def tokenizer(_: loops_async.SamplingClient) -> ByteTokenizer:
+    """The echo engine's own is much the same, but to read it takes transformers, whose import takes seconds."""
+    return ByteTokenizer(SMOLLM2)
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +119,8 @@ def docstrings_of(package: str) -> list[Snippet]:
 
 
 @pytest.mark.parametrize("snippet", docstrings_of("loops_async"), ids=str)
-def test_docstrings_of_loops_async(snippet: Snippet) -> None:
+def test_docstrings_of_loops_async(snippet: Snippet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loops_async.SamplingClient, "get_tokenizer", tokenizer)
     with asyncio.Runner() as runner, ExitStack() as stack:
         names = async_names()
         stack.callback(lambda: runner.run(names.__aexit__(None, None, None)))
@@ -104,7 +128,8 @@ def test_docstrings_of_loops_async(snippet: Snippet) -> None:
 
 
 @pytest.mark.parametrize("snippet", docstrings_of("loops_sync"), ids=str)
-def test_docstrings_of_loops_sync(snippet: Snippet) -> None:
+def test_docstrings_of_loops_sync(snippet: Snippet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loops_async.SamplingClient, "get_tokenizer", tokenizer)
     with asyncio.Runner() as runner, blocking_names() as names:
         run(snippet, names | optional_names(snippet), runner)
 

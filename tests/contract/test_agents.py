@@ -1,0 +1,530 @@
+"""Agents over real sockets: what they send and get, whatever goes wrong, and what is recorded of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import Future
+from contextlib import AbstractAsyncContextManager, suppress
+from typing import Any
+
+import aiohttp
+import msgspec
+import pytest
+
+from loops_async import AdamParams, AgentGateway, AgentRollout, ClosedError, ConfigError, SamplingClient, TrainingClient
+from loops_local.engine.base import Completion, SampleJob, SampleOutcome
+from tests.support.agents import WEATHER
+from tests.support.byte_tokenizer import ByteTokenizer
+from tests.support.colours import Colour
+from tests.support.engines import WatchedEngine
+from tests.support.templates import QWEN3, SMOLLM2
+from tests.support.work import eventually
+
+HI = [{"role": "user", "content": "hi"}]
+CHAT = {"model": "m", "messages": HI}
+CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
+THOUGHT = "<think>\nhm\n</think>\n\n"
+
+
+class Http:
+    """A client of one rollout."""
+
+    def __init__(self, rollout: AgentRollout, session: aiohttp.ClientSession) -> None:
+        self.rollout = rollout
+        self._session = session
+
+    def send(self, method: str, path: str, body: Any = None, **headers: str) -> AbstractAsyncContextManager[Any]:
+        named = {"authorization": f"Bearer {self.rollout.api_key}", **headers}
+        url = path if path.startswith("http") else f"{self.rollout.base_url}/{path}"
+        return self._session.request(method, url, json=body, headers=named)
+
+    async def post(self, path: str, body: Any, **headers: str) -> Any:
+        """Return the body of an answer that must be a success."""
+        async with self.send("POST", path, body, **headers) as answer:
+            assert answer.status == 200, await answer.text()
+            return await answer.json()
+
+    async def refused(self, path: str, body: Any, method: str = "POST", **headers: str) -> tuple[int, Any, Any]:
+        """Return the status, the body and the headers of an answer."""
+        async with self.send(method, path, body, **headers) as answer:
+            return answer.status, await answer.json(), answer.headers
+
+    async def events(self, path: str, body: Any) -> list[Any]:
+        """Return the events of a stream, without its comments."""
+        async with self.send("POST", path, {**body, "stream": True}) as answer:
+            assert answer.status == 200, await answer.text()
+            assert answer.content_type == "text/event-stream"
+            blocks = (await answer.text()).strip().split("\n\n")
+        return [_parsed(block) for block in blocks if not block.startswith(":")]
+
+
+def _parsed(block: str) -> Any:
+    data = block.partition("data: ")[2]
+    return msgspec.json.decode(data) if data.startswith("{") else data
+
+
+class Script:
+    """The texts that the engine answers with, one for each sample; the echo of the prompt when there is none."""
+
+    def __init__(self, engine: WatchedEngine, tokenizer: ByteTokenizer) -> None:
+        self.jobs: list[SampleJob] = []
+        self.texts: list[str] = []
+        self._echo = engine.sample
+        self._tokenizer = tokenizer
+
+    def sample(self, job: SampleJob) -> Future[SampleOutcome]:
+        self.jobs.append(job)
+        if not self.texts:
+            return self._echo(job)
+        tokens = self._tokenizer.encode(self.texts.pop(0) + "<|im_end|>", add_special_tokens=False)
+        done = Completion(tokens=tokens, logprobs=[-0.5] * len(tokens), text="", finish_reason="stop")
+        future: Future[SampleOutcome] = Future()
+        future.set_result(SampleOutcome(completions=[done] * job.num_samples))
+        return future
+
+
+@pytest.fixture
+def tokenizer() -> ByteTokenizer:
+    return ByteTokenizer(QWEN3)
+
+
+@pytest.fixture
+def script(engine: WatchedEngine, tokenizer: ByteTokenizer, monkeypatch: pytest.MonkeyPatch) -> Script:
+    script = Script(engine, tokenizer)
+    monkeypatch.setattr(engine, "sample", script.sample)
+    return script
+
+
+@pytest.fixture
+async def sampler(trainer: TrainingClient, script: Script) -> SamplingClient:
+    return await trainer.save_weights_and_get_sampling_client("agents")
+
+
+@pytest.fixture
+async def gateway(colour: Colour, sampler: SamplingClient, tokenizer: ByteTokenizer) -> AsyncIterator[AgentGateway]:
+    async with colour.gateway(sampler, tokenizer=tokenizer, grace=0.0) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+async def impatient(
+    colour: Colour, sampler: SamplingClient, tokenizer: ByteTokenizer, session: aiohttp.ClientSession
+) -> AsyncIterator[Http]:
+    """A rollout whose streams begin at once."""
+    async with colour.gateway(sampler, tokenizer=tokenizer, grace=0.0, stream_wait=0.0) as gateway:
+        yield Http(gateway.rollout(), session)
+
+
+@pytest.fixture
+async def session() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession() as session:
+        yield session
+
+
+@pytest.fixture
+async def http(gateway: AgentGateway, session: aiohttp.ClientSession) -> AsyncIterator[Http]:
+    async with gateway.rollout() as rollout:
+        yield Http(rollout, session)
+
+
+# --- answers ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_tool_loop_is_one_sequence_and_its_datums_are_what_was_sampled(http: Http, script: Script) -> None:
+    script.texts = [THOUGHT + "let me see " + CALL, "sunny"]
+    first = await http.post("chat/completions", {**CHAT, "tools": [WEATHER]})
+    [choice] = first["choices"]
+    message = choice["message"]
+    [call] = message["tool_calls"]
+    assert (choice["finish_reason"], message["content"]) == ("tool_calls", "let me see")
+    assert (message["reasoning_content"], call["function"]["name"]) == ("hm", "weather")
+    assert call["function"]["arguments"] == '{"city": "Rome"}'
+
+    result = {"role": "tool", "tool_call_id": call["id"], "content": "20 C"}
+    second = await http.post("chat/completions", {**CHAT, "tools": [WEATHER], "messages": [*HI, message, result]})
+    assert second["choices"][0]["message"]["content"] == "sunny"
+    one, two = http.rollout.calls
+    assert (one.id, two.id) == (first["id"], second["id"])
+    assert (two.parent_id, two.branch, two.policy_version) == (one.id, None, 0)
+    assert second["usage"]["prompt_tokens"] == len(two.prompt_tokens)
+
+    [datum] = http.rollout.to_datums({one.id: 1.0, two.id: 2.0})
+    whole = two.prompt_tokens + two.tokens
+    assert datum.model_input.to_ints() == whole[:-1]
+    advantages = [0.0] * len(one.prompt_tokens) + [1.0] * len(one.tokens)
+    advantages += [0.0] * (len(two.prompt_tokens) - len(advantages)) + [2.0] * len(two.tokens)
+    assert datum.loss_fn_inputs["advantages"].data == advantages[1:]
+    assert datum.loss_fn_inputs["mask"].data == [float(each > 0) for each in advantages[1:]]
+    assert datum.loss_fn_inputs["logprobs"].data == [-0.5 if each else 0.0 for each in advantages[1:]]
+    assert datum.loss_fn_inputs["target_tokens"].data == whole[1:]
+
+
+async def test_the_answer_carries_ids_and_logprobs_if_asked(http: Http, script: Script) -> None:
+    script.texts = ["ab"]
+    answer = await http.post("chat/completions", {**CHAT, "n": 2, "logprobs": True, "return_token_ids": True})
+    calls = http.rollout.calls
+    assert [call.id for call in calls] == [answer["id"], f"{answer['id']}-1"]
+    assert answer["prompt_token_ids"] == calls[0].prompt_tokens
+    for choice, call in zip(answer["choices"], calls, strict=True):
+        assert choice["token_ids"] == call.tokens
+        content = choice["logprobs"]["content"]
+        assert [each["token"] for each in content] == ["a", "b", "<|im_end|>"]
+        assert [each["logprob"] for each in content] == call.logprobs
+    assert len(http.rollout.to_datums()) == 2
+
+
+async def test_streams_have_the_answer_in_blocks(http: Http, script: Script) -> None:
+    script.texts = [THOUGHT + "so " + CALL]
+    body = {**CHAT, "tools": [WEATHER], "stream_options": {"include_usage": True}}
+    *chunks, usage, done = await http.events("chat/completions", body)
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    assert deltas[:3] == [{"role": "assistant", "content": ""}, {"reasoning_content": "hm"}, {"content": "so"}]
+    [call] = deltas[3]["tool_calls"]
+    assert (call["index"], call["type"], call["function"]["name"]) == (0, "function", "weather")
+    assert call["id"] == (http.rollout.calls[0].reply or {})["tool_calls"][0]["id"]
+    assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
+    assert {chunk["id"] for chunk in [*chunks, usage]} == {http.rollout.calls[0].id}
+    assert usage["usage"]["completion_tokens"] == len(http.rollout.calls[0].tokens)
+    assert done == "[DONE]"
+
+
+async def test_completions_continue_by_text_and_by_tokens(http: Http, script: Script) -> None:
+    script.texts = ["b", "d", "e"]
+    first = await http.post("completions", {"model": "m", "prompt": "a", "return_token_ids": True})
+    [choice] = first["choices"]
+    assert (choice["text"], choice["finish_reason"]) == ("b", "stop")
+    await http.post("completions", {"model": "m", "prompt": "abc"})
+    one, two = http.rollout.calls
+    assert two.parent_id == one.id
+    assert two.prompt_tokens == [*one.prompt_tokens, *one.tokens, *b"c"]
+    ids = [*choice["prompt_token_ids"], *choice["token_ids"], 7]
+    [*chunks, done] = await http.events("completions", {"model": "m", "prompt": ids, "logprobs": 0})
+    assert chunks[0]["choices"][0]["logprobs"]["token_logprobs"] == [-0.5, -0.5]
+    assert http.rollout.calls[2].prompt_tokens == ids
+    assert http.rollout.calls[2].parent_id == one.id
+    assert done == "[DONE]"
+
+
+async def test_responses_and_their_items_continue(http: Http, script: Script) -> None:
+    script.texts = [THOUGHT + "so " + CALL, "sunny"]
+    tool = {"type": "function", **WEATHER["function"]}  # type: ignore[dict-item]  # a part of a test's value
+    body = {"model": "m", "instructions": "Be kind", "input": "hi", "tools": [tool]}
+    first = await http.post("responses", body)
+    assert [item["type"] for item in first["output"]] == ["reasoning", "message", "function_call"]
+    result = {"type": "function_call_output", "call_id": first["output"][2]["call_id"], "output": "20 C"}
+    items = [{"role": "user", "content": "hi"}, *first["output"], result]
+    *_, last = await http.events("responses", {**body, "input": items})
+    assert last["type"] == "response.completed"
+    assert last["response"]["output"][0]["content"][0]["text"] == "sunny"
+    one, two = http.rollout.calls
+    assert (two.parent_id, two.branch, two.route) == (one.id, None, "responses")
+
+
+async def test_messages_and_their_blocks_continue(http: Http, script: Script) -> None:
+    script.texts = [THOUGHT + "so " + CALL, "sunny"]
+    tool = {"name": "weather", "input_schema": {"type": "object"}}
+    body = {"model": "m", "max_tokens": 99, "system": "Be kind", "messages": HI, "tools": [tool]}
+    key = {"x-api-key": http.rollout.api_key}
+    first = await http.post("messages", body, **key)
+    assert [block["type"] for block in first["content"]] == ["text", "tool_use"]
+    assert (first["stop_reason"], first["content"][1]["input"]) == ("tool_use", {"city": "Rome"})
+    result = {"type": "tool_result", "tool_use_id": first["content"][1]["id"], "content": "20 C"}
+    turns = [*HI, {"role": "assistant", "content": first["content"]}, {"role": "user", "content": [result]}]
+    events = await http.events("messages", {**body, "messages": turns})
+    deltas = [event["delta"]["text"] for event in events if event["type"] == "content_block_delta"]
+    assert (deltas, events[-1]["type"]) == (["sunny"], "message_stop")
+    one, two = http.rollout.calls
+    assert (two.parent_id, two.branch, two.route) == (one.id, None, "messages")
+    counted = await http.post("messages/count_tokens", body, **key)
+    assert counted == {"input_tokens": len(one.prompt_tokens)}
+    assert len(http.rollout.calls) == 2
+
+
+async def test_models_are_whatever_an_agent_calls_them(http: Http, sampler: SamplingClient) -> None:
+    async with http.send("GET", "models") as answer:
+        assert [each["id"] for each in (await answer.json())["data"]] == [sampler.get_base_model()]
+    async with http.send("GET", "models/any/name") as answer:
+        assert (await answer.json())["id"] == "any/name"
+
+
+async def test_the_gateway_decides_how_to_sample(
+    colour: Colour, sampler: SamplingClient, tokenizer: ByteTokenizer, script: Script, session: aiohttp.ClientSession
+) -> None:
+    options: dict[str, Any] = {"defaults": {"max_tokens": 7, "top_p": 0.5}, "force": {"temperature": 1.0}}
+    async with colour.gateway(sampler, tokenizer=tokenizer, max_context=60, **options) as gateway:
+        http = Http(gateway.rollout(), session)
+        await http.post("chat/completions", {**CHAT, "temperature": 0.1, "top_p": 0.25, "stop": ["x"], "seed": 3})
+        await http.post("chat/completions", {**CHAT, "max_completion_tokens": 9999})
+        prompt = len(http.rollout.calls[0].prompt_tokens)
+        long = [{"role": "user", "content": "x" * 60}]
+        status, body, _ = await http.refused("chat/completions", {**CHAT, "messages": long})
+    first, second = (job.params for job in script.jobs)
+    assert (first.max_tokens, first.temperature, first.top_p, first.stop, first.seed) == (7, 1.0, 0.25, ["x"], 3)
+    assert second.max_tokens == 60 - prompt
+    assert (status, body["error"]["code"]) == (400, "context_length_exceeded")
+
+
+async def test_later_calls_use_the_sampler_that_is_assigned(
+    colour: Colour, http: Http, gateway: AgentGateway, trainer: TrainingClient, script: Script
+) -> None:
+    await http.post("chat/completions", CHAT)
+    await (await trainer.optim_step(AdamParams()))
+    colour.own(gateway).sampler = colour.own(await trainer.save_weights_and_get_sampling_client("later"))
+    await http.post("chat/completions", CHAT)
+    assert [call.policy_version for call in http.rollout.calls] == [0, 1]
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "code", "param"),
+    [
+        ("chat/completions", {**CHAT, "logit_bias": {"1": 1}}, "unsupported_parameter", "logit_bias"),
+        ("chat/completions", {**CHAT, "presence_penalty": 0.5}, "unsupported_parameter", "presence_penalty"),
+        ("chat/completions", {**CHAT, "top_logprobs": 5}, "unsupported_parameter", "top_logprobs"),
+        ("chat/completions", {**CHAT, "tool_choice": "required"}, "unsupported_value", "tool_choice"),
+        ("chat/completions", {**CHAT, "temperature": "hot"}, "invalid_value", "temperature"),
+        ("chat/completions", {**CHAT, "n": 129}, "invalid_value", "n"),
+        ("chat/completions", {"model": "m"}, "missing_required_parameter", "messages"),
+        ("chat/completions", {**CHAT, "messages": []}, "invalid_value", "messages"),
+        (
+            "chat/completions",
+            {**CHAT, "messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            "unsupported_value",
+            "messages[0].content[0]",
+        ),
+        ("completions", {"prompt": ["a", "b"]}, "unsupported_value", "prompt"),
+        ("completions", {"prompt": "a", "echo": True}, "unsupported_parameter", "echo"),
+        ("completions", {"prompt": ""}, "invalid_value", "prompt"),
+        ("responses", {"input": "a", "previous_response_id": "x"}, "unsupported_parameter", "previous_response_id"),
+        ("responses", {"input": "a", "tools": [{"type": "web_search"}]}, "unsupported_value", "tools[0].type"),
+        ("messages", {"messages": HI, "tool_choice": {"type": "any"}}, "unsupported_value", "tool_choice"),
+        ("messages", {"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "unsupported_value", None),
+        ("chat/completions", [], "invalid_value", None),
+    ],
+)
+async def test_what_would_change_the_meaning_is_refused(
+    http: Http, path: str, body: Any, code: str, param: str | None, script: Script
+) -> None:
+    status, answer, headers = await http.refused(path, body)
+    assert (status, answer["error"]["code"], headers["x-should-retry"]) == (400, code, "false")
+    assert param is None or answer["error"]["param"] == param
+    assert path != "messages" or answer["type"] == "error"
+    assert script.jobs == []
+
+
+async def test_neutral_and_ignored_fields_change_nothing(
+    colour: Colour, sampler: SamplingClient, tokenizer: ByteTokenizer, session: aiohttp.ClientSession
+) -> None:
+    async with colour.gateway(sampler, tokenizer=tokenizer, ignore=["logit_bias"]) as gateway:
+        http = Http(gateway.rollout(), session)
+        neutral = {"presence_penalty": 0, "logit_bias": {"1": 1}, "user": "me", "store": True, "functions": []}
+        await http.post("chat/completions", {**CHAT, **neutral, "parallel_tool_calls": False, "metadata": {}})
+
+
+async def test_only_the_key_of_an_open_rollout_is_let_in(
+    gateway: AgentGateway, http: Http, session: aiohttp.ClientSession
+) -> None:
+    other = Http(gateway.rollout(), session)
+    by_key = f"{gateway.url}/v1/chat/completions"
+    await other.post(by_key, CHAT)
+    foreign = http.rollout.base_url + "/chat/completions"
+    for path, key in ((foreign, other.rollout.api_key), (foreign, "sk-loops-x"), (by_key, "")):
+        status, body, _ = await other.refused(path, CHAT, authorization=f"Bearer {key}")
+        assert (status, body["error"]["code"]) == (401, "invalid_api_key")
+        assert key == "" or key not in str(body)
+    await other.rollout.close()
+    assert (await other.refused(by_key, CHAT))[0] == 401
+    assert other.rollout.closed
+    assert len(other.rollout.to_datums()) == 1
+
+
+async def test_web_pages_are_kept_out(http: Http) -> None:
+    for headers in ({"Host": "evil.example"}, {"Origin": "http://evil.example"}):
+        status, body, _ = await http.refused("chat/completions", CHAT, **headers)
+        assert (status, body["error"]["type"]) == (403, "permission_error")
+    async with http.send("GET", "models", Host="localhost:1") as answer:  # as through a tunnel
+        assert answer.status == 200
+
+
+async def test_unknown_routes_are_refused_in_the_form_of_their_api(http: Http) -> None:
+    status, body, _ = await http.refused("embeddings", {})
+    assert (status, body["error"]["code"]) == (404, "not_found")
+    status, body, _ = await http.refused("messages/batches", {})
+    assert (status, body["type"], body["error"]["type"]) == (404, "error", "not_found_error")
+    status, body, _ = await http.refused("chat/completions", None, method="PUT")
+    assert status == 405
+
+
+async def test_a_large_body_is_refused(
+    colour: Colour, sampler: SamplingClient, tokenizer: ByteTokenizer, session: aiohttp.ClientSession
+) -> None:
+    async with colour.gateway(sampler, tokenizer=tokenizer, max_body=100) as gateway:
+        status, body, _ = await Http(gateway.rollout(), session).refused("messages", {"x": "x" * 200})
+    assert (status, body["error"]["type"]) == (413, "request_too_large")
+
+
+async def test_the_number_of_calls_has_a_limit(gateway: AgentGateway, session: aiohttp.ClientSession) -> None:
+    http = Http(gateway.rollout(max_calls=1), session)
+    await http.post("chat/completions", CHAT)
+    status, body, _ = await http.refused("chat/completions", CHAT)
+    assert (status, body["error"]["code"]) == (400, "rollout_limit")
+
+
+async def test_templates_may_be_missing_or_refuse(
+    colour: Colour, sampler: SamplingClient, session: aiohttp.ClientSession
+) -> None:
+    async with colour.gateway(sampler, tokenizer=ByteTokenizer()) as gateway:
+        http = Http(gateway.rollout(), session)
+        assert (await http.refused("chat/completions", CHAT))[1]["error"]["code"] == "chat_template_missing"
+        await http.post("completions", {"prompt": "a"})
+    async with colour.gateway(sampler, tokenizer=ByteTokenizer("{{ raise_exception('no') }}")) as gateway:
+        http = Http(gateway.rollout(), session)
+        assert (await http.refused("chat/completions", CHAT))[1]["error"]["code"] == "chat_template_error"
+        [call] = http.rollout.calls
+        assert (call.status, call.error) == ("failed", "the chat template refuses this: no")
+        assert http.rollout.to_datums() == []
+
+
+async def test_a_late_sample_is_a_timeout_that_no_sdk_repeats(
+    gateway: AgentGateway, sampler: SamplingClient, engine: WatchedEngine, session: aiohttp.ClientSession
+) -> None:
+    engine.hold_samples()
+    http = Http(gateway.rollout(sampler=sampler.with_options(timeout=0.05)), session)
+    status, body, headers = await http.refused("chat/completions", CHAT)
+    assert (status, body["error"]["code"], headers["x-should-retry"]) == (504, "sample_timeout", "false")
+
+
+# --- connections -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_retry_joins_its_attempt_or_gets_the_recorded_answer(
+    engine: WatchedEngine, script: Script, http: Http
+) -> None:
+    engine.hold_samples()
+    first = asyncio.create_task(http.post("chat/completions", CHAT))
+    await eventually(lambda: engine.waiting_samples == 1)
+    retried = asyncio.create_task(http.post("chat/completions", CHAT, **{"x-stainless-retry-count": "1"}))
+    engine.release_samples()
+    assert (await first)["id"] == (await retried)["id"]
+    equal = await http.post("chat/completions", CHAT, **{"x-stainless-retry-count": "0"})
+    again = await http.post("chat/completions", CHAT, **{"x-stainless-retry-count": "1"})
+    assert equal["id"] == again["id"] != (await first)["id"]
+    assert len(script.jobs) == len(http.rollout.calls) == 2
+
+
+async def test_a_lost_connection_cancels_its_sample(http: Http, engine: WatchedEngine) -> None:
+    engine.hold_samples()
+    asked = asyncio.create_task(http.post("chat/completions", CHAT))
+    await eventually(lambda: engine.waiting_samples == 1)
+    asked.cancel()
+    with suppress(asyncio.CancelledError):
+        await asked
+    await eventually(lambda: engine.waiting_samples == 0)
+    await eventually(lambda: http.rollout.calls[0].status == "cancelled")
+    assert http.rollout.to_datums() == []
+
+
+async def test_closing_answers_what_waits_and_cancels_its_sample(impatient: Http, engine: WatchedEngine) -> None:
+    http = impatient
+    engine.hold_samples()
+    asked = asyncio.create_task(http.refused("chat/completions", CHAT))
+    async with http.send("POST", "messages", {**CHAT, "stream": True}) as answer:
+        assert await answer.content.readline() == b": waiting for the sampler\n"
+        await eventually(lambda: engine.waiting_samples == 2)
+        await http.rollout.close()
+        last = (await answer.text()).strip().rpartition("data: ")[2]
+    status, body, headers = await asked
+    assert (status, body["error"]["code"], headers["x-should-retry"]) == (410, "rollout_closed", "false")
+    assert msgspec.json.decode(last)["error"]["code"] == "rollout_closed"
+    await eventually(lambda: engine.waiting_samples == 0)
+    assert {call.status for call in http.rollout.calls} == {"cancelled"}
+
+
+async def test_a_stream_begins_before_its_answer_if_that_takes_long(impatient: Http, engine: WatchedEngine) -> None:
+    engine.hold_samples()
+    async with impatient.send("POST", "chat/completions", {**CHAT, "stream": True}) as answer:
+        assert await answer.content.readline() == b": waiting for the sampler\n"
+        engine.release_samples()
+        assert (await answer.text()).endswith("data: [DONE]\n\n")
+
+
+async def test_leaving_the_gateway_closes_its_rollouts(
+    colour: Colour, sampler: SamplingClient, tokenizer: ByteTokenizer, engine: WatchedEngine, session: Any
+) -> None:
+    engine.hold_samples()
+    async with colour.gateway(sampler, tokenizer=tokenizer) as gateway:
+        http = Http(gateway.rollout(), session)
+        asked = asyncio.create_task(http.refused("chat/completions", CHAT))
+        await eventually(lambda: engine.waiting_samples == 1)
+    assert (await asked)[0] == 410
+    assert http.rollout.closed
+    await eventually(lambda: engine.waiting_samples == 0)
+    with pytest.raises(ClosedError, match="with"):
+        gateway.rollout()
+
+
+# --- arguments and records -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("host", "0.0.0.0"),
+        ("tool_parser", "xml"),
+        ("tool_parser", object()),
+        ("history", "all"),
+        ("defaults", {"tokens": 1}),
+        ("force", {"temperature": -1}),
+        ("port", -1),
+        ("max_context", 0),
+        ("grace", -1),
+        ("ignore", "logit_bias"),
+        ("end_tokens", "<|im_end|>"),
+    ],
+)
+async def test_wrong_arguments_are_named(colour: Colour, sampler: SamplingClient, option: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=option):
+        async with colour.gateway(sampler, **{option: value}):
+            pass
+
+
+async def test_wrong_templates_and_end_tokens_are_named(colour: Colour, sampler: SamplingClient) -> None:
+    for option, value in (("chat_template", "{% if %}"), ("end_tokens", ["<|unknown|>"])):
+        with pytest.raises(ConfigError, match=option):
+            async with colour.gateway(sampler, tokenizer=ByteTokenizer(SMOLLM2), **{option: value}):
+                pass
+
+
+async def test_the_record_can_be_stored_and_has_no_key(
+    colour: Colour, http: Http, gateway: AgentGateway, script: Script
+) -> None:
+    script.texts = ["a"]
+    await http.post("chat/completions", CHAT)
+    [call] = http.rollout.calls
+    stored = msgspec.json.encode([http.rollout.calls, http.rollout.trajectories()])
+    assert msgspec.json.decode(stored)[0][0]["id"] == call.id
+    assert http.rollout.api_key not in f"{stored!r}{http.rollout!r}{gateway!r}{call!r}"
+    assert http.rollout.reward is None
+    colour.own(http.rollout).reward = 0.5
+    assert http.rollout.reward == 0.5
+    env = http.rollout.env()
+    assert env["OPENAI_BASE_URL"] == http.rollout.base_url == f"{env['ANTHROPIC_BASE_URL']}/v1"
+    assert env["OPENAI_API_KEY"] == env["ANTHROPIC_API_KEY"] == http.rollout.api_key
+
+
+async def test_hundreds_of_rollouts_at_once_are_kept_apart(
+    gateway: AgentGateway, session: aiohttp.ClientSession
+) -> None:
+    async def converse(number: int) -> None:
+        http = Http(gateway.rollout(), session)
+        messages: list[dict[str, Any]] = [{"role": "user", "content": f"number {number}"}]
+        for _ in range(2):
+            answer = await http.post("chat/completions", {**CHAT, "messages": messages, "max_tokens": 8})
+            messages = [*messages, answer["choices"][0]["message"], {"role": "user", "content": "more"}]
+        assert [call.branch for call in http.rollout.calls] == ["new", None]
+        await http.rollout.close()
+
+    await asyncio.gather(*map(converse, range(200)))

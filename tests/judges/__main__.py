@@ -1,0 +1,213 @@
+"""Runs every client that is an agent's way to a model, unmodified, and looks at what the gateway recorded.
+
+Usage: python -m tests.judges [--many N] [--only NAME]
+
+Each conversation is plain and streamed, without and with tools, alone and `--many` at a time. The model is the embedded
+torch engine's `tiny`, whose replies are random; with tools, it is made to say what a model would that calls one, and
+its own logprobs of that are recorded. Of each conversation every call must continue the one before, so that it is one
+sequence, and the trainer's logprobs of it must be those of the record. Prints one line for each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import loops_async as loops
+from loops_local import serve_in_thread
+
+ROOT = Path(__file__).resolve().parents[2]
+CLIENTS = Path(__file__).with_name("clients.py")
+ENVIRONMENTS = {
+    "openai2": ("openai_chat", "openai_responses", "litellm", "verifiers"),
+    "openai3": ("openai_chat", "openai_responses", "agents_chat", "agents_responses", "anthropic"),
+}
+"""Which clients each environment has; ``locks/agents-NAME.txt`` has their versions."""
+NEWEST_FIRST = ("3.13", "3.12")
+CLOSE = 1e-4
+LOOKED_AT = 8
+"""Of many conversations, the trainer computes the logprobs of so many."""
+PATIENCE_SECONDS = 240
+CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
+
+
+def pythons() -> list[str]:
+    found = [sys.executable] if sys.version_info >= (3, 12) else []
+    for version in NEWEST_FIRST:
+        found += map(str, sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python")))
+        found.append(f"python{version}")
+    return found
+
+
+def environment(name: str) -> Path:
+    """Return the interpreter of an environment, which is made if need be."""
+    directory = ROOT / ".venv-judges" / name
+    python, lock = directory / "bin" / "python", ROOT / "locks" / f"agents-{name}.txt"
+    done = directory / "lock.txt"
+    if done.is_file() and done.read_text() == lock.read_text():
+        return python
+    last: Exception | None = None
+    for candidate in pythons():
+        try:
+            subprocess.run([candidate, "-m", "venv", "--clear", directory], check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError) as problem:
+            last = problem
+            continue
+        options = [
+            "-qq",
+            "--disable-pip-version-check",
+            "--no-deps",
+            "--no-compile",
+            "--require-hashes",
+            "--requirement",
+            lock,
+        ]
+        subprocess.run([python, "-m", "pip", "install", *options], check=True)
+        done.write_text(lock.read_text())
+        return python
+    raise RuntimeError(f"no Python from {', '.join(NEWEST_FIRST)}: {last}")
+
+
+class Scripted:
+    """The sampler of a gateway; where the prompt offers tools, it says what calls one, and then what came of it.
+
+    Its logprobs are the model's own, whatever it says.
+    """
+
+    def __init__(self, sampler: loops.SamplingClient, tokenizer: Any) -> None:
+        self._real = sampler.with_options(timeout=PATIENCE_SECONDS)  # another client of the same sampler
+        self._tokenizer = tokenizer
+
+    async def __call__(
+        self, prompt: loops.ModelInput, count: int, params: loops.SamplingParams, **options: Any
+    ) -> loops.SampleResponse:
+        text = self._tokenizer.decode(prompt.to_ints())
+        turn = text.rpartition("<|im_start|>user\n")[2]
+        if "<tools>" not in text:
+            tokens = (await self._real.sample(prompt, 1, params, **options)).sequences[0].tokens
+        else:
+            said = "warm" if turn.startswith("<tool_response>") else CALL
+            tokens = self._tokenizer.encode(said, add_special_tokens=False)
+        if tokens[-1:] != [self._tokenizer.eos_token_id]:  # some clients fail where a reply is cut
+            tokens = [*tokens, self._tokenizer.eos_token_id]
+        scored = await self._real.compute_logprobs([*prompt.to_ints(), *tokens])
+        logprobs = [each or 0.0 for each in scored[prompt.length :]]
+        sequence = loops.SampledSequence(tokens=tokens, logprobs=logprobs, stop_reason="stop")
+        return loops.SampleResponse(sequences=[sequence] * count, policy_version=0)
+
+
+async def judge(
+    gateway: loops.AgentGateway,
+    trainer: loops.TrainingClient,
+    python: Path,
+    name: str,
+    *,
+    stream: bool,
+    tools: bool,
+    many: int,
+) -> str:
+    """Let a client converse; return the figures of the record, or raise `AssertionError`."""
+    rollouts = [gateway.rollout() for _ in range(many)]
+    asked = {
+        "judge": name,
+        "stream": stream,
+        "tools": tools,
+        "rollouts": [{"base_url": each.base_url, "api_key": each.api_key} for each in rollouts],
+    }
+    began = time.monotonic()
+    said = json.loads(await _run(python, json.dumps(asked)))
+    seconds = time.monotonic() - began
+    for rollout in rollouts:
+        await rollout.close()
+    for rollout, last in zip(rollouts, said, strict=True):
+        calls = rollout.calls
+        expected = (1 if name == "verifiers" else 2) * (2 if tools else 1)
+        assert [call.status for call in calls] == ["ok"] * expected, [call.error for call in calls]
+        assert [call.branch for call in calls] == ["new", *[None] * (len(calls) - 1)], [call.branch for call in calls]
+        assert len(rollout.trajectories()) == 1
+        assert last == (calls[-1].reply or {})["content"] or not tools, last
+    distance = await _distance(trainer, [datum for each in rollouts[:LOOKED_AT] for datum in each.to_datums(1.0)])
+    assert distance < CLOSE, distance
+    return f"{many:4} conversations  {seconds:5.1f} s  logprobs differ by {distance:.1e}"
+
+
+async def _run(python: Path, asked: str) -> str:
+    process = await asyncio.create_subprocess_exec(
+        python, CLIENTS, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    try:
+        said, errors = await asyncio.wait_for(process.communicate(asked.encode()), PATIENCE_SECONDS)
+    except TimeoutError:
+        process.kill()
+        raise
+    assert process.returncode == 0, errors.decode()[-600:]
+    return said.decode()
+
+
+async def _distance(trainer: loops.TrainingClient, datums: list[loops.Datum]) -> float:
+    """Return the largest difference between the recorded logprobs and the trainer's."""
+    future = await trainer.forward(datums, "importance_sampling", loss_fn_config={"score_all_targets": True})
+    largest = 0.0
+    for datum, output in zip(datums, (await future).loss_fn_outputs, strict=True):
+        inputs: Any = datum.loss_fn_inputs
+        own: Any = output["logprobs"].data
+        for recorded, trained, counts in zip(inputs["logprobs"].data, own, inputs["mask"].data, strict=True):
+            largest = max(largest, abs(recorded - trained) if counts else 0.0)
+    return largest
+
+
+async def main() -> int:
+    """Run what was asked for; return 1 if anything was not as it should be."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--many", type=int, default=200)
+    parser.add_argument("--only", default="")
+    arguments = parser.parse_args()
+    failed = 0
+    with serve_in_thread(engine="torch", model="tiny", provisioning_seconds=0.0) as local:
+        async with loops.ServiceClient(base_url=local.base_url, api_key=local.api_key) as service:
+            trainer = await service.create_lora_training_client("tiny", rank=8)
+            sampler = await trainer.save_weights_and_get_sampling_client("judges")
+            scripted: Any = Scripted(sampler, await sampler.get_tokenizer())
+            sampler.sample = scripted  # type: ignore[method-assign]  # this one client says what the judges need
+            async with loops.AgentGateway(sampler) as gateway:
+                for name, clients in ENVIRONMENTS.items():
+                    chosen = [each for each in clients if arguments.only in f"{name} {each}"]
+                    if not chosen:
+                        continue
+                    try:
+                        python = await asyncio.to_thread(environment, name)
+                    except (RuntimeError, OSError, subprocess.CalledProcessError) as problem:
+                        print(f"NOT TESTED: {', '.join(chosen)}: the environment {name} cannot be made: {problem}")
+                        continue
+                    for client in chosen:
+                        failed += await _all_ways(gateway, trainer, python, f"{name} {client}", arguments.many)
+    print(f"{failed} failed")
+    return 1 if failed else 0
+
+
+async def _all_ways(
+    gateway: loops.AgentGateway, trainer: loops.TrainingClient, python: Path, label: str, many: int
+) -> int:
+    """Let a client converse in every way; return how many went wrong."""
+    failed = 0
+    streams = (False,) if label.endswith("verifiers") else (False, True)
+    ways = [(stream, tools, 1) for tools in (False, True) for stream in streams]
+    for stream, tools, count in [*ways, (streams[-1], True, many)]:
+        way = f"{label:28} {'streamed' if stream else 'plain':8} {'with tools' if tools else '':10}"
+        try:
+            figures = await judge(gateway, trainer, python, label.split()[1], stream=stream, tools=tools, many=count)
+        except (AssertionError, TimeoutError) as problem:
+            failed += 1
+            figures = f"FAILED: {problem!r:.1500}"
+        print(f"{way} {figures}", flush=True)
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main()))
