@@ -55,11 +55,23 @@ pygments_style = "friendly"
 pygments_dark_style = "github-dark"
 
 
+LINKS = re.compile(
+    r"""
+    ^:::\{grid-item-card\}\ .*\n:link:\ (?P<card>.+)\n(?:.+\n)*?:::\n  # to a page
+    | ^(?P<line>[\w/-]+)$  # of a table of contents
+    """,
+    re.MULTILINE | re.VERBOSE,
+)
+
+
 def leave_out_unwritten(app: Sphinx, name: str, source: list[str]) -> None:
-    """Leave out the pages of the table of contents that do not exist yet."""
+    """Leave out what leads from the first page to pages that do not exist yet."""
     if name == "index":
-        pages = re.compile(r"^[\w/-]+$", re.MULTILINE)
-        source[0] = pages.sub(lambda page: page[0] if (ROOT / "docs" / f"{page[0]}.md").exists() else "", source[0])
+        source[0] = LINKS.sub(lambda link: link[0] if is_written(link["card"] or link["line"]) else "", source[0])
+
+
+def is_written(page: str) -> bool:
+    return (ROOT / "docs" / f"{page}.md").exists()
 
 
 def setup(app: Sphinx) -> None:
