@@ -90,7 +90,7 @@ def meaning(kind: type[LoopsError]) -> str:
 
 def codes(names: Sequence[str]) -> str:
     """Return names as they are in Markdown."""
-    return ", ".join(f"`{name}`" for name in names) or "–"
+    return ", ".join(f"`{name}`" for name in names) or "-"
 
 
 PAGES: Final = {
