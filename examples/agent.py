@@ -20,7 +20,7 @@ from quickstart import BASE_MODEL, connected
 
 import loops_async as loops
 
-ROUNDS = 6
+ROUNDS = 4
 MAX_TURNS = 3
 ADAM = loops.AdamParams(learning_rate=5e-4)
 TAUGHT, UNSEEN = [*FACTS.items()][:5], [*FACTS.items()][5:]
