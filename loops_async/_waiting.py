@@ -30,6 +30,10 @@ SILENCE_SECONDS: Final = 30.0
 """The first warning comes after so long without news, each further one after twice the time."""
 
 
+running_limits: dict[TimeLimit, asyncio.Task[object]] | None = None
+"""The time limits that run, with their tasks, where something else than time makes them expire; None elsewhere."""
+
+
 class TimeLimit:
     """Ends the block that it guards when `seconds` are over; None never does.
 
@@ -66,8 +70,7 @@ class TimeLimit:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool:
-        if self._timer is not None:
-            self._timer.cancel()
+        self._stop()
         if not self._has_expired:
             return False
         # As in `asyncio.timeout`: a cancellation from elsewhere at the same time must not be swallowed.
@@ -79,7 +82,7 @@ class TimeLimit:
         if self._timer is None:
             yield
             return
-        self._timer.cancel()
+        self._stop()
         left = self._due - self._loop.time()
         try:
             yield
@@ -89,12 +92,30 @@ class TimeLimit:
     def _start(self, seconds: float) -> None:
         self._due = self._loop.time() + seconds
         self._timer = self._loop.call_at(self._due, self._ring)
+        if running_limits is not None:
+            running_limits[self] = self._task
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if running_limits is not None:
+            running_limits.pop(self, None)
+
+    def expire(self) -> None:
+        """End the block now."""
+        self._stop()
+        self._has_expired = True
+        self._task.cancel()
+
+    @property
+    def seconds_left(self) -> float:
+        """In how many seconds it expires."""
+        return self._due - self._loop.time()
 
     def _ring(self) -> None:
-        late = self._loop.time() - self._due
+        late = -self.seconds_left
         if late < LATE_SECONDS or self._graces >= MOST_GRACES:
-            self._has_expired = True
-            self._task.cancel()
+            self.expire()
             return
         self._graces += 1
         self._start(GRACE_SECONDS)

@@ -33,6 +33,7 @@ from ..errors import (
     RequestTimeoutError,
     without_quote,
 )
+from . import tape
 from .attempts import NUMBER
 
 T = TypeVar("T")
@@ -165,7 +166,7 @@ class RetryBudget:
 
     async def pause(self, seconds: float) -> None:
         """Wait before a retry; raise `ClosedError` as soon as the client is closed."""
-        await self._pauses.run(asyncio.sleep(seconds), name="a retry")
+        await tape.pause(seconds, lambda shown: self._pauses.run(asyncio.sleep(shown), name="a retry"))
 
     def check_open(self) -> None:
         """Raise `ClosedError` if the client is closed, so that closing logs no retries."""
@@ -278,10 +279,16 @@ async def until(
             pause = min(longest_pause, pause * 1.25) if attempt >= 3 else pause
 
     def jitter(pause: float) -> float:
-        return pause * random.uniform(0.9, 1.1)  # noqa: S311 - spreads load, not a secret
+        return 0.0 if tape.is_playing() else pause * random.uniform(0.9, 1.1)  # noqa: S311 - spreads load, not a secret
+
+    async def probed() -> T | None:
+        found = await probe()
+        if found is None and tape.current is not None:
+            await tape.current.before_pause()
+        return found
 
     poll = backoff.on_predicate(pauses, lambda found: found is None, jitter=jitter, logger=None)
-    with TimeLimit(seconds):  # also ends a probe that hangs
-        found: T | None = await poll(probe)()
+    with TimeLimit(seconds), tape.waiting():  # also ends a probe that hangs
+        found: T | None = await poll(probed)()
         return found
     return None

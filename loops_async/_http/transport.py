@@ -6,7 +6,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from email.utils import parsedate_to_datetime
 from functools import cache, lru_cache, partial
@@ -40,6 +40,7 @@ from ..errors import (
     ServerError,
 )
 from ..types.identifiers import split_http_url
+from . import tape
 from .attempts import Attempt, log, request_id
 from .body import Body
 from .compression import ACCEPTED_ENCODINGS, CompressionError, decompressed
@@ -185,8 +186,14 @@ class Transport:
         """Send a request and decode the answer's body as `kind`; raise the error of an answer that is not 2xx."""
         return self.decode(request, await self.ask(request), kind)
 
-    async def send(self, request: Request) -> Answer:
+    def send(self, request: Request) -> Awaitable[Answer]:
         """Send a request and return the answer, whatever its status."""
+        if tape.current is None:
+            return self._watched(request)
+        self.check_usable()
+        return tape.current.exchange(request, self._settings, self._watched)
+
+    async def _watched(self, request: Request) -> Answer:
         attempt = self._attempt(request, self._authorization)
         if attempt is None:
             return await self._send(request)
@@ -209,16 +216,23 @@ class Transport:
         # Not chained to aiohttp's error, which contains the request with the API key and the signature in its URL.
         raise failure
 
-    @asynccontextmanager
-    async def stream(self, request: Request) -> AsyncGenerator[aiohttp.ClientResponse]:
+    def stream(self, request: Request) -> AbstractAsyncContextManager[tape.OpenAnswer]:
         """Yield a 2xx response of a file store to read piece by piece; raise the error of any other response.
 
         The API key is not sent: a signed URL carries its own permission, and the store is not the service. So
         redirects are followed. The body has the encoding in which the store keeps it.
         """
+        if tape.current is None:
+            return self._stream(request)
+        self.check_usable()
+        return tape.current.opened(request, self._settings, self._stream)
+
+    @asynccontextmanager
+    async def _stream(self, request: Request) -> AsyncGenerator[tape.OpenAnswer]:
         try:
             async with AsyncExitStack() as stack:
-                yield await self._opened(request, stack)
+                response = await self._opened(request, stack)
+                yield tape.OpenAnswer(response.status, response.headers, response.content)
                 return
         except _NETWORK_ERRORS as cause:
             if isinstance(cause, LoopsError):

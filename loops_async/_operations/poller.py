@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from .. import protocol
+from .._http import tape
 from .._http.decoding import UnreadableError
 from .._http.endpoint import Endpoint
 from .._http.retry import POLL, Failure, failure_of, retry
@@ -100,7 +101,7 @@ class Poller:
                 if poll.status == "done":
                     return await self._decode(request, answer, poll.result, decode)
                 log.warning("%s: answered with the unknown status %r; polling again", operation, poll.status)
-                await asyncio.sleep(1.0)
+                await tape.pause(1.0)
 
     @asynccontextmanager
     async def _turn(self, operation: str, operation_id: str) -> AsyncGenerator[Wait]:
@@ -128,7 +129,7 @@ class Poller:
                 if time.monotonic() - started < CUT_HOLD or failure_of(error) not in (Failure.LOST, Failure.CUT):
                     raise
             if time.monotonic() - started < SHORTEST_HOLD:
-                await asyncio.sleep(SHORTEST_HOLD)  # limits the rate of polls that the service does not hold
+                await tape.pause(SHORTEST_HOLD)  # limits the rate of polls that the service does not hold
             return None
 
         return await retry(ask, POLL, what=f"could not {request.what}", budget=self._transport.retry_budget)
