@@ -27,6 +27,7 @@ Elsewhere:
 - `loops_async.types`: the values that calls take and return, e.g. `Datum`, `AdamParams`, `SamplingParams`.
 - `attach_reference_logprobs` prepares data for the loss ``dpo``; `loops_compute_kl_sample_train` and
   `top_divergent_tokens` measure how far the sampler and the trainer differ.
+- `testing`: records what a program asks and is answered, and replays it in tests.
 - `loops_sync`: the same classes and methods as blocking calls.
 - `loops_local`: the whole service on this machine, for use without an account (the ``local`` extra). Run
   ``loops-local serve``, or enter `loops_local.LocalService`.
@@ -34,6 +35,7 @@ Elsewhere:
 """
 
 from . import agents, batch, errors, rollouts, types
+from . import testing as testing
 from ._logs import log_as_the_environment_says, log_to_stderr
 from ._operations.future import OperationFuture
 from ._progress import print_progress

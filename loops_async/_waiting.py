@@ -30,8 +30,8 @@ SILENCE_SECONDS: Final = 30.0
 """The first warning comes after so long without news, each further one after twice the time."""
 
 
-running_limits: dict[TimeLimit, asyncio.Task[object]] | None = None
-"""The time limits that run, with their tasks, where something else than time makes them expire; None elsewhere."""
+running_limits: set[TimeLimit] | None = None
+"""The time limits that run, where something else than time makes them expire; None elsewhere."""
 
 
 class TimeLimit:
@@ -93,19 +93,24 @@ class TimeLimit:
         self._due = self._loop.time() + seconds
         self._timer = self._loop.call_at(self._due, self._ring)
         if running_limits is not None:
-            running_limits[self] = self._task
+            running_limits.add(self)
 
     def _stop(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
         if running_limits is not None:
-            running_limits.pop(self, None)
+            running_limits.discard(self)
 
     def expire(self) -> None:
         """End the block now."""
         self._stop()
         self._has_expired = True
         self._task.cancel()
+
+    @property
+    def task(self) -> asyncio.Task[object]:
+        """The task that runs the block."""
+        return self._task
 
     @property
     def seconds_left(self) -> float:

@@ -25,6 +25,7 @@
     │   ├── RateLimitError          429, `.retry_after`
     │   └── ServerError             5xx
     │       └── ServerShutdownError 503 of a trainer
+    ├── NotRecordedError            also AssertionError: a cassette that is replayed has no answer
     ├── RolloutError                also RuntimeError: rollouts cannot go on: `.failures`
     └── OperationError              an accepted operation failed: `.operation_id`, `.category`
         ├── RemoteOpError           `.error_class`
@@ -57,6 +58,7 @@ __all__ = [
     "LostAnswerError",
     "NotFoundError",
     "NotReadyError",
+    "NotRecordedError",
     "OperationError",
     "OperationTimeoutError",
     "PermissionDeniedError",
@@ -143,6 +145,13 @@ class NotReadyError(LoopsError, TimeoutError, RuntimeError):
     """A trainer or sampler was not ready, or did not serve the requested version, within the time limit."""
 
     retryable = True
+
+
+class NotRecordedError(LoopsError, AssertionError):
+    """A request is not in the cassette that `loops_async.testing.replay` plays, or not that often; nothing was sent.
+
+    The message names the recorded request that is most like it, and what differs.
+    """
 
 
 class ProvisioningError(LoopsError, RuntimeError):

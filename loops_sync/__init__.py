@@ -75,6 +75,7 @@ from loops_async import (
     NodeMetrics,
     NotFoundError,
     NotReadyError,
+    NotRecordedError,
     OperationError,
     OperationTimeoutError,
     OptimStepResponse,
@@ -143,6 +144,7 @@ from loops_async import (
 
 from . import drift as drift
 from . import errors as errors
+from . import testing as testing
 from . import types as types
 from ._future import ForwardBackwardFuture, OperationFuture
 from .agents import AgentGateway, AgentRollout
@@ -228,6 +230,7 @@ __all__ = [
     "NodeMetrics",
     "NotFoundError",
     "NotReadyError",
+    "NotRecordedError",
     "OperationError",
     "OperationFuture",
     "OperationTimeoutError",

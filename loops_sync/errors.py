@@ -26,6 +26,7 @@
     │   ├── RateLimitError          429, `.retry_after`
     │   └── ServerError             5xx
     │       └── ServerShutdownError 503 of a trainer
+    ├── NotRecordedError            also AssertionError: a cassette that is replayed has no answer
     ├── RolloutError                also RuntimeError: rollouts cannot go on: `.failures`
     └── OperationError              an accepted operation failed: `.operation_id`, `.category`
         ├── RemoteOpError           `.error_class`
@@ -49,6 +50,7 @@ from loops_async import (
     LostAnswerError,
     NotFoundError,
     NotReadyError,
+    NotRecordedError,
     OperationError,
     OperationTimeoutError,
     PermissionDeniedError,
@@ -81,6 +83,7 @@ __all__ = [
     "LostAnswerError",
     "NotFoundError",
     "NotReadyError",
+    "NotRecordedError",
     "OperationError",
     "OperationTimeoutError",
     "PermissionDeniedError",

@@ -49,6 +49,8 @@ ORDER: dict[str, tuple[str, ...]] = {
         "rollouts",
         "training",
         "client",
+        "_cassettes",
+        "testing",
         "cli",
     ),
     "loops_local": (

@@ -121,6 +121,13 @@ class Core:
         values = self.exports.keys() - self.twins.keys()
         self.value_modules = {name: value for name, value in self.modules.items() if set(value.__all__) <= values}
         """Public modules whose names are all exported and have no twins."""
+        self.separate_modules = {
+            name: module
+            for name, module in self.modules.items()
+            if self.exports.keys().isdisjoint(module.__all__)
+            and not any(_has_twin(getattr(module, each)) for each in module.__all__)
+        }
+        """Public modules whose names the package does not export, and which mean the same in both forms."""
 
     def handle(self, value: Any) -> str | None:
         """Return the name of the handle that `value` is, or is an alias of."""
@@ -156,6 +163,10 @@ def _is_handle(value: Any) -> bool:
     members = vars(value) if isinstance(value, type) else {}
     coroutines = [name for name, member in members.items() if iscoroutinefunction(member)]
     return any(name == "__aenter__" or not name.startswith("_") for name in coroutines)
+
+
+def _has_twin(value: Any) -> bool:
+    return _is_handle(value) or iscoroutinefunction(value)
 
 
 def _base(members: Mapping[str, Any]) -> str:
@@ -471,15 +482,19 @@ def generate(package: ModuleType) -> dict[str, str]:
     sources = {f"{name}.py": Module(core, name).write() for name in sorted(set(core.twins.values()))}
     for name, module in core.value_modules.items():
         sources[f"{name}.py"] = _imported(core, module.__name__, module.__doc__ or "", module.__all__)
-    others = [f"from . import {name} as {name}" for name in core.value_modules]
+    for name, module in core.separate_modules.items():
+        sources[f"{name}.py"] = _imported(
+            core, module.__name__, module.__doc__ or "", module.__all__, of=module.__name__
+        )
+    others = [f"from . import {name} as {name}" for name in (*core.value_modules, *core.separate_modules)]
     others += [f"from .{module} import {name}" for name, module in core.twins.items()]
     sources["__init__.py"] = _imported(core, f"{core.name}/__init__.py", PACKAGE_DOC, core.exports, *others)
     return formatted(sources)
 
 
-def _imported(core: Core, file: str, doc: str, names: Collection[str], *others: str) -> str:
-    """Return a module that imports these values, with `others` as further import lines."""
-    values = f"from {core.name} import {', '.join(set(names) - core.twins.keys())}"
+def _imported(core: Core, file: str, doc: str, names: Collection[str], *others: str, of: str = "") -> str:
+    """Return a module that imports these values, `of` the core's package or module, with `others` as import lines."""
+    values = f"from {of or core.name} import {', '.join(set(names) - core.twins.keys())}"
     head = [f"{BANNER}{file}{ADVICE}", blocking_docstring(doc, core.name), values]
     return "\n".join([*head, *others, f"__all__ = {sorted(names)}"])
 

@@ -1,0 +1,1 @@
+"""Recorded exchanges with a service: their file, the recorder and the player."""
