@@ -64,6 +64,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "_http",
         "_routes",
         "_service",
+        "pytest",
         "__main__",
     ),
 }
@@ -82,6 +83,9 @@ INTERNAL: dict[str, tuple[str, ...]] = {
 }
 """Which parts of our other packages a package may import."""
 
+INTERNAL_OF_MODULES: dict[str, tuple[str, ...]] = {"loops_local.pytest": ("loops_async", "loops_sync")}
+"""What a module may import beside that."""
+
 LIBRARIES: dict[str, frozenset[str]] = {
     "loops_async": frozenset({"anyio", "msgspec"}),
     "loops_async._http.network": frozenset({"aiohttp"}),
@@ -94,6 +98,7 @@ LIBRARIES: dict[str, frozenset[str]] = {
     "loops_local._http": frozenset({"aiohttp", "yarl"}),
     "loops_local._routes": frozenset({"aiohttp", "yarl"}),
     "loops_local._service": frozenset({"aiohttp", "yarl"}),
+    "loops_local.pytest": frozenset({"pytest", "pytest_asyncio"}),
     "loops_local.engine.pytorch": frozenset({"gguf", "numpy", "safetensors", "tokenizers", "torch", "transformers"}),
 }
 """Libraries that a module, or the modules of a folder, may import at any place."""
@@ -138,7 +143,7 @@ def _problem(module: str, found: Import) -> str | None:
     if top == package:
         return _order_problem(module, found.name)
     if top in INTERNAL:
-        allowed = INTERNAL[package]
+        allowed = (*INTERNAL[package], *INTERNAL_OF_MODULES.get(module, ()))
         if any(_within(found.name, part) for part in allowed):
             return None
         return f"{package} may import {' and '.join(allowed) or 'no other package of ours'}, not {found.name}"

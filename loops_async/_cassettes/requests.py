@@ -129,10 +129,10 @@ def _leaves_of(request: RecordedRequest) -> dict[str, Any]:
 
 def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict) and value:
-        for name, each in cast("dict[str, Any]", value).items():
+        for name, each in cast("Mapping[str, Any]", value).items():
             yield from _leaves(f"{path}.{name}", each)
     elif isinstance(value, list) and value:
-        for index, each in enumerate(cast("list[Any]", value)):
+        for index, each in enumerate(cast("Sequence[Any]", value)):
             yield from _leaves(f"{path}[{index}]", each)
     else:
         yield path, value
