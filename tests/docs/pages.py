@@ -25,7 +25,7 @@ ROOT: Final = Path(__file__).parents[2]
 
 BLOCK: Final = re.compile(
     r"""
-    (?:^<!--\ not\ run:\ (?P<reason>.+)\ -->\n)?
+    (?:^<!--\ not\ run:\ (?P<reason>[^\n]+)\ -->\n)?
     ^```(?P<kind>\{colours\}|python)\n
     (?::\w+:\n)*
     (?P<code>.*?)
