@@ -35,6 +35,8 @@ from loops_async import testing
 from ._service import LocalService, serve_in_thread
 from .faults import Faults
 
+__all__: list[str] = []  # pytest finds the fixtures; nothing is imported from here
+
 _asyncio_fixture: Callable[..., Any] = pytest.fixture
 with suppress(ImportError):  # without it, anyio runs the tests, or all are blocking
     from pytest_asyncio import fixture as _asyncio_fixture
