@@ -99,7 +99,7 @@ class Player(Tape):
 
     def _take(self, request: Request, settings: Settings) -> int:
         """Return the index of the exchange that answers a request, and count it as played."""
-        asked = recorded(request, Redactor(settings))
+        asked = recorded(request, Redactor.of(settings))
         signature = self._rules.signature(asked, settings.base_url)
         fitting = [each for each in self._indexes[signature.text] if self._fits(signature, each)]
         # A request that was sent again has the ids of its first try.

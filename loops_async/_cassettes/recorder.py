@@ -35,7 +35,7 @@ class Recorder(Tape):
         return Cassette(base_url=self._base_url, exchanges=self._exchanges)
 
     async def exchange(self, request: Request, settings: Settings, send: Send) -> Answer:
-        redactor = Redactor(settings)
+        redactor = Redactor.of(settings)
         entry = self._begin(request, settings, redactor)
         try:
             answer = await send(request)
@@ -51,7 +51,7 @@ class Recorder(Tape):
 
     @asynccontextmanager
     async def opened(self, request: Request, settings: Settings, open_: Open) -> AsyncGenerator[OpenAnswer]:
-        redactor = Redactor(settings)
+        redactor = Redactor.of(settings)
         entry = self._begin(request, settings, redactor)
         copy: _Copy | None = None
         try:

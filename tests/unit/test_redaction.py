@@ -15,7 +15,7 @@ KEY = 'secret"key-%\\0123'
 
 @pytest.fixture
 def redactor() -> Redactor:
-    return Redactor(resolve_settings(api_key=KEY))
+    return Redactor.of(resolve_settings(api_key=KEY))
 
 
 @pytest.mark.parametrize("name", ["Authorization", "proxy-authorization", "COOKIE", "Set-Cookie", "X-Api-Key"])
@@ -38,7 +38,7 @@ def test_the_key_is_masked_in_each_spelling(redactor: Redactor, written: str) ->
 
 
 def test_a_key_as_short_as_a_word_is_no_secret() -> None:
-    assert Redactor(resolve_settings(api_key="key")).text('{"key": 1}') == '{"key": 1}'
+    assert Redactor("key").text('{"key": 1}') == '{"key": 1}'
 
 
 def test_the_query_of_a_request_is_kept_unless_it_is_signed(redactor: Redactor) -> None:
@@ -61,6 +61,15 @@ def test_signed_urls_in_a_body_keep_their_path_only(redactor: Redactor, slash: s
     assert json.loads(masked) == {"url": f"https://store.test/a.bin?{REDACTED}", "size": 4}
 
 
+def test_a_relative_place_loses_its_query_too(redactor: Redactor) -> None:
+    assert redactor.headers({"location": "/file?signature=abc"}) == {"location": f"/file?{REDACTED}"}
+
+
+@pytest.mark.parametrize("text", ["Bearer abcdefg1", "authorization: api-key abc.def-123", "basic dXNlcjpwYXNz=="])
+def test_credentials_in_text_are_masked(redactor: Redactor, text: str) -> None:
+    assert redactor.text(text) == f"{text.rpartition(' ')[0]} {REDACTED}"
+
+
 def test_a_token_in_a_fragment_is_masked(redactor: Redactor) -> None:
     assert redactor.text("http://127.0.0.1/dashboard#token=abc") == f"http://127.0.0.1/dashboard#token={REDACTED}"
 
@@ -70,7 +79,15 @@ def test_fields_that_are_named_after_a_secret_are_masked(redactor: Redactor, nam
     assert json.loads(redactor.text(json.dumps({name: 'a"b\\', "x": "y"}))) == {name: REDACTED, "x": "y"}
 
 
-@pytest.mark.parametrize("value", [{"token": "the", "tokens": [1, 2]}, {"text": "who? me?"}, {"next_page_token": "7"}])
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"token": "the", "tokens": [1, 2]},
+        {"text": "who? me?"},
+        {"text": "a basic understanding of bearer instruments"},
+        {"next_page_token": "7"},
+    ],
+)
 def test_other_text_is_kept(redactor: Redactor, value: dict[str, Any]) -> None:
     text = json.dumps(value)
 
