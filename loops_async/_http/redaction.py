@@ -13,10 +13,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from typing import Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 from urllib.parse import quote
 
-from .settings import Settings
+if TYPE_CHECKING:
+    from .settings import Settings
 
 REDACTED: Final = "[REDACTED]"
 

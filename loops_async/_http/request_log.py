@@ -29,6 +29,7 @@ from msgspec import Struct
 
 from ..errors import ConfigError
 from .body import Body
+from .redaction import Redactor
 
 log = logging.getLogger("loops_async.http")
 
@@ -38,7 +39,6 @@ Bodies: TypeAlias = Literal["short", "full", "none"]
 VARIABLE: Final = "LOOPS_REQUEST_LOG"
 BODIES_VARIABLE: Final = "LOOPS_REQUEST_LOG_BODIES"
 
-REDACTED: Final = "[REDACTED]"
 SHORT: Final = 2000
 """How many characters of a body are written, unless all of it is wanted."""
 SHORT_BYTES: Final = 16 * 1024
@@ -47,17 +47,7 @@ MOST_WAITING: Final = 20_000
 """With more lines that are not written yet, the log ends: a file that cannot keep up must not fill the memory."""
 CLOSE_SECONDS: Final = 5.0
 """How long the end of a client waits until everything is written."""
-SHORTEST_KEY: Final = 8
-"""No service issues shorter keys; in tests they are ordinary words."""
 
-_SECRET_HEADERS: Final = frozenset({"authorization", "proxy-authorization", "cookie", "set-cookie", "x-api-key"})
-_URL_SECRETS: Final = re.compile(r"(?i)(https?:(?:\\?/){2})([^\s/?#@\"'<>\\]*@)?([^\s?#\"'<>]*)([?#][^\s\"'<>]*)?")
-"""Scheme, user and password, host and path, and the query and fragment of an absolute URL, also one within JSON."""
-_QUERY: Final = re.compile(r"[?#].*", re.DOTALL)
-_CREDENTIALS: Final = re.compile(r"(?i)\b(Bearer|Api-Key|Basic) +[\w.~+/=-]{8,}")
-_SECRET_FIELDS: Final = re.compile(
-    r"(?i)(\"[\w-]*(?:authorization|api_?key|password|secret|(?:access|auth|dashboard)_token)\"\s*:\s*)\"(?:[^\"\\]|\\.)*\"?"
-)
 _LAST_WORD: Final = re.compile(r"[^\s\"'<>]*\Z")
 
 
@@ -98,7 +88,7 @@ class RequestLog:
 
     def __init__(self, settings: RequestLogSettings, key: str | None) -> None:
         self._bodies: Bodies = settings.bodies
-        self._key = key if key is not None and len(key) >= SHORTEST_KEY else None
+        self._redactor = Redactor(key)
         self._writer = _writer_of(settings.path)
 
     def request(
@@ -153,24 +143,16 @@ class RequestLog:
         *,
         has_signed_url: bool,
     ) -> dict[str, Any]:
-        shown = self._without_secrets(url) if has_signed_url else self._scrubbed(_without_user(url))
+        shown = self._redactor.url(url, is_signed=has_signed_url)
         path = "/" + url.partition("//")[2].partition("/")[2].partition("?")[0].partition("#")[0]
-        headers = self._shown_headers(headers)
-        return fields | {"url": shown, "path": self._scrubbed(path), "headers": headers, "body": self._shown(body)}
+        headers = self._redactor.headers(headers)
+        return fields | {"url": shown, "path": self._redactor.url(path), "headers": headers, "body": self._shown(body)}
 
     def _response_line(self, fields: dict[str, Any], headers: Mapping[str, str], body: _Kept | None) -> dict[str, Any]:
-        return fields | {"headers": self._shown_headers(headers), "body": self._shown(body)}
+        return fields | {"headers": self._redactor.headers(headers), "body": self._shown(body)}
 
     def _error_line(self, fields: dict[str, Any], message: str) -> dict[str, Any]:
-        return fields | {"message": self._without_secrets(message)}
-
-    def _shown_headers(self, headers: Mapping[str, str]) -> dict[str, str]:
-        return {name: self._shown_header(name.lower(), value) for name, value in headers.items()}
-
-    def _shown_header(self, name: str, value: str) -> str:
-        if name in _SECRET_HEADERS:
-            return REDACTED
-        return self._without_secrets(_QUERY.sub(f"?{REDACTED}", value) if name == "location" else value)
+        return fields | {"message": self._redactor.text(message)}
 
     def _shown(self, body: _Kept | None) -> str | None:
         if body is None:
@@ -178,42 +160,10 @@ class RequestLog:
         text = b"".join(body.parts).decode("utf-8", "replace")
         is_cut = body.size > SHORT_BYTES and self._bodies == "short"
         # A secret of which only a half is here would not be recognized.
-        text = self._without_secrets(_LAST_WORD.sub("", text) if is_cut else text)
+        text = self._redactor.text(_LAST_WORD.sub("", text) if is_cut else text)
         if self._bodies == "full" or (len(text) <= SHORT and not is_cut):
             return text
         return f"{body.size} B, which begin: {text[:SHORT]}…"
-
-    def _without_secrets(self, text: str) -> str:
-        """Return `text` without the key, without the query of each URL in it, and without credentials."""
-        text = self._scrubbed(text)
-        lowered = text.lower()
-        for needles, pattern, replacement in _PATTERNS:
-            # Searching a batch of 24 MiB for a pattern would hold all threads for half a second.
-            if any(needle in lowered for needle in needles):
-                text = pattern.sub(replacement, text)
-        return text
-
-    def _scrubbed(self, text: str) -> str:
-        return text if self._key is None else text.replace(self._key, REDACTED)
-
-
-def _redacted_url(url: re.Match[str]) -> str:
-    scheme, user, place, query = url.groups()
-    return f"{scheme}{f'{REDACTED}@' if user else ''}{place}{f'{query[0]}{REDACTED}' if query else ''}"
-
-
-_PATTERNS: Final[tuple[tuple[tuple[str, ...], re.Pattern[str], str | Callable[[re.Match[str]], str]], ...]] = (
-    (("http",), _URL_SECRETS, _redacted_url),
-    (("bearer ", "api-key ", "basic "), _CREDENTIALS, rf"\1 {REDACTED}"),
-    (("authorization", "key", "password", "secret", '_token"'), _SECRET_FIELDS, rf'\1"{REDACTED}"'),
-)
-"""What is looked for when one of some words is there, and what takes its place."""
-
-
-def _without_user(url: str) -> str:
-    scheme, separator, rest = url.partition("//")
-    host, slash, path = rest.partition("/")
-    return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"
 
 
 class _Writer:
