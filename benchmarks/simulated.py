@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
+from loops_async import SamplingClient
 from loops_async._rollouts.policy import Policy
 from loops_async.types import SampledSequence, SampleResponse, SamplingParams
 
@@ -91,19 +92,19 @@ class SimulatedTrainer:
 
     def log(self, metrics: Mapping[str, float]) -> None: ...
 
-    async def publish(self, name: str) -> Awaitable[Policy]:
+    async def publish(self, name: str) -> Awaitable[Policy[SamplingClient]]:
         """Take the turn; what is returned waits until the sampler serves the weights."""
         async with self._turn:
             version = self.steps
 
-        async def served() -> Policy:
+        async def served() -> Policy[SamplingClient]:
             await asyncio.sleep(self._service.publishing)
             self.sampler.version = max(self.sampler.version, version)
             return Policy(cast("Any", self.sampler), version)
 
         return asyncio.ensure_future(served())
 
-    async def freeze(self, name: str) -> Awaitable[Policy]:
+    async def freeze(self, name: str) -> Awaitable[Policy[SamplingClient]]:
         """Evaluation is not simulated."""
         raise NotImplementedError
 

@@ -31,10 +31,11 @@ Elsewhere:
 - `loops_sync`: the same classes and methods as blocking calls.
 - `loops_local`: the whole service on this machine, for use without an account (the ``local`` extra). Run
   ``loops-local serve``, or enter `loops_local.LocalService`.
+- `loops_async.executors`: where graders and whole rollouts run: in processes, or on a cluster (`loops_async.ray`).
 - ``loops``: the command line (the ``cli`` extra).
 """
 
-from . import agents, batch, errors, rollouts, types
+from . import agents, batch, errors, executors, rollouts, types
 from . import testing as testing
 from ._logs import log_as_the_environment_says, log_to_stderr
 from ._operations.future import OperationFuture
@@ -49,6 +50,7 @@ from .control_plane import ControlPlane
 from .dpo import attach_reference_logprobs
 from .drift import loops_compute_kl_sample_train, loops_log_kl_sample_train, top_divergent_tokens
 from .errors import *  # noqa: F403
+from .executors import *  # noqa: F403
 from .rollouts import *  # noqa: F403
 from .sampling import SamplingClient
 from .training import ForwardBackwardFuture, TrainingClient
@@ -81,6 +83,7 @@ __all__ = [
 __all__ += agents.__all__
 __all__ += batch.__all__
 __all__ += errors.__all__
+__all__ += [name for name in executors.__all__ if name not in errors.__all__]
 __all__ += rollouts.__all__
 __all__ += types.__all__
 

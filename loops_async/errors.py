@@ -27,6 +27,9 @@
     │       └── ServerShutdownError 503 of a trainer
     ├── NotRecordedError            also AssertionError: a cassette that is replayed has no answer
     ├── RolloutError                also RuntimeError: rollouts cannot go on: `.failures`
+    ├── WorkerError                 code failed in a worker: `.error_type`, `.traceback`, `.worker`
+    │   ├── WorkerTimeoutError      also TimeoutError: its time limit, `.timeout`
+    │   └── WorkerDiedError         the process of a worker ended
     └── OperationError              an accepted operation failed: `.operation_id`, `.category`
         ├── RemoteOpError           `.error_class`
         ├── UnknownRequestError     the service does not know the operation, or no longer does
@@ -76,6 +79,9 @@ __all__ = [
     "UnfinishedSubmission",
     "UnknownRequestError",
     "UnsupportedError",
+    "WorkerDiedError",
+    "WorkerError",
+    "WorkerTimeoutError",
 ]
 
 
@@ -315,6 +321,38 @@ class RolloutError(LoopsError, RuntimeError):
     def __init__(self, message: str, *, failures: Mapping[str, int] | None = None) -> None:
         super().__init__(message)
         self.failures: dict[str, int] = dict(failures or {})
+
+
+class WorkerError(LoopsError):
+    """Code that an executor ran in a worker failed with an error that cannot be raised here.
+
+    An exception that can be pickled is raised itself, with the worker's traceback as a note.
+
+    `error_type` is the name of the error's class, `traceback` the worker's traceback as text, and `worker` says which
+    process it was. Each is None where it is not known.
+    """
+
+    def __init__(
+        self, message: str, *, error_type: str | None = None, traceback: str | None = None, worker: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.error_type = error_type
+        self.traceback = traceback
+        self.worker = worker
+
+
+class WorkerTimeoutError(WorkerError, TimeoutError):
+    """A rollout in a worker took longer than its time limit of `timeout` seconds, and was ended."""
+
+    def __init__(self, message: str, *, timeout: float | None = None, worker: str | None = None) -> None:
+        super().__init__(message, worker=worker)
+        self.timeout = timeout
+
+
+class WorkerDiedError(WorkerError):
+    """The process of a worker ended, and with it what ran there; the next call gets a new process."""
+
+    retryable = True
 
 
 class OperationError(LoopsError):

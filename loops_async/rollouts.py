@@ -6,7 +6,6 @@
 - `group_advantages`: how much better each member of a group is than the others.
 - `StalenessGate`: bounds how far rollouts run ahead of training; for loops of your own.
 - `FailurePolicy`: which failures are tolerated. `RolloutState`: where to continue.
-- `ProcessPool`: processes for code that takes long, e.g. graders.
 
 Example:
     ::
@@ -33,7 +32,6 @@ from ._rollouts.executor import Executor
 from ._rollouts.failures import FailurePolicy
 from ._rollouts.gate import GateState, StalenessGate, Ticket
 from ._rollouts.options import Advantages
-from ._rollouts.processes import ProcessPool
 from ._rollouts.state import RolloutState
 from ._rollouts.stream import RolloutStream, RunningGroup
 
@@ -45,7 +43,6 @@ __all__ = [
     "Executor",
     "FailurePolicy",
     "GateState",
-    "ProcessPool",
     "Rollout",
     "RolloutBatch",
     "RolloutContext",

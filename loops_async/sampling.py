@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -26,13 +25,14 @@ from ._http.transport import MOST_RESULT_BYTES, Answer, Request
 from ._sampling.adaptive import Adaptive
 from ._sampling.completions import read_completions
 from ._sampling.limiter import Limiter, as_limiter, report_rejection, slots
-from ._sampling.many import BoundedMap, map_in_processes, run_in_worker
+from ._sampling.many import BoundedMap, map_in_processes
 from ._sampling.queue import SampleQueue
 from ._sampling.tokenizer import load_tokenizer
 from ._session.deactivation import deactivate_sampler
 from ._session.readiness import wait_for_version
 from ._session.runtime import Runtime, detached_runtime
 from ._session.served_models import base_model_of, fetch_served_models
+from ._tasks import gather_or_raise
 from ._waiting import TimeLimit
 from .errors import (
     ApiError,
@@ -43,6 +43,7 @@ from .errors import (
     ProtocolError,
     SampleTimeoutError,
     UnsupportedError,
+    WorkerDiedError,
     without_quote,
 )
 from .types import (
@@ -268,6 +269,8 @@ class SamplingClient(SameWhenCopied):
         Raises:
             InputError: an argument is invalid; an invalid prompt is a prompt that fails.
             ConfigError: `processes` was given, and the API key is not in the environment, or a process cannot start.
+            WorkerDiedError: a worker process ended, and `on_error` is ``"raise"``; it is the error of the prompts that
+                were sampled there, some of which may have been paid for.
             LoopsError: a prompt failed, and `on_error` is ``"raise"``; the requests in flight are cancelled.
 
         Example:
@@ -302,7 +305,10 @@ class SamplingClient(SameWhenCopied):
             self._check_key_in_environment()
             sample_chunk = partial(_chunk_outcomes, self, arguments, is_raised)
             most = most_prompts()
-            outcomes = map_in_processes(prompts, sample_chunk, processes=processes, limit=most, ordered=ordered)
+            lost = partial(_lost_outcomes, is_raised)
+            outcomes = map_in_processes(
+                prompts, sample_chunk, lost=lost, processes=processes, limit=most, ordered=ordered
+            )
         async with aclosing(outcomes):
             async for index, outcome in outcomes:
                 if not isinstance(outcome, LoopsError):
@@ -612,16 +618,21 @@ async def _outcome(
         return error
 
 
-def _chunk_outcomes(
+async def _chunk_outcomes(
     client: SamplingClient, arguments: Mapping[str, Any], is_raised: bool, prompts: Sequence[_Prompt]
 ) -> list[SampleResponse | LoopsError]:
     """Sample a chunk of the prompts in a worker process."""
     sample = partial(client.sample, **arguments)
+    return await gather_or_raise([_outcome(sample, is_raised, prompt) for prompt in prompts])
 
-    async def sample_all() -> list[SampleResponse | LoopsError]:
-        return await asyncio.gather(*(_outcome(sample, is_raised, prompt) for prompt in prompts))
 
-    return run_in_worker(sample_all())
+def _lost_outcomes(
+    is_raised: bool, prompts: Sequence[_Prompt], error: WorkerDiedError
+) -> list[SampleResponse | LoopsError]:
+    """Return the outcomes of a chunk whose process ended: no answer is known, and some may have been paid for."""
+    if is_raised:
+        raise error
+    return [error for _ in prompts]
 
 
 def _sample_body(

@@ -421,7 +421,7 @@ class TrainingClient(SameWhenCopied):
             episode_timeout: the longest time of one attempt at an episode in seconds, in which it also waits for its
                 turn in `limit`; None has no limit, since slow is not stuck.
             max_episode_tokens: the longest episode; None is the longest sequence of the run.
-            executor: where `RolloutContext.run` calls functions, e.g. a `ProcessPool`; worker threads when None.
+            executor: where `RolloutContext.run` calls functions, e.g. a `ProcessExecutor`; worker threads when None.
             drop_last: leave out the last step if there are too few groups for it.
             seed: makes sampling repeatable, as far as the order in which weights are published allows.
             name: publish under ``sampler_weights/<name>``.
@@ -735,14 +735,14 @@ class _Policies:
             self._max_seq_len = await self._longest_of_model()
         return self._max_seq_len
 
-    async def publish(self, name: str) -> Awaitable[Policy]:
+    async def publish(self, name: str) -> Awaitable[Policy[SamplingClient]]:
         if isinstance(self._sampler.deployment, ServerlessDeployment):
             # A serverless sampler has no current version: each has a checkpoint of its own.
             unique = f"{check_checkpoint_name(name)}-{uuid4().hex}"
             return self._exact(unique, await self._client.save_weights_for_sampler(unique))
         return self._served(await self._client.save_weights_for_sampler(name))
 
-    async def freeze(self, name: str) -> Awaitable[Policy]:
+    async def freeze(self, name: str) -> Awaitable[Policy[SamplingClient]]:
         # Unique, since what samples an earlier one may still run.
         unique = f"{check_checkpoint_name(name)}-{uuid4().hex}"
         saving = await self._client.save_weights_for_sampler(unique, publish=False, ttl_seconds=FROZEN_SECONDS)
@@ -751,7 +751,7 @@ class _Policies:
     async def save_state(self, name: str) -> Awaitable[str]:
         return self._path(await self._client.save_state(name))
 
-    async def _served(self, saving: OperationFuture[SaveWeightsForSamplerResponse]) -> Policy:
+    async def _served(self, saving: OperationFuture[SaveWeightsForSamplerResponse]) -> Policy[SamplingClient]:
         saved = await saving
         # Version 0 is the base model: nothing was trained, so there is nothing to wait for.
         weights = Weights(min_policy_version=saved.version or None)
@@ -760,7 +760,7 @@ class _Policies:
             await sampler.wait_for_version(saved.version)
         return Policy(sampler, saved.version)
 
-    async def _exact(self, name: str, saving: OperationFuture[SaveWeightsForSamplerResponse]) -> Policy:
+    async def _exact(self, name: str, saving: OperationFuture[SaveWeightsForSamplerResponse]) -> Policy[SamplingClient]:
         saved = await saving
         prefix = f"bt://loops:{self.run_id}/sampler_weights/"
         # The service may have chosen another name, or return the location of the files instead of the URI.

@@ -81,7 +81,7 @@ from loops_async import (
     OptimStepResponse,
     ParsedReply,
     PermissionDeniedError,
-    ProcessPool,
+    Policy,
     ProtocolError,
     ProvisioningError,
     ProvisioningEvent,
@@ -132,6 +132,9 @@ from loops_async import (
     User,
     UserConfig,
     WandbConfig,
+    WorkerDiedError,
+    WorkerError,
+    WorkerTimeoutError,
     __version__,
     group_advantages,
     log_to_stderr,
@@ -152,6 +155,7 @@ from .batch import sample_file, sample_rows
 from .client import ServiceClient
 from .control_plane import ControlPlane
 from .dpo import attach_reference_logprobs
+from .executors import InLoopExecutor, ProcessExecutor
 from .rollouts import Rollout, RolloutContext, RolloutStream, StalenessGate
 from .sampling import SamplingClient
 from .training import TrainingClient
@@ -211,6 +215,7 @@ __all__ = [
     "GetInfoResponse",
     "ImageAssetPointerChunk",
     "ImageChunk",
+    "InLoopExecutor",
     "InitTrainerServerResponse",
     "InputError",
     "InstanceType",
@@ -237,7 +242,8 @@ __all__ = [
     "OptimStepResponse",
     "ParsedReply",
     "PermissionDeniedError",
-    "ProcessPool",
+    "Policy",
+    "ProcessExecutor",
     "ProtocolError",
     "ProvisioningError",
     "ProvisioningEvent",
@@ -295,6 +301,9 @@ __all__ = [
     "User",
     "UserConfig",
     "WandbConfig",
+    "WorkerDiedError",
+    "WorkerError",
+    "WorkerTimeoutError",
     "__version__",
     "attach_reference_logprobs",
     "group_advantages",

@@ -15,15 +15,17 @@ from collections.abc import Callable
 from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
+from inspect import iscoroutinefunction
 from queue import SimpleQueue
 from time import monotonic
 from typing import Any, Final, Generic, ParamSpec, TypeVar
 
 from loops_async._tasks import run_to_completion
+from loops_async.errors import InputError
 
 from ._outcome import Outcome, without_first_frame
 
-__all__ = ["Worker", "Workers"]
+__all__ = ["InThread", "Worker", "Workers"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -37,6 +39,21 @@ IDLE_SECONDS: Final = 1.0
 IDLE: Final = "loops_sync: idle"
 
 log = logging.getLogger("loops_async")
+
+
+class InThread(Generic[P, T]):
+    """A plain function as a coroutine function, which calls it in a thread; as picklable as the function is."""
+
+    def __init__(self, function: Callable[P, T]) -> None:
+        if iscoroutinefunction(function) or not callable(function):
+            raise InputError(
+                "rollout", f"must be a plain function; coroutine functions are for loops_async; got {function!r}"
+            )
+        self._function = function
+        self.__qualname__ = getattr(function, "__qualname__", repr(function))
+
+    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await asyncio.to_thread(self._function, *args, **kwargs)
 
 
 class Workers:

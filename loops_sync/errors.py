@@ -28,6 +28,9 @@
     │       └── ServerShutdownError 503 of a trainer
     ├── NotRecordedError            also AssertionError: a cassette that is replayed has no answer
     ├── RolloutError                also RuntimeError: rollouts cannot go on: `.failures`
+    ├── WorkerError                 code failed in a worker: `.error_type`, `.traceback`, `.worker`
+    │   ├── WorkerTimeoutError      also TimeoutError: its time limit, `.timeout`
+    │   └── WorkerDiedError         the process of a worker ended
     └── OperationError              an accepted operation failed: `.operation_id`, `.category`
         ├── RemoteOpError           `.error_class`
         ├── UnknownRequestError     the service does not know the operation, or no longer does
@@ -68,6 +71,9 @@ from loops_async import (
     UnfinishedSubmission,
     UnknownRequestError,
     UnsupportedError,
+    WorkerDiedError,
+    WorkerError,
+    WorkerTimeoutError,
 )
 
 __all__ = [
@@ -101,4 +107,7 @@ __all__ = [
     "UnfinishedSubmission",
     "UnknownRequestError",
     "UnsupportedError",
+    "WorkerDiedError",
+    "WorkerError",
+    "WorkerTimeoutError",
 ]

@@ -7,7 +7,6 @@
 - `group_advantages`: how much better each member of a group is than the others.
 - `StalenessGate`: bounds how far rollouts run ahead of training; for loops of your own.
 - `FailurePolicy`: which failures are tolerated. `RolloutState`: where to continue.
-- `ProcessPool`: processes for code that takes long, e.g. graders.
 
 Example:
     ::
@@ -41,7 +40,6 @@ from loops_async import (
     GateState,
     Limiter,
     ModelInput,
-    ProcessPool,
     RolloutBatch,
     RolloutGroup,
     RolloutState,
@@ -66,7 +64,6 @@ __all__ = [
     "Executor",
     "FailurePolicy",
     "GateState",
-    "ProcessPool",
     "Rollout",
     "RolloutBatch",
     "RolloutContext",

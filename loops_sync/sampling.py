@@ -160,6 +160,8 @@ class SamplingClient(Handle[_core.SamplingClient]):
         Raises:
             InputError: an argument is invalid; an invalid prompt is a prompt that fails.
             ConfigError: `processes` was given, and the API key is not in the environment, or a process cannot start.
+            WorkerDiedError: a worker process ended, and `on_error` is ``"raise"``; it is the error of the prompts that
+                were sampled there, some of which may have been paid for.
             LoopsError: a prompt failed, and `on_error` is ``"raise"``; the requests in flight are cancelled.
 
         Example:

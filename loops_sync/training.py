@@ -338,7 +338,7 @@ class TrainingClient(Closing[_core.TrainingClient]):
             episode_timeout: the longest time of one attempt at an episode in seconds, in which it also waits for its
                 turn in `limit`; None has no limit, since slow is not stuck.
             max_episode_tokens: the longest episode; None is the longest sequence of the run.
-            executor: where `RolloutContext.run` calls functions, e.g. a `ProcessPool`; worker threads when None.
+            executor: where `RolloutContext.run` calls functions, e.g. a `ProcessExecutor`; worker threads when None.
             drop_last: leave out the last step if there are too few groups for it.
             seed: makes sampling repeatable, as far as the order in which weights are published allows.
             name: publish under ``sampler_weights/<name>``.

@@ -37,6 +37,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "_operations",
         "_session",
         "_checkpoints",
+        "_executors",
         "_sampling",
         "sampling",
         "_batch",
@@ -46,6 +47,9 @@ ORDER: dict[str, tuple[str, ...]] = {
         "_agents",
         "agents",
         "_rollouts",
+        "executors",
+        "_ray",
+        "ray",
         "rollouts",
         "training",
         "client",
@@ -91,6 +95,8 @@ LIBRARIES: dict[str, frozenset[str]] = {
     "loops_async._http.network": frozenset({"aiohttp"}),
     "loops_async._http.transport": frozenset({"aiohttp", "yarl"}),  # yarl: the URLs of aiohttp
     "loops_async._http.retry": frozenset({"backoff"}),
+    "loops_async._ray": frozenset({"numpy", "pyarrow", "ray"}),  # the extra of that name
+    "loops_async.ray": frozenset({"ray"}),
     "loops_async.cli": frozenset({"rich", "typer"}),  # the extra of that name
     "loops_sync": frozenset({"msgspec"}),
     "loops_local": frozenset({"msgspec"}),

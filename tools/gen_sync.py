@@ -9,6 +9,7 @@ in the core                                        in the twin
 coroutine                                          method that runs it on the bridge's loop
 coroutine in `PROPERTIES`                          property that runs it at each access
 plain method                                       method that runs it on that loop, which owns the state it reads
+plain method in `FOR_ANY_THREAD`                   method that calls it
 property                                           property; a handle gets the same twin each time
 property that can be set                           the same; a handle is unwrapped
 method returning ``AsyncIterator[T]``              method returning `Items`, an ``Iterator[T]`` with ``close``
@@ -24,6 +25,7 @@ argument that is one, or None                      unwrapped
 argument in `OUTLIVING`                            passed on: the core calls it in a thread of its own
 ``Iterable[T] | AsyncIterable[T]`` argument        ``Iterable[T]``, stepped in worker threads
 coroutine function of a handle, as an argument     function of the handle's twin, called in a thread of its own
+coroutine function of values, as an argument       plain function, called in a thread, also in another process
 other function with a result, as an argument       passed on: it computes where the core calls it
 coroutine function                                 function
 alias of a handle, e.g. ``OperationFuture[T]``     the same alias of its twin, beside it
@@ -64,11 +66,14 @@ from tools.generated_files import BANNER, differences, formatted, write
 
 CORE: Final = "loops_async"
 
-CONSTRUCTED: Final = frozenset({"AgentGateway", "StalenessGate"})
+CONSTRUCTED: Final = frozenset({"AgentGateway", "InLoopExecutor", "ProcessExecutor", "StalenessGate"})
 """Handles that users create, although there is nothing to open."""
 
 OUTLIVING: Final = frozenset({"on_step"})
 """Callbacks that are still called when the call has returned, so that no thread waits for it."""
+
+FOR_ANY_THREAD: Final = frozenset({"InLoopExecutor.submit", "ProcessExecutor.submit"})
+"""Methods that belong to no loop. The core calls them on the bridge's, where twins' other methods cannot be called."""
 
 ADVICE: Final = ": change that, then run `make sync`."
 
@@ -83,7 +88,7 @@ COVERED: Final = ("__init__", "__aenter__", "__aexit__", "__await__", "__repr__"
 CORE_ONLY: Final = ("__del__", "SameWhenCopied")
 """A special method that only the core's object needs, and a base class that `loops_sync._handle` has for all twins."""
 
-FOREIGN: Final = ("builtins", "collections.abc", "msgspec", "os", "typing")
+FOREIGN: Final = ("builtins", "collections.abc", "concurrent.futures", "msgspec", "os", "typing")
 """Other modules whose types may appear in signatures."""
 
 NOT_PLAIN: Final = (
@@ -330,6 +335,8 @@ class Module:
             return self._assembled(function, place, declared, f"Items[{item[1]}]", body)
         run = "advance" if function.__name__ == "__anext__" else "run" if is_coroutine else "hold" if scope else "call"
         value = f"{'relay' if relayed else place.bridge}.{run}{call}"
+        if self._at in FOR_ANY_THREAD:
+            value = f"{place.original}({passed_on})"
         lines = [f"relay = {place.bridge}.relay({relayed[1]})"] if relayed else []
         if scope and place.first == "self" and self._core.handle(self._home.get(scope[1])):
             self._use(scope[1], self._home[scope[1]])
@@ -398,6 +405,11 @@ class Module:
         if stepped and self._is_plain(stepped[1]):
             self._use_runtime("_bridge", "stepped_in_worker_threads")
             return stepped[1], f"stepped_in_worker_threads({name})"
+        awaited = re.fullmatch(r"Callable\[(\[.+\]), Awaitable\[(\w+)\]\]", annotation)
+        has_result = awaited is not None and isinstance(self._home.get(awaited[2]), TypeVar)
+        if awaited and has_result and self._is_plain(text := f"Callable[{awaited[1]}, {awaited[2]}]"):
+            self._use_runtime("_workers", "InThread")
+            return text, f"InThread({name})"
         value = eval(annotation, self._home)
         if place.first == "self" and (function := self._core.coroutine_function(value)):
             is_alias = self._core.exports.get(annotation) is value

@@ -38,7 +38,7 @@ fi
 echo "installing locks/$lock.txt in $directory: a minute or so, and only when it changes"
 # The lock is complete but for torch, which must not be looked for here: which build is right is not the lock's to say.
 install --no-deps --require-hashes --requirement "locks/$lock.txt"
-if [ "$lock" != test ]; then
+if [ "$lock" != test ] && [ "$lock" != ray ]; then
     install --requirement locks/torch.txt
 fi
 # Without an index: what the locks do not have is an error here, and not whatever is the newest today.

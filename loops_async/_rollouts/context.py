@@ -54,7 +54,7 @@ class Group:
 class Resources(Struct, kw_only=True):
     """What all rollouts of a stream, or all of one evaluation, share."""
 
-    policy: Callable[[], Policy]
+    policy: Callable[[], Policy[SamplingClient]]
     """Returns the weights to sample now."""
     group_size: int
     seed: int | None

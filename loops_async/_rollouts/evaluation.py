@@ -13,6 +13,7 @@ from .._sampling.limiter import FIRST
 from .._sampling.many import BoundedMap, each
 from .._values import Value
 from ..errors import RolloutError
+from ..sampling import SamplingClient
 from .batch import RolloutGroup
 from .context import Group, Resources
 from .metrics import mean, means_of_own_metrics
@@ -42,7 +43,7 @@ async def evaluate(
     tasks: Iterable[Any] | AsyncIterable[Any],
     resources: Resources,
     *,
-    policy: Policy,
+    policy: Policy[SamplingClient],
     step: int,
     key: str,
 ) -> EvaluationResult:

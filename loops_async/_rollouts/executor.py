@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class Executor(Protocol):
-    """Runs functions elsewhere, e.g. a `concurrent.futures.ProcessPoolExecutor` or a `ProcessPool`.
+    """Runs functions elsewhere, e.g. a `ProcessExecutor`.
 
     `submit` must return soon: until then, no other rollout goes on.
     """
@@ -57,7 +57,7 @@ class Workers:
         self._threads.shutdown(wait=False, cancel_futures=True)
         waits = Waits()
         try:
-            with waits.on("functions that ctx.run started in threads to return; only a ProcessPool can end them"):
+            with waits.on("functions that ctx.run started in threads to return; only a ProcessExecutor can end them"):
                 for call in list(self._calls):
                     await asyncio.wait([asyncio.wrap_future(call)])
         finally:

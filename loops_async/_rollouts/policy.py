@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from msgspec import Struct
 
@@ -11,15 +11,19 @@ from ..sampling import SamplingClient
 
 __all__ = ["Policy", "Trainer"]
 
+S = TypeVar("S")
+"""A sampling client of either form."""
 
-class Policy(Struct, frozen=True):
-    """Weights that can be sampled.
+
+class Policy(Struct, Generic[S], frozen=True):
+    """Weights that can be sampled: what a whole rollout in a worker gets with each call.
 
     `version` is the service's number of them, the optimizer steps that led there. A stream calls only `sample` of
     `sampler`, which answers with these weights or newer ones; one that is bound to a checkpoint, with exactly these.
+    Pickled it has a few hundred bytes, and no API key.
     """
 
-    sampler: SamplingClient
+    sampler: S
     version: int
 
 
@@ -44,11 +48,11 @@ class Trainer(Protocol):
         """Return the longest training example in tokens; None if that is not known."""
         ...
 
-    async def publish(self, name: str) -> Awaitable[Policy]:
+    async def publish(self, name: str) -> Awaitable[Policy[SamplingClient]]:
         """Save the weights under `name` for the paired sampler; the result comes when that serves them."""
         ...
 
-    async def freeze(self, name: str) -> Awaitable[Policy]:
+    async def freeze(self, name: str) -> Awaitable[Policy[SamplingClient]]:
         """Save the weights under `name` without publishing them; the result samples exactly these."""
         ...
 

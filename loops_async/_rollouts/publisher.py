@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from .._tasks import TaskOwner
 from ..errors import ClosedError
+from ..sampling import SamplingClient
 from .gate import StalenessGate
 from .policy import Policy, Trainer
 
@@ -28,12 +29,12 @@ class Publisher:
         self._name = name
         self._tasks = tasks
         self._on_change = on_change
-        self._policy: Policy | None = None
+        self._policy: Policy[SamplingClient] | None = None
         self._in_flight = 0
         self._failure: BaseException | None = None
 
     @property
-    def policy(self) -> Policy:
+    def policy(self) -> Policy[SamplingClient]:
         """The newest weights that are served."""
         if self._policy is None:
             raise ClosedError("the stream is not open: entering it publishes the first weights")

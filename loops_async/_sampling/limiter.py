@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
 from heapq import heappop, heappush
-from typing import Final
+from typing import Final, Protocol
 
 from .._arguments import check_at_least
 from ..errors import ApiError, ConfigError, LoopsError
@@ -36,6 +36,25 @@ class Slots:
         self.tokens = tokens
 
 
+class Climb(Protocol):
+    """What decides the limit of a `Limiter`, and hears of all that happens: a `HillClimb`, or what asks another one."""
+
+    limit: int
+    clock: float
+
+    def occupied(self, now: float, in_flight: int, waiting: int) -> None:
+        """Hear how many sequences were in flight and waited since the last event."""
+        ...
+
+    def finished(self, count: int, tokens: int, began: float) -> None:
+        """Hear of a request for `count` sequences that was admitted when `clock` was `began`."""
+        ...
+
+    def rejected(self) -> None:
+        """Hear of a 429 or 503."""
+        ...
+
+
 class Limiter:
     """Limits the sequences in flight: a request for `num_samples` completions counts as that many.
 
@@ -58,7 +77,7 @@ class Limiter:
     """
 
     def __init__(self, limit: int | Adaptive) -> None:
-        self._climb = HillClimb(limit) if isinstance(limit, Adaptive) else None
+        self._climb: Climb | None = HillClimb(limit) if isinstance(limit, Adaptive) else None
         self._fixed = 0 if isinstance(limit, Adaptive) else check_at_least(limit, 1, "limit")
         self._loop: asyncio.AbstractEventLoop | None = None
         self._queue: list[tuple[int, int, int, asyncio.Future[None]]] = []
@@ -188,6 +207,16 @@ def slots(limiter: Limiter, count: int, *, priority: int = FIRST) -> AbstractAsy
         ConfigError: the limiter is in use in another event loop.
     """
     return limiter._slots(count, priority)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - see above
+
+
+def follow(limiter: Limiter, climb: Climb) -> None:
+    """Let `climb` decide the limit from now on. When it becomes larger by itself, call `wake`."""
+    limiter._climb = climb  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - as above
+
+
+def wake(limiter: Limiter) -> None:
+    """Give places that have become free to those who wait."""
+    limiter._wake()  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - as above
 
 
 def report_rejection(error: LoopsError) -> None:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias, TypeVar
+from functools import partial
+from typing import Any, Final, Generic, TypeAlias, TypeVar
 
-from anyio import CancelScope, to_thread
-
-from ..errors import ConfigError
-
-if TYPE_CHECKING:
-    from multiprocessing.synchronize import Event
+from .._executors.processes import LocalProcess, Processes
+from .._tasks import run_to_completion
+from ..errors import WorkerDiedError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -21,9 +19,6 @@ Source: TypeAlias = Iterable[T] | AsyncIterable[T]
 
 CHUNKS_PER_PROCESS: Final = 2
 """Chunks in flight per process; together they have its part of the limit. With one, a slow sample would stop it."""
-
-STOP_SECONDS: Final = 0.1
-"""How soon a worker process notices that its result is no longer needed."""
 
 
 class BoundedMap(Generic[T, R]):
@@ -104,30 +99,27 @@ async def each(source: Source[T]) -> AsyncGenerator[T]:
 
 
 async def map_in_processes(
-    source: Source[T], work: Callable[[list[T]], list[R]], *, processes: int, limit: int, ordered: bool
+    source: Source[T],
+    work: Callable[[list[T]], Awaitable[list[R]]],
+    *,
+    lost: Callable[[list[T], WorkerDiedError], list[R]],
+    processes: int,
+    limit: int,
+    ordered: bool,
 ) -> AsyncGenerator[tuple[int, R]]:
-    """Yield ``(index, result)`` of a blocking `work` that worker processes call with chunks of the source.
+    """Yield ``(index, result)`` of a coroutine function that worker processes call with chunks of the source.
 
-    `work` must use `run_in_worker`, which stops it soon after the caller stops iterating.
+    `lost` gives the results of a chunk whose process ended, or raises.
     """
-    from concurrent.futures import BrokenExecutor, ProcessPoolExecutor  # takes 10 ms, and few callers need it
-    from multiprocessing import get_context
-
     size = max(1, limit // (processes * CHUNKS_PER_PROCESS))
-    spawn = get_context("spawn")  # a fork of a process with threads may hang
-    stop = spawn.Event()
-    pool = ProcessPoolExecutor(processes, spawn, initializer=_init_worker, initargs=(stop,))
+    workers = Processes(processes, CHUNKS_PER_PROCESS, partial(LocalProcess, are_rollouts=True))
 
     async def submit(chunk: list[T]) -> list[R]:
-        # The first submission starts the processes, which would block the event loop.
         try:
-            submitted = await to_thread.run_sync(lambda: pool.submit(work, chunk))
-            return await asyncio.wrap_future(submitted)
-        except BrokenExecutor as broken:
-            raise ConfigError(
-                "processes: a worker process ended. Each imports the program's main module, so that must be a file "
-                'with an `if __name__ == "__main__":`, and not come from standard input; or memory ran out'
-            ) from broken
+            results: list[R] = await asyncio.wrap_future(workers.start(work, (chunk,)))
+        except WorkerDiedError as error:
+            return lost(chunk, error)
+        return results
 
     chunks = BoundedMap(_chunks(source, size), submit, most=lambda: processes * CHUNKS_PER_PROCESS, ordered=ordered)
     try:
@@ -136,9 +128,7 @@ async def map_in_processes(
                 for offset, result in enumerate(results):
                     yield number * size + offset, result
     finally:
-        stop.set()
-        with CancelScope(shield=True):
-            await to_thread.run_sync(lambda: pool.shutdown(cancel_futures=True))
+        await run_to_completion(asyncio.to_thread(workers.close))
 
 
 async def _chunks(source: Source[T], size: int) -> AsyncIterator[list[T]]:
@@ -150,36 +140,3 @@ async def _chunks(source: Source[T], size: int) -> AsyncIterator[list[T]]:
             chunk = []
     if chunk:
         yield chunk
-
-
-# --- in a worker process ---
-
-
-class _Worker:
-    """The event loop of this process, kept so that connections last from chunk to chunk, and its stop event."""
-
-    def __init__(self, stop: Event) -> None:
-        self.stop = stop
-        self.runner = asyncio.Runner()
-
-    async def run_until_stopped(self, work: Awaitable[R]) -> R:
-        task = asyncio.ensure_future(work)
-        while not (await asyncio.wait([task], timeout=STOP_SECONDS))[0]:
-            if self.stop.is_set():
-                task.cancel()
-        return task.result()
-
-
-_worker: _Worker | None = None
-
-
-def _init_worker(stop: Event) -> None:
-    global _worker
-    _worker = _Worker(stop)
-
-
-def run_in_worker(work: Awaitable[R]) -> R:
-    """Run a coroutine in a worker process until it ends or is stopped since its result is no longer needed."""
-    if _worker is None:
-        raise RuntimeError("run_in_worker is for the worker processes of map_in_processes")
-    return _worker.runner.run(_worker.run_until_stopped(work))

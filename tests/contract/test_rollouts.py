@@ -20,7 +20,7 @@ from loops_async import (
     InputError,
     Limiter,
     PermissionDeniedError,
-    ProcessPool,
+    ProcessExecutor,
     RemoteOpError,
     RolloutContext,
     RolloutError,
@@ -487,8 +487,8 @@ async def test_leaving_ends_a_grader_that_hangs(trainer: TrainingClient, tmp_pat
         return episode
 
     file = tmp_path / "pid"
-    with ProcessPool(1) as pool:
-        async with trainer.rollouts(rollout, [1], group_size=1, groups_per_step=1, executor=pool):
+    async with ProcessExecutor(1) as executor:
+        async with trainer.rollouts(rollout, [1], group_size=1, groups_per_step=1, executor=executor):
             await eventually(lambda: file.exists() and file.read_text())
         await eventually(lambda: not is_alive(int(file.read_text())))
 

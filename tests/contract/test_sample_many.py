@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from loops_async import (
     SamplingClient,
     SamplingParams,
     ServiceClient,
+    WorkerDiedError,
 )
 from loops_local import LocalService
 from tests.support.colours import Colour
@@ -217,6 +219,30 @@ async def test_processes_share_the_work(
     assert [(done.index, first_token(done)) async for done in results] == [(number, number) for number in range(40)]
 
 
+async def test_a_process_that_dies_fails_the_prompts_that_it_had(
+    sampler: SamplingClient, local: LocalService, engine: WatchedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BASETEN_API_KEY", local.api_key)
+    others = set(multiprocessing.active_children())
+    engine.hold_samples()
+
+    async def sampled(**options: Any) -> list[SampledPrompt]:
+        many = sampler.sample_many(prompts(12), sampling_params=TWO_TOKENS, limit=4, processes=1, **options)
+        return [done async for done in many]
+
+    kept, raised = asyncio.create_task(sampled(keep_errors=True)), asyncio.create_task(sampled())
+    await eventually(lambda: engine.waiting_samples == 8)
+    for process in set(multiprocessing.active_children()) - others:
+        process.kill()
+    with pytest.raises(WorkerDiedError, match="has ended with exit code -9"):
+        await raised
+    engine.release_samples()
+    outcomes = {done.index: done for done in await kept}
+    died = [number for number, done in outcomes.items() if isinstance(done.error, WorkerDiedError)]
+    assert sorted(died) == [0, 1, 2, 3]
+    assert all(first_token(outcomes[number]) == number for number in range(4, 12))
+
+
 async def test_a_program_whose_main_module_processes_cannot_import_is_told(local: LocalService) -> None:
     program = """
 import asyncio, sys, loops_async
@@ -242,7 +268,7 @@ asyncio.run(main())
         text=True,
         timeout=PATIENCE_SECONDS,
     )
-    assert ended.stdout == "processes: a worker process ended\n", ended.stderr
+    assert ended.stdout == "a worker process ended with exit code 1 before it was ready\n", ended.stderr
 
 
 async def test_processes_need_the_key_in_the_environment(

@@ -59,6 +59,8 @@ def blocking_rollout(ctx: Any, task: SimpleNamespace) -> loops_async.Episode:
 
 def optional_names(snippet: Snippet) -> dict[str, Any]:
     """What only some examples take for granted, and not every installation has."""
+    if any("loops_ray" in source for source, _ in snippet.statements):
+        pytest.skip("NOT TESTED here: an example on Ray; tests/on_ray has the same calls")
     if not any("torch." in source for source, _ in snippet.statements):
         return {}
     return {"torch": pytest.importorskip("torch", reason="NOT TESTED: an example that needs torch")}

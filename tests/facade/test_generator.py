@@ -190,6 +190,13 @@ RULES = {
             return self._bridge.run(self._impl.run, function, *args, deep=deep)
         """,
     ),
+    "coroutine function of values, with a result": (
+        "async def run(self, function: Callable[[int], Awaitable[T]]) -> T: ...",
+        """
+        def run(self, function: Callable[[int], T]) -> T:
+            return self._bridge.run(self._impl.run, function=InThread(function))
+        """,
+    ),
     "value whose name is like that of a callback": (
         "async def do(self, on_error: Literal['raise', 'skip'] = 'raise') -> None: ...",
         """

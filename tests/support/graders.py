@@ -1,11 +1,15 @@
-"""Functions that tests run in other processes, which import them from here."""
+"""Functions and rollouts that tests run in other processes, which import them from here."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
+import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 
 def double(number: int) -> int:
@@ -42,3 +46,72 @@ def is_alive(process: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def exit_quietly() -> None:
+    raise SystemExit(3)
+
+
+def warn(text: str) -> None:
+    logging.getLogger("graders").warning("a grader says %s", text)
+
+
+async def give_back(policy: Any, task: Any) -> tuple[Any, Any]:
+    await asyncio.sleep(0)
+    return policy, task
+
+
+async def fail_rolling_out(policy: Any, text: str) -> None:
+    raise KeyError(text)
+
+
+async def fail_rolling_out_unreadably(policy: Any, task: Any) -> None:
+    raise UnreadableError(1, 2)
+
+
+async def wait_forever(policy: Any, file: Path) -> None:
+    """Note the process, and then that this was cancelled."""
+    note(file, str(os.getpid()))
+    try:
+        await asyncio.Event().wait()
+    finally:
+        note(file, "cancelled")
+
+
+async def hold_the_loop(policy: Any, file: Path) -> None:
+    hang(file)
+
+
+async def die(policy: Any, task: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+async def wait_for(policy: Any, file: Path) -> str:
+    """Return what another rollout writes."""
+    while True:
+        if text := noted(file):
+            return text
+        await asyncio.sleep(0.01)
+
+
+def give_back_plainly(policy: Any, task: Any) -> tuple[Any, Any]:
+    return policy, task
+
+
+async def write(text: str, file: Path) -> None:
+    note(file, text)
+
+
+def note(file: Path, text: str) -> None:
+    file.write_text(text)
+
+
+def noted(file: Path) -> str:
+    return file.read_text() if file.exists() else ""
+
+
+def wait_and_double(file: Path, number: int) -> int:
+    """Wait for a file, and then double the number."""
+    while not file.exists():
+        time.sleep(0.01)
+    return 2 * number

@@ -46,6 +46,9 @@ EXAMPLES: list[LoopsError] = [
         )
     ),
     errors.RolloutError("m", failures={"OSError": 2}),
+    errors.WorkerError("m", error_type="KeyError", traceback="t", worker="w"),
+    errors.WorkerTimeoutError("m", timeout=1.5, worker="w"),
+    errors.WorkerDiedError("m", worker="w"),
     errors.OperationError("m", **IDS),
     errors.RemoteOpError("m", error_class="ValueError", **IDS),
     errors.UnknownRequestError("m", **IDS),
@@ -127,6 +130,7 @@ def test_what_may_be_tried_again() -> None:
         "ConnectError",
         "RequestTimeoutError",
         "OperationTimeoutError",
+        "WorkerDiedError",
         "RateLimitError",  # 429
         "ApiError",  # 503, as are the next two
         "ServerError",

@@ -1,0 +1,1 @@
+"""Batches and rollouts on Ray: the only place that imports it."""

@@ -1,0 +1,352 @@
+"""A batch from files to files on Ray: exactly one record for each row, whichever process is killed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
+
+import pyarrow as pa
+import ray
+import ray.data
+from msgspec import Struct
+from msgspec.structs import replace
+from ray.data import ActorPoolStrategy, Datasink, Datasource, ReadTask
+from ray.data.block import BlockMetadata
+
+from .._arguments import check_at_least
+from .._batch.report import BatchReport
+from .._batch.settings import BatchSettings, check_settings, settings_file
+from .._sampling.adaptive import Adaptive
+from ..errors import ClosedError, InputError
+from ..sampling import SamplingClient
+from .files import UNREADABLE, Folder, Kind, Part, file_name
+from .keys import Keys, are_in, joined, ordered, packed
+from .limit import SharedLimit
+from .sampler import Sampler
+from .tables import check_columns, keys_and_errors, rows_of
+
+SETTINGS: Final = "_loops_batch.json"
+INCOMPLETE: Final = "_incomplete"
+STALE: Final = "_stale"
+
+READING_CPUS: Final = 0.25
+"""What tasks that read and write are counted as: they wait for disks and networks."""
+
+
+def sample(
+    ds: Any,
+    client: SamplingClient,
+    *,
+    settings: BatchSettings,
+    workers: int,
+    limit: int | Adaptive | SharedLimit,
+    rows_per_block: int = 128,
+    blocks_per_worker: int = 4,
+    num_cpus: float = 1,
+) -> Any:
+    """Return a dataset of the records of a dataset of rows: one for each, whichever process dies.
+
+    A task that Ray repeats must make the same blocks again. Answers differ in size, so each block of rows makes one
+    block of records, however large that is, and no step is joined with another one that cuts blocks elsewhere.
+
+    Args:
+        ds: a dataset with the columns ``prompt`` or ``messages``, and optionally ``id``; others are carried through.
+        client: what samples. It is pickled without the API key: each node needs ``BASETEN_API_KEY``.
+        settings: `BatchSettings.of` the client.
+        workers: the number of processes that sample, each with an event loop.
+        limit: the most completions in flight of the whole job, at least `workers`.
+        rows_per_block: rows of a block; with `blocks_per_worker`, at most so many are paid for again when a worker
+            dies.
+        blocks_per_worker: blocks that a worker has at the same time.
+        num_cpus: the cores that Ray counts for a worker.
+
+    Raises:
+        InputError: an argument is invalid.
+    """
+    workers = check_at_least(workers, 1, "workers")
+    rows_per_block = check_at_least(rows_per_block, 1, "rows_per_block")
+    blocks_per_worker = check_at_least(blocks_per_worker, 1, "blocks_per_worker")
+    shared = limit if isinstance(limit, SharedLimit) else SharedLimit(limit, workers=workers)
+    ds.context.target_max_block_size = None
+    return ds.repartition(target_num_rows_per_block=rows_per_block, strict=True).map_batches(
+        Sampler,
+        batch_size=None,
+        batch_format="pyarrow",
+        fn_constructor_args=[client],
+        fn_constructor_kwargs={"settings": settings, "limit": shared},
+        compute=ActorPoolStrategy(
+            size=workers,
+            max_tasks_in_flight_per_actor=blocks_per_worker,
+            max_concurrent_calls_per_actor=blocks_per_worker,
+        ),
+        num_cpus=num_cpus,
+    )
+
+
+async def sample_files(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    client: SamplingClient,
+    *,
+    workers: int,
+    limit: int | Adaptive,
+    settings: BatchSettings | None = None,
+    num_samples: int = 1,
+    sampling_params: Any = None,
+    rows_per_block: int = 128,
+    blocks_per_worker: int = 4,
+    rows_per_file: int = 2048,
+    num_cpus: float = 1,
+    retry_errors: bool = False,
+    drop_stale: bool = False,
+    append: bool = False,
+) -> BatchReport:
+    """Sample files of rows into a folder of records on Ray; running it again continues where it stopped.
+
+    First all keys are read and compared with those of the output: rows that are equal, other settings and answers to
+    rows that are gone are refused before anything is paid for. In the end there is one record for each row.
+
+    Args:
+        source: JSON lines or Parquet, one file or a folder, on any file system that pyarrow has a URI for.
+        target: a folder for files of the same kind, which is also the state of the batch.
+        client: what samples. It is pickled without the API key: each node needs ``BASETEN_API_KEY``.
+        workers: the number of processes that sample, each with an event loop.
+        limit: the most completions in flight of the whole job, at least `workers`.
+        settings: what decides the answers; None for `BatchSettings.of` the client, `num_samples` and `sampling_params`.
+        num_samples: the number of completions of each row.
+        sampling_params: how to sample; `SamplingParams()` when None.
+        rows_per_block: rows of a block; with `blocks_per_worker`, at most so many are paid for again when a worker
+            dies.
+        blocks_per_worker: blocks that a worker has at the same time.
+        rows_per_file: about how many records one file has. So many more are paid for again if this process dies.
+        num_cpus: the cores that Ray counts for a worker.
+        retry_errors: ask again for all rows that have an error, not only for those whose error is retryable.
+        drop_stale: move records of rows that are gone to ``_stale/``.
+        append: keep records of other settings, and add to them.
+
+    Returns:
+        The state of the batch. `BatchReport.stopped` says why no more was asked for, if that is so.
+
+    Raises:
+        InputError: an argument, a row, or what is in `target` does not fit; nothing was sent.
+    """
+    if settings is None:
+        settings = BatchSettings.of(client, num_samples=num_samples, sampling_params=sampling_params)
+    rows_per_file = check_at_least(rows_per_file, 1, "rows_per_file")
+    shared = SharedLimit(limit, workers=check_at_least(workers, 1, "workers"))
+    batch = _Batch(Folder(source, "source"), Folder(target, "target"), settings, retry_errors, drop_stale, append)
+
+    def run() -> BatchReport:
+        done = batch.prepare()
+        ds = ray.data.read_datasource(_Rows(batch, done), num_cpus=READING_CPUS, override_num_blocks=len(batch.parts))
+        sampled = sample(
+            ds,
+            client,
+            settings=settings,
+            workers=workers,
+            limit=shared,
+            rows_per_block=rows_per_block,
+            blocks_per_worker=blocks_per_worker,
+            num_cpus=num_cpus,
+        )
+        sink = _Records(batch.target, rows_per_file)
+        if batch.report.rows > len(done):
+            sampled.write_datasink(sink, ray_remote_args={"num_cpus": READING_CPUS})
+        return batch.finished(sink.counts)
+
+    working = asyncio.ensure_future(asyncio.to_thread(run))
+    try:
+        report = await asyncio.shield(working)
+    except asyncio.CancelledError:
+        await shared.stop(ClosedError("the batch was cancelled"))
+        await asyncio.wait([working])
+        raise
+    return replace(report, stopped=await shared.stopped())
+
+
+class _Counts(Struct):
+    answered: int = 0
+    failed: int = 0
+    retryable: int = 0
+
+    def add(self, other: _Counts) -> None:
+        self.answered += other.answered
+        self.failed += other.failed
+        self.retryable += other.retryable
+
+
+class _Found(Struct):
+    """The records of one file of the output."""
+
+    keys: Keys
+    is_answer: Any
+    is_retryable: Any
+    settings: set[str]
+
+
+class _Batch:
+    """The state of a batch, from its input and its output."""
+
+    def __init__(
+        self,
+        source: Folder,
+        target: Folder,
+        settings: BatchSettings,
+        retry_errors: bool,
+        drop_stale: bool,
+        append: bool,
+    ) -> None:
+        self.source = source
+        self.target = target
+        self.settings = settings
+        self._retry_errors = retry_errors
+        self._drop_stale = drop_stale
+        self._append = append
+        self.files = source.files()
+        self.kind: Kind = source.kind(self.files)
+        self.parts = source.parts(self.files, self.kind)
+        if self.kind == "parquet":
+            for path in self.files:
+                check_columns(source.schema(path).names, settings)
+        self.report = BatchReport()
+
+    def prepare(self) -> Keys:
+        """Compare input and output, put the output in order, and return the keys of the rows that are done, sorted."""
+        wanted, repeated = ordered(joined(_in_parallel(_keys_of, self.parts, self.source, self.settings)))
+        if repeated:
+            raise InputError("source", f"has {repeated} rows that are equal to others: give each an id")
+        outputs = self.target.files()
+        found = dict(zip(outputs, _in_parallel(_found_in, outputs, self.target, self.kind), strict=True))
+        whole = {path: each for path, each in found.items() if each is not None}
+        before = self.target.read_small(SETTINGS)
+        digests = set().union(*(each.settings for each in whole.values()))
+        check_settings(self.settings, digests, before, append=self._append, target=self.target.path)
+        stale = 0 if self._append else sum(int((~are_in(each.keys, wanted)).sum()) for each in whole.values())
+        if stale and not self._drop_stale:
+            raise InputError(
+                "target",
+                f"has {stale} records of rows that are gone from the input: move them to {STALE}/ with drop_stale, or "
+                "choose another folder. Nothing was sent or changed",
+            )
+        self.target.make()
+        self.target.write_small(SETTINGS, settings_file(self.settings, before))
+        done, counts = [], _Counts()
+        for path, each in found.items():
+            if each is None:
+                self.target.set_aside(path, INCOMPLETE)
+                continue
+            is_wanted = are_in(each.keys, wanted)
+            is_kept = is_wanted & (each.is_answer | ~(each.is_retryable | self._retry_errors))
+            if not (is_kept | (~is_wanted & self._append)).all():
+                self._clean(path, is_wanted, is_kept)
+            done.append(each.keys[is_kept])
+            answers = int((is_kept & each.is_answer).sum())
+            counts.add(_Counts(answers, int(is_kept.sum()) - answers))
+        self._counts = counts
+        self.report = BatchReport(rows=len(wanted), already=counts.answered, stale=stale)
+        return ordered(joined(done))[0]
+
+    def finished(self, new: _Counts) -> BatchReport:
+        """Return the report, given what this run has written."""
+        self._counts.add(new)
+        return replace(
+            self.report,
+            answered=self._counts.answered,
+            failed=self._counts.failed,
+            retryable=self._counts.retryable,
+        )
+
+    def _clean(self, path: str, is_wanted: Any, is_kept: Any) -> None:
+        """Remove from a file what is asked again, and move what is stale."""
+        table = self.target.read_file(path, self.kind)
+        if not self._append and not is_wanted.all():
+            stale = table.filter(pa.array(~is_wanted))
+            self.target.write(file_name(stale), stale, folder=f"{STALE}/")
+        kept = table.filter(pa.array(is_kept | (~is_wanted & self._append)))
+        if kept.num_rows:
+            self.target.write(file_name(kept), kept)
+        self.target.fs.delete_file(path)
+
+
+def _in_parallel(function: Any, parts: list[Any], *args: Any) -> list[Any]:
+    """Call a function for each part in a task of its own."""
+    task = ray.remote(function).options(num_cpus=READING_CPUS)
+    return ray.get([task.remote(part, *args) for part in parts])
+
+
+def _keys_of(part: Part, source: Folder, settings: BatchSettings) -> Keys:
+    return packed(row.key for row in rows_of(source.read(part), settings))
+
+
+def _found_in(path: str, target: Folder, kind: Kind) -> _Found | None:
+    """Return what is in a file of the output; None if it is not whole."""
+    import numpy as np
+
+    try:
+        records = keys_and_errors(target.read_file(path, kind))
+        return _Found(
+            keys=packed(key for key, _, _ in records),
+            is_answer=np.array([error is None for _, _, error in records], bool),
+            is_retryable=np.array([bool(error and error["retryable"]) for _, _, error in records], bool),
+            settings={digest for _, digest, _ in records},
+        )
+    except UNREADABLE:
+        return None
+
+
+class _Rows(Datasource):
+    """Reads the rows that are not done."""
+
+    def __init__(self, batch: _Batch, done: Keys) -> None:
+        self._batch = batch
+        self._done = ray.put(done)
+
+    def get_name(self) -> str:
+        return "LoopsRows"
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        return None
+
+    def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
+        """Return a task for each part of the input."""
+        batch = self._batch
+        source, settings, done = batch.source, batch.settings, self._done
+        nothing = BlockMetadata(num_rows=None, size_bytes=None, exec_stats=None, input_files=None)
+        return [ReadTask(lambda part=part: _left(part, source, settings, done), nothing) for part in batch.parts]
+
+
+def _left(part: Part, source: Folder, settings: BatchSettings, done: Any) -> Iterator[pa.Table]:
+    table = source.read(part)
+    keys = packed(row.key for row in rows_of(table, settings))
+    yield table.filter(pa.array(~are_in(keys, ray.get(done))))
+
+
+class _Records(Datasink[_Counts]):
+    """Writes records to files, each whole; a task that is repeated writes the same file again."""
+
+    def __init__(self, target: Folder, rows_per_file: int) -> None:
+        self._target = target
+        self._rows_per_file = rows_per_file
+        self.counts = _Counts()
+
+    @property
+    def min_rows_per_write(self) -> int:
+        """About how many rows a file has."""
+        return self._rows_per_file
+
+    def write(self, blocks: Iterable[pa.Table], ctx: Any) -> _Counts:
+        """Write one file."""
+        tables = [block for block in blocks if block.num_rows]
+        if not tables:
+            return _Counts()
+        table = pa.concat_tables(tables)
+        self._target.write(file_name(table), table)
+        errors = [error for _, _, error in keys_and_errors(table) if error is not None]
+        retryable = sum(bool(error["retryable"]) for error in errors)
+        return _Counts(table.num_rows - len(errors), len(errors), retryable)
+
+    def on_write_complete(self, write_result: Any) -> None:
+        for counts in write_result.write_returns:
+            self.counts.add(counts)
