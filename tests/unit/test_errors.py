@@ -23,6 +23,7 @@ EXAMPLES: list[LoopsError] = [
     errors.UnsupportedError("m"),
     errors.ClosedError("m"),
     errors.NotReadyError("m"),
+    errors.NotRecordedError("m"),
     errors.ProvisioningError("m", deployment_id="d", status="FAILED"),
     errors.SamplerTerminatedError("m", deployment_id="d", status="FAILED"),
     errors.TransportError("m"),
