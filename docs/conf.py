@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
-
-from sphinx.application import Sphinx
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "docs" / "_ext")]
@@ -53,26 +50,3 @@ html_show_sourcelink = False
 html_theme_options = {"navigation_with_keys": True}
 pygments_style = "friendly"
 pygments_dark_style = "github-dark"
-
-
-LINKS = re.compile(
-    r"""
-    ^:::\{grid-item-card\}\ .*\n:link:\ (?P<card>.+)\n(?:.+\n)*?:::\n  # to a page
-    | ^(?P<line>[\w/-]+)$  # of a table of contents
-    """,
-    re.MULTILINE | re.VERBOSE,
-)
-
-
-def leave_out_unwritten(app: Sphinx, name: str, source: list[str]) -> None:
-    """Leave out what leads from the first page to pages that do not exist yet."""
-    if name == "index":
-        source[0] = LINKS.sub(lambda link: link[0] if is_written(link["card"] or link["line"]) else "", source[0])
-
-
-def is_written(page: str) -> bool:
-    return (ROOT / "docs" / f"{page}.md").exists()
-
-
-def setup(app: Sphinx) -> None:
-    app.connect("source-read", leave_out_unwritten)
