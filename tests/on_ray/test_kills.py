@@ -66,8 +66,11 @@ def test_the_driver_is_killed(cluster: Cluster, service: LocalService, engine: C
     assert not list(target.glob("_new*"))
 
 
-def test_a_machine_is_killed(cluster: Cluster, service: LocalService, engine: CountingEngine, tmp_path: Path) -> None:
+def test_a_machine_is_killed(
+    monkeypatch: pytest.MonkeyPatch, cluster: Cluster, service: LocalService, engine: CountingEngine, tmp_path: Path
+) -> None:
     source, target = write(tmp_path / "in", rows(ROWS), "jsonl"), tmp_path / "out"
+    monkeypatch.setenv("BASETEN_API_KEY", service.api_key)  # of the new machine
     machine = cluster.add_node(num_cpus=2, object_store_memory=100 << 20)
     raylet = machine.all_processes["raylet"][0].process.pid
     program = Program(cluster.address, service, source, target)
