@@ -189,14 +189,15 @@ class Transport:
     def send(self, request: Request) -> Awaitable[Answer]:
         """Send a request and return the answer, whatever its status."""
         if tape.current is None:
-            return self._watched(request)
+            return self._exchange(request)
         self.check_usable()
-        return tape.current.exchange(request, self._settings, self._watched)
+        return tape.current.exchange(request, self._settings, self._exchange)
 
-    async def _watched(self, request: Request) -> Answer:
+    def _exchange(self, request: Request) -> Awaitable[Answer]:
         attempt = self._attempt(request, self._authorization)
-        if attempt is None:
-            return await self._send(request)
+        return self._send(request) if attempt is None else self._watched(request, attempt)
+
+    async def _watched(self, request: Request, attempt: Attempt) -> Answer:
         with attempt:
             return await self._send(request, attempt)
 
