@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ import pytest
 
 import loops_local
 from loops_async._http.settings import FROM_ENVIRONMENT
+from loops_async._logs import LOGGERS
 from tests.support.clock import Clock
 from tests.support.colours import Async, Blocking, Colour
 from tests.support.warnings import TOLERATED
@@ -55,6 +57,17 @@ def colour(request: pytest.FixtureRequest) -> Iterator[Colour]:
     else:
         with ThreadPoolExecutor(MOST_CALLS_AT_ONCE, "blocking") as threads:
             yield Blocking(threads)
+
+
+@pytest.fixture(autouse=True)
+def own_logs() -> Iterator[None]:
+    """A page or program that a test runs may turn the log on; the next test must not hear it."""
+    loggers = [logging.getLogger(), *map(logging.getLogger, LOGGERS)]
+    before = [(one, one.level, one.handlers[:]) for one in loggers]
+    yield
+    for one, level, handlers in before:
+        one.setLevel(level)
+        one.handlers[:] = handlers
 
 
 @pytest.fixture(autouse=True)

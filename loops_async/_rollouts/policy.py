@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping
+from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
-
-from msgspec import Struct
 
 from ..sampling import SamplingClient
 
@@ -15,7 +14,8 @@ S = TypeVar("S")
 """A sampling client of either form."""
 
 
-class Policy(Struct, Generic[S], frozen=True):
+@dataclass(frozen=True, slots=True)
+class Policy(Generic[S]):
     """Weights that can be sampled: what a whole rollout in a worker gets with each call.
 
     `version` is the service's number of them, the optimizer steps that led there. A stream calls only `sample` of

@@ -7,7 +7,6 @@ import logging
 import os
 import sys
 import termios
-from collections.abc import Iterator
 from typing import Any, TextIO
 
 import pytest
@@ -19,17 +18,12 @@ from tests.support.work import run_python
 
 
 @pytest.fixture
-def shown(capsys: pytest.CaptureFixture[str]) -> Iterator[pytest.CaptureFixture[str]]:
-    """Standard error; what a test sets up must not hit the next one."""
-    loggers = [logging.getLogger(name) for name in logs.LOGGERS]
-    before = [(one, one.level, one.handlers[:]) for one in loggers]
-    for one in loggers:
+def shown(capsys: pytest.CaptureFixture[str]) -> pytest.CaptureFixture[str]:
+    """Standard error, before any log was set up."""
+    for one in map(logging.getLogger, logs.LOGGERS):
         one.setLevel(logging.NOTSET)
         one.handlers.clear()
-    yield capsys
-    for one, level, handlers in before:
-        one.setLevel(level)
-        one.handlers[:] = handlers
+    return capsys
 
 
 def say() -> None:
