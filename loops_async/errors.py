@@ -314,8 +314,9 @@ class ServerShutdownError(ServerError):
 class RolloutError(LoopsError, RuntimeError):
     """Rollouts cannot go on: too many have failed or were dropped, or a call that they wait for is missing.
 
-    `failures` counts the errors of the groups that have failed so far, by the names of their classes; the last of them
-    is the ``__cause__``.
+    Also raised where the tasks end without any batch, and groups have failed. `failures` counts the errors of the
+    groups that have failed so far, by the names of their classes; the last of them is the ``__cause__``, or the first
+    where the tasks ended without a batch.
     """
 
     def __init__(self, message: str, *, failures: Mapping[str, int] | None = None) -> None:

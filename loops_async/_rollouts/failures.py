@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter, deque
 from typing import Final
 
@@ -14,6 +15,8 @@ from .._values import Value
 from ..errors import InputError, RolloutError
 
 __all__ = ["Breaker", "FailurePolicy"]
+
+log = logging.getLogger("loops_async")
 
 PAUSES: Final = retry.RetryPolicy(tries=1, seconds=0.0, first_pause=1.0, longest_pause=30.0)
 """Only the pauses count: how often an episode is repeated is the user's choice."""
@@ -75,7 +78,9 @@ class Breaker:
     def __init__(self, policy: FailurePolicy) -> None:
         self._policy = policy
         self._failures: Counter[str] = Counter()
+        self._first: BaseException | None = None
         self._last: BaseException | None = None
+        self._accepted = self._constant = self._incomplete = 0
         self._failures_in_a_row = 0
         self._drops_in_a_row = 0
         self._window: deque[bool] = deque(maxlen=policy.window)
@@ -83,11 +88,14 @@ class Breaker:
 
     def accepted(self) -> None:
         """Count a group that will be trained."""
+        self._accepted += 1
         self._failures_in_a_row = self._drops_in_a_row = 0
         self._window.append(False)
 
-    def dropped(self) -> None:
-        """Count a group that has ended without something to learn."""
+    def dropped(self, *, is_constant: bool) -> None:
+        """Count a group that has ended without something to learn: its advantages are all 0, or it lacks members."""
+        self._constant += is_constant
+        self._incomplete += not is_constant
         self._failures_in_a_row = 0
         self._drops_in_a_row += 1
         self._window.append(False)
@@ -95,6 +103,7 @@ class Breaker:
     def failed(self, error: BaseException) -> None:
         """Count a group that has failed with `error`."""
         self._failures[type(error).__name__] += 1
+        self._first = self._first or error
         self._last = error
         self._failures_in_a_row += 1
         self._window.append(True)
@@ -105,10 +114,34 @@ class Breaker:
         reason = self._reason()
         if reason is None:
             return None
-        shown = ", ".join(f"{count} {name}" for name, count in self._failures.most_common())
-        last = f" The last error: {type(self._last).__name__}: {self._last}" if self._last is not None else ""
-        error = RolloutError(f"{reason} Failed groups so far: {shown or 'none'}.{last}", failures=self._failures)
-        error.__cause__ = self._last
+        last = f" The last error: {_shown(self._last)}" if self._last is not None else ""
+        message = f"{reason} Failed groups so far: {self._counts() or 'none'}.{last}"
+        return self._error(message, self._last)
+
+    def end_without_batch(self, *, may_raise: bool) -> RolloutError | None:
+        """Say why the tasks ended without a batch: return the error to raise if groups have failed, else warn."""
+        ended = {
+            f"failed ({self._counts()})": self._failures.total(),
+            "were dropped with nothing to learn, e.g. because the rewards are equal (keep_constant_groups=True keeps "
+            "them)": self._constant,
+            "were dropped because too many members are None (see FailurePolicy.min_group_size)": self._incomplete,
+            "finished, too few for a step (drop_last=False keeps them)": self._accepted,
+        }
+        reasons = "; ".join(f"{count} {what}" for what, count in ended.items() if count)
+        if not reasons:
+            return None
+        message = f"the tasks ended without a batch to train on. Groups: {reasons}."
+        if self._first is not None and may_raise:
+            return self._error(f"{message} The first error: {_shown(self._first)}", self._first)
+        log.warning("%s", message)
+        return None
+
+    def _counts(self) -> str:
+        return ", ".join(f"{count} {name}" for name, count in self._failures.most_common())
+
+    def _error(self, message: str, cause: BaseException | None) -> RolloutError:
+        error = RolloutError(message, failures=self._failures)
+        error.__cause__ = cause
         return error
 
     def _reason(self) -> str | None:
@@ -124,3 +157,7 @@ class Breaker:
                 "returned None. Choose other tasks, or see FailurePolicy.max_drops_in_a_row."
             )
         return None
+
+
+def _shown(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -79,6 +79,16 @@ class Producer:
         """The groups under way, the oldest first."""
         return list(self._running.values())
 
+    def end_without_batch(self, *, may_raise: bool) -> None:
+        """Say why the tasks ended without a batch; raise if groups have failed.
+
+        Raises:
+            RolloutError: groups have failed, and `may_raise`.
+        """
+        self._fail(self._breaker.end_without_batch(may_raise=may_raise))
+        if self.failure is not None:
+            raise self.failure
+
     async def _read(self, source: Tasks) -> None:
         pacer = Pacer()
         try:
@@ -114,9 +124,9 @@ class Producer:
                 self.finished[ticket] = outcome
                 self._breaker.accepted()
                 ticket.accept()
-            case Dropped():
+            case Dropped(is_constant=is_constant):
                 self._progress.ended(group.index)
-                self._breaker.dropped()
+                self._breaker.dropped(is_constant=is_constant)
                 ticket.drop()
             case Failed(error=error):
                 self._progress.ended(group.index)
@@ -138,7 +148,7 @@ class Producer:
             return Failed(error)
         is_dropped = is_constant and not self._options.keep_constant_groups
         self._meter.ended(result, is_constant=is_constant, is_dropped=is_dropped)
-        return Dropped(result) if is_dropped else finished
+        return Dropped(result, is_constant=True) if is_dropped else finished
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._running.pop(task, None)

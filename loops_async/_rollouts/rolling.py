@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable
 from typing import Any
 
@@ -18,11 +19,14 @@ from .options import Options, members_needed
 
 __all__ = ["Dropped", "Failed", "Roller"]
 
+log = logging.getLogger("loops_async")
+
 
 class Dropped(Struct, frozen=True):
-    """Too many members of a group were left out; these were finished."""
+    """A group with nothing to learn: `is_constant`, or too many members were left out; these were finished."""
 
     episodes: list[Episode]
+    is_constant: bool = False
 
 
 class Failed(Struct, frozen=True):
@@ -38,6 +42,7 @@ class Roller:
         self._rollout = rollout
         self._options = options
         self._resources = resources
+        self._has_warned = False
 
     async def roll_out(self, group: Group) -> list[Episode] | Dropped | Failed:
         """Return the episodes of a group; none of its rollouts runs any longer."""
@@ -97,10 +102,19 @@ class Roller:
             except Exception as failure:
                 error = failure
             if attempt >= policy.retries or not policy.may_pass(error):
+                self._warn_once(error, context)
                 return Failed(error)
             attempt += 1
             self._resources.meter.retries += 1
             await asyncio.sleep(policy.pause_before(attempt, error))
+
+    def _warn_once(self, error: BaseException, context: RolloutContext) -> None:
+        """Warn of the first rollout that fails: its group may be spared, or end long before a batch is missed."""
+        if self._has_warned:
+            return
+        self._has_warned = True
+        message = "the rollout of task %d, member %d has failed; further failures are only counted (groups/failed)"
+        log.warning(message, context.index, context.member, exc_info=error)
 
     async def _rolled_out(self, context: RolloutContext, group: Group) -> Any:
         """Return what a rollout returns; nothing that it began runs any longer, whatever its end is."""
@@ -153,5 +167,9 @@ def _checked_episode(episode: Any, source: str) -> Episode:
         raise InputError("rollout", f"{source} must be an Episode or None; got {type(episode).__name__}")
     if episode.reward is None:
         raise InputError("rollout", f"{source} has no reward: set episode.reward before you return it")
+    if not episode.turns and not episode.sampled_tokens:
+        raise InputError(
+            "rollout", f"{source} has nothing that was sampled: call `ctx.sample(episode)`, in loops_async with `await`"
+        )
     episode.check()
     return episode

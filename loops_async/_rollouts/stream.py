@@ -117,6 +117,8 @@ class RolloutStream:
         )
         self._in_step = 0
         """Groups handed out of the step that is not whole yet."""
+        self._is_silent = True
+        """Whether the program has had no batch yet, and was not told why there is none."""
         self._parts: Parts | None = None
         self._last_state: RolloutState | None = None
         """The state when the stream was left."""
@@ -164,12 +166,20 @@ class RolloutStream:
         with parts.meter.waiting(), warn_of_waiting(self._describe_waiting):
             while (batch := self._next_batch(parts)) is None:
                 if parts.producer.has_ended:
+                    self._end(parts.producer)
                     raise StopAsyncIteration
                 self._check_progress(parts)
                 self._change.clear()
                 await self._change.wait()
                 parts = self._opened()
         return batch
+
+    def _end(self, producer: Producer) -> None:
+        """Let no program take a stream without a batch for one that was trained on."""
+        if self._is_silent:
+            self._is_silent = False
+            # A restored stream may have only the last tasks left, which failed before, too.
+            producer.end_without_batch(may_raise=self._gate.step == 0)
 
     def _next_batch(self, parts: Parts) -> RolloutBatch | None:
         """Return a batch if there is one."""
@@ -187,6 +197,7 @@ class RolloutStream:
         return None if tickets is None else self._batch(parts, [producer.finished.pop(each) for each in tickets], step)
 
     def _batch(self, parts: Parts, groups: list[RolloutGroup], step: int) -> RolloutBatch:
+        self._is_silent = False
         is_last = self._gate.step > step
         self._in_step = 0 if is_last else self._in_step + len(groups)
         self._progress.handed_out([group.index for group in groups], is_last_of_step=is_last)

@@ -34,6 +34,11 @@ class PassingError(Exception):
     """An error that `retry_on` names."""
 
 
+def rewarded(episode: Episode, reward: float = 1.0) -> Episode:
+    episode.reward = reward
+    return episode
+
+
 @pytest.mark.parametrize(
     "error", [ConnectionError("cut"), TimeoutError("slow"), asyncio.CancelledError(), PassingError("once")], ids=repr
 )
@@ -121,7 +126,12 @@ async def test_a_group_may_spare_some_members(trainer: TrainingClient) -> None:
 
 @pytest.mark.parametrize(
     ("returned", "problem"),
-    [(Episode.start([1, 2]), "has no reward"), (7, "must be an Episode"), ([], "must be an Episode")],
+    [
+        (Episode.start([1, 2]), "has no reward"),
+        (rewarded(Episode.start([1, 2])), "nothing that was sampled"),
+        (7, "must be an Episode"),
+        ([], "must be an Episode"),
+    ],
 )
 async def test_what_is_no_episode_ends_the_stream(returned: Any, problem: str, trainer: TrainingClient) -> None:
     async def rollout(ctx: RolloutContext, task: int) -> Any:
@@ -187,6 +197,86 @@ async def test_an_error_of_a_function_of_advantages_fails_the_group(trainer: Tra
     async with trainer.rollouts(one_turn, range(4), **options) as stream:
         with pytest.raises(RolloutError, match="one number for each of 2"):
             await anext(stream)
+
+
+# --- the end of the tasks ---------------------------------------------------------------------------------------------
+
+
+async def test_tasks_that_end_without_a_batch_raise_the_first_failure(trainer: TrainingClient) -> None:
+    async def rollout(ctx: RolloutContext, task: int) -> Episode:
+        if task < 2:
+            raise OddError(f"task {task}")
+        return rewarded(Episode.start([1, 2]))  # as if `await` before `ctx.sample` was forgotten
+
+    async with trainer.rollouts(rollout, range(4), group_size=2, groups_per_step=1, max_staleness=0) as stream:
+        for _ in range(2):
+            with pytest.raises(
+                RolloutError, match=r"without a batch.*: 4 failed \(2 OddError, 2 InputError\)"
+            ) as caught:
+                await anext(stream)
+    assert caught.value.failures == {"OddError": 2, "InputError": 2}
+    assert isinstance(caught.value.__cause__, OddError)
+    assert str(caught.value.__cause__) == "task 0"
+
+
+async def test_failures_and_drops_are_both_named(trainer: TrainingClient) -> None:
+    async def rollout(ctx: RolloutContext, task: int) -> Episode | None:
+        if task == 0:
+            raise OddError
+        episode = await one_turn(ctx, task)
+        if task == 1:
+            episode.reward = 0.5  # of both members
+        return None if task == 2 else episode
+
+    options: dict[str, Any] = {"group_size": 2, "groups_per_step": 4, "drop_last": True}
+    async with trainer.rollouts(rollout, range(4), **options) as stream:
+        with pytest.raises(RolloutError, match=r"1 failed.*1 were dropped with.*1 were dropped because.*1 finished"):
+            await loop(trainer, stream)
+
+
+async def test_the_end_after_a_batch_raises_no_failure(
+    trainer: TrainingClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def rollout(ctx: RolloutContext, task: int) -> Episode:
+        if task:
+            raise OddError(f"task {task}")
+        return await one_turn(ctx, task)
+
+    async with trainer.rollouts(rollout, range(4), group_size=2, groups_per_step=1, max_staleness=0) as stream:
+        assert tasks_of(await loop(trainer, stream)) == [0]
+        assert stream.gate.failed == 3
+        state = await stream.save("end")
+    (warning,) = [each for each in caplog.records if "further failures are only counted" in each.getMessage()]
+    assert warning.getMessage().startswith("the rollout of task 1, member ")
+    assert warning.exc_info is not None
+    assert repr(warning.exc_info[1]) == "OddError('task 1')"
+
+    # A restored stream has had its batches before.
+    async with trainer.rollouts(rollout, range(5), group_size=2, groups_per_step=1, state=state) as stream:
+        assert await loop(trainer, stream) == []
+        assert stream.gate.failed == 4
+    assert any("without a batch" in message for message in caplog.messages)
+
+
+@pytest.mark.parametrize(
+    ("reward", "said"),
+    [
+        (0.5, "3 were dropped with nothing to learn, e.g. because the rewards are equal (keep_constant_groups=True"),
+        (None, "3 were dropped because too many members are None (see FailurePolicy.min_group_size)"),
+    ],
+)
+async def test_the_end_without_a_batch_is_warned_of_once(
+    reward: float | None, said: str, trainer: TrainingClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def rollout(ctx: RolloutContext, task: int) -> Episode | None:
+        episode = await one_turn(ctx, task)
+        return None if reward is None else rewarded(episode, reward)
+
+    async with trainer.rollouts(rollout, range(3), **PAIRS) as stream:
+        for _ in range(2):
+            assert await loop(trainer, stream) == []
+    (warning,) = [message for message in caplog.messages if "without a batch" in message]
+    assert said in warning
 
 
 # --- warnings --------------------------------------------------------------------------------------------------------

@@ -89,7 +89,7 @@ def test_failures_in_a_row() -> None:
     failures(breaker, 2)
     breaker.accepted()
     failures(breaker, 2)
-    breaker.dropped()
+    breaker.dropped(is_constant=True)
     failures(breaker, 2)
     assert breaker.error is None
     breaker.failed(last := ValueError("the last one"))
@@ -117,20 +117,20 @@ def test_the_share_of_the_last_groups() -> None:
 
 def test_drops_in_a_row() -> None:
     breaker = Breaker(FailurePolicy(max_drops_in_a_row=3))
-    breaker.dropped()
-    breaker.dropped()
+    breaker.dropped(is_constant=True)
+    breaker.dropped(is_constant=True)
     breaker.accepted()
-    breaker.dropped()
-    breaker.dropped()
+    breaker.dropped(is_constant=True)
+    breaker.dropped(is_constant=True)
     breaker.failed(OddError())
     assert breaker.error is None
-    breaker.dropped()
+    breaker.dropped(is_constant=True)
     assert breaker.error is not None
     assert "3 groups were dropped in a row" in str(breaker.error)
 
 
 def test_a_breaker_that_is_open_without_a_failure_has_no_cause() -> None:
     breaker = Breaker(FailurePolicy(max_drops_in_a_row=1))
-    breaker.dropped()
+    breaker.dropped(is_constant=True)
     assert breaker.error is not None
     assert (breaker.error.failures, breaker.error.__cause__) == ({}, None)

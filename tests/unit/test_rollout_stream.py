@@ -17,6 +17,7 @@ from loops_async import (
     Limiter,
     RolloutBatch,
     RolloutContext,
+    RolloutError,
     RolloutState,
     RolloutStream,
     SampledSequence,
@@ -158,6 +159,11 @@ async def run_until_left(
                 try:
                     batch = await anext(stream)
                 except StopAsyncIteration:
+                    has_ended = True
+                    break
+                except RolloutError:  # nothing but failures, and no batch
+                    assert stream.gate.failed
+                    assert not ledger.trained
                     has_ended = True
                     break
                 except (ConnectionError, TimeoutError):  # of a publication for which nothing waited
