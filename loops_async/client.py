@@ -446,7 +446,7 @@ class ServiceClient(SameWhenCopied):
 
     async def create_sampling_client(
         self,
-        base_model: str,
+        base_model: str | None = None,
         timeout: float = 300.0,
         ready_timeout: float = 3600.0,
         model_path: str | None = None,
@@ -462,7 +462,8 @@ class ServiceClient(SameWhenCopied):
         ready runs until it is deactivated: see `standalone_sampler` and `SamplingClient.deactivate`.
 
         Args:
-            base_model: a Hugging Face repository id that the service supports.
+            base_model: a Hugging Face repository id that the service supports; needed, though it has a default: so a
+                call with `model_path` alone is told what to call instead.
             timeout: seconds that one sample may take, retries included.
             ready_timeout: seconds that the sampler may take to become ready.
             model_path: not supported here; see `create_sampling_client_from_checkpoint`.
@@ -472,6 +473,7 @@ class ServiceClient(SameWhenCopied):
             on_progress: called with each change of state, in order; see `ServiceClient` for its rules.
 
         Raises:
+            InputError: `base_model` is missing; nothing was sent.
             UnsupportedError: `model_path` was given.
             LostAnswerError: the connection broke before the answer came; the sampler may exist.
             SamplerTerminatedError: the deployment failed.
@@ -483,6 +485,8 @@ class ServiceClient(SameWhenCopied):
                 "TrainingClient.create_sampling_client(model_path), or without a run with "
                 "ServiceClient.create_sampling_client_from_checkpoint(model_path)"
             )
+        if base_model is None:
+            raise InputError("base_model", "is needed: a Hugging Face repository id that the service supports")
         request = sampler_request(
             self._settings,
             self.session_id,

@@ -397,7 +397,7 @@ class ServiceClient(Opened[_core.ServiceClient]):
 
     def create_sampling_client(
         self,
-        base_model: str,
+        base_model: str | None = None,
         timeout: float = 300.0,
         ready_timeout: float = 3600.0,
         model_path: str | None = None,
@@ -413,7 +413,8 @@ class ServiceClient(Opened[_core.ServiceClient]):
         ready runs until it is deactivated: see `standalone_sampler` and `SamplingClient.deactivate`.
 
         Args:
-            base_model: a Hugging Face repository id that the service supports.
+            base_model: a Hugging Face repository id that the service supports; needed, though it has a default: so a
+                call with `model_path` alone is told what to call instead.
             timeout: seconds that one sample may take, retries included.
             ready_timeout: seconds that the sampler may take to become ready.
             model_path: not supported here; see `create_sampling_client_from_checkpoint`.
@@ -423,6 +424,7 @@ class ServiceClient(Opened[_core.ServiceClient]):
             on_progress: called with each change of state, in order; see `ServiceClient` for its rules.
 
         Raises:
+            InputError: `base_model` is missing; nothing was sent.
             UnsupportedError: `model_path` was given.
             LostAnswerError: the connection broke before the answer came; the sampler may exist.
             SamplerTerminatedError: the deployment failed.

@@ -113,14 +113,23 @@ async def test_a_standalone_sampler(service: ServiceClient, engine: WatchedEngin
     assert sampler.get_base_model() == engine.name
 
 
+@pytest.mark.parametrize("base_model", [{}, {"base_model": "echo"}], ids=["alone", "with a base model"])
 async def test_model_path_is_not_offered_and_says_what_is(
-    service: ServiceClient, engine: WatchedEngine, local: LocalService
+    base_model: dict[str, str], service: ServiceClient, local: LocalService
 ) -> None:
     hits = local.faults.watch("POST */samplers")
     with pytest.raises(NotImplementedError, match="create_sampling_client_from_checkpoint") as raised:
-        await service.create_sampling_client(engine.name, model_path="bt://loops:run/sampler_weights/a")
+        await service.create_sampling_client(**base_model, model_path="bt://loops:run/sampler_weights/a")
     assert isinstance(raised.value, UnsupportedError)
     assert "TrainingClient.create_sampling_client(model_path)" in str(raised.value)
+    assert not hits
+
+
+async def test_a_standalone_sampler_needs_a_base_model(service: ServiceClient, local: LocalService) -> None:
+    hits = local.faults.watch("POST */samplers")
+    with pytest.raises(InputError, match="is needed") as raised:
+        await service.create_sampling_client()
+    assert raised.value.path == "base_model"
     assert not hits
 
 

@@ -29,7 +29,7 @@ METHODS = {
         "create_lora_training_client": (
             "base_model, rank=32, seed=None, timeout=600.0, ready_timeout=3600.0, wandb_config=None"
         ),
-        "create_sampling_client": "base_model, timeout=300.0, ready_timeout=3600.0, model_path=None",
+        "create_sampling_client": "base_model=None, timeout=300.0, ready_timeout=3600.0, model_path=None",
         "get_server_capabilities": "",
         "list_checkpoints": "run_id",
         "get_checkpoint_archive_url": "checkpoint_id, page_size=1000, page_token=0",
