@@ -203,7 +203,7 @@ class ServiceClient(SameWhenCopied):
     def session_id(self) -> str:
         """The session's id; ``"local"`` without a control plane."""
         if self._session is None:
-            raise ClosedError("the session is not open yet: use `async with` or `await client.open()`")
+            raise ClosedError("this client is not open yet: use `async with` or `await client.open()`")
         return self._session.id
 
     @property

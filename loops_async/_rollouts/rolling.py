@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable
+from functools import partial
+from inspect import isawaitable, iscoroutinefunction, isfunction, ismethod, unwrap
 from typing import Any
 
 from msgspec import Struct
@@ -17,7 +19,7 @@ from .context import Group, Resources, Rollout, RolloutContext, agent_episode, l
 from .episode import Episode
 from .options import Options, members_needed
 
-__all__ = ["Dropped", "Failed", "Roller"]
+__all__ = ["Dropped", "Failed", "Roller", "is_plain_function"]
 
 log = logging.getLogger("loops_async")
 
@@ -118,9 +120,10 @@ class Roller:
 
     async def _rolled_out(self, context: RolloutContext, group: Group) -> Any:
         """Return what a rollout returns; nothing that it began runs any longer, whatever its end is."""
-        if self._resources.agents is None:
-            return await self._rollout(context, group.task)
-        return await _left_first(self._rollout(context, group.task), context)
+        rollout: Any = self._rollout(context, group.task)
+        if not isawaitable(rollout):
+            raise InputError("rollout", f"must be `async def`; it returned {type(rollout).__name__}, not an awaitable")
+        return await (rollout if self._resources.agents is None else _left_first(rollout, context))
 
     async def _timed(self, rollout: Awaitable[Any]) -> Any:
         limit = self._options.episode_timeout
@@ -140,6 +143,15 @@ class Roller:
         if not is_list_like(result) or len(result) != size:
             raise InputError("rollout", f'with unit="group" it must return {size} episodes; got {result!r:.200}')
         return [None if each is None else _checked_episode(each, f"member {i}") for i, each in enumerate(result)]
+
+
+def is_plain_function(rollout: Any) -> bool:
+    """Whether a rollout is a plain ``def``; a lambda or an object that is called may return an awaitable."""
+    while isinstance(rollout, partial):
+        rollout = rollout.func
+    rollout = unwrap(rollout)
+    is_def = (isfunction(rollout) or ismethod(rollout)) and rollout.__name__ != "<lambda>"
+    return is_def and not iscoroutinefunction(rollout)
 
 
 async def _left_first(rollout: Awaitable[Any], context: RolloutContext) -> Any:

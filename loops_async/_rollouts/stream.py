@@ -31,7 +31,7 @@ from .policy import Trainer
 from .producer import Producer, Tasks
 from .progress import Progress, gate_state
 from .publisher import Publisher
-from .rolling import Roller
+from .rolling import Roller, is_plain_function
 from .state import RolloutState
 from .watch import LoopWatch, warn_of_waiting
 
@@ -426,5 +426,7 @@ class RolloutStream:
 def _check_work(rollout: Any, tasks: Any) -> None:
     if not callable(rollout):
         raise InputError("rollout", f"must be a function of a context and a task; got {rollout!r}")
+    if is_plain_function(rollout):
+        raise InputError("rollout", f"must be `async def`; plain functions are for loops_sync; got {rollout!r}")
     if not isinstance(tasks, Iterable | AsyncIterable):
         raise InputError("tasks", f"must be an iterable, e.g. a list or a generator; got {type(tasks).__name__}")

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from loops_async import (
     Episode,
     FailurePolicy,
+    InputError,
     RolloutContext,
     RolloutError,
     SamplingParams,
@@ -143,6 +145,21 @@ async def test_what_is_no_episode_ends_the_stream(returned: Any, problem: str, t
         assert caught.value.failures == {"InputError": 8}
         with pytest.raises(RolloutError):
             await anext(stream)
+
+
+@pytest.mark.parametrize("colour", [Async()], ids=["async"])  # loops_sync refuses the reverse, see tests/facade
+async def test_a_rollout_that_is_not_async_def_is_refused(trainer: TrainingClient) -> None:
+    def rollout(ctx: RolloutContext, task: int) -> Any:
+        return Episode.start([1, 2])
+
+    for plain in (rollout, partial(rollout)):
+        with pytest.raises(InputError, match=r"^rollout.*must be `async def`; plain functions are for loops_sync"):
+            trainer.rollouts(plain, range(2), **PAIRS)
+    async with trainer.rollouts(lambda ctx, task: rollout(ctx, task), range(2), **PAIRS) as stream:
+        with pytest.raises(RolloutError, match="must be `async def`; it returned Episode"):
+            await anext(stream)
+    async with trainer.rollouts(lambda ctx, task: one_turn(ctx, task), range(2), **PAIRS) as stream:
+        assert sorted(tasks_of(await loop(trainer, stream))) == [0, 1]
 
 
 async def test_too_many_failures_end_the_stream(trainer: TrainingClient) -> None:
