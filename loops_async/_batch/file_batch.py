@@ -206,7 +206,7 @@ class FileBatch:
             raise InputError(
                 name,
                 f"has {stale} answers to rows that the input does not have. Choose another output, or move them to "
-                f"{output.stale_path.name}: drop_stale=True, or --drop-stale. Nothing was sent or changed",
+                f"{output.stale_path.name}: drop_stale=True. Nothing was sent or changed",
             )
         self.report = replace(self.report, already=self.report.answered, stale=stale)
         return fates

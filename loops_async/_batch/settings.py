@@ -172,7 +172,7 @@ def check_settings(
         differences = "; ".join(_differences(there, settings.to_dict()))
     raise InputError(
         target,
-        f"was made with other settings: {differences}. Choose another output, or keep both: append=True, or --append. "
+        f"was made with other settings: {differences}. Choose another output, or keep both: append=True. "
         "Nothing was sent or changed",
     )
 

@@ -17,6 +17,8 @@ PHRASES: Final = (
     ("pass allow_http=True or set LOOPS_ALLOW_HTTP=1", "set LOOPS_ALLOW_HTTP=1"),
     ("HTTPS_PROXY and HTTP_PROXY or proxy=", "HTTPS_PROXY and HTTP_PROXY"),
     ("before making the client", "before the command"),
+    ("keep both: append=True", "keep both: --append"),
+    (".stale: drop_stale=True", ".stale: --drop-stale"),
     ("a larger ready_timeout", "a larger --ready-timeout"),
     ("(keep_on_failure)", "(--keep)"),
     ("control_plane.list_runs, or `loops runs list`", "`loops runs list`"),

@@ -146,6 +146,8 @@ def _download_progress() -> Generator[Callable[[DownloadProgress], None]]:
 
 def _show_download(done: CheckpointDownload) -> None:
     fetched = f", {size(done.bytes_fetched)} of it now" if done.bytes_fetched != done.bytes_written else ""
+    if not done.bytes_fetched:
+        fetched = ", already complete"
     show_text(f"{done.file_count} files, {size(done.bytes_written)}{fetched}, in {done.dest_dir}")
 
 

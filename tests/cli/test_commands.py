@@ -95,6 +95,7 @@ def test_checkpoints(cli: Cli, trained: tuple[str, str], tmp_path: Path) -> None
     place = tmp_path / "weights"
     assert "2 files" in cli("checkpoints", "download", path, "--to", str(place))
     assert {file.name for file in place.iterdir()} == {file["relative_file_name"] for file in files}
+    assert ", already complete, in " in cli("checkpoints", "download", path, "--to", str(place))
     assert cli.json("checkpoints", "download", found["id"], "--to", str(place))["bytes_fetched"] == 0
     model = ("--model-name", "mine", "--instance-type", "cpu", "--hf-secret", "hf")
     assert cli.json("checkpoints", "deploy", path, *model).keys() == {"model_id", "deployment_id"}

@@ -189,13 +189,16 @@ def test_other_settings_and_other_rows(cli: Cli, files: Files, trained: tuple[st
     written = files.output.read_bytes()
     complaint = cli.fails(*files.command, "--temperature", "0.5", code=2)
     assert "temperature was 1.0 and is now 0.5" in complaint
+    assert "keep both: --append. Nothing was sent" in complaint
     other = Files(files.input.parent, "--checkpoint", trained[1])
     assert "checkpoint_path was null and is now" in cli.fails(*other.command, code=2)
     assert files.output.read_bytes() == written
     cli(*other.command, "--append")
     assert len(files.answers()) == 6
     files.give(rows(2))
-    assert "has 1 answers to rows" in cli.fails(*files.command, "--append", code=2)
+    complaint = cli.fails(*files.command, "--append", code=2)
+    assert "has 1 answers to rows" in complaint
+    assert ".stale: --drop-stale. Nothing was sent" in complaint
     cli(*files.command, "--append", "--drop-stale")
     assert len(files.answers()) == 5
     assert len(Path(f"{files.output}.stale").read_bytes().splitlines()) == 1
