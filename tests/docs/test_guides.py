@@ -115,3 +115,14 @@ def test_an_old_argument_is_refused_where_the_page_says_so(page: str) -> None:
             assert name["dotted"] not in parameters, f"{old} has {name['dotted']}"
             refused += 1
     assert refused >= 5
+
+
+CLIENT = re.compile(r"^[^#\n]*ServiceClient\((?:on_exit=\"\w+\")?\)", re.MULTILINE)
+"""A client that finds its service in the environment."""
+
+
+def test_a_page_whose_examples_need_a_service_says_how_to_start_one() -> None:
+    pages = [path for path in DOCS.glob("*.md") if CLIENT.search(path.read_text())]
+    silent = [path.name for path in pages if "loops-local serve" not in path.read_text()]
+    assert len(pages) > 12
+    assert not silent

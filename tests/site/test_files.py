@@ -94,11 +94,16 @@ def test_no_file_names_this_machine(site: Path) -> None:
             assert str(Path.home()) + "/" not in text, path
 
 
+def shown(site: Path, page: str) -> str:
+    return re.sub(r"<[^>]+>", "", (site / f"{page}.html").read_text())
+
+
 def test_the_blocking_form_is_made_and_hidden_blocks_are_not_shown(site: Path) -> None:
-    text = re.sub(r"<[^>]+>", "", (site / "async-rl.html").read_text())
+    text = shown(site, "async-rl")
     assert "import loops_async as loops" in text
     assert "import loops_sync as loops" in text
-    assert "ServiceClient().open()" not in text
+    assert "removeHandler" in (ROOT / "docs" / "logging.md").read_text()
+    assert "removeHandler" not in shown(site, "logging")
 
 
 def test_members_of_clients_have_docstrings() -> None:
