@@ -6,6 +6,7 @@ import inspect
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pytest
 from sphinx.util.inventory import InventoryFile
@@ -19,18 +20,22 @@ CLIENTS = ("ServiceClient", "TrainingClient", "SamplingClient", "OperationFuture
 
 
 class Elements(HTMLParser):
-    """The tags of a page, and what they load."""
+    """The tags of a page, what they load, where they lead, and where links may lead."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.tags: list[str] = []
         self.loaded: list[str] = []
+        self.links: list[str] = []
+        self.ids: set[str] = set()
         self.feed(text)
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         names = {"link": "href", "script": "src", "img": "src", "iframe": "src", "source": "src"}
         self.loaded += [value or "" for name, value in attributes if name == names.get(tag)]
+        self.links += [value or "" for name, value in attributes if (tag, name) == ("a", "href")]
+        self.ids |= {value or "" for name, value in attributes if name == "id"}
 
 
 def pages(site: Path) -> list[Path]:
@@ -84,6 +89,23 @@ def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
         assert not foreign, (page.name, foreign)
     for sheet in site.rglob("*.css"):
         assert not re.search(r"url\([\"']?(https?:)?//", sheet.read_text()), sheet.name
+
+
+def test_every_link_within_the_site_leads_somewhere(site: Path) -> None:
+    """Also those to files outside `docs/`, e.g. of `examples/`, of which the site has copies."""
+    elements = {path.resolve(): Elements(path.read_text()) for path in site.rglob("*.html")}
+    dead = []
+    for page, page_elements in elements.items():
+        for link in page_elements.links:
+            address = urlsplit(link)
+            target = (page.parent / unquote(address.path)).resolve() if address.path else page
+            there = elements.get(target)
+            is_dead = not target.is_file() or (
+                there and address.fragment and unquote(address.fragment) not in there.ids
+            )
+            if not address.scheme and not address.netloc and is_dead:
+                dead.append((page.name, link))
+    assert not dead
 
 
 def test_no_file_names_this_machine(site: Path) -> None:
