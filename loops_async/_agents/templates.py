@@ -41,7 +41,7 @@ class ChatTemplate:
     """
 
     def __init__(self, text: str | None, tokens: Mapping[str, str]) -> None:
-        self.text = text or ""
+        self.text: str = text or ""
         self._tokens = dict(tokens)
         self._render: Callable[..., str] | None = None if text is None else _compiled(text)
         self.has_tools: bool = "tools" in self.text
