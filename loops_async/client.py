@@ -19,6 +19,7 @@ from ._copies import SameWhenCopied
 from ._http.endpoint import Endpoint
 from ._http.request_log import request_log_settings
 from ._http.settings import Settings, checked_url, resolve_settings
+from ._other_names import KnowsOtherNames
 from ._session.deactivation import OnExit
 from ._session.local import LocalProvisioner, LocalUrls
 from ._session.provisioning import Provisioner, ProvisioningOptions, ServiceProvisioner
@@ -54,7 +55,7 @@ __all__ = ["ServiceClient"]
 C = TypeVar("C", TrainingClient, SamplingClient)
 
 
-class ServiceClient(SameWhenCopied):
+class ServiceClient(SameWhenCopied, KnowsOtherNames):
     """A session on a Loops service.
 
     Entering it (or `open`) creates the session; leaving it (or `close`) ends every background task and connection.

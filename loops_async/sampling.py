@@ -22,6 +22,7 @@ from ._http.endpoint import Endpoint
 from ._http.retry import SAMPLE, Failure, failure_of, retry
 from ._http.settings import checked_url, resolve_settings
 from ._http.transport import MOST_RESULT_BYTES, Answer, Request
+from ._other_names import KnowsOtherNames
 from ._sampling.adaptive import Adaptive
 from ._sampling.completions import read_completions
 from ._sampling.limiter import Limiter, as_limiter, report_rejection, slots
@@ -88,7 +89,7 @@ class Weights(Struct, frozen=True, kw_only=True):
 _LIVE_WEIGHTS: Final = Weights()
 
 
-class SamplingClient(SameWhenCopied):
+class SamplingClient(SameWhenCopied, KnowsOtherNames):
     """Samples from one sampler.
 
     A lightweight value that shares the service client's connection pool: a thousand cost nothing, and none needs

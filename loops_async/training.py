@@ -19,6 +19,7 @@ from ._operations.batch import Batch
 from ._operations.future import OperationFuture
 from ._operations.operation import SmallBody, SmallOperation
 from ._operations.submitter import Submitter
+from ._other_names import KnowsOtherNames
 from ._rollouts.context import Rollout
 from ._rollouts.executor import Executor
 from ._rollouts.failures import FailurePolicy
@@ -81,7 +82,7 @@ FROZEN_SECONDS: Final = 24 * 3600
 ForwardBackwardFuture: TypeAlias = OperationFuture[ForwardBackwardOutput]
 
 
-class TrainingClient(SameWhenCopied):
+class TrainingClient(SameWhenCopied, KnowsOtherNames):
     """Trains one run. Created by `ServiceClient.create_lora_training_client` or `ServiceClient.attach_training_client`.
 
     Operations are submitted in the order of the calls. A call returns a future as soon as the trainer has accepted

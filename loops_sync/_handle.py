@@ -11,6 +11,7 @@ from typing import Any, Concatenate, Generic, NoReturn, ParamSpec, Self, TypeVar
 from weakref import WeakValueDictionary
 
 from loops_async._copies import SameWhenCopied
+from loops_async._other_names import KnowsOtherNames
 from loops_async.errors import InputError
 
 from ._bridge import Bridge, Held, current
@@ -23,7 +24,7 @@ T = TypeVar("T")
 H = TypeVar("H", bound="Handle[Any]")
 
 
-class Handle(SameWhenCopied, Generic[C]):
+class Handle(SameWhenCopied, KnowsOtherNames, Generic[C]):
     """The blocking form of one object of `loops_async`.
 
     It keeps a reference to the handle that created it: a service client that is garbage collected is closed, so the

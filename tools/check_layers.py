@@ -21,6 +21,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "errors",
         "_text",
         "_copies",
+        "_other_names",
         "_tasks",
         "_logs",
         "_waiting",

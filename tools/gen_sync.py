@@ -85,7 +85,7 @@ RENAMED: Final = {"__aiter__": "__iter__", "__anext__": "__next__"}
 COVERED: Final = ("__init__", "__aenter__", "__aexit__", "__await__", "__repr__", "__reduce__", "__class_getitem__")
 """Special methods that `loops_sync._handle` has in some form for all twins, or that ``result`` replaces."""
 
-CORE_ONLY: Final = ("__del__", "SameWhenCopied")
+CORE_ONLY: Final = ("__del__", "SameWhenCopied", "KnowsOtherNames")
 """A special method that only the core's object needs, and a base class that `loops_sync._handle` has for all twins."""
 
 FOREIGN: Final = ("builtins", "collections.abc", "concurrent.futures", "msgspec", "os", "typing")

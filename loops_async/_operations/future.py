@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Generic, TypeVar
 
 from .._copies import SameWhenCopied
+from .._other_names import KnowsOtherNames
 from .._tasks import TaskOwner, check_loop
 from .._waiting import TimeLimit
 from ..errors import ClosedError, LoopsError, OperationError, OperationTimeoutError, without_quote
@@ -17,7 +18,7 @@ T = TypeVar("T")
 log = logging.getLogger("loops_async.operations")
 
 
-class OperationFuture(SameWhenCopied, Generic[T]):
+class OperationFuture(SameWhenCopied, KnowsOtherNames, Generic[T]):
     """The result of an operation that the service has accepted.
 
     Any number of callers may wait. A caller that stops waiting (timeout, cancellation, Ctrl-C) affects neither the

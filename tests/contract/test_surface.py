@@ -102,3 +102,24 @@ def test_names(module: ModuleType) -> None:
 @pytest.mark.parametrize(("owner", "name"), PROPERTIES)
 def test_properties_of_the_blocking_client(owner: str, name: str) -> None:
     assert isinstance(inspect.getattr_static(getattr(loops_sync, owner), name), property)
+
+
+@colours
+@pytest.mark.parametrize(
+    ("owner", "theirs", "ours"),
+    [
+        ("ServiceClient", "create_rest_client", "control_plane"),
+        ("ServiceClient", "get_server_capabilities_async", "get_server_capabilities"),
+        ("TrainingClient", "forward_backward_async", "forward_backward"),
+        ("SamplingClient", "sample_async", "sample"),
+        ("OperationFuture", "result_async", "result"),
+    ],
+)
+def test_a_name_of_another_client_is_told_ours(module: ModuleType, owner: str, theirs: str, ours: str) -> None:
+    kind = type(owner, (getattr(module, owner),), {"__del__": lambda _: None})  # it is never opened
+    client: Any = kind.__new__(kind)
+    with pytest.raises(AttributeError, match=f"^'{owner}' object has no attribute '{theirs}'; here it is '{ours}'$"):
+        getattr(client, theirs)
+    assert not hasattr(client, theirs)
+    with pytest.raises(AttributeError, match=r"no attribute 'nothing_async'$"):
+        _ = client.nothing_async
