@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -44,7 +45,7 @@ class LoopClock:
     """
 
     def __init__(self) -> None:
-        self.now = asyncio.get_running_loop().time()
+        self.now = float(math.ceil(asyncio.get_running_loop().time()))  # whole seconds, whose sums are exact
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
         loop: Any = asyncio.get_running_loop()
