@@ -25,6 +25,7 @@ from ..protocol import CheckpointUri
 from ..sampling import SamplingClient, Weights, sampling_client
 from ..types import Sampler, SampleResponse, SamplingParams
 from ._connection import FAILED, complain, fail, on_service
+from ._exit_codes import UNANSWERED
 from ._options import AsJson
 from ._show import emit, errors, progress, show_json, show_text
 
@@ -32,9 +33,6 @@ Work: TypeAlias = Callable[[Runtime], Awaitable[BatchReport | None]]
 
 FIRST_LIMIT: Final = 64
 """How many completions are in flight before the sampler's speed is known."""
-
-UNANSWERABLE: Final = 7
-"""The exit code if all that is left are errors that stay."""
 
 PROGRESS_SECONDS: Final = 60.0
 """How often a line of progress is printed where no bar can be shown."""
@@ -135,7 +133,7 @@ def _end(report: BatchReport) -> None:
     if report.retryable:
         fail(f"{_line(report)}; run the same command again to retry {report.retryable} of them", FAILED)
     if report.failed:
-        fail(f"{_line(report)}; their errors are in the output, and --retry-errors asks again", UNANSWERABLE)
+        fail(f"{_line(report)}; their errors are in the output, and --retry-errors asks again", UNANSWERED)
 
 
 def _line(report: BatchReport) -> str:
