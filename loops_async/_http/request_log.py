@@ -86,9 +86,9 @@ class _Kept(Struct, frozen=True):
 class RequestLog:
     """Writes the requests of one client."""
 
-    def __init__(self, settings: RequestLogSettings, key: str | None) -> None:
+    def __init__(self, settings: RequestLogSettings, redactor: Redactor) -> None:
         self._bodies: Bodies = settings.bodies
-        self._redactor = Redactor(key)
+        self._redactor = redactor
         self._writer = _writer_of(settings.path)
 
     def request(

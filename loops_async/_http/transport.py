@@ -46,6 +46,7 @@ from .body import Body
 from .compression import ACCEPTED_ENCODINGS, CompressionError, decompressed
 from .decoding import UnreadableError, decode_answer, decode_json
 from .network import Proxies, Resolver, keepalive_socket, tls_context
+from .redaction import Redactor
 from .request_log import RequestLog
 from .retry import RetryBudget
 from .settings import Settings, is_loopback
@@ -532,8 +533,7 @@ def _session(resolver: Resolver, **connections: Any) -> aiohttp.ClientSession:
 
 
 def _request_log(settings: Settings) -> RequestLog | None:
-    key = settings.api_key.reveal() if settings.api_key else None
-    return None if settings.request_log is None else RequestLog(settings.request_log, key)
+    return None if settings.request_log is None else RequestLog(settings.request_log, Redactor.of(settings))
 
 
 @lru_cache(maxsize=64)
