@@ -196,8 +196,24 @@ def tool_calls_of(call: Call) -> tuple[ToolCall, ...]:
 
 def error_body(refused: RefusedCall) -> Body:
     """Return the body of an error, as OpenAI's API has it."""
-    kind = KINDS.get(refused.status, "invalid_request_error" if refused.status < 500 else "api_error")
+    kind = error_kind(refused, KINDS)
     return {"error": {"message": str(refused), "type": kind, "param": refused.param, "code": refused.code}}
+
+
+def error_kind(refused: RefusedCall, kinds: Mapping[int, str]) -> str:
+    """Return what an API calls an error, given its names for some statuses."""
+    return kinds.get(refused.status, "invalid_request_error" if refused.status < 500 else "api_error")
+
+
+def reply_form(kind: str, schema: Body | None, path: str) -> Body:
+    """Return the sampling parameter that keeps replies in a form: a text, any JSON, or JSON of a schema."""
+    if kind == "text":
+        return {}
+    if kind == "json_object":
+        return {"structured_outputs": {"json_object": True}}
+    if kind == "json_schema" and schema is not None:
+        return {"structured_outputs": {"json": schema}}
+    raise bad_request(path, f"is not served: {kind!r}", "unsupported_value")
 
 
 def event(data: Any, name: str | None = None) -> bytes:

@@ -21,6 +21,7 @@ from .base import (
     finish_reason,
     function_tools,
     joined_text,
+    reply_form,
     tool_calls_of,
     uses_tools,
 )
@@ -227,10 +228,4 @@ class _Format(Struct):
 def structured_outputs(fields: Fields) -> Body:
     """Return the sampling parameter that keeps replies in a form."""
     form = fields.get("response_format", _Format, _Format("text"))
-    if form.type == "text":
-        return {}
-    if form.type == "json_object":
-        return {"structured_outputs": {"json_object": True}}
-    if form.type == "json_schema" and form.json_schema is not None:
-        return {"structured_outputs": {"json": form.json_schema.schema}}
-    raise bad_request("response_format", f"is not served: {form.type!r}", "unsupported_value")
+    return reply_form(form.type, form.json_schema and form.json_schema.schema, "response_format")

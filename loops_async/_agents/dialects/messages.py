@@ -19,6 +19,7 @@ from .base import (
     Fields,
     checked,
     content_of,
+    error_kind,
     event,
     finish_reason,
     function_tools,
@@ -125,8 +126,12 @@ class Messages(Dialect):
         yield _event("message_stop")
 
     def error(self, refused: RefusedCall) -> Body:
-        kind = KINDS.get(refused.status, "invalid_request_error" if refused.status < 500 else "api_error")
-        message = {"type": kind, "message": str(refused), "param": refused.param, "code": refused.code}
+        message = {
+            "type": error_kind(refused, KINDS),
+            "message": str(refused),
+            "param": refused.param,
+            "code": refused.code,
+        }
         return {"type": "error", "error": message}
 
     def error_event(self, refused: RefusedCall) -> bytes:

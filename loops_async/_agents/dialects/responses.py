@@ -23,6 +23,7 @@ from .base import (
     finish_reason,
     function_tools,
     joined_text,
+    reply_form,
     tool_calls_of,
     uses_tools,
 )
@@ -237,10 +238,4 @@ def _tools(fields: Fields) -> list[Body]:
 
 def _structured_outputs(fields: Fields) -> Body:
     form = fields.get("text", _Text, _Text()).format or _Format()
-    if form.type == "text":
-        return {}
-    if form.type == "json_object":
-        return {"structured_outputs": {"json_object": True}}
-    if form.type == "json_schema":
-        return {"structured_outputs": {"json": form.schema}}
-    raise bad_request("text.format", f"is not served: {form.type!r}", "unsupported_value")
+    return reply_form(form.type, form.schema, "text.format")
