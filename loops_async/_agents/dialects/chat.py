@@ -228,4 +228,5 @@ class _Format(Struct):
 def structured_outputs(fields: Fields) -> Body:
     """Return the sampling parameter that keeps replies in a form."""
     form = fields.get("response_format", _Format, _Format("text"))
-    return reply_form(form.type, form.json_schema and form.json_schema.schema, "response_format")
+    schema = None if form.json_schema is None else form.json_schema.schema
+    return reply_form(form.type, schema, "response_format")
