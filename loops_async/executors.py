@@ -26,9 +26,8 @@ from typing import Any, Final, TypeVar
 from ._arguments import check_at_least, check_positive
 from ._executors.outcomes import portable
 from ._executors.processes import LocalProcess, Processes
-from ._executors.waiting import out_of_time, outcome_in_time
+from ._executors.waiting import close_all, out_of_time, run_rollout
 from ._rollouts.policy import Policy
-from ._tasks import run_to_completion
 from .errors import WorkerDiedError, WorkerError, WorkerTimeoutError
 
 __all__ = [
@@ -119,15 +118,12 @@ class ProcessExecutor:
             ClosedError: the executor is closed.
             Exception: what the rollout raises.
         """
-        limit = None if timeout is None else check_positive(timeout, "timeout")
-        call = self._rollouts.start(rollout, (policy, task))
-        result: T = await outcome_in_time(call, call.started, name=call.name, timeout=limit)
+        result: T = await run_rollout(self._rollouts, rollout, policy, task, timeout=timeout)
         return result
 
     async def close(self) -> None:
         """End all calls and processes, and wait for their end."""
-        for processes in (self._functions, self._rollouts):
-            await run_to_completion(asyncio.to_thread(processes.close))
+        await close_all(self._functions, self._rollouts)
 
     async def __aenter__(self) -> ProcessExecutor:
         return self

@@ -1,17 +1,38 @@
-"""Waiting for a rollout in a worker, up to its time limit."""
+"""Waiting for what runs in workers: for a rollout up to its time limit, and for the end of all."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
+from .._arguments import check_positive
+from .._tasks import run_to_completion
 from ..errors import WorkerTimeoutError
+from .processes import Processes
 
-__all__ = ["out_of_time", "outcome_in_time"]
+__all__ = ["close_all", "out_of_time", "run_rollout"]
 
 
-async def outcome_in_time(call: Future[Any], started: Future[None], *, name: str, timeout: float | None) -> Any:
+async def run_rollout(workers: Processes, rollout: Callable[..., Any], *args: Any, timeout: float | None) -> Any:
+    """Run a rollout in one of some workers, and return its result.
+
+    Raises:
+        InputError: `timeout` is not a positive number.
+    """
+    limit = None if timeout is None else check_positive(timeout, "timeout")
+    call = workers.start(rollout, args)
+    return await _outcome_in_time(call, call.started, name=call.name, timeout=limit)
+
+
+async def close_all(*workers: Processes) -> None:
+    """End all calls and processes, and wait for their end, also if the caller is cancelled."""
+    for each in workers:
+        await run_to_completion(asyncio.to_thread(each.close))
+
+
+async def _outcome_in_time(call: Future[Any], started: Future[None], *, name: str, timeout: float | None) -> Any:
     """Return the result of a call, or raise its error; one that is no longer waited for is cancelled.
 
     Args:

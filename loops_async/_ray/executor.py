@@ -17,13 +17,12 @@ from typing import Any, TypeVar
 import ray
 from ray import cloudpickle
 
-from .._arguments import check_at_least, check_positive
+from .._arguments import check_at_least
 from .._executors import processes
 from .._executors.outcomes import outcome_of
 from .._executors.processes import Call, Processes, log_here
-from .._executors.waiting import outcome_in_time
+from .._executors.waiting import close_all, run_rollout
 from .._executors.worker import Rollouts, called
-from .._tasks import run_to_completion
 from ..errors import WorkerDiedError
 
 __all__ = ["RayExecutor"]
@@ -84,15 +83,12 @@ class RayExecutor:
         `policy` goes with each call: after `RolloutStream.publish`, the next rollout has the new one. Arguments and
         errors are those of `ProcessExecutor.run`.
         """
-        limit = None if timeout is None else check_positive(timeout, "timeout")
-        call = self._rollouts.start(rollout, (policy, task))
-        result: T = await outcome_in_time(call, call.started, name=call.name, timeout=limit)
+        result: T = await run_rollout(self._rollouts, rollout, policy, task, timeout=timeout)
         return result
 
     async def close(self) -> None:
         """End all calls and actors, and wait for their end."""
-        for each in (self._functions, self._rollouts):
-            await run_to_completion(asyncio.to_thread(each.close))
+        await close_all(self._functions, self._rollouts)
 
     async def __aenter__(self) -> RayExecutor:
         return self

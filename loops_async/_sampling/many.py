@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 from .._executors.processes import LocalProcess, Processes
-from .._tasks import run_to_completion
+from .._executors.waiting import close_all
 from ..errors import WorkerDiedError
 
 T = TypeVar("T")
@@ -128,7 +128,7 @@ async def map_in_processes(
                 for offset, result in enumerate(results):
                     yield number * size + offset, result
     finally:
-        await run_to_completion(asyncio.to_thread(workers.close))
+        await close_all(workers)
 
 
 async def _chunks(source: Source[T], size: int) -> AsyncIterator[list[T]]:
