@@ -48,6 +48,19 @@ def _adapter(engine: Engine, scratch: Path, seed: int) -> Adapter:
     return trainer.adapter()
 
 
+def _held_by_event(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Hold each step before it picks tokens, until the event that is returned is set."""
+    all_are_there = threading.Event()
+    plain = sampler_module.pick
+
+    def waiting(*args: object) -> list[int]:
+        assert all_are_there.wait(PATIENCE_SECONDS)
+        return plain(*args)  # type: ignore[arg-type] # passed through
+
+    monkeypatch.setattr(sampler_module, "pick", waiting)
+    return all_are_there
+
+
 @pytest.mark.parametrize("samples", [16, 64, 100])
 def test_a_request_computes_its_prompt_once(torch_sampler: TorchSampler, samples: int) -> None:
     torch_sampler.submit(job(PROMPT, n=samples, max_tokens=3)).result()
@@ -94,6 +107,26 @@ def test_another_version_never_gets_the_prompt_of_the_first(
         gc.collect()
     torch_sampler.close()
     assert torch_sampler.usage.prefilled == 3 * len(PROMPT)
+
+
+def test_a_new_prompt_beside_one_that_continues_a_kept_prompt_of_its_length(
+    torch_sampler: TorchSampler, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one step, the first has computed as many tokens as the second finds; it must not be computed once more."""
+    new, longer = tokens(len(PROMPT), seed=1), PROMPT + tokens(4, seed=2)
+    torch_sampler.submit(job(PROMPT, max_tokens=1)).result()
+    all_are_there = _held_by_event(monkeypatch)
+    held = torch_sampler.submit(job("held", max_tokens=1))
+    futures = [torch_sampler.submit(job(prompt, max_tokens=5, temperature=0.0)) for prompt in (new, longer)]
+    all_are_there.set()
+    held.result()
+    for prompt, future in zip((new, longer), futures, strict=True):
+        [found] = future.result().completions
+        fresh = engine.sampler()
+        [alone] = fresh.submit(job(prompt, max_tokens=5, temperature=0.0)).result().completions
+        fresh.close()
+        assert found.tokens == alone.tokens
+        np.testing.assert_allclose(found.logprobs, alone.logprobs, atol=1e-4)
 
 
 def test_kept_prompts_are_bounded_by_bytes(torch_sampler: TorchSampler, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,14 +195,7 @@ def test_short_requests_proceed_while_a_long_prompt_is_computed(
     torch_sampler: TorchSampler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended: list[str] = []
-    all_are_there = threading.Event()
-    plain = sampler_module.pick
-
-    def waiting(*args: object) -> list[int]:
-        assert all_are_there.wait(PATIENCE_SECONDS)
-        return plain(*args)  # type: ignore[arg-type] # passed through
-
-    monkeypatch.setattr(sampler_module, "pick", waiting)
+    all_are_there = _held_by_event(monkeypatch)
     monkeypatch.setattr(sampler_module, "PREFILL_TOKENS", 100)
     monkeypatch.setattr(sampler_module, "CHUNK_BESIDE", 16)
     first = torch_sampler.submit(job("first", max_tokens=1))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Collection, Hashable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -396,12 +396,16 @@ def _prefills(contexts: Sequence[_Context], *, with_long: bool) -> Iterator[list
     These are the contexts that lack positions, in batches that have equally much already and are of similar length; of
     those that are long, the oldest alone.
     """
-    lacking = [context for context in contexts if context.lacking and not context.is_long]
     if with_long:
         yield from ([context] for context in [one for one in contexts if one.is_long and one.lacking][:1])
-    for matched in {context.matched for context in lacking}:
+    # Grouped before the first is computed, since that changes `matched`.
+    groups: defaultdict[int, list[_Context]] = defaultdict(list)
+    for context in sorted(contexts, key=lambda one: len(one.tokens)):
+        if context.lacking and not context.is_long:
+            groups[context.matched].append(context)
+    for matched, group in groups.items():
         batch: list[_Context] = []
-        for context in sorted((one for one in lacking if one.matched == matched), key=lambda one: len(one.tokens)):
+        for context in group:
             if batch and (len(batch) + 1) * (len(context.tokens) - matched) > PREFILL_TOKENS:
                 yield batch
                 batch = []
