@@ -121,6 +121,12 @@ class _Capabilities(BaseHTTPRequestHandler):
     def log_message(self, *_: Any) -> None: ...
 
 
+class _QuietServer(ThreadingHTTPServer):
+    """Says nothing about clients that go away, which would be read as the command's own output."""
+
+    def handle_error(self, *_: Any) -> None: ...
+
+
 @pytest.fixture
 def certificate(tmp_path: Path) -> tuple[Path, Path]:
     return self_signed(tmp_path)
@@ -131,7 +137,7 @@ def secure(certificate: tuple[Path, Path]) -> Iterator[str]:
     """The URL of a service behind TLS."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(*certificate)
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Capabilities) as server:
+    with _QuietServer(("127.0.0.1", 0), _Capabilities) as server:
         server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
         serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         serving.start()
