@@ -5,6 +5,7 @@ The main classes:
 - `ServiceClient`: a session on the service. It creates the other clients, and lists and downloads checkpoints.
 - `TrainingClient`: trains one run: `forward_backward`, `optim_step`, saving and loading. Each call submits an
   operation, in order, and returns an `OperationFuture`, whose result is awaited separately.
+- `CallFuture`: the result of a call that `start` begins from any thread, for any thread and event loop to wait for.
 - `SamplingClient`: samples one sampler: `sample`, `sample_many`, `compute_logprobs`.
 - `ControlPlane`: the REST API, one method for each route, as `ServiceClient.control_plane`.
 - `AgentGateway`: makes any program that speaks OpenAI's or Anthropic's API a rollout.
@@ -37,6 +38,7 @@ Elsewhere:
 
 from . import agents, batch, errors, executors, rollouts, types
 from . import testing as testing
+from ._futures import CallFuture, start
 from ._logs import log_as_the_environment_says, log_to_stderr
 from ._operations.future import OperationFuture
 from ._progress import print_progress
@@ -65,6 +67,7 @@ from .types.training import *  # noqa: F403
 
 __all__ = [
     "Adaptive",
+    "CallFuture",
     "ControlPlane",
     "ForwardBackwardFuture",
     "Limiter",
@@ -78,6 +81,7 @@ __all__ = [
     "loops_compute_kl_sample_train",
     "loops_log_kl_sample_train",
     "print_progress",
+    "start",
     "top_divergent_tokens",
 ]
 __all__ += agents.__all__

@@ -207,6 +207,9 @@ class ServiceClient(SameWhenCopied, KnowsOtherNames):
             raise ClosedError("this client is not open yet: use `async with` or `await client.open()`")
         return self._session.id
 
+    def _event_loop(self) -> asyncio.AbstractEventLoop:
+        return self._open_session.runtime.transport.loop
+
     @property
     def control_plane(self) -> ControlPlane:
         """The REST API, one method for each route."""

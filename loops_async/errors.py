@@ -8,6 +8,7 @@
     ├── UnsupportedError            also NotImplementedError: the service does not support this
     ├── ClosedError                 also RuntimeError: the client is closed, or was opened elsewhere
     ├── NotReadyError               also TimeoutError and RuntimeError: a trainer or sampler was not ready in time
+    ├── CallTimeoutError            also TimeoutError: one wait for a started call ended, the call continues
     ├── ProvisioningError           also RuntimeError: a deployment ended in a terminal state
     │   └── SamplerTerminatedError  `.deployment_id`, `.status`
     ├── TransportError              no complete answer arrived
@@ -52,6 +53,7 @@ __all__ = [
     "ApiError",
     "AuthenticationError",
     "BadRequestError",
+    "CallTimeoutError",
     "ClosedError",
     "ConfigError",
     "ConflictError",
@@ -151,6 +153,16 @@ class NotReadyError(LoopsError, TimeoutError, RuntimeError):
     """A trainer or sampler was not ready, or did not serve the requested version, within the time limit."""
 
     retryable = True
+
+
+class CallTimeoutError(LoopsError, TimeoutError):
+    """One wait for a call that was started reached its limit of `timeout` seconds; the call continues."""
+
+    retryable = True
+
+    def __init__(self, message: str, *, timeout: float | None = None) -> None:
+        super().__init__(message)
+        self.timeout = timeout
 
 
 class NotRecordedError(LoopsError, AssertionError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -37,6 +38,7 @@ from ._tasks import gather_or_raise
 from ._waiting import TimeLimit
 from .errors import (
     ApiError,
+    ClosedError,
     ConfigError,
     InputError,
     LoopsError,
@@ -567,6 +569,11 @@ class SamplingClient(SameWhenCopied, KnowsOtherNames):
             await self._ready(runtime, self._endpoint.ready_timeout)
             self._models = monotonic(), await fetch_served_models(self._endpoint, runtime.transport)
         return self._models[1]
+
+    def _event_loop(self) -> asyncio.AbstractEventLoop:
+        if self._runtime is None:
+            raise ClosedError("this client was unpickled and belongs to no event loop: await its calls in any of them")
+        return self._runtime.transport.loop
 
     async def _usable_runtime(self) -> Runtime:
         runtime = await self._connected_runtime()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from types import TracebackType
@@ -688,6 +689,9 @@ class TrainingClient(SameWhenCopied, KnowsOtherNames):
 
     def _small_operation(self, operation: str, result: type[T], body: SmallBody) -> SmallOperation[T]:
         return SmallOperation(operation, result, replace(body, run_id=self.run_id, model=self._run.base_model))
+
+    def _event_loop(self) -> asyncio.AbstractEventLoop:
+        return self._runtime.transport.loop
 
     def _check_open(self) -> None:
         self._check_running()

@@ -21,6 +21,8 @@ from loops_async import (
     BatchClient,
     BatchReport,
     BatchSettings,
+    CallFuture,
+    CallTimeoutError,
     Checkpoint,
     CheckpointDownload,
     CheckpointFile,
@@ -150,6 +152,7 @@ from . import errors as errors
 from . import testing as testing
 from . import types as types
 from ._future import ForwardBackwardFuture, OperationFuture
+from ._starting import start
 from .agents import AgentGateway, AgentRollout
 from .batch import sample_file, sample_rows
 from .client import ServiceClient
@@ -178,6 +181,8 @@ __all__ = [
     "BatchClient",
     "BatchReport",
     "BatchSettings",
+    "CallFuture",
+    "CallTimeoutError",
     "Checkpoint",
     "CheckpointDownload",
     "CheckpointFile",
@@ -314,5 +319,6 @@ __all__ = [
     "row_key",
     "sample_file",
     "sample_rows",
+    "start",
     "top_divergent_tokens",
 ]

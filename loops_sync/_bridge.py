@@ -71,6 +71,12 @@ class Bridge:
         self._is_stopping = False
         self.workers: Workers = Workers()
 
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop, which is started if there is none; raises the `ClosedError` of `run`."""
+        self._check_usable()
+        return cast("asyncio.AbstractEventLoop", self._loop)
+
     def run(self, function: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a coroutine function on the loop, and return its result or raise its error.
 

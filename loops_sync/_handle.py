@@ -55,6 +55,12 @@ class Handle(SameWhenCopied, KnowsOtherNames, Generic[C]):
         self._parent = None
         self._impl = self._bridge.call(make, *args, **kwargs)
 
+    def _behind(self, bridge: Bridge) -> Self:
+        """Return a handle of the same object whose calls go through another bridge."""
+        handle = self._of(self._impl, self)
+        handle._bridge = bridge
+        return handle
+
     def _part(self, kind: type[H], impl: Any) -> H:
         """Wrap a core object that belongs to this one; return the same handle while that is referenced."""
         part: H = self._parts.setdefault(impl, kind._of(impl, self))

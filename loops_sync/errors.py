@@ -9,6 +9,7 @@
     ├── UnsupportedError            also NotImplementedError: the service does not support this
     ├── ClosedError                 also RuntimeError: the client is closed, or was opened elsewhere
     ├── NotReadyError               also TimeoutError and RuntimeError: a trainer or sampler was not ready in time
+    ├── CallTimeoutError            also TimeoutError: one wait for a started call ended, the call continues
     ├── ProvisioningError           also RuntimeError: a deployment ended in a terminal state
     │   └── SamplerTerminatedError  `.deployment_id`, `.status`
     ├── TransportError              no complete answer arrived
@@ -44,6 +45,7 @@ from loops_async import (
     ApiError,
     AuthenticationError,
     BadRequestError,
+    CallTimeoutError,
     ClosedError,
     ConfigError,
     ConflictError,
@@ -80,6 +82,7 @@ __all__ = [
     "ApiError",
     "AuthenticationError",
     "BadRequestError",
+    "CallTimeoutError",
     "ClosedError",
     "ConfigError",
     "ConflictError",

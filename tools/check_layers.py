@@ -36,6 +36,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "_running",
         "control_plane",
         "_operations",
+        "_futures",
         "_session",
         "_checkpoints",
         "_executors",

@@ -28,6 +28,8 @@ coroutine function of a handle, as an argument     function of the handle's twin
 coroutine function of values, as an argument       plain function, called in a thread, also in another process
 other function with a result, as an argument       passed on: it computes where the core calls it
 coroutine function                                 function
+name in `BY_HAND`                                  imported from a module of the twin that is written by hand
+class in `OF_BOTH`                                 imported from the core
 alias of a handle, e.g. ``OperationFuture[T]``     the same alias of its twin, beside it
 alias of coroutine functions of a handle           alias of functions of its twin, beside it
 anything else that is exported                     imported from the core
@@ -75,6 +77,12 @@ OUTLIVING: Final = frozenset({"on_step"})
 FOR_ANY_THREAD: Final = frozenset({"InLoopExecutor.submit", "ProcessExecutor.submit"})
 """Methods that belong to no loop. The core calls them on the bridge's, where twins' other methods cannot be called."""
 
+BY_HAND: Final = {"start": "_starting"}
+"""Functions whose twins no rule makes, and the modules that define these."""
+
+OF_BOTH: Final = frozenset({"CallFuture"})
+"""A class for threads and event loops alike, which therefore has no twin."""
+
 ADVICE: Final = ": change that, then run `make sync`."
 
 FROM_PRIVATE: Final = "_future"
@@ -118,11 +126,15 @@ class Core:
             for name, value in sorted(vars(package).items())
             if isinstance(value, ModuleType) and name[0] != "_" and hasattr(value, "__all__")
         }
-        self._handles = {value: name for name, value in self.exports.items() if _is_handle(value)}
+        self._handles = {
+            value: name for name, value in self.exports.items() if _is_handle(value) and name not in OF_BOTH
+        }
         owners = {name: self._owner(name, value) for name, value in self.exports.items()}
         self.owners = {name: owner for name, owner in owners.items() if owner}
         """The names with twins, and beside which export each stands: itself, or the handle that it is an alias of."""
         self.twins = {name: self._module(owner) for name, owner in self.owners.items()}
+        self.written_modules = set(self.twins.values())
+        self.twins |= {name: module for name, module in BY_HAND.items() if name in self.exports}
         values = self.exports.keys() - self.twins.keys()
         self.value_modules = {name: value for name, value in self.modules.items() if set(value.__all__) <= values}
         """Public modules whose names are all exported and have no twins."""
@@ -491,7 +503,7 @@ def generate(package: ModuleType) -> dict[str, str]:
         GenerationError: a construct has no rule; the message names it.
     """
     core = Core(package)
-    sources = {f"{name}.py": Module(core, name).write() for name in sorted(set(core.twins.values()))}
+    sources = {f"{name}.py": Module(core, name).write() for name in sorted(core.written_modules)}
     for name, module in core.value_modules.items():
         sources[f"{name}.py"] = _imported(core, module.__name__, module.__doc__ or "", module.__all__)
     for name, module in core.separate_modules.items():

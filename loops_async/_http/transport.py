@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Mapping
@@ -153,6 +154,7 @@ class Transport:
         _raise_trim_threshold()
         self._settings = settings
         self._loop = asyncio.get_running_loop()
+        self._process = os.getpid()
         self._closed = False
         self.retry_budget: RetryBudget = RetryBudget()
         self._resolver = Resolver()
@@ -164,6 +166,16 @@ class Transport:
         """The proxy of each scheme and host, with and without the key."""
         self.waits: Waits = Waits()
         self._requests = _request_log(settings)
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop, for other threads of its process."""
+        if self._process != os.getpid():
+            raise ClosedError(
+                f"this client was opened in process {self._process} and does not work in its forked child: create a "
+                "new ServiceClient in each process"
+            )
+        return self._loop
 
     async def close(self) -> None:
         """Close every connection; afterwards each call raises `ClosedError`."""

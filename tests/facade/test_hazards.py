@@ -562,3 +562,64 @@ class TestWorkers:
             "['MainThread', 'loops_sync']",
             "workshop: closed",
         ]
+
+
+class TestStartedCalls:
+    def test_none_keeps_the_process_from_ending(self) -> None:
+        assert printed("""
+            import loops_sync
+            shop = BlockingWorkshop()
+            job = loops_sync.start(shop.start, "dig", bool)
+            print("end")
+        """) == ["workshop: open", "end", "workshop: closed"]
+
+    def test_an_interrupted_wait_leaves_the_call_alone(self) -> None:
+        assert printed("""
+            import loops_sync
+            with BlockingWorkshop() as shop:
+                ends = threading.Event()
+                job = loops_sync.start(shop.start, "dig", ends.is_set)
+                threading.Timer(0.05, interrupt).start()
+                try:
+                    job.result()
+                except KeyboardInterrupt:
+                    print("interrupted", job.done())
+                ends.set()
+                print(job.result())
+        """) == ["workshop: open", "interrupted False", "dig", "workshop: closed"]
+
+    def test_the_loops_own_thread_is_refused(self) -> None:
+        assert printed("""
+            import loops_sync
+            with BlockingWorkshop() as shop:
+                job = loops_sync.start(shop.start, "dig", bool)
+
+                async def use(function):
+                    try:
+                        function()
+                    except loops_sync.ClosedError as error:
+                        return str(error)[:24]
+
+                print(_bridge.current().run(use, lambda: loops_sync.start(shop.add, 1)))
+                print(_bridge.current().run(use, job.result))
+        """) == ["workshop: open", "a blocking call on the e", "waiting for start on the", "workshop: closed"]
+
+    def test_a_forked_child_is_refused(self) -> None:
+        assert printed("""
+            import loops_sync
+            shop = BlockingWorkshop()
+            job = loops_sync.start(shop.start, "dig", bool)
+            done = loops_sync.start(shop.add, 1)
+            done.result()
+            pid = os.fork()
+            if pid == 0:
+                for use in (lambda: loops_sync.start(shop.add, 1), job.result, lambda: asyncio.run(job.result_async())):
+                    try:
+                        use()
+                    except loops_sync.ClosedError as error:
+                        print("forked child" in str(error))
+                print(done.result(), flush=True)
+                os._exit(0)
+            os.waitpid(pid, 0)
+            shop.close()
+        """) == ["workshop: open", "True", "True", "True", "3", "workshop: closed"]

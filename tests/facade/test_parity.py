@@ -13,7 +13,7 @@ import pytest
 
 import loops_async
 import loops_sync
-from tools.gen_sync import FOR_ANY_THREAD
+from tools.gen_sync import BY_HAND, FOR_ANY_THREAD, OF_BOTH
 
 ASYNC = re.compile(r"\b(Async\w+|Awaitable|Coroutine|asyncio|Future|Task)\b")
 
@@ -36,6 +36,7 @@ HANDLES = [
     for name in loops_async.__all__
     if inspect.isclass(kind := getattr(loops_async, name))
     and (any(map(is_coroutine, public(kind).values())) or hasattr(kind, "__aenter__"))
+    and name not in OF_BOTH
 ]
 
 COROUTINES = [name for name in loops_async.__all__ if is_coroutine(getattr(loops_async, name))]
@@ -77,7 +78,9 @@ def test_same_names() -> None:
     assert sorted(loops_sync.__all__) == sorted(loops_async.__all__)
 
 
-@pytest.mark.parametrize("name", sorted({*loops_async.__all__} - {*HANDLES, *COROUTINES, *ALIASES, *FUNCTION_TYPES}))
+@pytest.mark.parametrize(
+    "name", sorted({*loops_async.__all__} - {*HANDLES, *COROUTINES, *ALIASES, *FUNCTION_TYPES, *BY_HAND})
+)
 def test_values_and_errors_are_the_same_objects(name: str) -> None:
     assert getattr(loops_sync, name) is getattr(loops_async, name)
 
@@ -99,6 +102,13 @@ def test_coroutine_functions_as_arguments_are_functions(name: str) -> None:
 def test_coroutine_functions_have_twins(name: str) -> None:
     twin, core = getattr(loops_sync, name), getattr(loops_async, name)
     assert not is_coroutine(twin)
+    assert parameters(twin) == parameters(core)
+
+
+@pytest.mark.parametrize("name", sorted(BY_HAND))
+def test_functions_written_by_hand_take_the_same(name: str) -> None:
+    twin, core = getattr(loops_sync, name), getattr(loops_async, name)
+    assert twin is not core
     assert parameters(twin) == parameters(core)
 
 
@@ -136,7 +146,7 @@ def documented() -> Iterator[tuple[str, str]]:
         if path.name == "__init__.py" or not path.name.startswith(("_", "ray")):  # Ray is not in this environment
             module = loops_sync if path.name == "__init__.py" else import_module(f"loops_sync.{path.stem}")
             yield module.__name__, module.__doc__ or ""
-    for name in loops_sync.__all__:
+    for name in [name for name in loops_sync.__all__ if name not in OF_BOTH]:
         value = getattr(loops_sync, name)
         if inspect.isclass(value) or inspect.isfunction(value):
             yield name, value.__doc__ or ""

@@ -23,6 +23,7 @@ EXAMPLES: list[LoopsError] = [
     errors.UnsupportedError("m"),
     errors.ClosedError("m"),
     errors.NotReadyError("m"),
+    errors.CallTimeoutError("m", timeout=1.5),
     errors.NotRecordedError("m"),
     errors.ProvisioningError("m", deployment_id="d", status="FAILED"),
     errors.SamplerTerminatedError("m", deployment_id="d", status="FAILED"),
@@ -127,6 +128,7 @@ def test_what_may_be_tried_again() -> None:
     retryable = {type(error).__name__ for error in EXAMPLES if error.retryable}
     assert retryable == {
         "NotReadyError",
+        "CallTimeoutError",
         "TransportError",
         "ConnectError",
         "RequestTimeoutError",
