@@ -208,6 +208,7 @@ def _print_banner(local: LocalService, *, key_is_from_environment: bool) -> None
         f"  engine       {_ABOUT[local.engine]}",
         f"  models       {', '.join(local.models)}",
         f"  data         {local.data_dir}",
+        f"  dashboard    {local.dashboard_url}",
         "",
         "Use it as the service:",
         f"  export LOOPS_BASE_URL={local.base_url}",

@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from functools import partial
@@ -19,15 +20,20 @@ from aiohttp import web
 from yarl import URL
 
 from loops_async._tasks import TaskOwner
+from loops_async._version import __version__
 
+from ._dashboard.data import Gatherer, ServiceFacts
+from ._dashboard.routes import DashboardRoutes
 from ._execution.models import Models
 from ._execution.operations import Operations
 from ._execution.sample_queue import SampleQueue
 from ._http.app import build_app
+from ._http.authorization import DashboardAccess
 from ._http.connections import Connections
 from ._http.openapi import document_route
-from ._http.paths import LOCAL_SAMPLER, LOCAL_TRAINER
+from ._http.paths import DASHBOARD, LOCAL_SAMPLER, LOCAL_TRAINER
 from ._http.signing import UrlSigner
+from ._resources.activity import Activity
 from ._resources.lifecycle import Lifecycle
 from ._resources.metrics import ProcessMetrics
 from ._resources.registry import Registry
@@ -145,6 +151,7 @@ class LocalService:
         self._result_retention_seconds = result_retention_seconds
         self._file_url_seconds = file_url_seconds
         self._url: URL | None = None
+        self._dashboard_token: str | None = None
         self._data_dir: Path | None = None
         self._models: Models | None = None
         self._stack = AsyncExitStack()
@@ -184,6 +191,11 @@ class LocalService:
         return _while_running(self._api_key)
 
     @property
+    def dashboard_url(self) -> str:
+        """The address of the dashboard, with the token that opens its data and nothing else."""
+        return f"{self.base_url}{DASHBOARD}#token={_while_running(self._dashboard_token)}"
+
+    @property
     def data_dir(self) -> Path:
         """The directory of the service's state."""
         return _while_running(self._data_dir)
@@ -221,6 +233,7 @@ class LocalService:
         await store.open()
         close(store.close)
         self._api_key = self._api_key or await asyncio.to_thread(_stored_key, data_dir / "api_key")
+        token = self._dashboard_token = await asyncio.to_thread(_stored_key, data_dir / "dashboard_token")
         registry = await self._open_registry(store, data_dir)
         operations = Operations(store, retention_seconds=self._result_retention_seconds)
         await operations.open()
@@ -233,7 +246,11 @@ class LocalService:
         files = FileRoutes(registry.checkpoints, signer, data_dir / "archives")
         lifecycle = Lifecycle(registry, store)
         hold_seconds = self._poll_hold_seconds
-        samplers = SamplerRoutes(registry, version_wait_seconds=self._version_wait_seconds)
+        activity = Activity()
+        facts = ServiceFacts(engine=self.engine, version=__version__, started_at=time.time())
+        gatherer = Gatherer(facts, registry, operations, activity, self.faults, secrets=(self.api_key, token))
+        dashboard = DashboardRoutes(gatherer)
+        samplers = SamplerRoutes(registry, activity, version_wait_seconds=self._version_wait_seconds)
         routes = [
             *ControlPlaneRoutes(registry, lifecycle, representations, account).routes(),
             *CheckpointRoutes(registry, lifecycle, files).routes(),
@@ -241,6 +258,7 @@ class LocalService:
             *account.routes(),
             *files.routes(),
             *FigureRoutes(registry).routes(),
+            *dashboard.routes(),
             *TrainerRoutes(
                 registry, lifecycle, operations, hold_seconds=hold_seconds, serverless=self._serverless
             ).routes(),
@@ -252,11 +270,15 @@ class LocalService:
             [*routes, document_route(routes)],
             registry=registry,
             api_key=self.api_key,
+            dashboard=DashboardAccess(token, self._host),
             faults=self.faults,
             process=process,
             connections=connections,
         )
         representations.base_url = self._url = await self._listen(app, connections)
+        watching = TaskOwner()
+        watching.start_unattended(dashboard.watch(), name="measure for the dashboard")
+        close(watching.close)
         # Closed first, while the server still runs, so that waiting polls get their response.
         close(operations.close)
         close(queue.close)

@@ -68,6 +68,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "_resources",
         "faults",
         "_http",
+        "_dashboard",
         "_routes",
         "_service",
         "pytest",
@@ -85,6 +86,7 @@ INTERNAL: dict[str, tuple[str, ...]] = {
         "loops_async.errors",
         "loops_async._tasks",
         "loops_async._http.decoding",
+        "loops_async._version",
     ),
 }
 """Which parts of our other packages a package may import."""
@@ -104,6 +106,7 @@ LIBRARIES: dict[str, frozenset[str]] = {
     "loops_local": frozenset({"msgspec"}),
     "loops_local.faults": frozenset({"aiohttp", "yarl"}),
     "loops_local._http": frozenset({"aiohttp", "yarl"}),
+    "loops_local._dashboard": frozenset({"aiohttp"}),
     "loops_local._routes": frozenset({"aiohttp", "yarl"}),
     "loops_local._service": frozenset({"aiohttp", "yarl"}),
     "loops_local.pytest": frozenset({"pytest", "pytest_asyncio"}),

@@ -51,6 +51,11 @@ class ModelHost:
         return engine
 
     @property
+    def is_loaded(self) -> bool:
+        """Whether the engine is there."""
+        return self._engines.peek(self.name) is not None
+
+    @property
     def max_seq_len(self) -> int | None:
         """The longest sequence in tokens; None while it is not known."""
         engine = self._engines.peek(self.name)

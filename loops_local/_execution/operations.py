@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from itertools import islice
 from typing import Any
 
 from msgspec import Struct
@@ -14,9 +15,18 @@ from .._storage.logs import DeploymentLog
 from .._storage.store import Store
 from .outcomes import Work, run_to_outcome
 
-__all__ = ["Operations"]
+__all__ = ["Operations", "UnfinishedOperation"]
 
 _PURGE_SECONDS = 60.0
+
+
+class UnfinishedOperation(Struct, frozen=True, kw_only=True):
+    """An operation that waits for its turn, or is executed, and the seconds since it was submitted."""
+
+    run_id: str
+    name: str
+    started: bool
+    age: float
 
 
 class _Operation(Struct, eq=False):
@@ -26,6 +36,7 @@ class _Operation(Struct, eq=False):
     work: Work
     log: DeploymentLog
     outcome: asyncio.Future[bytes]
+    submitted: float
     started: bool = False
 
     async def run(self) -> bytes:
@@ -94,7 +105,7 @@ class Operations:
         if key in self._pending or key in self._finished:
             return
         outcome: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        operation = self._pending[key] = _Operation(operation_id, name, prepare, work, log, outcome)
+        operation = self._pending[key] = _Operation(operation_id, name, prepare, work, log, outcome, time.monotonic())
         queue = self._queues.get(run_id)
         if queue is not None:
             queue.waiting.append(operation)
@@ -102,6 +113,20 @@ class Operations:
             # Filled before its task is created: a loop with eager tasks runs that at once.
             queue = self._queues[run_id] = _Queue(deque([operation]))
             queue.task = asyncio.create_task(self._run_queue(run_id, queue), name=f"operations of run {run_id}")
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """The number of operations that are executed, and of those that wait."""
+        started = sum(queue.current is not None and queue.current.started for queue in self._queues.values())
+        return started, len(self._pending) - started
+
+    def oldest(self, most: int) -> list[UnfinishedOperation]:
+        """Return the oldest operations that have not ended."""
+        now = time.monotonic()
+        return [
+            UnfinishedOperation(run_id=run_id, name=each.name, started=each.started, age=now - each.submitted)
+            for (run_id, _), each in islice(self._pending.items(), most)
+        ]
 
     async def outcome(self, run_id: str, operation_id: str, *, hold_seconds: float) -> bytes | None:
         """Return an operation's outcome as JSON, None if it has not ended within `hold_seconds`.

@@ -1,4 +1,8 @@
-"""Who may make a request: callers with the API key, and in local mode every process of this machine."""
+"""Who may make a request: callers with the API key, and in local mode every process of this machine.
+
+The dashboard's page needs no permission, since it holds no data; its data may also be read with a token of its own,
+which opens nothing else.
+"""
 
 from __future__ import annotations
 
@@ -7,23 +11,56 @@ import ipaddress
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
+from msgspec import Struct
 
 from .._errors import HttpError
 from .._resources.registry import Registry
 from . import paths
 
-__all__ = ["authorization"]
+__all__ = ["DashboardAccess", "authorization"]
 
 # Below these roots, the URL's signature takes the place of the key.
 _SIGNED = (f"{paths.FILES}/", f"{paths.ARCHIVES}/")
 _CHECKPOINTS = f"{paths.CONTROL_PLANE}/checkpoints"
 
 
-def authorization(registry: Registry, api_key: str) -> Middleware:
+class DashboardAccess(Struct, frozen=True):
+    """The token that opens the data of the dashboard, and the host by which the service was asked to be reachable."""
+
+    token: str
+    host: str
+
+    def check_place(self, request: web.Request) -> None:
+        """Refuse a request under the name of another host, or of another site's page.
+
+        A page of another site could make its own name lead to this machine, and then read what it answers.
+        """
+        own = f"{request.scheme}://{request.host}"
+        if not self._is_own(request) or request.headers.get("Origin", own) != own:
+            message = "the dashboard answers only at the address of this service, to its own page"
+            raise HttpError(403, "FORBIDDEN", message, error=message)
+
+    def _is_own(self, request: web.Request) -> bool:
+        host = request.url.host
+        local = request.get_extra_info("sockname")
+        return _is_loopback(host) or host == self.host or (local is not None and host == local[0])
+
+    def opens(self, request: web.Request) -> bool:
+        """Return whether a request needs no API key."""
+        if request.path != paths.DASHBOARD_DATA:
+            return True
+        return request.method == "GET" and _has_key(request.headers.get("Authorization", ""), self.token)
+
+
+def authorization(registry: Registry, api_key: str, dashboard: DashboardAccess) -> Middleware:
     """Return the middleware that refuses requests without permission."""
 
     @web.middleware
     async def authorize(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if _is_of_dashboard(request.path):
+            dashboard.check_place(request)
+            if dashboard.opens(request):
+                return await handler(request)
         if (
             request.path == paths.OPENAPI
             or request.path.startswith(_SIGNED)
@@ -36,6 +73,10 @@ def authorization(registry: Registry, api_key: str) -> Middleware:
         raise HttpError(401, "UNAUTHORIZED", message, error=message)
 
     return authorize
+
+
+def _is_of_dashboard(path: str) -> bool:
+    return path == paths.DASHBOARD or path.startswith(f"{paths.DASHBOARD}/")
 
 
 def _has_key(header: str, api_key: str) -> bool:

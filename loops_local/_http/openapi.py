@@ -26,7 +26,7 @@ FILE: Final = bytes
 _DESCRIPTION: Final = "__route_description__"
 _PARAMETER: Final = re.compile(r"\{(\w+)(?::([^}]*))?\}")
 _SCHEMA_REF: Final = "#/components/schemas/{name}"
-_WITHOUT_KEY: Final = (f"{paths.FILES}/", f"{paths.ARCHIVES}/", f"{paths.LOCAL}/", paths.OPENAPI)
+_WITHOUT_KEY: Final = (f"{paths.FILES}/", f"{paths.ARCHIVES}/", f"{paths.LOCAL}/", paths.OPENAPI, paths.DASHBOARD)
 
 
 class Error(Struct, kw_only=True):
@@ -161,7 +161,7 @@ def _operation(route: web.RouteDef, description: Description, schema_of: Mapping
     if description.body is not None:
         required = {"required": not description.is_optional}
         operation["requestBody"] = required | _content(description.body, schema_of)
-    if route.path.startswith(_WITHOUT_KEY):
+    if route.path.startswith(_WITHOUT_KEY) and route.path != paths.DASHBOARD_DATA:
         operation["security"] = []
     return operation
 

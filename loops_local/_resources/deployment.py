@@ -67,6 +67,8 @@ class Deployment:
         self._started_at = 0.0
         self._last_used = 0.0
         self._in_flight = 0
+        self.used_at: float | None = None
+        """When a request or an operation last ended, in seconds since 1970."""
 
     def start(self) -> None:
         """Start provisioning."""
@@ -147,7 +149,7 @@ class Deployment:
             yield
         finally:
             self._in_flight -= 1
-            self._last_used = time.monotonic()
+            self._last_used, self.used_at = time.monotonic(), time.time()
 
     def problem(self, *, status_while_starting: int = 400) -> HttpError | None:
         """Return the error for a request that needs an active deployment, None if it is active."""

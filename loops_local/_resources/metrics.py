@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from loops_async.types import DeploymentMetrics, MetricPoint, NodeMetrics, ResponseTimes, StatusCounts
 
-__all__ = ["ProcessMetrics", "RequestMetrics", "Window", "resident_bytes"]
+__all__ = ["ProcessMetrics", "RequestMetrics", "Window", "percentiles", "resident_bytes"]
 
 _MAX_REQUESTS: Final = 20_000
 _MAX_SAMPLES: Final = 10_000
@@ -137,9 +137,14 @@ class RequestMetrics:
 def _latencies(at: datetime, seconds: Sequence[float]) -> ResponseTimes:
     if not seconds:
         return ResponseTimes(timestamp=at)
-    ordered = sorted(1000 * value for value in seconds)
-    p50, p95, p99 = (ordered[math.ceil(fraction * len(ordered)) - 1] for fraction in (0.5, 0.95, 0.99))
+    p50, p95, p99 = percentiles([1000 * value for value in seconds], 0.5, 0.95, 0.99)
     return ResponseTimes(timestamp=at, p50=p50, p95=p95, p99=p99)
+
+
+def percentiles(values: Sequence[float], *shares: float) -> list[float]:
+    """Return, for each share, the smallest value that this share of all does not exceed."""
+    ordered = sorted(values)
+    return [ordered[math.ceil(share * len(ordered)) - 1] for share in shares]
 
 
 def _statuses(at: datetime, statuses: Sequence[int], window: Window) -> StatusCounts:

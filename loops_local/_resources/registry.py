@@ -110,7 +110,11 @@ class Registry:
 
     def runs(self) -> list[Run]:
         """Return the runs of the control plane, newest first."""
-        return [run for run in reversed(self._runs.values()) if not run.record.local]
+        return [run for run in self.all_runs() if not run.record.local]
+
+    def all_runs(self) -> list[Run]:
+        """Return the runs of both kinds, newest first."""
+        return list(reversed(self._runs.values()))
 
     def sampler(self, sampler_id: str) -> Sampler:
         """Return a sampler."""

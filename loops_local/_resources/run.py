@@ -32,6 +32,7 @@ from .._storage.store import Store
 from ..engine import Engine
 from ..engine.base import Adapter, Trainer
 from .deployment import Deployment
+from .history import RunHistory
 
 __all__ = ["BASE_WEIGHTS", "LostWeightsError", "Run", "Weights"]
 
@@ -72,6 +73,7 @@ class Run:
     ) -> None:
         self.record = record
         self.deployment = deployment
+        self.history = RunHistory()
         self._store = store
         self._checkpoints = checkpoints
         self._snapshot = data_dir / "trainers" / record.id
@@ -133,16 +135,21 @@ class Run:
     async def forward(self, body: wire.ForwardBody, *, backward: bool) -> ForwardBackwardOutput:
         """Compute loss and logprobs; with `backward` gradients too."""
         config = body.loss_fn_config or {}
-        return await self._train(
+        output = await self._train(
             lambda trainer: trainer.forward(
                 body.data, body.loss_fn, config, backward=backward, top_k=body.top_k_logprobs
             ),
             changes=backward,
         )
+        if backward:
+            self.history.passed(output, len(body.data))
+        return output
 
     async def optim_step(self, body: wire.OptimStepBody) -> OptimStepResponse:
         """Apply the gradients."""
-        return OptimStepResponse(metrics=await self._train(lambda trainer: trainer.optim_step(body.adam_params)))
+        metrics = await self._train(lambda trainer: trainer.optim_step(body.adam_params))
+        self.history.stepped(self.step, metrics)
+        return OptimStepResponse(metrics=metrics)
 
     async def save_state(self, body: wire.SaveStateBody) -> SaveWeightsResponse:
         """Save weights, optimizer and step."""
@@ -208,6 +215,7 @@ class Run:
     async def _train(self, work: Callable[[Trainer], T], *, changes: bool = True) -> T:
         """Run `work` with the trainer in the training thread; `changes` says whether it changes the trainer."""
         engine = await self._engine()
+        self.history.used()
         with self.deployment.in_use():
             trainer = self._trainer
             if trainer is None:
@@ -225,9 +233,11 @@ class Run:
 
     async def _replace_trainer(self, create: Callable[[Engine], Trainer]) -> Trainer:
         engine = await self._engine()
+        self.history.used()
         with self.deployment.in_use():
             trainer = self._trainer = await self.host.run_in_training_thread(create, engine)
             await self._mark_unsaved()
+            self.history.returned(trainer.step)
             return trainer  # the run's own may be gone by now: it may have been deactivated meanwhile
 
     def _restore(self, engine: Engine, start: Path | None) -> Trainer:
@@ -295,6 +305,7 @@ class Run:
         self.record.live = PublishedWeights(version=version, checkpoint_id=saved.id, name=saved.name)
         published, self._published = self._published, asyncio.Event()
         published.set()
+        self.history.published(version, saved.name)
         await self._checkpoints.add(saved, adapter=adapter, served_by=self.record)
         self.deployment.log.write("INFO", f"the sampler serves version {version} now, {saved.name!r}")
 

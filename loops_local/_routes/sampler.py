@@ -20,6 +20,7 @@ from .._http.openapi import FILE, described, object_with
 from .._http.parsing import decode_body, integer
 from .._http.paths import LOCAL_SAMPLER, SAMPLERS
 from .._http.responses import json_response, request_id_header
+from .._resources.activity import Activity
 from .._resources.deployment import Deployment
 from .._resources.registry import Registry
 from .._resources.run import BASE_WEIGHTS, Run, Weights
@@ -72,8 +73,9 @@ async def decode_sample(request: web.Request) -> wire.SampleBody:
 class SamplerRoutes:
     """The handlers of samplers, both those of the control plane and that of local mode."""
 
-    def __init__(self, registry: Registry, *, version_wait_seconds: float) -> None:
+    def __init__(self, registry: Registry, activity: Activity, *, version_wait_seconds: float) -> None:
         self._registry = registry
+        self._activity = activity
         self._version_wait_seconds = version_wait_seconds
 
     def routes(self) -> Sequence[web.RouteDef]:
@@ -117,6 +119,12 @@ class SamplerRoutes:
         self, source: Source, body: wire.SampleBody, wanted: WeightsRequest
     ) -> tuple[wire.Completions, int | None]:
         """Generate the completions; return them with the version of their weights, None for a checkpoint's."""
+        with self._activity.sample():
+            return await self._complete(source, body, wanted)
+
+    async def _complete(
+        self, source: Source, body: wire.SampleBody, wanted: WeightsRequest
+    ) -> tuple[wire.Completions, int | None]:
         sampler = await source.host.sampler()
         weights = await self._weights(source, wanted)
         job = sample_job(body, weights.adapter, await _max_seq_len(source))

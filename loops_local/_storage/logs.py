@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from typing import Final, get_args
 
 from loops_async.types import LogLevel, LogLine, SortDirection
@@ -13,6 +14,9 @@ __all__ = ["RETENTION_SECONDS", "DeploymentLog", "Logs"]
 
 RETENTION_SECONDS: Final = 7 * 24 * 3600
 
+MOST_LATEST: Final = 100
+"""The last lines of all deployments, which are kept in memory."""
+
 # The service is one process, so each deployment has one replica.
 _REPLICA: Final = "0"
 _LEVELS: Final = get_args(LogLevel)
@@ -21,13 +25,16 @@ _LEVELS: Final = get_args(LogLevel)
 class DeploymentLog:
     """Writes the log of one deployment."""
 
-    def __init__(self, store: Store, deployment_id: str) -> None:
+    def __init__(self, store: Store, deployment_id: str, latest: deque[LogRow]) -> None:
         self._store = store
         self._deployment_id = deployment_id
+        self._latest = latest
 
     def write(self, level: LogLevel, message: str, *, request_id: str | None = None) -> None:
         """Add a line; the write is queued when this returns."""
-        self._store.append_log(LogRow(self._deployment_id, time.time_ns(), _LEVELS.index(level), message, request_id))
+        row = LogRow(self._deployment_id, time.time_ns(), _LEVELS.index(level), message, request_id)
+        self._store.append_log(row)
+        self._latest.append(row)
 
 
 class Logs:
@@ -35,6 +42,12 @@ class Logs:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._latest: deque[LogRow] = deque(maxlen=MOST_LATEST)
+
+    @property
+    def latest(self) -> list[tuple[str, LogLine]]:
+        """The last lines since the start of the service, each with the id of its deployment, oldest first."""
+        return [(row.deployment_id, _line(row)) for row in self._latest]
 
     async def open(self) -> None:
         """Delete the lines that are older than the retention time."""
@@ -42,7 +55,7 @@ class Logs:
 
     def of(self, deployment_id: str) -> DeploymentLog:
         """Return the log of a deployment."""
-        return DeploymentLog(self._store, deployment_id)
+        return DeploymentLog(self._store, deployment_id, self._latest)
 
     async def read(
         self,
@@ -63,13 +76,14 @@ class Logs:
             limit=limit,
             min_severity=_LEVELS.index(min_level),
         )
-        return [
-            LogLine(
-                timestamp=str(row.timestamp),
-                message=row.message,
-                replica=_REPLICA,
-                request_id=row.request_id,
-                level=_LEVELS[row.severity],
-            )
-            for row in rows
-        ]
+        return [_line(row) for row in rows]
+
+
+def _line(row: LogRow) -> LogLine:
+    return LogLine(
+        timestamp=str(row.timestamp),
+        message=row.message,
+        replica=_REPLICA,
+        request_id=row.request_id,
+        level=_LEVELS[row.severity],
+    )

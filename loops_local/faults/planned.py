@@ -9,11 +9,27 @@ from typing import Any
 
 import msgspec
 from aiohttp import web
+from msgspec import Struct
 
-__all__ = ["Faults"]
+__all__ = ["Faults", "PlannedFault"]
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Fault = Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]
+
+
+class PlannedFault(Struct, frozen=True, kw_only=True):
+    """A fault that will happen to the next `times` requests of a route."""
+
+    route: str
+    what: str
+    times: int
+
+
+class _Planned(Struct):
+    route: str
+    what: str
+    fault: Fault
+    times: int
 
 
 class Faults:
@@ -29,7 +45,7 @@ class Faults:
     """
 
     def __init__(self) -> None:
-        self._planned: list[tuple[str, list[Fault]]] = []
+        self._planned: list[_Planned] = []
 
     def watch(self, route: str, *, times: int = 1) -> list[web.Request]:
         """Change nothing: for a test that reads the requests it sent."""
@@ -37,7 +53,7 @@ class Faults:
         async def fault(request: web.Request, handler: Handler) -> web.StreamResponse:
             return await handler(request)
 
-        return self._plan(route, fault, times)
+        return self._plan(route, "watched", fault, times)
 
     def answer(
         self, route: str, status: int, body: Any = None, *, headers: Mapping[str, str] | None = None, times: int = 1
@@ -48,7 +64,7 @@ class Faults:
         async def fault(_request: web.Request, _handler: Handler) -> web.StreamResponse:
             return web.Response(body=encoded, status=status, headers=headers, content_type="application/json")
 
-        return self._plan(route, fault, times)
+        return self._plan(route, f"answer {status}", fault, times)
 
     def drop(self, route: str, *, times: int = 1) -> list[web.Request]:
         """Break the connection; the service does not see the request."""
@@ -56,7 +72,7 @@ class Faults:
         async def fault(request: web.Request, _handler: Handler) -> web.StreamResponse:
             return _break_connection(request)
 
-        return self._plan(route, fault, times)
+        return self._plan(route, "connection broken", fault, times)
 
     def lose_answer(self, route: str, *, times: int = 1) -> list[web.Request]:
         """Let the service execute the request, then break the connection instead of responding."""
@@ -65,7 +81,7 @@ class Faults:
             await handler(request)
             return _break_connection(request)
 
-        return self._plan(route, fault, times)
+        return self._plan(route, "answer lost", fault, times)
 
     def delay(self, route: str, seconds: float, *, times: int = 1) -> list[web.Request]:
         """Wait before the request is executed."""
@@ -74,7 +90,14 @@ class Faults:
             await asyncio.sleep(seconds)
             return await handler(request)
 
-        return self._plan(route, fault, times)
+        return self._plan(route, f"delay {seconds:g} s", fault, times)
+
+    @property
+    def in_force(self) -> list[PlannedFault]:
+        """The faults that will still happen, in the order in which they were planned."""
+        return [
+            PlannedFault(route=each.route, what=each.what, times=each.times) for each in self._planned if each.times
+        ]
 
     def clear(self) -> None:
         """Remove the faults that have not happened yet."""
@@ -82,19 +105,20 @@ class Faults:
 
     def next_for(self, request: web.Request) -> Fault | None:
         """Return the fault that is planned for `request`, if any, and count it as used."""
-        for pattern, faults in self._planned:
-            if faults and fnmatchcase(f"{request.method} {request.path}", pattern):
-                return faults.pop()
+        for planned in self._planned:
+            if planned.times and fnmatchcase(f"{request.method} {request.path}", planned.route):
+                planned.times -= 1
+                return planned.fault
         return None
 
-    def _plan(self, route: str, fault: Fault, times: int) -> list[web.Request]:
+    def _plan(self, route: str, what: str, fault: Fault, times: int) -> list[web.Request]:
         affected: list[web.Request] = []
 
         async def recorded(request: web.Request, handler: Handler) -> web.StreamResponse:
             affected.append(request)
             return await fault(request, handler)
 
-        self._planned.append((route, [recorded] * times))
+        self._planned.append(_Planned(route, what, recorded, max(0, times)))
         return affected
 
 

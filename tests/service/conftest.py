@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Callable
 from types import SimpleNamespace
 from typing import Any, TypeAlias
@@ -47,7 +48,7 @@ def time_passes(monkeypatch: pytest.MonkeyPatch) -> TimePasses:
         nonlocal ahead
         ahead += seconds
 
-    monkeypatch.setattr(deployment, "time", SimpleNamespace(monotonic=lambda: monotonic() + ahead))
+    monkeypatch.setattr(deployment, "time", SimpleNamespace(monotonic=lambda: monotonic() + ahead, time=time.time))
     return pass_by
 
 
