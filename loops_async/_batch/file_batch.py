@@ -7,12 +7,13 @@ import logging
 import os
 import sys
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import ExitStack, aclosing, closing
+from contextlib import AbstractAsyncContextManager, ExitStack, aclosing, closing, nullcontext
 from itertools import islice
 from os import PathLike
 from typing import BinaryIO, Final, TypeVar
 
 from anyio import CancelScope, to_thread
+from msgspec import Struct
 from msgspec.structs import replace
 
 from .._arguments import check_at_least
@@ -22,6 +23,8 @@ from ..errors import InputError, LoopsError
 from ..sampling import SamplingClient
 from .files import STANDARD, Fate, Found, Source, Target, flush
 from .index import Index
+from .lock import only_run
+from .progress import has_terminal, told_each_minute
 from .records import INVALID_LINE, Record
 from .report import BatchReport
 from .rows import Row, numbered
@@ -55,12 +58,17 @@ async def sample_file(
     Both files have a JSON object on each line: a row in `source`, a record in `target`, in the order of completion.
     Records are found again by content and settings, never by position. Each row has one record in the end. What was
     killed leaves half a line at worst, which is cut; asked again are rows without a record and those whose error is
-    retryable. Memory does not grow with the files. Beside the output, ``TARGET.settings.json`` names the settings.
+    retryable. Memory does not grow with the files. Beside the output, ``TARGET.settings.json`` names the settings, and
+    ``TARGET.lock`` is there while a run writes to it: another one is refused.
 
     A row that cannot be answered, or a line that is no row, becomes a record with an ``error``. An error that all other
     rows would have, too (a refused key, a sampler that has ended), writes none: no more is asked for, what is under way
     is written, and `BatchReport.stopped` is that error. Cancelling (Ctrl-C) does likewise, and a second time gives up
     what is under way.
+
+    A WARNING says so if the process cannot have as many connections as `limit` asks for. Without a terminal and
+    without `on_progress`, an INFO line of the log says each minute how far the batch is, how fast, and how long it
+    still takes.
 
     Args:
         client: what samples.
@@ -79,7 +87,8 @@ async def sample_file(
 
     Raises:
         InputError: a file is missing or cannot be used, a row has a field with the name of a record's, the output has
-            records of other settings, of other rows or of something else. Nothing was sent or changed.
+            records of other settings, of other rows or of something else, or another run writes to it. Nothing was
+            sent or changed.
         OSError: the output cannot be written.
 
     Example:
@@ -121,6 +130,15 @@ async def _drained(batch: FileBatch, source: str, target: str) -> BatchReport:
         raise
 
 
+class _Output(Struct, frozen=True):
+    """What is in the output before anything is sent."""
+
+    fates: bytearray
+    """What is to become of each record."""
+    settings: bytes | None
+    """The content of the file beside it."""
+
+
 class FileBatch:
     """One run of a batch from one file into another."""
 
@@ -155,14 +173,17 @@ class FileBatch:
             index = opened.enter_context(closing(Index()))
             rows = opened.enter_context(closing(await to_thread.run_sync(Source, source)))
             output = None if target == STANDARD else await to_thread.run_sync(Target, target, source)
+            if output is not None:
+                await to_thread.run_sync(opened.enter_context, only_run(output.lock_path, str(output.path)))
             needs_tokenizer = await self._read_input(rows, index)
-            fates = bytearray() if output is None else await self._read_output(output, index)
+            found = None if output is None else await self._read_output(output, index)
             if needs_tokenizer and self._missing:
                 await self._sampler.load_tokenizer()
-            if output is not None:
-                await to_thread.run_sync(self._prepare, output, fates)
+            if output is not None and found is not None:
+                await to_thread.run_sync(self._prepare, output, found)
             file = sys.stdout.buffer if output is None else opened.enter_context(output.open())
             self._tell()
+            self._sampler.warn_of_connections()
             await self._sample(rows, index, file)
             if output is not None:
                 await to_thread.run_sync(flush, file)
@@ -184,8 +205,8 @@ class FileBatch:
         self.report = replace(self.report, rows=count)
         return needs_tokenizer
 
-    async def _read_output(self, output: Target, index: Index) -> bytearray:
-        """Return what is to become of each record.
+    async def _read_output(self, output: Target, index: Index) -> _Output:
+        """Return what is in the output, and what is to become of it.
 
         Raises:
             InputError: the output cannot be continued with these settings or rows.
@@ -209,7 +230,7 @@ class FileBatch:
                 f"{output.stale_path.name}: drop_stale=True. Nothing was sent or changed",
             )
         self.report = replace(self.report, already=self.report.answered, stale=stale)
-        return fates
+        return _Output(fates, before)
 
     def _fate(self, found: Found, index: Index) -> Fate:
         """Return what is to become of a record, and count it if it is kept."""
@@ -223,9 +244,9 @@ class FileBatch:
         self._count(is_answer=error is None, is_retryable=False)
         return Fate.KEPT
 
-    def _prepare(self, output: Target, fates: bytearray) -> None:
-        output.describe_settings(settings_file(self._sampler.settings, output.described_settings()))
-        output.keep(fates)
+    def _prepare(self, output: Target, found: _Output) -> None:
+        output.describe_settings(settings_file(self._sampler.settings, found.settings))
+        output.keep(found.fates)
 
     # --- sampling ---
 
@@ -251,8 +272,9 @@ class FileBatch:
 
         self.is_sampling = True
         try:
-            if self._missing:
-                await self._sampler.run(rows(), emit)
+            async with self._lines_of_progress(source.name):
+                if self._missing:
+                    await self._sampler.run(rows(), emit)
         finally:
             self.is_sampling = False
             with CancelScope(shield=True):
@@ -292,6 +314,15 @@ class FileBatch:
     def _tell(self) -> None:
         if self._on_progress is not None:
             self._on_progress(self.report)
+
+    def _lines_of_progress(self, source: str) -> AbstractAsyncContextManager[None]:
+        if self._on_progress is not None or has_terminal():
+            return nullcontext()
+
+        async def now() -> BatchReport:
+            return self.report
+
+        return told_each_minute(now, lambda line: log.info("%s: %s", source, line))
 
 
 async def _in_threads(items: Iterator[T]) -> AsyncGenerator[list[T]]:

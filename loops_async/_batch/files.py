@@ -93,6 +93,7 @@ class Target:
         self.path: Final = Path(path).resolve()  # a link stays one when the file is replaced
         self.settings_path: Final = self._beside(".settings.json")
         self.stale_path: Final = self._beside(".stale")
+        self.lock_path: Final = self._beside(".lock")
         if not self.path.parent.is_dir():
             raise InputError(path, f"there is no folder {self.path.parent}")
         if self.path.exists() and not self.path.is_file():

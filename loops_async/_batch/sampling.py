@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
 from typing import Any, Final, TypeAlias, cast
 
 from anyio import to_thread
 
+from .._http.settings import how_to_have, possible_connections
 from .._sampling.adaptive import Adaptive
 from .._sampling.limiter import Limiter, as_limiter
 from ..errors import (
@@ -27,6 +29,7 @@ from .settings import BatchSettings, checked
 HOPELESS: Final = (AuthenticationError, PermissionDeniedError, ProvisioningError, ConfigError, ClosedError)
 """Errors that all other rows would have, too."""
 
+log: logging.Logger = logging.getLogger("loops_async.sampling")
 
 Emit: TypeAlias = Callable[[Record], Awaitable[object]]
 """What takes each record."""
@@ -55,6 +58,19 @@ class RowSampler:
     def stop(self, reason: LoopsError) -> None:
         """Ask for no more; the first reason is kept."""
         self.stopped = self.stopped or reason
+
+    def warn_of_connections(self, completions: int | None = None) -> None:
+        """Warn if this process cannot have as many requests in flight as so many completions need, or its limit."""
+        wanted = max(1, (self._limiter.limit if completions is None else completions) // self.settings.num_samples)
+        possible = possible_connections()
+        if wanted > possible:
+            log.warning(
+                "the limit allows %d requests in flight, but this process can have only %d, each with a connection; "
+                "for all of them, %s",
+                wanted,
+                possible,
+                how_to_have(wanted),
+            )
 
     async def load_tokenizer(self) -> None:
         """Load the tokenizer, which rows with texts or messages need, before anything is asked for."""

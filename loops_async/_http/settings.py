@@ -222,12 +222,46 @@ def _flag(variable: str) -> bool:
 
 
 def _max_connections() -> int:
+    asked = _asked_connections()
+    return possible_connections() if asked is None else asked
+
+
+def _asked_connections() -> int | None:
     text = os.environ.get("BT_LOOPS_MAX_CONNECTIONS")
     if not text:
-        return min(MAX_CONNECTIONS, open_file_limit() * 3 // 4)
+        return None
     if not text.isdecimal() or int(text) < 1:
         raise ConfigError(f"BT_LOOPS_MAX_CONNECTIONS must be a whole number of at least 1; got {text!r}")
     return int(text)
+
+
+def possible_connections() -> int:
+    """Return how many samples a client of this process can have in flight, each with a connection.
+
+    Raises:
+        ConfigError: ``BT_LOOPS_MAX_CONNECTIONS`` is no such number.
+    """
+    return min(_asked_connections() or MAX_CONNECTIONS, connections_within(open_file_limit()))
+
+
+def connections_within(files: int) -> int:
+    """Return how many connections a process can have that may open so many files: a quarter is for other things."""
+    return files * 3 // 4
+
+
+def files_for(connections: int) -> int:
+    """Return how many files a process must be allowed to open for so many connections."""
+    return connections * 4 // 3 + 1
+
+
+def how_to_have(connections: int) -> str:
+    """Say what to do so that a process can have so many connections, which this one cannot."""
+    steps = []
+    if connections_within(open_file_limit()) < connections:
+        steps.append(f"run `ulimit -n {files_for(connections)}` before the program")
+    if (_asked_connections() or MAX_CONNECTIONS) < connections:
+        steps.append(f"set BT_LOOPS_MAX_CONNECTIONS={connections}")
+    return " and ".join(steps)
 
 
 def open_file_limit() -> int:

@@ -19,7 +19,16 @@ import typer
 from msgspec import Struct
 
 from .._http.network import Proxies, Resolver, tls_context
-from .._http.settings import DEFAULT_BASE_URL, MAX_CONNECTIONS, NO_KEY, Settings, open_file_limit, resolve_settings
+from .._http.settings import (
+    DEFAULT_BASE_URL,
+    MAX_CONNECTIONS,
+    NO_KEY,
+    Settings,
+    connections_within,
+    files_for,
+    open_file_limit,
+    resolve_settings,
+)
 from .._http.transport import Answer, Request, Transport
 from .._version import __version__
 from ..errors import ConfigError, ConnectError, LoopsError
@@ -272,15 +281,16 @@ def _installed() -> Iterator[str]:
 
 
 def _limits(wanted: int) -> Finding:
-    files, needed = open_file_limit(), wanted * 4 // 3 + 1
-    if files >= needed:
+    files = open_file_limit()
+    enough_for = connections_within(files)
+    if enough_for >= wanted:
         return Finding(check="limits", state="ok", found=f"{wanted} samples in flight")
     return Finding(
         check="limits",
         state="warning",
-        found=f"this process may open {files} files and connections: enough for {files * 3 // 4} samples in flight, "
-        f"not for {wanted}.",
-        advice=f"Run `ulimit -n {needed}` before the program, or set BT_LOOPS_MAX_CONNECTIONS to fewer.",
+        found=f"this process may open {files} files and connections: enough for {enough_for} samples in flight, not "
+        f"for {wanted}.",
+        advice=f"Run `ulimit -n {files_for(wanted)}` before the program, or set BT_LOOPS_MAX_CONNECTIONS to fewer.",
     )
 
 

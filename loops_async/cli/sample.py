@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from typing import Annotated, Any, Final, TypeAlias
 
@@ -13,11 +12,11 @@ from msgspec.structs import replace
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 from .._batch.files import STANDARD
+from .._batch.progress import how_far, told_each_minute
 from .._batch.rows import prompt_tokens
 from .._http.endpoint import Endpoint
 from .._sampling.adaptive import Adaptive
 from .._session.runtime import Runtime
-from .._tasks import cancel_and_wait
 from ..batch import BatchReport, BatchSettings, sample_file
 from ..control_plane import ControlPlane
 from ..errors import InputError, UnsupportedError
@@ -33,9 +32,6 @@ Work: TypeAlias = Callable[[Runtime], Awaitable[BatchReport | None]]
 
 FIRST_LIMIT: Final = 64
 """How many completions are in flight before the sampler's speed is known."""
-
-PROGRESS_SECONDS: Final = 60.0
-"""How often a line of progress is printed where no bar can be shown."""
 
 
 def sample(
@@ -123,7 +119,7 @@ async def _told(work: Work, runtime: Runtime) -> BatchReport | None:
     """Do the work; if a batch stopped before its end, say how far it came, and raise what stopped it."""
     report = await work(runtime)
     if report is not None and report.stopped is not None:
-        complain(_line(report))
+        complain(how_far(report))
         raise report.stopped
     return report
 
@@ -131,14 +127,9 @@ async def _told(work: Work, runtime: Runtime) -> BatchReport | None:
 def _end(report: BatchReport) -> None:
     """End the command with a code if prompts have no answer."""
     if report.retryable:
-        fail(f"{_line(report)}; run the same command again to retry {report.retryable} of them", FAILED)
+        fail(f"{how_far(report)}; run the same command again to retry {report.retryable} of them", FAILED)
     if report.failed:
-        fail(f"{_line(report)}; their errors are in the output, and --retry-errors asks again", UNANSWERED)
-
-
-def _line(report: BatchReport) -> str:
-    """Return how far a batch is."""
-    return f"{report.answered:,} of {report.rows:,} prompts answered, {report.failed:,} failed"
+        fail(f"{how_far(report)}; their errors are in the output, and --retry-errors asks again", UNANSWERED)
 
 
 async def _client(
@@ -190,15 +181,11 @@ async def _progress() -> AsyncGenerator[Callable[[BatchReport], None]]:
             now = report
             bar.update(task, total=report.rows, completed=report.answered + report.failed)
 
-        async def lines() -> None:
-            while True:
-                await asyncio.sleep(PROGRESS_SECONDS)
-                if now.rows:  # the files are read
-                    line = f"loops: {_line(now)}"
-                    errors.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
+        async def latest() -> BatchReport:
+            return now
 
-        printing = [] if errors.is_terminal else [asyncio.create_task(lines(), name="loops: lines of progress")]
-        try:
+        def show(line: str) -> None:
+            errors.print(f"loops: {line}", style="dim", markup=False, highlight=False, soft_wrap=True)
+
+        async with nullcontext() if errors.is_terminal else told_each_minute(latest, show):
             yield tell
-        finally:
-            await cancel_and_wait(printing)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 from collections import Counter
 from pathlib import Path
@@ -249,6 +250,51 @@ async def test_progress_is_reported(batch: Batch) -> None:
     assert (seen[0].rows, seen[0].answered, seen[-1].answered) == (9, 0, 9)
     assert [each.answered for each in seen] == sorted(each.answered for each in seen)
     assert report.answered == 9
+
+
+async def test_progress_is_logged_where_nothing_shows_it(
+    batch: Batch, engine: WatchedEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("loops_async._batch.progress.PROGRESS_SECONDS", 0.01)
+    monkeypatch.setattr("loops_async._batch.file_batch.has_terminal", lambda: False)
+    batch.give(rows(9))
+    engine.hold_samples()
+    with caplog.at_level(logging.INFO, "loops_async.sampling"):
+        running = asyncio.ensure_future(batch.run())
+        await eventually(lambda: "in.jsonl: 0 of 9 prompts answered, 0 failed" in caplog.text)
+        engine.release_samples()
+        await running
+
+
+async def test_a_limit_beyond_the_open_files_is_told(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("loops_async._http.settings.open_file_limit", lambda: 64)
+    batch.give(rows(1))
+    two = BatchSettings.of(batch.sampler, num_samples=2, sampling_params=TWO_TOKENS)
+    await batch.run(settings=two, limit=97)  # 48 requests
+    assert "in flight" not in caplog.text
+    await batch.run(settings=two, limit=98)
+    assert "allows 49 requests in flight, but this process can have only 48" in caplog.text
+    assert "for all of them, run `ulimit -n 66` before the program" in caplog.text
+    monkeypatch.setenv("BT_LOOPS_MAX_CONNECTIONS", "3")
+    await batch.run(settings=two, limit=8)
+    assert "for all of them, set BT_LOOPS_MAX_CONNECTIONS=4" in caplog.text
+
+
+async def test_another_run_at_the_same_time_is_refused(batch: Batch, engine: WatchedEngine) -> None:
+    batch.give(rows(9))
+    batch.lock.write_text("of a process that was killed")
+    engine.hold_samples()
+    running = asyncio.ensure_future(batch.run())
+    await eventually(lambda: engine.waiting_samples == 4)
+
+    assert f"another run, process {os.getpid()} on " in await batch.refuses()
+
+    engine.release_samples()
+    assert (await running).answered == 9
+    assert not batch.lock.exists()
+    assert (await batch.run()).already == 9
 
 
 async def test_a_disk_that_is_full_ends_the_batch(

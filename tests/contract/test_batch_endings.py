@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -70,6 +72,31 @@ async def test_cancelling_twice_gives_up_what_is_under_way(batch: Batch, engine:
 
 
 # --- kills ---
+
+HOLD: Final = """
+import pathlib, sys
+from loops_async._batch.lock import only_run
+with only_run(pathlib.Path(sys.argv[1]), "out.jsonl"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+async def test_a_run_that_is_killed_gives_its_output_back(batch: Batch) -> None:
+    batch.give(rows(2))
+    other = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", HOLD, str(batch.lock), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert other.stdout is not None
+    assert await other.stdout.readline() == b"held\n"
+    assert f"another run, process {other.pid} on " in await batch.refuses()
+    other.kill()
+    await other.wait()
+    assert batch.lock.exists()
+
+    assert (await batch.run()).answered == 2
+
+    assert not batch.lock.exists()
 
 
 class Blocking:

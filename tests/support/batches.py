@@ -25,6 +25,7 @@ class Batch:
     def __init__(self, folder: Path, colour: Colour, sampler: SamplingClient) -> None:
         self.source, self.target = folder / "in.jsonl", folder / "out.jsonl"
         self.settings_file, self.stale = folder / "out.jsonl.settings.json", folder / "out.jsonl.stale"
+        self.lock = folder / "out.jsonl.lock"
         self._sample_file: SampleFile = colour.function("sample_file")
         self.sampler = sampler
         self.settings = BatchSettings.of(sampler, sampling_params=TWO_TOKENS)
