@@ -23,6 +23,7 @@ from .server import LOOPBACK, Door, Server
 from .templates import ChatTemplate
 from .tokens import Tokens
 from .trajectories import Trajectory, datums_of, trajectories_of
+from .worker import LONG_TEXT, Worker
 
 __all__ = ["AgentGateway", "AgentRollout", "check_gateway_options", "gateway_rollout"]
 
@@ -301,11 +302,16 @@ class AgentGateway:
 
     async def _new_kit(self) -> Kit:
         tokenizer = await self._sampler.get_tokenizer() if self._tokenizer is None else self._tokenizer
-        tokens = Tokens(tokenizer, self._end_tokens)
+        worker = Worker()
+        # To compile a template takes long, too.
+        return await worker.run(LONG_TEXT, self._kit_with, tokenizer, worker)
+
+    def _kit_with(self, tokenizer: Any, worker: Worker) -> Kit:
+        tokens = Tokens(tokenizer, self._end_tokens, worker)
         template = ChatTemplate(self._template or tokens.chat_template, tokens.names)
         return Kit(
             tokens=tokens,
-            prompter=Prompter(tokens, template, self._history),
+            prompter=Prompter(tokens, template, self._history, worker),
             parser=parser_for(template.text) if self._parser is None else self._parser,
             sampling=self._sampling,
             variables=self._variables,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from msgspec import Struct
 
 __all__ = ["Message", "ToolCall", "digest", "running_hashes"]
+
+MESSAGE_SIZE: Final = 64
 
 
 class ToolCall(Struct, frozen=True):
@@ -37,6 +39,12 @@ class Message(Struct, frozen=True, kw_only=True):
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
     reasoning: str | None = None
+
+    @property
+    def size(self) -> int:
+        """The characters of all its texts, and as many as take as long as what a template does for each message."""
+        calls = sum(len(call.name) + len(call.arguments) for call in self.tool_calls)
+        return MESSAGE_SIZE + len(self.content) + len(self.reasoning or "") + calls
 
     def canonical(self) -> bytes:
         """Return what two messages have in common that mean the same: not the ids of calls, and not the reasoning."""

@@ -18,7 +18,8 @@ from .continuity import Continuity
 from .messages import Message, ToolCall, digest
 from .records import Call, Prompt
 from .templates import ChatTemplate
-from .tokens import LONG_TEXT, Tokens, in_thread_if
+from .tokens import Tokens
+from .worker import Worker
 
 __all__ = ["History", "Prompter", "signature_of"]
 
@@ -35,8 +36,9 @@ class _Rest(Struct, frozen=True):
 class Prompter:
     """Writes prompts with one template and one tokenizer."""
 
-    def __init__(self, tokens: Tokens, template: ChatTemplate, history: History) -> None:
+    def __init__(self, tokens: Tokens, template: ChatTemplate, history: History, worker: Worker) -> None:
         self._tokens = tokens
+        self._worker = worker
         self._template = template
         self._history = history
 
@@ -117,8 +119,8 @@ class Prompter:
         return _Rest(close, text[found + len(close) :])
 
     async def _render(self, messages: Sequence[Message], prompt: Prompt, variables: Mapping[str, Any]) -> str:
-        is_long = sum(len(message.content) for message in messages) >= LONG_TEXT
-        return await in_thread_if(is_long, self._template.render, messages, prompt.tools, variables)
+        size = sum(message.size for message in messages) + len(msgspec.json.encode(prompt.tools))
+        return await self._worker.run(size, self._template.render, messages, prompt.tools, variables)
 
 
 def signature_of(tools: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> bytes:

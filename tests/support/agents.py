@@ -16,6 +16,7 @@ from loops_async._agents.records import AgentCall
 from loops_async._agents.requests import Sampling
 from loops_async._agents.templates import ChatTemplate
 from loops_async._agents.tokens import Tokens
+from loops_async._agents.worker import Worker
 from loops_async.types import SampledSequence, SampleResponse, SamplingParams
 from tests.support.byte_tokenizer import ByteTokenizer
 
@@ -33,11 +34,12 @@ def kit(
     variables: Mapping[str, Any] | None = None,
 ) -> Kit:
     """Return what a gateway gives its rollouts."""
-    tokens = Tokens(tokenizer, None)
+    worker = Worker()
+    tokens = Tokens(tokenizer, None, worker)
     template = ChatTemplate(tokenizer.chat_template, tokens.names)
     return Kit(
         tokens=tokens,
-        prompter=Prompter(tokens, template, history),
+        prompter=Prompter(tokens, template, history, worker),
         parser=parser_for(template.text),
         sampling=Sampling(None, None),
         variables=variables or {},
