@@ -45,6 +45,7 @@ from ._progress import print_progress
 from ._sampling.adaptive import Adaptive
 from ._sampling.limiter import Limiter
 from ._version import __version__
+from ._work.dump import dump_all
 from .agents import *  # noqa: F403 - each module lists its public names in `__all__`
 from .batch import *  # noqa: F403
 from .client import ServiceClient
@@ -64,6 +65,7 @@ from .types.inputs import *  # noqa: F403
 from .types.sampling import *  # noqa: F403
 from .types.tensors import *  # noqa: F403
 from .types.training import *  # noqa: F403
+from .types.work import *  # noqa: F403
 
 __all__ = [
     "Adaptive",
@@ -77,6 +79,7 @@ __all__ = [
     "TrainingClient",
     "__version__",
     "attach_reference_logprobs",
+    "dump_all",
     "log_to_stderr",
     "loops_compute_kl_sample_train",
     "loops_log_kl_sample_train",

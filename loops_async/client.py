@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanage
 from functools import partial
 from os import PathLike
 from types import TracebackType
-from typing import Literal, TypeVar, get_args
+from typing import Literal, TextIO, TypeVar, get_args
 from urllib.parse import urlsplit
 
 from msgspec import Struct
@@ -27,6 +27,8 @@ from ._session.requests import run_request, sampler_request
 from ._session.runtime import Runtime
 from ._tasks import run_to_completion
 from ._training.step_log import StepOptions
+from ._work.dump import dump, inflight
+from ._work.registry import Work
 from .control_plane import ControlPlane, resolve_team
 from .errors import ClosedError, ConfigError, InputError, ProtocolError, UnsupportedError
 from .protocol import LOCAL_ID, CheckpointUri
@@ -42,6 +44,7 @@ from .types import (
     CreateRunRequest,
     CreateSamplerRequest,
     DownloadProgress,
+    InFlight,
     ProvisioningEvent,
     Run,
     Sampler,
@@ -696,7 +699,38 @@ class ServiceClient(SameWhenCopied, KnowsOtherNames):
         """
         return await download(self._open_session.runtime, checkpoint_id, dest_dir, on_progress)
 
+    # --- what is under way ---
+
+    def inflight(self) -> list[InFlight]:
+        """Return everything that is under way in this session, the oldest first.
+
+        Makes no request and waits for nothing, so it answers in any thread, also when nothing else does.
+
+        Example:
+            ::
+
+                for each in service.inflight():
+                    print(each.kind, each.what, each.waiting_for, f"{each.age:.0f} s")
+        """
+        return inflight(self._work)
+
+    def dump(self, file: TextIO | None = None) -> str:
+        """Return what is under way as text: counts, the 50 oldest, connections, and what else may explain a delay.
+
+        Makes no request and waits for nothing, so it answers in any thread, also when nothing else does. `dump_all`
+        does it for every open client, also in a signal handler.
+
+        Args:
+            file: also write it there, e.g. ``sys.stderr``.
+        """
+        return dump(self._work, file)
+
     # --- internals ---
+
+    @property
+    def _work(self) -> Work:
+        """What is under way, which is nothing after the end."""
+        return (self._session or self._open_session).runtime.transport.work
 
     @property
     def _open_session(self) -> _Session:

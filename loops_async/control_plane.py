@@ -479,12 +479,14 @@ class ControlPlane(SameWhenCopied):
         sent = kind if within is None else _envelope(within, hashable)
 
         async def fetch() -> T:
+            entry.waiting_for = "admission"
             async with self._slots:
                 body: Any = await self._transport.fetch(request, sent)
             found: T = body if within is None else getattr(body, within)
             return found
 
-        return await retry(fetch, call, what=what, budget=self._transport.retry_budget)
+        with self._transport.work.within("request", what) as entry:
+            return await retry(fetch, call, what=what, budget=self._transport.retry_budget)
 
 
 def control_plane(transport: Transport, base_url: str, ledger: RunLedger, running: Running) -> ControlPlane:

@@ -213,22 +213,26 @@ class SamplingClient(SameWhenCopied, KnowsOtherNames):
         )
         runtime = await self._usable_runtime()
         completions: bytes | msgspec.Raw
-        async with runtime.admission:
-            if isinstance(self._endpoint.deployment, ServerlessDeployment):
-                queue = SampleQueue(self._endpoint, runtime.transport)
-                (completions, request_id), version = await queue.answer(request, key=key), ""
-            else:
-                answer = await self._answer(runtime, request)
-                completions, version = answer.body, answer.headers.get(protocol.POLICY_VERSION, "")
-                request_id = runtime.transport.request_id(answer)
-        return read_completions(
-            completions,
-            prompt=body.prompt,
-            topk=topk_prompt_logprobs,
-            policy_version=version,
-            request_id=request_id,
-            clean=runtime.transport.clean,
-        )
+        ids = {"id": key, "run_id": self._endpoint.run_id, "sampler_id": self._endpoint.sampler_id}
+        with runtime.transport.work.begin("sample", "sample", subject=body, **ids) as entry:
+            async with runtime.admission:
+                if isinstance(self._endpoint.deployment, ServerlessDeployment):
+                    queue = SampleQueue(self._endpoint, runtime.transport)
+                    (completions, request_id), version = await queue.answer(request, key=key), ""
+                else:
+                    answer = await self._answer(runtime, request)
+                    completions, version = answer.body, answer.headers.get(protocol.POLICY_VERSION, "")
+                    request_id = runtime.transport.request_id(answer)
+            entry.result = read_completions(
+                completions,
+                prompt=body.prompt,
+                topk=topk_prompt_logprobs,
+                policy_version=version,
+                request_id=request_id,
+                clean=runtime.transport.clean,
+            )
+        response: SampleResponse = entry.result
+        return response
 
     async def sample_many(
         self,

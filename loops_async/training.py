@@ -581,12 +581,13 @@ class TrainingClient(SameWhenCopied, KnowsOtherNames):
         request = self._endpoint.request("GET", "/policy_version", f"get the policy version of run {self.run_id}")
         transport = self._runtime.transport
         try:
-            answer = await retry(
-                lambda: transport.fetch(request, PolicyVersion),
-                READ,
-                what="the policy version is not known yet",
-                budget=transport.retry_budget,
-            )
+            with transport.work.within("request", request.what, run_id=self.run_id):
+                answer = await retry(
+                    lambda: transport.fetch(request, PolicyVersion),
+                    READ,
+                    what="the policy version is not known yet",
+                    budget=transport.retry_budget,
+                )
         except ApiError as error:
             if error.status == 501:
                 raise UnsupportedError(f"{error}. This trainer does not report its policy version.") from error

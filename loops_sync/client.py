@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from os import PathLike
-from typing import Literal, Self
+from typing import Literal, Self, TextIO
 
 import loops_async as _core
 from loops_async import (
@@ -19,6 +19,7 @@ from loops_async import (
     CreateRunRequest,
     CreateSamplerRequest,
     DownloadProgress,
+    InFlight,
     ProvisioningEvent,
     Run,
     Sampler,
@@ -649,3 +650,27 @@ class ServiceClient(Opened[_core.ServiceClient]):
         return relay.run(
             self._impl.download_checkpoint, checkpoint_id=checkpoint_id, dest_dir=dest_dir, on_progress=relay.post
         )
+
+    def inflight(self) -> list[InFlight]:
+        """Return everything that is under way in this session, the oldest first.
+
+        Makes no request and waits for nothing, so it answers in any thread, also when nothing else does.
+
+        Example:
+            ::
+
+                for each in service.inflight():
+                    print(each.kind, each.what, each.waiting_for, f"{each.age:.0f} s")
+        """
+        return self._impl.inflight()
+
+    def dump(self, file: TextIO | None = None) -> str:
+        """Return what is under way as text: counts, the 50 oldest, connections, and what else may explain a delay.
+
+        Makes no request and waits for nothing, so it answers in any thread, also when nothing else does. `dump_all`
+        does it for every open client, also in a signal handler.
+
+        Args:
+            file: also write it there, e.g. ``sys.stderr``.
+        """
+        return self._impl.dump(file=file)

@@ -33,6 +33,7 @@ from loops_async import (
     GetInfoResponse,
     ImageAssetPointerChunk,
     ImageChunk,
+    InFlight,
     InitTrainerServerResponse,
     InstanceType,
     LoadWeightsResponse,
@@ -75,7 +76,9 @@ from loops_async import (
     UseCase,
     User,
     UserConfig,
+    WaitingFor,
     WandbConfig,
+    WorkKind,
 )
 
 __all__ = [
@@ -110,6 +113,7 @@ __all__ = [
     "GetInfoResponse",
     "ImageAssetPointerChunk",
     "ImageChunk",
+    "InFlight",
     "InitTrainerServerResponse",
     "InstanceType",
     "LoadWeightsResponse",
@@ -152,5 +156,7 @@ __all__ = [
     "UseCase",
     "User",
     "UserConfig",
+    "WaitingFor",
     "WandbConfig",
+    "WorkKind",
 ]

@@ -32,6 +32,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "_version",
         "_arguments",
         "_datums",
+        "_work",
         "_http",
         "_running",
         "control_plane",

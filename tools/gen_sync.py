@@ -74,8 +74,10 @@ CONSTRUCTED: Final = frozenset({"AgentGateway", "InLoopExecutor", "ProcessExecut
 OUTLIVING: Final = frozenset({"on_step"})
 """Callbacks that are still called when the call has returned, so that no thread waits for it."""
 
-FOR_ANY_THREAD: Final = frozenset({"InLoopExecutor.submit", "ProcessExecutor.submit"})
-"""Methods that belong to no loop. The core calls them on the bridge's, where twins' other methods cannot be called."""
+FOR_ANY_THREAD: Final = frozenset(
+    {"InLoopExecutor.submit", "ProcessExecutor.submit", "ServiceClient.dump", "ServiceClient.inflight"}
+)
+"""Methods that belong to no loop: the core calls them on the bridge's, or users while that is held."""
 
 BY_HAND: Final = {"start": "_starting"}
 """Functions whose twins no rule makes, and the modules that define these."""

@@ -117,7 +117,13 @@ async def download(
         InputError: `dest_dir` is a file.
         OSError: the disk is full or not writable.
     """
-    root = Path(dest_dir)
+    with runtime.transport.work.begin("download", f"checkpoint {checkpoint_id}", id=checkpoint_id):
+        return await _download(runtime, checkpoint_id, Path(dest_dir), on_progress)
+
+
+async def _download(
+    runtime: Runtime, checkpoint_id: str, root: Path, on_progress: Callable[[DownloadProgress], object] | None
+) -> CheckpointDownload:
     if await anyio.Path(root).is_file():
         raise InputError("dest_dir", f"must be a directory; {root} is a file")
     files = [file async for file in checkpoint_files(runtime, checkpoint_id)]

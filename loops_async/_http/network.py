@@ -14,8 +14,10 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 from urllib.request import getproxies_environment
 
+import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
+from .._work.registry import CURRENT
 from ..errors import ConfigError
 from .settings import Proxy, is_loopback
 
@@ -53,6 +55,22 @@ def keepalive_socket(address: tuple[Any, ...]) -> socket.socket:
         if hasattr(socket, name):  # not every system has every option
             opened.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
     return opened
+
+
+class Connector(aiohttp.TCPConnector):
+    """A pool of connections; it tells the registry of work what waits for one."""
+
+    async def connect(self, *args: Any, **others: Any) -> aiohttp.connector.Connection:
+        entry = CURRENT.get()
+        entry.waiting_for = "connection"
+        connection = await super().connect(*args, **others)
+        entry.waiting_for = entry.goal
+        return connection
+
+    @property
+    def counts(self) -> str:
+        """How many connections there are, as text; may be read in any thread."""
+        return f"{len(self._acquired)} in use, {sum(map(len, list(self._conns.values())))} idle"
 
 
 class Resolver(AbstractResolver):

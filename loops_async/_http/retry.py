@@ -24,6 +24,7 @@ from msgspec.structs import replace
 
 from .._tasks import TaskOwner
 from .._waiting import TimeLimit
+from .._work.registry import CURRENT
 from ..errors import (
     ApiError,
     ClosedError,
@@ -205,7 +206,7 @@ async def retry(
     tries and the time start again.
     """
     attempts: _Attempts | None = None
-    outer = NUMBER.get()
+    outer, work = NUMBER.get(), CURRENT.get()
     NUMBER.set(1)
     try:
         while True:
@@ -222,11 +223,14 @@ async def retry(
                 if pause is None:
                     raise
                 budget.check_open()
+                work.retrying(error, pause)
                 log.warning("%s; retrying in %.1f s: %s", what, pause, without_quote(error))
             await budget.pause(pause)
             NUMBER.set(NUMBER.get() + 1)
+            work.trying(NUMBER.get())
     finally:
         NUMBER.set(outer)  # a call that another one needs has its own number
+        work.attempt = outer
 
 
 class _Attempts:

@@ -24,6 +24,7 @@ from .._tasks import check_loop
 from .._text import one_line
 from .._version import __version__
 from .._waiting import TimeLimit, Waits
+from .._work.registry import CURRENT, Entry, Work
 from ..errors import (
     ApiError,
     AuthenticationError,
@@ -42,11 +43,11 @@ from ..errors import (
 )
 from ..types.identifiers import split_http_url
 from . import tape
-from .attempts import Attempt, log, request_id
+from .attempts import NUMBER, Attempt, log, request_id
 from .body import Body
 from .compression import ACCEPTED_ENCODINGS, CompressionError, decompressed
 from .decoding import UnreadableError, decode_answer, decode_json
-from .network import Proxies, Resolver, keepalive_socket, tls_context
+from .network import Connector, Proxies, Resolver, keepalive_socket, tls_context
 from .redaction import Redactor
 from .request_log import RequestLog
 from .retry import RetryBudget
@@ -156,10 +157,13 @@ class Transport:
         self._loop = asyncio.get_running_loop()
         self._process = os.getpid()
         self._closed = False
+        self.work: Work = Work()
         self.retry_budget: RetryBudget = RetryBudget()
         self._resolver = Resolver()
-        self._session = _session(self._resolver, keepalive_timeout=KEEPALIVE_SECONDS)
-        self._new_connections = _session(self._resolver, force_close=True)
+        pool = _connector(self._resolver, keepalive_timeout=KEEPALIVE_SECONDS)
+        self.work.facts["connections"] = lambda: pool.counts
+        self._session = _session(pool)
+        self._new_connections = _session(_connector(self._resolver, force_close=True))
         self._authorization = settings.authorization
         self._proxies = Proxies(settings.proxy)
         self._routes: dict[tuple[object, ...], str | None] = {}
@@ -181,6 +185,7 @@ class Transport:
         """Close every connection; afterwards each call raises `ClosedError`."""
         self._closed = True
         self.waits.close()
+        self.work.close()
         await self.retry_budget.close()
         await self._session.close()
         await self._new_connections.close()
@@ -215,9 +220,14 @@ class Transport:
             return await self._send(request, attempt)
 
     async def _send(self, request: Request, attempt: Attempt | None = None) -> Answer:
+        entry = CURRENT.get()
+        if entry.is_over:
+            with self._entry(request):
+                return await self._send(request, attempt)
         try:
             with TimeLimit(request.timeout):
                 async with self._start(request, self._authorization) as response:
+                    entry.last_status = response.status
                     if attempt is not None:
                         attempt.answered(response.status, response.headers, response.content)
                     answer = await self._read(request, response)
@@ -229,6 +239,17 @@ class Transport:
             failure = self._transport_error(request, cause)
         # Not chained to aiohttp's error, which contains the request with the API key and the signature in its URL.
         raise failure
+
+    def _entry(self, request: Request) -> Entry:
+        """Return an entry for a request that is no part of another one."""
+        headers = request.headers
+        return self.work.begin(
+            "request",
+            request.what,
+            run_id=headers.get(protocol.RUN_ID),
+            sampler_id=headers.get(protocol.SAMPLER_ID),
+            attempt=NUMBER.get(),
+        )
 
     def stream(self, request: Request) -> AbstractAsyncContextManager[tape.OpenAnswer]:
         """Yield a 2xx response of a file store to read piece by piece; raise the error of any other response.
@@ -262,6 +283,7 @@ class Transport:
                 stack.enter_context(attempt)
             try:
                 response = await stack.enter_async_context(self._start(request, {}))
+                CURRENT.get().last_status = response.status
             except ValueError as cause:
                 raise self._transport_error(request, cause) from None
             if attempt is not None:
@@ -528,11 +550,12 @@ def _raise_trim_threshold() -> None:
     bytes(protocol.MAX_REQUEST_BYTES)
 
 
-def _session(resolver: Resolver, **connections: Any) -> aiohttp.ClientSession:
+def _connector(resolver: Resolver, **options: Any) -> Connector:
     # No limit here, since a long poll must never wait for a free connection; sampling has a limit of its own.
-    connector = aiohttp.TCPConnector(
-        limit=0, resolver=resolver, ssl=tls_context(), socket_factory=keepalive_socket, **connections
-    )
+    return Connector(limit=0, resolver=resolver, ssl=tls_context(), socket_factory=keepalive_socket, **options)
+
+
+def _session(connector: Connector) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
         connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),

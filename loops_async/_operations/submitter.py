@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from .. import protocol
@@ -12,6 +13,7 @@ from .._http.endpoint import Endpoint
 from .._http.retry import OPERATION, may_have_acted, retry
 from .._http.transport import Transport
 from .._tasks import TaskOwner
+from .._work.registry import CURRENT, Entry
 from ..errors import (
     ApiError,
     ClosedError,
@@ -67,26 +69,41 @@ class Submitter:
 
         An operation that repeats the unfinished one that was sent last, or that of `resume`, gets its keys.
         """
-        return await self._in_turn(operation.name, lambda turn: self._send_in_turn(operation, turn, resume))
+        entry = self._begin(operation)
+        send = partial(self._send_in_turn, operation, entry, resume=resume)
+        return await self._in_turn(operation.name, [entry], send)
 
     async def submit_pair(
         self, first: Operation[T], second: Operation[U]
     ) -> tuple[OperationFuture[T], OperationFuture[U]]:
         """Submit two operations in one turn, as `submit` does; the second is sent only if the first was accepted."""
+        entries = [self._begin(first), self._begin(second)]
 
         async def send(submission: _Submission) -> tuple[OperationFuture[T], OperationFuture[U]]:
-            accepted = await self._send_in_turn(first, submission, None)
+            accepted = await self._send_in_turn(first, entries[0], submission)
             try:
-                return accepted, await self._send_in_turn(second, submission, None)
+                return accepted, await self._send_in_turn(second, entries[1], submission)
             except LoopsError as error:
                 error.add_note(f"The trainer has accepted {first.name} before; only {second.name} has to be repeated.")
                 raise
 
-        return await self._in_turn(f"{first.name} and {second.name}", send)
+        return await self._in_turn(f"{first.name} and {second.name}", entries, send)
 
-    async def _in_turn(self, name: str, send: Callable[[_Submission], Coroutine[Any, Any, R]]) -> R:
+    def _begin(self, operation: Operation[Any], id_: str | None = None) -> Entry:
         self._transport.check_usable()
-        submission = _Submission(name, self._turns.take())
+        return self._transport.work.begin(
+            "operation",
+            operation.name,
+            id=id_,
+            run_id=self._endpoint.run_id,
+            subject=operation,
+            waiting_for="turn",
+        )
+
+    async def _in_turn(
+        self, name: str, entries: Sequence[Entry], send: Callable[[_Submission], Coroutine[Any, Any, R]]
+    ) -> R:
+        submission = _Submission(name, self._turns.take(), entries)
         task = self._tasks.start(send(submission), name=f"submit {name}")
         # A callback ends the turn, since a task that is cancelled before it starts never enters its coroutine.
         task.add_done_callback(submission.finish)
@@ -100,11 +117,21 @@ class Submitter:
 
     async def send(self, operation: Operation[T]) -> OperationFuture[T]:
         """Send an operation within the current turn, for an operation that depends on it, and return its future."""
-        encoded = await operation.encode()
-        return await self._send_parts(operation, encoded, new_parts(encoded))
+        entry = self._begin(operation)
+        try:
+            encoded = await operation.encode()
+            return await self._send_parts(operation, entry, encoded, new_parts(encoded))
+        except BaseException as error:
+            entry.end(error)
+            raise
 
     async def _send_in_turn(
-        self, operation: Operation[T], submission: _Submission, resume: UnfinishedSubmission | None
+        self,
+        operation: Operation[T],
+        entry: Entry,
+        submission: _Submission,
+        *,
+        resume: UnfinishedSubmission | None = None,
     ) -> OperationFuture[T]:
         if operation.is_dependent:
             await submission.turn.wait()
@@ -113,12 +140,14 @@ class Submitter:
         parts = await parts_of(operation.name, encoded, resume=resume, latest=self._turns.unfinished)
         submission.is_sent = True
         self._turns.latest, self._turns.unfinished = parts[0].key, None
-        return await self._send_parts(operation, encoded, parts)
+        return await self._send_parts(operation, entry, encoded, parts)
 
     async def _send_parts(
-        self, operation: Operation[T], encoded: Encoded[T], parts: Sequence[Part]
+        self, operation: Operation[T], entry: Entry, encoded: Encoded[T], parts: Sequence[Part]
     ) -> OperationFuture[T]:
         name = operation.name
+        entry.id = parts[0].key
+        CURRENT.set(entry)  # in the submission's own task
         try:
             ids = [await self._send(name, part) for part in parts]
         except LoopsError as error:
@@ -127,8 +156,13 @@ class Submitter:
                 self._remember(error, parts)
             raise
 
+        entry.accepted(ids[0])
+
         async def collect() -> T:
-            return await self._collect(operation, encoded, parts, ids)
+            # A wait that failed without news of the operation may be repeated.
+            with self._begin(operation, ids[0]) if entry.is_over else entry as waiting:
+                waiting.turn_to("outcome")
+                return await self._collect(operation, encoded, parts, ids)
 
         return OperationFuture(
             collect, tasks=self._tasks, operation=name, operation_id=ids[0], run_id=self._endpoint.run_id
@@ -198,9 +232,10 @@ class Submitter:
 class _Submission:
     """The state of one operation until it is submitted."""
 
-    def __init__(self, operation: str, turn: Turn) -> None:
+    def __init__(self, operation: str, turn: Turn, entries: Sequence[Entry]) -> None:
         self.operation = operation
         self.turn = turn
+        self._entries = entries
         self.is_sent = False
         self._is_abandoned = False
 
@@ -213,6 +248,9 @@ class _Submission:
     def finish(self, task: asyncio.Task[Any]) -> None:
         """End the turn, and log a failure that no caller receives."""
         self.turn.end()
+        for entry in self._entries:
+            if entry.goal != "outcome":  # otherwise its future ends it
+                entry.end(None if task.cancelled() else task.exception())
         if self._is_abandoned and not task.cancelled() and (error := task.exception()):
             log.warning("%s failed after its caller was cancelled: %s", self.operation, without_quote(error))
 

@@ -19,6 +19,7 @@ from .._http.retry import QUEUED_SAMPLE, failure_of, may_have_acted, retry
 from .._http.transport import Answer, Request, Transport
 from .._operations.poller import Poller, accepted_id
 from .._waiting import TimeLimit, Wait
+from .._work.registry import CURRENT
 from ..errors import ApiError, LoopsError, LostAnswerError, SampleTimeoutError
 from .limiter import report_rejection
 
@@ -50,7 +51,7 @@ class SampleQueue:
         """
         timeout, submission = request.timeout, msgspec.structs.replace(request, timeout=SUBMIT_SECONDS)
         operation_id = key  # the operation's id, unless the service chooses another
-        may_be_queued = False
+        may_be_queued, entry = False, CURRENT.get()
 
         async def submit(wait: Wait) -> tuple[Answer, str | None]:
             nonlocal may_be_queued
@@ -74,6 +75,7 @@ class SampleQueue:
                 if accepted is None:
                     return answer.body, request_id  # completed without waiting in the queue
                 operation_id, may_be_queued = accepted, True
+                entry.accepted(accepted)
                 return await self._poller.result("sample", operation_id, _raw), request_id
             raise SampleTimeoutError(
                 f"{request.what} ({request.url}): no completion within {timeout} s; it was cancelled (operation "

@@ -18,6 +18,7 @@ from msgspec.structs import force_setattr
 from .._arguments import check_positive
 from .._http.endpoint import Endpoint
 from .._progress import stage_line
+from .._work.registry import CURRENT, Entry
 from ..control_plane import lost_sampler
 from ..errors import LoopsError, LostAnswerError, UnsupportedError
 from ..types import CreateRunRequest, CreateSamplerRequest, ProvisioningEvent, Run, Sampler
@@ -55,6 +56,7 @@ class ProgressReporter:
         self.kind: Literal["run", "sampler"] = kind
         self._on_progress = options.on_progress
         self._started = monotonic()
+        self._entry = CURRENT.get()
         self._last: tuple[Stage, str | None] | None = None
 
     def report(self, created: Run | Sampler, stage: Stage, status: str | None = None) -> None:
@@ -62,6 +64,7 @@ class ProgressReporter:
         if self._last == (stage, status):
             return
         self._last = stage, status
+        self._entry.staged(status or stage)
         seconds = monotonic() - self._started
         event = ProvisioningEvent(kind=self.kind, id=created.id, stage=stage, status=status, seconds=seconds)
         if stage != "deactivated":  # `Running` logs that, since it may also happen later
@@ -107,37 +110,47 @@ class ServiceProvisioner:
 
     @asynccontextmanager
     async def run(self, request: CreateRunRequest, options: ProvisioningOptions) -> AsyncGenerator[Run]:
-        progress = ProgressReporter("run", options)
-        creation = self._create_run(request)
-        search = partial(self._abandoned_run, request)
-        async with self._deactivated_on_failure(creation, options, progress, search) as run:
-            await wait_until_ready(self._runtime, run, options, progress)
-            yield run
+        with self._entry(f"run of {request.base_model}") as entry:
+            progress = ProgressReporter("run", options)
+            creation = self._create_run(request)
+            search = partial(self._abandoned_run, request)
+            async with self._deactivated_on_failure(creation, options, progress, search) as run:
+                entry.id = entry.run_id = run.id
+                await wait_until_ready(self._runtime, run, options, progress)
+                yield run
 
     async def existing_run(self, run_id: str, options: ProvisioningOptions) -> Run:
-        run = await self._control_plane.get_run(run_id)
-        await wait_until_ready(self._runtime, run, options, ProgressReporter("run", options))
-        return run
+        with self._runtime.transport.work.begin("readiness", f"run {run_id}", id=run_id, run_id=run_id):
+            run = await self._control_plane.get_run(run_id)
+            await wait_until_ready(self._runtime, run, options, ProgressReporter("run", options))
+            return run
 
     async def sampler(self, request: CreateSamplerRequest, options: ProvisioningOptions) -> Sampler:
-        progress = ProgressReporter("sampler", options)
-        creation = self._create_sampler(request)
-        async with self._deactivated_on_failure(creation, options, progress) as sampler:
-            await self._wait_for_sampler(sampler, options, progress)
-            return sampler
+        with self._entry(f"sampler of {request.base_model}") as entry:
+            progress = ProgressReporter("sampler", options)
+            creation = self._create_sampler(request)
+            async with self._deactivated_on_failure(creation, options, progress) as sampler:
+                entry.id = entry.sampler_id = sampler.id
+                await self._wait_for_sampler(sampler, options, progress)
+                return sampler
 
     async def existing_sampler(
         self, options: ProvisioningOptions, *, sampler_id: str | None, run_id: str | None
     ) -> Sampler:
+        ids = {"run_id": run_id, "sampler_id": sampler_id}
+        what = f"sampler {sampler_id}" if run_id is None else f"sampler of run {run_id}"
+        with self._runtime.transport.work.begin("readiness", what, id=sampler_id, **ids):
+            sampler = await self._existing_sampler(sampler_id, run_id)
+            await self._wait_for_sampler(sampler, options, ProgressReporter("sampler", options))
+            return sampler
+
+    async def _existing_sampler(self, sampler_id: str | None, run_id: str | None) -> Sampler:
         if run_id is None:
-            sampler = await self._control_plane.get_sampler(str(sampler_id))
-        else:
-            run = await self._control_plane.get_run(run_id)
-            if run.sampler is None:
-                raise UnsupportedError(f"run {run_id} has no paired sampler; give the `sampler_id` of another one")
-            sampler = run.sampler
-        await self._wait_for_sampler(sampler, options, ProgressReporter("sampler", options))
-        return sampler
+            return await self._control_plane.get_sampler(str(sampler_id))
+        run = await self._control_plane.get_run(run_id)
+        if run.sampler is None:
+            raise UnsupportedError(f"run {run_id} has no paired sampler; give the `sampler_id` of another one")
+        return run.sampler
 
     async def _wait_for_sampler(
         self, sampler: Sampler, options: ProvisioningOptions, progress: ProgressReporter
@@ -147,6 +160,9 @@ class ServiceProvisioner:
             with _failing_alone(progress.waiting(sampler)) as on_status:
                 await gate.wait(options.ready_timeout, on_status)
         progress.report(sampler, "ready")
+
+    def _entry(self, what: str) -> Entry:
+        return self._runtime.transport.work.begin("provisioning", what)
 
     async def _create_run(self, request: CreateRunRequest) -> Run:
         try:

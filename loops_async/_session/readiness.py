@@ -14,6 +14,7 @@ from .._http.retry import until
 from .._http.transport import Answer, Request, Transport, is_final
 from .._tasks import SingleFlight, TaskOwner
 from .._waiting import TimeLimit
+from .._work.registry import CURRENT, Entry
 from ..control_plane import ControlPlane
 from ..errors import (
     ApiError,
@@ -131,13 +132,16 @@ async def _poll(
     longest_pause: float = 10.0,
 ) -> str | None:
     """Call `probe` until it returns None, which means ready, and return that; else its last answer after `seconds`."""
-    with transport.waits.on(what) as wait:
+    with transport.waits.on(what) as wait, transport.work.within("readiness", what) as entry:
+        entry.turn_to("ready")
 
         async def is_ready() -> bool | None:
             answer = await probe()
             if answer is None:
                 return True
             wait.heard(answer)
+            entry.heard(answer)
+            entry.waiting_for = "ready"
             return None
 
         if await until(is_ready, seconds=seconds, longest_pause=longest_pause):
@@ -226,6 +230,8 @@ class SamplerGate:
         self._is_woken = False
         self._listeners: list[OnStatus] = []
         self._last_answer = "none"
+        self._entry: Entry | None = None
+        """The wait of the task that polls for all callers."""
         self.is_open: bool = False
 
     async def wait(self, ready_timeout: float | None, on_status: OnStatus = _ignore) -> None:
@@ -237,6 +243,7 @@ class SamplerGate:
         """
         if self.is_open:
             return
+        CURRENT.get().waiting_for = "ready"
         # One task polls for all callers, until the last of them stops waiting.
         opening = self._opening.start(self._deployment_id, self._open)
         self._listeners.append(on_status)
@@ -266,7 +273,8 @@ class SamplerGate:
 
     async def _open(self) -> None:
         self._is_woken = False
-        await _poll(self._probe, self._name, self._transport, seconds=None)
+        with self._transport.work.begin("readiness", self._name, id=self._deployment_id) as self._entry:
+            await _poll(self._probe, self._name, self._transport, seconds=None)
         self.is_open = True
 
     async def _probe(self) -> str | None:
@@ -288,6 +296,8 @@ class SamplerGate:
             if isinstance(error, ConnectError) and not error.retryable:
                 raise
             return str(error)
+        if self._entry is not None:
+            self._entry.staged(str(status))
         for notify in self._listeners:
             notify(status)
         if status in protocol.SAMPLER_TERMINAL:

@@ -15,6 +15,7 @@ from .._operations.turns import Turns
 from .._running import Running
 from .._tasks import SingleFlight, TaskOwner, run_to_completion
 from .._waiting import Waits
+from .._work.registry import CURRENT
 from ..control_plane import ControlPlane, RunLedger, control_plane
 from ..types import BasetenDeployment
 from .deactivation import Leftovers, OnExit
@@ -34,8 +35,14 @@ class Admission(asyncio.Semaphore):
     async def acquire(self) -> Literal[True]:
         if not self.locked():
             return await super().acquire()
+        CURRENT.get().waiting_for = "admission"
         with self._waits.on(self._what):
             return await super().acquire()
+
+    @property
+    def free(self) -> int:
+        """How many more samples may be in flight."""
+        return self._value
 
 
 class Runtime:
@@ -51,6 +58,8 @@ class Runtime:
         self.control_plane: ControlPlane = control_plane(self.transport, settings.base_url, self.ledger, self.running)
         self.leftovers: Leftovers = Leftovers(self.running, self.control_plane, on_exit, settings.base_url)
         self.admission: Admission = Admission(settings.max_connections, self.transport.waits)
+        admission, most = self.admission, settings.max_connections
+        self.transport.work.facts["samples in flight"] = lambda: f"{most - admission.free} of {most}"
         self.tokenizers: SingleFlight[str, Any] = SingleFlight(self.tasks)
         """By base model."""
         self._gates: dict[str, SamplerGate] = {}
@@ -83,6 +92,7 @@ class Runtime:
 
     def warn_if_unclosed(self, client: str) -> None:
         """Close this and name `client` in a warning when no client refers to this any longer, or when the loop ends."""
+        self.transport.work.client = client
         self._guard = UnclosedGuard(self, client, partial(_abandon, self.tasks, self.leftovers, self.transport))
 
     async def close(self) -> None:

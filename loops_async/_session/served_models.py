@@ -14,12 +14,14 @@ LIST_SECONDS = 60.0
 async def fetch_served_models(sampler: Endpoint, transport: Transport) -> ServedModels:
     """List the models of a sampler; a serverless one may not have the route."""
     request = sampler.request("GET", "/v1/models", "list served models", timeout=LIST_SECONDS)
-    return await retry(
-        lambda: transport.fetch(request, ServedModels),
-        READ,
-        what="could not list the sampler's models",
-        budget=transport.retry_budget,
-    )
+    ids = {"run_id": sampler.run_id, "sampler_id": sampler.sampler_id}
+    with transport.work.within("request", request.what, **ids):
+        return await retry(
+            lambda: transport.fetch(request, ServedModels),
+            READ,
+            what="could not list the sampler's models",
+            budget=transport.retry_budget,
+        )
 
 
 def base_model_of(models: ServedModels, sampler: Endpoint) -> str:

@@ -1,0 +1,263 @@
+"""The registry of work: one entry for each call that is under way, updated in place.
+
+The event loop alone writes it; any thread, and any signal handler, may read it at any moment. So nothing here takes a
+lock, and what is read may be one step older than what is true.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import weakref
+from collections.abc import Callable
+from contextvars import ContextVar
+from functools import partial
+from time import monotonic
+from types import TracebackType
+from typing import Any, Final, Protocol
+
+import msgspec
+from msgspec import Struct
+
+from ..errors import LoopsError, without_quote
+from ..types import InFlight, WaitingFor, WorkKind
+
+BEAT_SECONDS: Final = 1.0
+"""How often the event loop shows that it runs, while anything is under way."""
+
+
+class Observer(Protocol):
+    """What is told of all work, on the event loop, e.g. to trace it. It must return quickly and raise nothing."""
+
+    def begun(self, entry: Entry) -> None:
+        """Hear that an entry begins."""
+        ...
+
+    def event(self, entry: Entry, name: str) -> None:
+        """Hear what happened to an entry: ``created``, ``accepted``, ``retry``, or the state of a deployment."""
+        ...
+
+    def ended(self, entry: Entry, error: BaseException | None) -> None:
+        """Hear that an entry ended, by itself or with an error."""
+        ...
+
+
+class Entry(Struct, eq=False):
+    """One thing that is under way; `InFlight` explains the fields.
+
+    As a context, it is that of which the requests in the block, and in tasks that are started there, are a part; its
+    end is that of the block.
+    """
+
+    work: Work
+    kind: WorkKind
+    what: str
+    id: str | None = None
+    run_id: str | None = None
+    sampler_id: str | None = None
+    subject: Any = None
+    """What was asked for, e.g. the body of a sample or an `Operation`, for observers."""
+    result: Any = None
+    """What came of it, e.g. a `SampleResponse`, for observers."""
+    waiting_for: WaitingFor | None = None
+    goal: WaitingFor = "answer"
+    """What a request waits for once it has a connection."""
+    attempt: int = 1
+    last_status: int | None = None
+    stage: str | None = None
+    """The status of a deployment."""
+    last_error: str | None = None
+    next_try: float | None = None
+    is_over: bool = False
+    outer: Entry | None = None
+    began: float = msgspec.field(default_factory=monotonic)
+
+    def __enter__(self) -> Entry:
+        self.outer = CURRENT.get()
+        CURRENT.set(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self.outer is not None:
+            CURRENT.set(self.outer)
+            self.outer = None  # entries must not form a chain
+        self.end(error)
+
+    def end(self, error: BaseException | None = None) -> None:
+        """End it; to end it again does nothing."""
+        if not self.is_over:
+            self.is_over = True
+            self.work.entries.pop(self, None)
+            for observer in self.work.observers:
+                observer.ended(self, error)
+
+    def turn_to(self, goal: WaitingFor) -> None:
+        """Wait for `goal` from now on, also while requests ask for it."""
+        self.waiting_for = self.goal = goal
+
+    def heard(self, news: str) -> None:
+        """Keep the last news of what it waits for."""
+        self.last_error = news
+
+    def retrying(self, error: LoopsError, pause: float) -> None:
+        """Record that an attempt failed, and when the next one follows."""
+        self.last_error = without_quote(error)
+        self.waiting_for = "retry"
+        self.next_try = monotonic() + pause
+        self.tell("retry")
+
+    def trying(self, attempt: int) -> None:
+        """Record the number of the attempt that begins."""
+        self.attempt = attempt
+        self.next_try = None
+        self.waiting_for = self.goal
+
+    def staged(self, stage: str) -> None:
+        """Record the state of the deployment that it waits for."""
+        if stage != self.stage and not self.is_over:
+            self.stage = stage
+            self.tell(stage)
+
+    def accepted(self, id_: str) -> None:
+        """Record the id under which the service has accepted it; its outcome is waited for."""
+        self.id = id_
+        self.turn_to("outcome")
+        self.tell("accepted")
+
+    def tell(self, event: str) -> None:
+        """Tell observers what happened."""
+        for observer in self.work.observers:
+            observer.event(self, event)
+
+    def shown(self, now: float) -> InFlight:
+        """Return it as users see it."""
+        next_try = self.next_try
+        return InFlight(
+            kind=self.kind,
+            what=self.what,
+            id=self.id,
+            run_id=self.run_id,
+            sampler_id=self.sampler_id,
+            age=now - self.began,
+            attempt=self.attempt,
+            last_status=self.stage or self.last_status,
+            last_error=self.last_error,
+            waiting_for=self.waiting_for,
+            next_try_in=None if next_try is None else max(0.0, next_try - now),
+        )
+
+
+class Work:
+    """What one client has under way, and the event loop in which it does that."""
+
+    def __init__(self) -> None:
+        self.entries: dict[Entry, None] = {}
+        """The oldest first."""
+        self.observers: list[Observer] = []
+        self.facts: dict[str, Callable[[], str]] = {}
+        """What else is worth knowing, by its name; called in any thread."""
+        self.client: str = "a client without a session"
+        """How dumps call the client."""
+        self._timer: asyncio.TimerHandle | None = None
+        self._beats_at = 0.0
+        self._key = next(_numbers)
+        _open[self._key] = weakref.ref(self, partial(_forget, self._key))
+
+    def begin(self, kind: WorkKind, what: str, **fields: Any) -> Entry:
+        """Begin an entry, which a ``with`` block or `Entry.end` ends."""
+        entry = Entry(self, kind, what, **fields)
+        self.entries[entry] = None
+        if self._timer is None:
+            self._start()
+        for observer in self.observers:
+            observer.begun(entry)
+        return entry
+
+    def within(self, kind: WorkKind, what: str, **fields: Any) -> Entry | Part:
+        """Return a context for what is a part of the present entry, or else an entry of its own."""
+        present = CURRENT.get()
+        if present.is_over or present.work is not self:
+            return self.begin(kind, what, **fields)
+        return Part(present)
+
+    def all(self) -> list[Entry]:
+        """Return what is under way, the oldest first; in any thread."""
+        while True:
+            try:
+                return list(self.entries)
+            except RuntimeError:  # it changed meanwhile
+                continue
+
+    @property
+    def lag(self) -> float:
+        """For how many seconds the event loop has not run, as far as that is known; 0.0 while nothing is under way."""
+        return max(0.0, monotonic() - self._beats_at) if self._timer is not None else 0.0
+
+    def close(self) -> None:
+        """Forget everything."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self.entries.clear()
+        _open.pop(self._key, None)
+
+    def _start(self) -> None:
+        self._beats_at = monotonic() + BEAT_SECONDS
+        self._timer = asyncio.get_running_loop().call_later(BEAT_SECONDS, self._beat)
+
+    def _beat(self) -> None:
+        self._timer = None
+        if self.entries:
+            self._start()
+
+
+class Part:
+    """A context for what is a part of an entry, which goes on behind it."""
+
+    __slots__ = ("_entry", "_goal")
+
+    def __init__(self, entry: Entry) -> None:
+        self._entry = entry
+        self._goal: WaitingFor = entry.goal
+
+    def __enter__(self) -> Entry:
+        return self._entry
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._entry.goal = self._goal
+
+
+_numbers: Final = itertools.count()
+
+_open: Final[dict[int, weakref.ref[Work]]] = {}
+"""The work of every open client. No `WeakSet`: what iterates over it is not safe in a signal handler."""
+
+
+def _forget(key: int, _: object) -> None:
+    _open.pop(key, None)
+
+
+def open_works() -> list[Work]:
+    """Return the work of every open client, the oldest first; in any thread."""
+    while True:
+        try:
+            found = [ref() for ref in list(_open.values())]
+        except RuntimeError:  # it changed meanwhile
+            continue
+        return [work for work in found if work is not None]
+
+
+def _nothing() -> Entry:
+    work = Work()
+    work.close()
+    return Entry(work, "request", "nothing", is_over=True)
+
+
+NOTHING: Final = _nothing()
+
+CURRENT: Final[ContextVar[Entry]] = ContextVar("loops_async: work", default=NOTHING)
+"""The entry of which requests in this context are a part; one that is over stands for none."""
