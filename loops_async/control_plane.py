@@ -80,6 +80,10 @@ class _FilesPage(Struct, kw_only=True):
     page_token: _Offset
 
 
+class _Validated(Struct):
+    id: str | None = None
+
+
 class _ArchivePage(Struct, kw_only=True):
     page_size: _PageSize
     page_token: str | None
@@ -273,14 +277,16 @@ class ControlPlane(SameWhenCopied):
                 raise
             return []
 
-    async def validate_checkpoint(self, checkpoint_path: str, *, run_id: str | None = None) -> None:
+    async def validate_checkpoint(self, checkpoint_path: str, *, run_id: str | None = None) -> str | None:
         """Raise `BadRequestError` unless a sampler can load the checkpoint at this ``bt://`` path.
 
-        `run_id` names the run whose sampler will load it; the service then compares their LoRA settings, too.
+        `run_id` names the run whose sampler will load it; the service then compares their LoRA settings, too. Returns
+        the id of the checkpoint that has this path now, which the embedded service tells, else None.
         """
         CheckpointUri.parse(checkpoint_path, kind="sampler_weights", path="checkpoint_path")
         body = {"checkpoint_path": checkpoint_path} | ({} if run_id is None else {"run_id": run_id})
-        await self._post(f"{self._loops}/checkpoints/validate", body, msgspec.Raw, f"validate {checkpoint_path}")
+        url = f"{self._loops}/checkpoints/validate"
+        return (await self._post(url, body, _Validated, f"validate {checkpoint_path}")).id
 
     async def get_checkpoint_files(
         self, checkpoint_id: str, *, page_size: int = 1000, page_token: int = 0

@@ -72,9 +72,13 @@ VERSION_SECONDS: Final = 600.0
 
 
 class Weights(Struct, frozen=True, kw_only=True):
-    """The weights that a client samples: by default, those that the sampler serves at that time."""
+    """The weights that a client samples: by default, those that the sampler serves at that time.
+
+    `checkpoint_id` is given where the service tells it: it names exactly one of those that have had the path.
+    """
 
     checkpoint_path: str | None = None
+    checkpoint_id: str | None = None
     min_policy_version: int | None = None
 
     def headers(self, sampler: Mapping[str, str]) -> dict[str, str]:
@@ -83,6 +87,8 @@ class Weights(Struct, frozen=True, kw_only=True):
         if self.checkpoint_path is not None:
             headers.pop(protocol.SAMPLER_ID, None)  # the path names the run; a gateway accepts only one name
             headers[protocol.CHECKPOINT_PATH] = self.checkpoint_path
+        if self.checkpoint_id is not None:
+            headers[protocol.CHECKPOINT_ID] = self.checkpoint_id
         if self.min_policy_version:
             headers[protocol.MIN_POLICY_VERSION] = str(self.min_policy_version)
         return headers

@@ -493,14 +493,34 @@ class TrainingClient(SameWhenCopied, KnowsOtherNames):
         """Publish the current weights and return a client that never samples older ones.
 
         Returns when the paired sampler serves them. The client also samples later versions; for one that always
-        samples exactly these weights, use `create_sampling_client` with the checkpoint's path. A serverless sampler
-        has no current version: there, the client samples exactly these weights, saved under `name` with a unique
-        suffix.
+        samples exactly these weights, use `snapshot`. A serverless sampler has no current version: there, the client
+        samples exactly these weights, saved under `name` with a unique suffix.
 
         Raises:
             NotReadyError: the sampler did not become ready, or did not load the weights within 600 s.
         """
         return (await (await self._policies().publish(name))).sampler
+
+    async def snapshot(self, *, ttl_seconds: int | None = None) -> SamplingClient:
+        """Save the current weights and return a client that samples exactly these, whatever is trained or saved later.
+
+        Returns when they are saved. They get a name of their own, which `SamplingClient.checkpoint_name` tells, and are
+        not published: the paired sampler continues to serve its current weights to all others.
+
+        Args:
+            ttl_seconds: delete them after this many seconds; None keeps them. Each snapshot is a checkpoint, which
+                takes space, so give a time where each step makes one.
+
+        Raises:
+            UnsupportedError: the run has no paired sampler.
+
+        Example:
+            ::
+
+                reference = await trainer.snapshot()  # of DPO: stays as it is while the trainer trains
+                before = await trainer.snapshot(ttl_seconds=24 * 3600)
+        """
+        return (await (await self._policies().freeze("snapshot", ttl_seconds=ttl_seconds))).sampler
 
     async def load_state(self, path: str) -> OperationFuture[LoadWeightsResponse]:
         """Load weights, with a fresh optimizer and step 0.
@@ -520,6 +540,10 @@ class TrainingClient(SameWhenCopied, KnowsOtherNames):
     async def create_sampling_client(self, model_path: str, *, min_policy_version: int | None = None) -> SamplingClient:
         """Return a client that samples exactly one checkpoint on the paired sampler.
 
+        The embedded service keeps its files for this client also when another checkpoint is saved under its name. On
+        the hosted service the client then samples the new one, so save under a name that is not used again, as
+        `snapshot` does.
+
         Args:
             model_path: ``bt://loops:<run_id>/sampler_weights/<name>``.
             min_policy_version: sample the checkpoint until the sampler serves this version of the trainer's
@@ -535,9 +559,12 @@ class TrainingClient(SameWhenCopied, KnowsOtherNames):
             min_policy_version = check_at_least(min_policy_version, 1, "min_policy_version")
             if isinstance(sampler.deployment, ServerlessDeployment):
                 raise InputError("min_policy_version", "a serverless sampler serves checkpoints, not versions")
+        checkpoint_id = None
         if not isinstance(sampler.deployment, LocalDeployment):  # that has no control plane to validate with
-            await self._runtime.control_plane.validate_checkpoint(model_path)
-        weights = Weights(checkpoint_path=model_path, min_policy_version=min_policy_version)
+            checkpoint_id = await self._runtime.control_plane.validate_checkpoint(model_path)
+        weights = Weights(
+            checkpoint_path=model_path, checkpoint_id=checkpoint_id, min_policy_version=min_policy_version
+        )
         return sampling_client(sampler, weights, self._runtime)
 
     # --- checkpoints ---
@@ -748,10 +775,10 @@ class _Policies:
             return self._exact(unique, await self._client.save_weights_for_sampler(unique))
         return self._served(await self._client.save_weights_for_sampler(name))
 
-    async def freeze(self, name: str) -> Awaitable[Policy[SamplingClient]]:
+    async def freeze(self, name: str, *, ttl_seconds: int | None = FROZEN_SECONDS) -> Awaitable[Policy[SamplingClient]]:
         # Unique, since what samples an earlier one may still run.
         unique = f"{check_checkpoint_name(name)}-{uuid4().hex}"
-        saving = await self._client.save_weights_for_sampler(unique, publish=False, ttl_seconds=FROZEN_SECONDS)
+        saving = await self._client.save_weights_for_sampler(unique, publish=False, ttl_seconds=ttl_seconds)
         return self._exact(unique, saving)
 
     async def save_state(self, name: str) -> Awaitable[str]:

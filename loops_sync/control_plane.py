@@ -127,12 +127,13 @@ class ControlPlane(Handle[_core.ControlPlane]):
             self._impl.list_checkpoints, run_id=run_id, base_model=base_model, checkpoint_path=checkpoint_path
         )
 
-    def validate_checkpoint(self, checkpoint_path: str, *, run_id: str | None = None) -> None:
+    def validate_checkpoint(self, checkpoint_path: str, *, run_id: str | None = None) -> str | None:
         """Raise `BadRequestError` unless a sampler can load the checkpoint at this ``bt://`` path.
 
-        `run_id` names the run whose sampler will load it; the service then compares their LoRA settings, too.
+        `run_id` names the run whose sampler will load it; the service then compares their LoRA settings, too. Returns
+        the id of the checkpoint that has this path now, which the embedded service tells, else None.
         """
-        self._bridge.run(self._impl.validate_checkpoint, checkpoint_path=checkpoint_path, run_id=run_id)
+        return self._bridge.run(self._impl.validate_checkpoint, checkpoint_path=checkpoint_path, run_id=run_id)
 
     def get_checkpoint_files(
         self, checkpoint_id: str, *, page_size: int = 1000, page_token: int = 0

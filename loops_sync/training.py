@@ -411,14 +411,34 @@ class TrainingClient(Closing[_core.TrainingClient]):
         """Publish the current weights and return a client that never samples older ones.
 
         Returns when the paired sampler serves them. The client also samples later versions; for one that always
-        samples exactly these weights, use `create_sampling_client` with the checkpoint's path. A serverless sampler
-        has no current version: there, the client samples exactly these weights, saved under `name` with a unique
-        suffix.
+        samples exactly these weights, use `snapshot`. A serverless sampler has no current version: there, the client
+        samples exactly these weights, saved under `name` with a unique suffix.
 
         Raises:
             NotReadyError: the sampler did not become ready, or did not load the weights within 600 s.
         """
         return SamplingClient._of(self._bridge.run(self._impl.save_weights_and_get_sampling_client, name=name), self)
+
+    def snapshot(self, *, ttl_seconds: int | None = None) -> SamplingClient:
+        """Save the current weights and return a client that samples exactly these, whatever is trained or saved later.
+
+        Returns when they are saved. They get a name of their own, which `SamplingClient.checkpoint_name` tells, and are
+        not published: the paired sampler continues to serve its current weights to all others.
+
+        Args:
+            ttl_seconds: delete them after this many seconds; None keeps them. Each snapshot is a checkpoint, which
+                takes space, so give a time where each step makes one.
+
+        Raises:
+            UnsupportedError: the run has no paired sampler.
+
+        Example:
+            ::
+
+                reference = trainer.snapshot()  # of DPO: stays as it is while the trainer trains
+                before = trainer.snapshot(ttl_seconds=24 * 3600)
+        """
+        return SamplingClient._of(self._bridge.run(self._impl.snapshot, ttl_seconds=ttl_seconds), self)
 
     def load_state(self, path: str) -> OperationFuture[LoadWeightsResponse]:
         """Load weights, with a fresh optimizer and step 0.
@@ -437,6 +457,10 @@ class TrainingClient(Closing[_core.TrainingClient]):
 
     def create_sampling_client(self, model_path: str, *, min_policy_version: int | None = None) -> SamplingClient:
         """Return a client that samples exactly one checkpoint on the paired sampler.
+
+        The embedded service keeps its files for this client also when another checkpoint is saved under its name. On
+        the hosted service the client then samples the new one, so save under a name that is not used again, as
+        `snapshot` does.
 
         Args:
             model_path: ``bt://loops:<run_id>/sampler_weights/<name>``.

@@ -11,7 +11,7 @@ from loops_async import types
 from loops_async.errors import InputError
 from loops_async.types import AvailabilityModel
 
-from .._storage.records import DeploymentRecord, Record, RunRecord, SamplerRecord, SessionRecord
+from .._storage.records import CheckpointRecord, DeploymentRecord, Record, RunRecord, SamplerRecord, SessionRecord
 from .._storage.store import Store
 from .deployment import Deployment
 from .registry import Registry, Sampler
@@ -66,7 +66,8 @@ class Lifecycle:
         self._registry.session(request.session_id)
         if (run_id := _given(request.run_id)) is not None:
             return await self._sampler_of(self._registry.run(run_id), request)
-        base_model = await self._base_model_of(request)
+        checkpoint = await self._checkpoint_of(request)
+        base_model = self._base_model_of(request, checkpoint)
         host = self._registry.models.find(base_model)
         _check_length("max_seq_length", request.max_seq_length, host.max_seq_len)
         deployment = self._start_deployment(
@@ -77,9 +78,12 @@ class Lifecycle:
             base_model=base_model,
             deployment_id=deployment.record.id,
             model_path=request.model_path,
+            checkpoint_id=None if checkpoint is None else checkpoint.id,
             max_seq_length=request.max_seq_length,
         )
         sampler = self._registry.add_sampler(record)
+        if checkpoint is not None:
+            await self._registry.checkpoints.pin(checkpoint, record.id)
         await self._store.put(deployment.record, record)
         return sampler
 
@@ -98,11 +102,13 @@ class Lifecycle:
                 base_model=checkpoint.base_model,
                 deployment_id=deployment.record.id,
                 model_path=str(checkpoint.uri),
+                checkpoint_id=checkpoint.id,
             )
             for run, checkpoint in zip(runs, checkpoints, strict=True)
         ]
-        for sampler in samplers:
+        for sampler, checkpoint in zip(samplers, checkpoints, strict=True):
             self._registry.add_sampler(sampler)
+            await self._registry.checkpoints.pin(checkpoint, sampler.id)
         await self._store.put(deployment.record, *samplers)
         return deployment
 
@@ -141,6 +147,7 @@ class Lifecycle:
             sampler.deployment.deactivate()
             records.append(sampler.deployment.record)
         await self._store.put(*records)
+        await self._registry.checkpoints.unpin(run.record.id)
 
     async def deactivate_sampler(self, sampler: Sampler) -> None:
         """Deactivate a sampler that belongs to no run."""
@@ -149,6 +156,7 @@ class Lifecycle:
             raise InputError("sampler_id", problem)
         sampler.deployment.deactivate()
         await self._store.put(sampler.deployment.record)
+        await self._registry.checkpoints.unpin(sampler.record.id)
 
     async def _check_run(self, request: RunRequest) -> None:
         self._registry.session(request.session_id)
@@ -262,13 +270,15 @@ class Lifecycle:
             await self._store.put(*records)
         return sampler
 
-    async def _base_model_of(self, request: types.CreateSamplerRequest) -> str:
+    async def _checkpoint_of(self, request: types.CreateSamplerRequest) -> CheckpointRecord | None:
+        if request.model_path is None:
+            return None
+        return await self._registry.checkpoints.argument(request.model_path, kind="sampler_weights", field="model_path")
+
+    def _base_model_of(self, request: types.CreateSamplerRequest, checkpoint: CheckpointRecord | None) -> str:
         """Return the base model of a sampler without a run: the one that is named, or the checkpoint's."""
         base_model = _given(request.base_model)
-        if request.model_path is not None:
-            checkpoint = await self._registry.checkpoints.argument(
-                request.model_path, kind="sampler_weights", field="model_path"
-            )
+        if checkpoint is not None:
             if base_model not in (None, checkpoint.base_model):
                 problem = f"the checkpoint was made with {checkpoint.base_model!r}; got {base_model!r}"
                 raise InputError("base_model", problem)

@@ -35,7 +35,7 @@ class _Validate(Struct):
 
 _Checkpoints = object_with("ListCheckpointsResponse", checkpoints=list[types.Checkpoint])
 _Source = object_with("CheckpointSourceResponse", source=types.CheckpointSource)
-_Empty = object_with("EmptyResponse")
+_Validated = object_with("ValidateCheckpointResponse", id=str)
 _VALIDATE = msgspec.json.Decoder(_Validate)
 _DEPLOY = msgspec.json.Decoder(types.DeployCheckpointsRequest)
 
@@ -76,8 +76,9 @@ class CheckpointRoutes:
             self._registry.any_run(run_id)
         return await self._registry.checkpoints.select(run_id=run_id, base_model=base_model)
 
-    @described("Check that a checkpoint can be loaded", _Empty, body=_Validate)
+    @described("Check that a checkpoint can be loaded", _Validated, body=_Validate)
     async def validate(self, request: web.Request) -> web.Response:
+        # Beyond the hosted route: a client that asks is going to sample this checkpoint, and gets the id of exactly it.
         body = await decode_body(request, _VALIDATE)
         checkpoint = await self._registry.checkpoints.argument(
             body.checkpoint_path, kind="sampler_weights", field="checkpoint_path"
@@ -87,7 +88,8 @@ class CheckpointRoutes:
             if checkpoint.base_model != trained:
                 problem = f"was made with {checkpoint.base_model!r}; run {body.run_id!r} trains {trained!r}"
                 raise InputError("checkpoint_path", problem)
-        return json_response({})
+        await self._registry.checkpoints.pin(checkpoint, checkpoint.run_id)
+        return json_response({"id": checkpoint.id})
 
     @described("Deploy checkpoints", types.DeployedModel, body=types.DeployCheckpointsRequest)
     async def deploy(self, request: web.Request) -> web.Response:

@@ -58,12 +58,13 @@ class SampleQueueRoutes:
         if deployment.record.stopped:
             raise deactivated("sampler")
         path = request.headers.get(wire.CHECKPOINT_PATH) or (None if body.lora is UNSET else body.lora)
+        weights = WeightsRequest(path, checkpoint_id=request.headers.get(wire.CHECKPOINT_ID))
 
         async def generate() -> wire.Completions:
             with deployment.in_use():
                 await deployment.active_engine()
                 # A queue serves no current version: without a checkpoint, it samples the base model.
-                completions, _ = await self._samplers.complete(replace(source, run=None), body, WeightsRequest(path))
+                completions, _ = await self._samplers.complete(replace(source, run=None), body, weights)
                 return completions
 
         self._queue.submit(request.match_info["sampler_id"], operation_id, generate)

@@ -31,7 +31,7 @@ __all__ = ["SAMPLER", "SamplerRoutes", "Source", "WeightsRequest", "decode_sampl
 
 SAMPLER = f"{SAMPLERS}/{{sampler_id}}"
 
-_SAMPLE_HEADERS: Final = (wire.RUN_ID, wire.CHECKPOINT_PATH, wire.MIN_POLICY_VERSION)
+_SAMPLE_HEADERS: Final = (wire.RUN_ID, wire.CHECKPOINT_PATH, wire.CHECKPOINT_ID, wire.MIN_POLICY_VERSION)
 _Woken = object_with("WakeResponse", status=str)
 _TokenizerFiles = object_with("TokenizerFilesResponse", files=list[str])
 _SAMPLE = msgspec.json.Decoder(wire.SampleBody)
@@ -43,6 +43,7 @@ class Source(Struct, frozen=True):
     host: ModelHost
     run: Run | None
     checkpoint: CheckpointUri | None = None
+    checkpoint_id: str | None = None
     deployment: Deployment | None = None
     max_seq_len: int | None = None
     local: bool = False
@@ -51,18 +52,21 @@ class Source(Struct, frozen=True):
 class WeightsRequest(Struct, frozen=True):
     """The weights that a request asks for: a checkpoint's, or those of a version or newer.
 
-    With both, those of the version if it is served already, else the checkpoint's.
+    With both, those of the version if it is served already, else the checkpoint's. An id says which of the checkpoints
+    that have had the path; without one it is the newest.
     """
 
     checkpoint_path: str | None = None
     min_version: int | None = None
+    checkpoint_id: str | None = None
 
     @classmethod
     def of(cls, request: web.Request) -> WeightsRequest:
         """Read the headers."""
         version = request.headers.get(wire.MIN_POLICY_VERSION, "0")
         min_version = integer(wire.MIN_POLICY_VERSION, version, minimum=0)
-        return cls(request.headers.get(wire.CHECKPOINT_PATH), min_version or None)
+        path, checkpoint_id = (request.headers.get(name) for name in (wire.CHECKPOINT_PATH, wire.CHECKPOINT_ID))
+        return cls(path, min_version or None, checkpoint_id)
 
 
 async def decode_sample(request: web.Request) -> wire.SampleBody:
@@ -195,6 +199,7 @@ class SamplerRoutes:
             sampler.deployment.host,
             sampler.run,
             sampler.checkpoint,
+            sampler.record.checkpoint_id,
             sampler.deployment,
             sampler.record.max_seq_length,
         )
@@ -215,7 +220,7 @@ class SamplerRoutes:
         path, min_version = wanted.checkpoint_path, wanted.min_version
         served = source.run.published_version or 0 if source.run is not None else 0
         if path is not None and (min_version is None or served < min_version):
-            return await self._weights_of_checkpoint(path, source)
+            return await self._weights_of_checkpoint(path, wanted.checkpoint_id, source)
         if min_version is not None and source.run is not None:
             await source.run.wait_for_version(min_version, self._version_wait_seconds)
         weights = await self._served_weights(source)
@@ -228,20 +233,25 @@ class SamplerRoutes:
         if source.run is not None:
             return await source.run.weights(await source.host.engine())
         if source.checkpoint is not None:
-            return await self._weights_of_checkpoint(str(source.checkpoint), source)
+            return await self._weights_of_checkpoint(str(source.checkpoint), None, source)
         return BASE_WEIGHTS
 
-    async def _weights_of_checkpoint(self, path: str, source: Source) -> Weights:
+    async def _weights_of_checkpoint(self, path: str, checkpoint_id: str | None, source: Source) -> Weights:
         engine = await source.host.engine()
-        field = wire.CHECKPOINT_PATH
-        record = await self._registry.checkpoints.argument(path, kind="sampler_weights", field=field)
+        field, checkpoints = wire.CHECKPOINT_PATH, self._registry.checkpoints
+        if checkpoint_id is None and source.checkpoint is not None and path == str(source.checkpoint):
+            checkpoint_id = source.checkpoint_id  # what the sampler was created of
+        if checkpoint_id is None:
+            record = await checkpoints.argument(path, kind="sampler_weights", field=field)
+        else:
+            record = await checkpoints.pinned(path, checkpoint_id, field=field)
         if source.local and not record.local:
             raise InputError(field, f"local mode has no checkpoint {path!r}")
         if record.base_model != source.host.name:
             problem = f"{path!r} belongs to {record.base_model!r}, this sampler is of {source.host.name!r}"
             raise InputError(field, problem)
         # Without a pause since the look-up, so that the checkpoint cannot be replaced in between.
-        return Weights(await self._registry.checkpoints.pinned_adapter(record, engine), None)
+        return Weights(await checkpoints.pinned_adapter(record, engine), None)
 
 
 async def _max_seq_len(source: Source) -> int:

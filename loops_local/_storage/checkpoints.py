@@ -42,8 +42,9 @@ class Checkpoints:
     A checkpoint's directory is named by its id, never by a name that a caller chose. Its files are written first and
     its row last, so a directory without a row was left by a killed process and is removed at the next start.
 
-    A checkpoint is replaced when its run saves another under its name. Its files are removed when no row refers to
-    them, neither its own nor that of the run that serves it, and no reader is inside a block of `reading`.
+    A checkpoint is replaced when its run saves another under its name. If it is pinned, its row is kept, and only who
+    knows its id finds it, until it is unpinned. Its files are removed when no row refers to them, neither its own nor
+    that of the run that serves it, and no reader is inside a block of `reading`.
     """
 
     def __init__(self, store: Store, directory: Path, owner: TaskOwner) -> None:
@@ -51,6 +52,7 @@ class Checkpoints:
         self._root = directory.resolve()
         self._by_id: dict[str, CheckpointRecord] = {}
         self._by_uri: dict[CheckpointUri, CheckpointRecord] = {}
+        self._replaced: dict[str, CheckpointRecord] = {}
         self._served: dict[str, str] = {}
         self._readers: Counter[str] = Counter()
         self._without_row: set[str] = set()
@@ -66,7 +68,7 @@ class Checkpoints:
         for record in await self._store.load(CheckpointRecord):
             self._remember(record)
         self._served = {run.id: run.live.checkpoint_id for run in runs if run.live is not None}
-        await asyncio.to_thread(self._remove_unknown, {*self._by_id, *self._served.values()})
+        await asyncio.to_thread(self._remove_unknown, {*self._by_id, *self._replaced, *self._served.values()})
 
     def path(self, run_id: str, checkpoint_id: str) -> Path:
         """Return the directory of a checkpoint, which may not exist yet."""
@@ -90,19 +92,25 @@ class Checkpoints:
             served_by: its run, if that serves it from now on; its row is written too.
         """
         known = self._by_uri.get(record.uri)
-        replaced = [] if known is None else [known]
-        for old in replaced:
-            self._forget(old)
+        rows: list[Record] = [record]
+        removed: list[CheckpointRecord] = []
+        if known is not None:
+            self._forget(known)
+            if known.pinned_by:
+                known.replaced = True
+                self._remember(known)
+                rows.append(known)
+            else:
+                removed.append(known)
         self._remember(record)
         if adapter is not None:
             self._adapters.share(record.id, adapter)
-        rows: list[Record] = [record]
-        outdated = {old.id for old in replaced}
+        outdated = {old.id for old in removed}
         if served_by is not None:
             rows.append(served_by)
             outdated.add(self._served.get(record.run_id, record.id))
             self._served[record.run_id] = record.id
-        await self._store.put(*rows, delete=replaced)
+        await self._store.put(*rows, delete=removed)
         for checkpoint_id in outdated:
             await self._retire(record.run_id, checkpoint_id)
 
@@ -137,6 +145,39 @@ class Checkpoints:
         if uri not in self._by_uri:
             raise InputError(field, f"there is no checkpoint {path!r}")
         return self._by_uri[uri]
+
+    async def pinned(self, path: str, checkpoint_id: str, *, field: str) -> CheckpointRecord:
+        """Return the checkpoint of a path that has this id, also if it was replaced.
+
+        Raises:
+            InputError: `path` is no such URI, or its checkpoint of this id is gone.
+        """
+        uri = CheckpointUri.parse(path, kind="sampler_weights", path=field)
+        await self._expire()
+        record = self._by_id.get(checkpoint_id) or self._replaced.get(checkpoint_id)
+        if record is None or record.uri != uri:
+            problem = f"checkpoint {checkpoint_id!r} of {path!r} has expired, or was replaced by another of its name"
+            raise InputError(field, problem)
+        return record
+
+    async def pin(self, record: CheckpointRecord, by: str) -> None:
+        """Keep a checkpoint, also if it is replaced, until the run or sampler with the id `by` is unpinned."""
+        is_known = record.id in self._by_id or record.id in self._replaced
+        if is_known and by not in record.pinned_by:
+            record.pinned_by.append(by)
+            await self._store.put(record)
+
+    async def unpin(self, by: str) -> None:
+        """Remove what was replaced and is pinned by no other run or sampler."""
+        held = [each for each in (*self._by_id.values(), *self._replaced.values()) if by in each.pinned_by]
+        for record in held:
+            record.pinned_by.remove(by)
+        gone = [record for record in held if record.replaced and not record.pinned_by]
+        for record in gone:
+            self._forget(record)
+        await self._store.put(*[record for record in held if record not in gone], delete=gone)
+        for record in gone:
+            await self._retire(record.run_id, record.id)
 
     async def select(self, *, run_id: str | None = None, base_model: str | None = None) -> list[CheckpointRecord]:
         """Return the checkpoints of a run or of a model, oldest first."""
@@ -208,7 +249,7 @@ class Checkpoints:
     async def pinned_adapter(self, record: CheckpointRecord, engine: Engine) -> Adapter:
         """Return the weights of a checkpoint that a request named, and keep them for the next such request."""
         adapter = await self.adapter(record.run_id, record.id, engine)
-        if record.id in self._by_id:
+        if record.id in self._by_id or record.id in self._replaced:
             self._adapters.keep(record.id, adapter)
         return adapter
 
@@ -225,16 +266,20 @@ class Checkpoints:
                 await self._remove_unread(run_id, checkpoint_id)
 
     def _remember(self, record: CheckpointRecord) -> None:
-        self._by_id[record.id] = record
-        self._by_uri[record.uri] = record
+        if record.replaced:
+            self._replaced[record.id] = record
+        else:
+            self._by_id[record.id] = record
+            self._by_uri[record.uri] = record
 
     def _forget(self, record: CheckpointRecord) -> None:
-        del self._by_id[record.id]
+        self._by_id.pop(record.id, None)
+        self._replaced.pop(record.id, None)
         if self._by_uri.get(record.uri) is record:
             del self._by_uri[record.uri]
 
     async def _expire(self) -> None:
-        expired = [record for record in self._by_id.values() if record.expired]
+        expired = [record for record in (*self._by_id.values(), *self._replaced.values()) if record.expired]
         for record in expired:
             self._forget(record)
         if expired:
@@ -244,7 +289,8 @@ class Checkpoints:
 
     async def _retire(self, run_id: str, checkpoint_id: str) -> None:
         """Remove the files of a checkpoint unless a row refers to it; called when the rows are written."""
-        if checkpoint_id not in self._by_id and checkpoint_id != self._served.get(run_id):
+        known = checkpoint_id in self._by_id or checkpoint_id in self._replaced
+        if not known and checkpoint_id != self._served.get(run_id):
             self._without_row.add(checkpoint_id)
             await self._remove_unread(run_id, checkpoint_id)
 

@@ -103,13 +103,14 @@ class RunRecord(Record, kw_only=True):
 
 
 class SamplerRecord(Record, kw_only=True):
-    """A sampler of a run, of a checkpoint (`model_path`), or of the base model."""
+    """A sampler of a run, of a checkpoint (`model_path`, and its id), or of the base model."""
 
     session_id: str
     base_model: str
     deployment_id: str
     run_id: str | None = None
     model_path: str | None = None
+    checkpoint_id: str | None = None
     max_seq_length: int | None = None
     num_replicas: int | None = None
 
@@ -118,7 +119,11 @@ CheckpointTargetName: TypeAlias = Literal["trainer", "sampler"]
 
 
 class CheckpointRecord(Record, kw_only=True):
-    """A checkpoint, which is a directory of files; `targets` are the modules that its adapter changes."""
+    """A checkpoint, which is a directory of files; `targets` are the modules that its adapter changes.
+
+    `pinned_by` are the ids of the runs and samplers some of whose clients sample exactly this one; `replaced` is true
+    when another one has its name now, and only they can still find it.
+    """
 
     run_id: str
     name: str
@@ -129,6 +134,8 @@ class CheckpointRecord(Record, kw_only=True):
     size_bytes: int
     local: bool = False
     expires_at: datetime | None = None
+    pinned_by: list[str] = []
+    replaced: bool = False
 
     @property
     def uri(self) -> CheckpointUri:

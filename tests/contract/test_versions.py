@@ -101,3 +101,36 @@ async def test_a_checkpoint_serves_until_the_floor_is_reached(trainer: TrainingC
     live = await trainer.save_weights_and_get_sampling_client("second")
     assert [await version_sampled(one) for one in (pinned, ahead, live)] == [1, 2, 2]
     assert [one.min_policy_version for one in (pinned, ahead, live)] == [None, 2, 2]
+
+
+async def test_a_pinned_client_keeps_its_weights_when_the_name_is_used_again(
+    trainer: TrainingClient, service: ServiceClient
+) -> None:
+    path, samplers = "", []
+    for steps in range(3):
+        path = (await (await trainer.save_weights_for_sampler("eval", publish=False))).path
+        samplers.append(await trainer.create_sampling_client(path))
+        samplers.append(await service.create_sampling_client_from_checkpoint(path))
+        await train(trainer)
+        assert await version_sampled(samplers[0]) == 0, steps
+    assert [await version_sampled(sampler) for sampler in samplers] == [0, 0, 1, 1, 2, 2]
+    assert [one.checkpoint_id for one in await trainer.list_checkpoints()] == ["eval"]
+
+
+async def test_a_snapshot_never_moves(trainer: TrainingClient) -> None:
+    before = await trainer.snapshot(ttl_seconds=3600)
+    await train(trainer)
+    live = await trainer.save_weights_and_get_sampling_client("live")
+    after = await trainer.snapshot()
+    await train(trainer, steps=2)
+    await trainer.save_weights_and_get_sampling_client("live")
+    assert [await version_sampled(one) for one in (before, live, after)] == [0, 3, 1]
+    names = [before.checkpoint_name, after.checkpoint_name]
+    assert len({*names, "live"}) == 3
+    checkpoints = {one.checkpoint_id: one for one in await trainer.list_checkpoints()}
+    assert checkpoints.keys() == {*names, "live"}
+
+
+async def test_a_snapshot_takes_its_turn(trainer: TrainingClient) -> None:
+    snapshot, _ = await asyncio.gather(trainer.snapshot(), train(trainer))
+    assert await version_sampled(snapshot) == 0

@@ -208,3 +208,34 @@ async def test_a_failed_save_leaves_nothing_to_see(serve: Any) -> None:
 async def test_weights_of_a_run_are_of_its_model(api: Api) -> None:
     run, checkpoint = await a_checkpoint(api)
     assert checkpoint["base_model"] == run["base_model"] == MODEL
+
+
+async def test_what_a_client_was_pinned_to_outlives_its_replacement(serve: Any, tmp_path: Path) -> None:
+    api = await serve(data_dir=tmp_path)
+    run = await api.run()
+    await api.publish(run, "s", bump=False)
+    (old,) = await api.checkpoints(run["id"])
+    path = f"bt://loops:{run['id']}/sampler_weights/s"
+    assert await api.post("/v1/loops/checkpoints/validate", {"checkpoint_path": path}) == {"id": old["id"]}
+    await api.publish(run, "s", bump=False)
+    (new,) = await api.checkpoints(run["id"])
+    assert new["id"] != old["id"]
+    await api.get(f"/v1/loops/checkpoints/{old['id']}/files", status=404)
+    await api.local.__aexit__(None, None, None)
+
+    api = await serve(data_dir=tmp_path)
+    assert directory_of(api, old).is_dir()
+    await api.post(f"/v1/loops/runs/{run['id']}/deactivate", {})
+    assert not directory_of(api, old).exists()
+    assert directory_of(api, new).is_dir()
+
+
+async def test_a_checkpoint_that_is_gone_is_not_taken_for_its_successor(api: Api) -> None:
+    run = await api.run()
+    await api.publish(run, "s", bump=False)
+    (old,) = await api.checkpoints(run["id"])
+    await api.publish(run, "s", bump=False)
+    path = f"bt://loops:{run['id']}/sampler_weights/s"
+    headers = {"X-Checkpoint-Path": path, "X-Checkpoint-Id": old["id"]}
+    refused = await api.post(f"{run['sampler']['base_url']}/sample", {"prompt": [1]}, headers=headers, status=400)
+    assert "was replaced by another of its name" in str(refused)

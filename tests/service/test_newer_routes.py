@@ -144,7 +144,9 @@ async def test_source_and_lora_config_of_a_checkpoint(api: Api) -> None:
 async def test_validation_for_a_run_wants_the_run_s_model(api: Api) -> None:
     run, other = await api.run(), await api.run(base_model="other")
     body = {"checkpoint_path": (await api.publish(run))["path"]}
-    assert await api.post("/v1/loops/checkpoints/validate", body | {"run_id": run["id"]}) == {}
+    (checkpoint,) = await api.checkpoints(run["id"])
+    validated = await api.post("/v1/loops/checkpoints/validate", body | {"run_id": run["id"]})
+    assert validated == {"id": checkpoint["id"]}
     await api.post("/v1/loops/checkpoints/validate", body | {"run_id": other["id"]}, status=400)
     await api.post("/v1/loops/checkpoints/validate", body | {"run_id": "nobody"}, status=404)
 

@@ -324,9 +324,9 @@ CASES = [
     Case(
         "POST /v1/loops/checkpoints/validate",
         lambda plane: plane.validate_checkpoint(URI, run_id="e4"),
-        {},
-        lambda nothing: nothing,
-        None,
+        {"id": "Vq"},
+        lambda found: found,
+        "Vq",
         {"checkpoint_path": URI, "run_id": "e4"},
     ),
     Case(
