@@ -12,7 +12,7 @@ from contextlib import suppress
 from functools import partial
 from inspect import iscoroutinefunction
 from time import monotonic
-from typing import Any, Final, Generic, ParamSpec, Protocol, TypeVar, cast, overload, runtime_checkable
+from typing import Any, Final, Generic, ParamSpec, Protocol, TypeGuard, TypeVar, overload, runtime_checkable
 
 from ._copies import SameWhenCopied
 from ._operations.future import OperationFuture
@@ -291,11 +291,13 @@ def resolved(call: Callable[[], Coroutine[Any, Any, Any]]) -> Callable[[], Corou
 
     async def call_and_wait() -> Any:
         value = await call()
-        if not isinstance(value, OperationFuture):
-            return value
-        return await cast("OperationFuture[Any]", value)
+        return await value if _is_operation(value) else value
 
     return call_and_wait
+
+
+def _is_operation(value: Any) -> TypeGuard[OperationFuture[Any]]:
+    return isinstance(value, OperationFuture)
 
 
 def copied(argument: Any) -> Any:
