@@ -1,0 +1,125 @@
+"""A module for scripts that were written for `tinker`: the same names, on Loops.
+
+Run a script unchanged with ``python -m loops_tinker run script.py``, or import this package in place of `tinker`.
+It needs the ``tinker`` extra.
+"""
+
+from loops_async import __version__
+
+from . import types as types
+from .errors import (
+    APIConnectionError,
+    APIError,
+    APIResponseValidationError,
+    APIStatusError,
+    APITimeoutError,
+    AuthenticationError,
+    BadRequestError,
+    BillingError,
+    ConflictError,
+    ExperimentalWarning,
+    InternalServerError,
+    NotFoundError,
+    PermissionDeniedError,
+    RateLimitError,
+    RequestFailedError,
+    TinkerError,
+    UnprocessableEntityError,
+    UnsupportedError,
+)
+from .futures import APIFuture
+from .rest import AdminClient, RestClient
+from .sampling import BackcompatSamplingClientFuture, RetryConfig, SamplingClient
+from .service import ServiceClient
+from .settings import show_log as _show_log
+from .training import BackcompatTrainingClientFuture, TrainingClient
+from .types import (
+    AdamOptimizerConfig,
+    AdamParams,
+    Checkpoint,
+    CheckpointType,
+    Datum,
+    DimuonOptimizerConfig,
+    DimuonParams,
+    DmelChunk,
+    EncodedTextChunk,
+    ForwardBackwardOutput,
+    ImageChunk,
+    LoraConfig,
+    ModelID,
+    ModelInput,
+    ModelInputChunk,
+    OptimParams,
+    OptimStepResponse,
+    ParsedCheckpointTinkerPath,
+    PromptProvenanceSpan,
+    SampledProvenanceSpan,
+    SampledSequence,
+    SampleResponse,
+    SamplingParams,
+    StopReason,
+    TensorData,
+    TensorDtype,
+    TrainingRun,
+)
+
+__all__ = [
+    "APIConnectionError",
+    "APIError",
+    "APIFuture",
+    "APIResponseValidationError",
+    "APIStatusError",
+    "APITimeoutError",
+    "AdamOptimizerConfig",
+    "AdamParams",
+    "AdminClient",
+    "AuthenticationError",
+    "BackcompatSamplingClientFuture",
+    "BackcompatTrainingClientFuture",
+    "BadRequestError",
+    "BillingError",
+    "Checkpoint",
+    "CheckpointType",
+    "ConflictError",
+    "Datum",
+    "DimuonOptimizerConfig",
+    "DimuonParams",
+    "DmelChunk",
+    "EncodedTextChunk",
+    "ExperimentalWarning",
+    "ForwardBackwardOutput",
+    "ImageChunk",
+    "InternalServerError",
+    "LoraConfig",
+    "ModelID",
+    "ModelInput",
+    "ModelInputChunk",
+    "NotFoundError",
+    "OptimParams",
+    "OptimStepResponse",
+    "ParsedCheckpointTinkerPath",
+    "PermissionDeniedError",
+    "PromptProvenanceSpan",
+    "RateLimitError",
+    "RequestFailedError",
+    "RestClient",
+    "RetryConfig",
+    "SampleResponse",
+    "SampledProvenanceSpan",
+    "SampledSequence",
+    "SamplingClient",
+    "SamplingParams",
+    "ServiceClient",
+    "StopReason",
+    "TensorData",
+    "TensorDtype",
+    "TinkerError",
+    "TrainingClient",
+    "TrainingRun",
+    "UnprocessableEntityError",
+    "UnsupportedError",
+    "__version__",
+    "types",
+]
+
+_show_log()
