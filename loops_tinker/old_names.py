@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import Final
 
 from . import errors, futures, rest, sampling, service, training, types
 
-__all__ = ["modules", "tell_of_other"]
+__all__ = ["modules", "names", "tell_of_other"]
 
 INTERFACES: Final = {
     "api_future": futures,
@@ -22,6 +23,12 @@ INTERFACES: Final = {
 """The modules of ``tinker.lib.public_interfaces``; the names of all of them are also in the package itself."""
 
 log: logging.Logger = logging.getLogger("loops_tinker")
+
+
+def names() -> dict[str, object]:
+    """Return what ``tinker`` itself has."""
+    package = sys.modules[__name__.partition(".")[0]]
+    return {name: getattr(package, name) for name in (*package.__all__, "__all__")}
 
 
 def modules() -> dict[str, ModuleType]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
@@ -35,15 +36,18 @@ class RestClient(SameWhenCopied):
         api_key: str | None = None,
         _core: Callable[[], loops_sync.ServiceClient] | None = None,
     ) -> None:
-        if _core is None:
-            settings = service_settings(api_key, base_url)
-            _core = lambda: self._opened or self._open(settings)  # noqa: E731 - the other form is given
+        self._given = _core
+        self._settings = {} if _core else service_settings(api_key, base_url)
+        self._opening = threading.Lock()
         self._opened: loops_sync.ServiceClient | None = None
-        self._core = _core
 
-    def _open(self, settings: dict[str, Any]) -> loops_sync.ServiceClient:
-        self._opened = endings.open_service(settings)
-        return self._opened
+    def _core(self) -> loops_sync.ServiceClient:
+        if self._given is not None:
+            return self._given()
+        with self._opening:
+            if self._opened is None:
+                self._opened = endings.open_service(self._settings)
+            return self._opened
 
     # --- runs ---
 
@@ -65,8 +69,12 @@ class RestClient(SameWhenCopied):
         self, training_run_id: types.ModelID, access_scope: AccessScope = "owned"
     ) -> APIFuture[types.TrainingRun]:
         """Return a run."""
-        plane = lambda: self._core().control_plane  # noqa: E731 - connects in the thread
-        return in_thread(lambda: convert.training_run(plane().get_run(training_run_id), self._of_run(training_run_id)))
+
+        def find() -> types.TrainingRun:
+            run = self._core().control_plane.get_run(training_run_id)
+            return convert.training_run(run, self._of_run(run.id))
+
+        return in_thread(find)
 
     def get_training_run_by_tinker_path(
         self, tinker_path: str, access_scope: AccessScope = "owned"

@@ -169,7 +169,8 @@ class BackcompatSamplingClientFuture(AwaitableConcurrentFuture[SamplingClient], 
     def _core(self) -> loops_sync.SamplingClient:
         return self.result()._core  # noqa: SLF001 - itself
 
-    __repr__ = AwaitableConcurrentFuture.__repr__
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {'done' if self.done() else 'pending'}>"
 
 
 def for_scripts(core: loops_sync.SamplingClient, retry_config: RetryConfig | None) -> SamplingClient:

@@ -58,4 +58,4 @@ def show_log() -> None:
     """Show the log if ``TINKER_LOG`` says so, and ``LOOPS_LOG`` does not."""
     level = os.environ.get("TINKER_LOG", "").lower()
     if level in ("debug", "info") and not os.environ.get("LOOPS_LOG"):
-        loops.log_to_stderr(level)
+        loops.log_to_stderr("debug" if level == "debug" else "info")

@@ -318,7 +318,8 @@ class BackcompatTrainingClientFuture(AwaitableConcurrentFuture[TrainingClient], 
     def _core(self) -> loops_sync.TrainingClient:
         return self.result()._core  # noqa: SLF001 - itself
 
-    __repr__ = AwaitableConcurrentFuture.__repr__
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {'done' if self.done() else 'pending'}>"
 
 
 def refuse_token(weights_access_token: str | None) -> None:

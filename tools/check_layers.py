@@ -75,6 +75,22 @@ ORDER: dict[str, tuple[str, ...]] = {
         "pytest",
         "__main__",
     ),
+    "loops_tinker": (
+        "errors",
+        "types",
+        "paths",
+        "settings",
+        "convert",
+        "futures",
+        "endings",
+        "sampling",
+        "training",
+        "rest",
+        "service",
+        "old_names",
+        "_path",
+        "__main__",
+    ),
 }
 """Modules and folders of a package in ascending order; each may import those before it. A folder counts as one."""
 
@@ -89,6 +105,7 @@ INTERNAL: dict[str, tuple[str, ...]] = {
         "loops_async._http.decoding",
         "loops_async._version",
     ),
+    "loops_tinker": ("loops_async", "loops_sync"),
 }
 """Which parts of our other packages a package may import."""
 
@@ -111,12 +128,14 @@ LIBRARIES: dict[str, frozenset[str]] = {
     "loops_local._routes": frozenset({"aiohttp", "yarl"}),
     "loops_local._service": frozenset({"aiohttp", "yarl"}),
     "loops_local.pytest": frozenset({"pytest", "pytest_asyncio"}),
+    "loops_tinker": frozenset({"numpy"}),  # the extra of that name brings it
     "loops_local.engine.pytorch": frozenset({"gguf", "numpy", "safetensors", "tokenizers", "torch", "transformers"}),
 }
 """Libraries that a module, or the modules of a folder, may import at any place."""
 
 OPTIONAL: dict[str, frozenset[str]] = {
     "loops_async": frozenset({"numpy", "tokenizers", "torch", "transformers", "wandb"}),
+    "loops_tinker": frozenset({"torch"}),
     "loops_async._agents.server": frozenset({"aiohttp"}),
     "loops_async._agents.templates": frozenset({"jinja2"}),
 }

@@ -8,7 +8,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 
@@ -27,7 +27,7 @@ class Value:
             mode: ``"json"`` also turns bytes into base64 and times into text.
             exclude_none: leave out what is None.
         """
-        return _plain(self, is_json=mode == "json", exclude_none=exclude_none)
+        return cast("dict[str, Any]", _plain(self, is_json=mode == "json", exclude_none=exclude_none))
 
     def model_dump_json(self, *, indent: int | None = None, exclude_none: bool = False) -> str:
         """Return the fields as JSON."""
@@ -47,11 +47,11 @@ def _plain(value: Any, *, is_json: bool, exclude_none: bool) -> Any:
         fields = {name: getattr(value, name) for name in value.__dataclass_fields__}
         return {name: inner(each) for name, each in fields.items() if not (exclude_none and each is None)}
     if isinstance(value, Mapping):
-        return {name: inner(each) for name, each in value.items()}
+        return {name: inner(each) for name, each in cast("Mapping[str, Any]", value).items()}
     if isinstance(value, list | tuple):
-        return [inner(each) for each in value]
+        return [inner(each) for each in cast("list[Any]", value)]
     if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
+        return cast("Any", value).tolist()
     if is_json and isinstance(value, bytes):
         return base64.b64encode(value).decode()
     return value.isoformat() if is_json and isinstance(value, datetime) else value

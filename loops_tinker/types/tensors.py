@@ -61,11 +61,13 @@ class TensorData(Value):
         }.items():
             object.__setattr__(self, name, value)
 
-    # A field that is a property, so that the numbers become a list only where one is asked for.
-    @property
-    def data(self) -> list[Any]:  # type: ignore[no-redef]
-        """The numbers, flat."""
-        return cast("list[Any]", self._flat.tolist())
+    if not TYPE_CHECKING:  # a type checker would believe that every name exists
+
+        def __getattr__(self, name: str) -> Any:
+            """Make the list of numbers only where it is asked for."""
+            if name != "data" or "_array" not in self.__dict__:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+            return self._flat.tolist()
 
     @property
     def _flat(self) -> NDArray[Any]:
@@ -105,7 +107,8 @@ class TensorData(Value):
         """Return a torch tensor of `shape`; needs torch."""
         import torch
 
-        return torch.from_numpy(self.to_numpy(pad_value))
+        array: Any = self.to_numpy(pad_value)
+        return torch.from_numpy(array)  # pyright: ignore[reportUnknownMemberType] - torch has no type for it
 
     def tolist(self, pad_value: float = 0) -> list[Any]:
         """Return the numbers as lists nested according to `shape`."""
@@ -127,7 +130,7 @@ def as_tensor(value: Any, dtype: TensorDtype | None) -> TensorData:
     if isinstance(value, TensorData):
         return value
     if isinstance(value, np.ndarray):
-        return TensorData.from_numpy(value)
+        return TensorData.from_numpy(cast("NDArray[Any]", value))
     if hasattr(value, "detach"):
         return TensorData.from_torch(value)
     return TensorData.from_numpy(np.array(value, dtype=dtype))

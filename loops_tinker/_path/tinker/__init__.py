@@ -2,10 +2,8 @@
 
 import sys
 
-from loops_tinker import *  # noqa: F403 - all of its names
-from loops_tinker import __all__ as __all__
-from loops_tinker import __version__ as __version__
-from loops_tinker.old_names import modules, tell_of_other
+from loops_tinker.old_names import modules, names, tell_of_other
 
+globals().update(names())
 sys.modules.update(modules())
 tell_of_other()
