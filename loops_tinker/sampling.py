@@ -16,7 +16,7 @@ from .errors import APIConnectionError, UnsupportedError
 from .futures import APIFuture, AwaitableConcurrentFuture, started
 from .settings import key_for_pickled_clients
 
-__all__ = ["BackcompatSamplingClientFuture", "RetryConfig", "SamplingClient", "for_scripts"]
+__all__ = ["BackcompatSamplingClientFuture", "RetryConfig", "SamplingClient"]
 
 
 @dataclass
@@ -36,12 +36,18 @@ class RetryConfig:
 class SamplingClient(SameWhenCopied):
     """Samples from one model. It can be pickled, without the API key, and needs no closing."""
 
-    def __init__(self, core: loops_sync.SamplingClient) -> None:
+    def __init__(self, core: loops_sync.SamplingClient, retry_config: RetryConfig | None = None) -> None:
         self._made = core
+        self._retry_config = retry_config
 
     @property
     def _core(self) -> loops_sync.SamplingClient:
         return self._made
+
+    @property
+    def _seconds(self) -> float:
+        """The seconds that one sample may take: longer than those of Loops, which scripts do not expect."""
+        return (self._retry_config or RetryConfig()).progress_timeout
 
     def sample(
         self,
@@ -84,6 +90,7 @@ class SamplingClient(SameWhenCopied):
             convert.sampling_params(sampling_params),
             include_prompt_logprobs,
             topk_prompt_logprobs,
+            timeout=self._seconds,
             convert=convert.sample_response,
             ends_with_waiter=True,
         )
@@ -118,7 +125,9 @@ class SamplingClient(SameWhenCopied):
     ) -> APIFuture[list[float | None]]:
         """Return the logprob of each token of the prompt, given those before it, in nats; None for the first."""
         _refuse(prompt_logprobs_last_n=prompt_logprobs_last_n)
-        return started(self._core.compute_logprobs, convert.model_input(prompt), ends_with_waiter=True)
+        return started(
+            self._core.compute_logprobs, convert.model_input(prompt), timeout=self._seconds, ends_with_waiter=True
+        )
 
     async def compute_logprobs_async(
         self, prompt: types.ModelInput, prompt_logprobs_last_n: int | None = None
@@ -156,7 +165,7 @@ class SamplingClient(SameWhenCopied):
         """Return None: nothing is reported to anybody."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuilt, (self._core,)
+        return _rebuilt, (self._core, self._retry_config)
 
     def __repr__(self) -> str:
         return f"<SamplingClient {self.get_base_model()}>"
@@ -169,19 +178,17 @@ class BackcompatSamplingClientFuture(AwaitableConcurrentFuture[SamplingClient], 
     def _core(self) -> loops_sync.SamplingClient:
         return self.result()._core  # noqa: SLF001 - itself
 
+    @property
+    def _seconds(self) -> float:
+        return self.result()._seconds  # noqa: SLF001 - itself
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {'done' if self.done() else 'pending'}>"
 
 
-def for_scripts(core: loops_sync.SamplingClient, retry_config: RetryConfig | None) -> SamplingClient:
-    """Return the client of a script, whose samples may take as long as there."""
-    seconds = (retry_config or RetryConfig()).progress_timeout
-    return SamplingClient(core.with_options(timeout=seconds))
-
-
-def _rebuilt(core: loops_sync.SamplingClient) -> SamplingClient:
+def _rebuilt(core: loops_sync.SamplingClient, retry_config: RetryConfig | None = None) -> SamplingClient:
     key_for_pickled_clients()
-    return SamplingClient(core)
+    return SamplingClient(core, retry_config)
 
 
 def _refuse(**options: object) -> None:

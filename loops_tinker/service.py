@@ -16,7 +16,7 @@ from .errors import UnsupportedError
 from .futures import AwaitableConcurrentFuture, in_thread
 from .paths import parts, to_loops
 from .rest import RestClient, capabilities
-from .sampling import BackcompatSamplingClientFuture, RetryConfig, SamplingClient, for_scripts
+from .sampling import BackcompatSamplingClientFuture, RetryConfig, SamplingClient
 from .settings import ignore, service_settings
 from .training import BackcompatTrainingClientFuture, TrainingClient, refuse_token
 
@@ -172,7 +172,7 @@ class ServiceClient(SameWhenCopied):
             raise ValueError("Either model_path or base_model must be provided")
 
         def make() -> SamplingClient:
-            return for_scripts(self._sampler(model_path, base_model), retry_config)
+            return SamplingClient(self._sampler(model_path, base_model), retry_config)
 
         return BackcompatSamplingClientFuture(in_thread(make))
 
@@ -233,7 +233,7 @@ class ServiceClient(SameWhenCopied):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close().result()
+        self._close()
 
     # --- the same for `await`, as scripts of the old generation have it ---
 

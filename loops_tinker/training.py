@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 from uuid import uuid4
 
 import loops_async as loops
@@ -15,10 +15,13 @@ from . import convert, types
 from .errors import UnsupportedError
 from .futures import APIFuture, AwaitableConcurrentFuture, in_thread, started
 from .paths import from_loops, to_loops
-from .sampling import BackcompatSamplingClientFuture, RetryConfig, SamplingClient, for_scripts
+from .sampling import BackcompatSamplingClientFuture, RetryConfig, SamplingClient
 from .settings import ignore
 
 __all__ = ["BackcompatTrainingClientFuture", "CustomLossFn", "TrainingClient"]
+
+SNAPSHOT_SECONDS: Final = 30 * 24 * 3600
+"""How long the weights of a sampling client are kept, which no script deletes."""
 
 CustomLossFn: TypeAlias = Callable[[list[types.Datum], list[Any]], tuple[Any, Mapping[str, float]]]
 """Computes a loss of datums, and of one tensor for each with the logprobs of its targets; returns it, and metrics."""
@@ -190,13 +193,8 @@ class TrainingClient(SameWhenCopied):
         if kind == "inflight":
             core = started(self._core.save_weights_and_get_sampling_client, name or f"inflight-{uuid4().hex}")
         else:
-            core = self._snapshot()
-        return BackcompatSamplingClientFuture(core, lambda made: for_scripts(made, retry_config))
-
-    def _snapshot(self) -> AwaitableConcurrentFuture[Any]:
-        core = self._core
-        saved = started(core.save_weights_for_sampler, f"snapshot-{uuid4().hex}", publish=False, ttl_seconds=24 * 3600)
-        return in_thread(lambda: core.create_sampling_client(saved.result().path))
+            core = started(self._core.snapshot, ttl_seconds=SNAPSHOT_SECONDS)
+        return BackcompatSamplingClientFuture(core, lambda made: SamplingClient(made, retry_config))
 
     def create_sampling_client(
         self, model_path: str, retry_config: RetryConfig | None = None, record_stability_info: bool = False
@@ -206,7 +204,7 @@ class TrainingClient(SameWhenCopied):
         core = self._core
 
         def make() -> SamplingClient:
-            return for_scripts(core.create_sampling_client(to_loops(model_path)), retry_config)
+            return SamplingClient(core.create_sampling_client(to_loops(model_path)), retry_config)
 
         return BackcompatSamplingClientFuture(in_thread(make))
 
