@@ -27,6 +27,8 @@
     │   └── ServerError             5xx
     │       └── ServerShutdownError 503 of a trainer
     ├── NotRecordedError            also AssertionError: a cassette that is replayed has no answer
+    ├── JournalError                a journal cannot be used, or what it recorded is gone
+    │   └── JournalMismatchError    the program does something else than it recorded: `.field`, `.recorded`, `.given`
     ├── RolloutError                also RuntimeError: rollouts cannot go on: `.failures`
     ├── WorkerError                 code failed in a worker: `.error_type`, `.traceback`, `.worker`
     │   ├── WorkerTimeoutError      also TimeoutError: its time limit, `.timeout`
@@ -59,6 +61,8 @@ __all__ = [
     "ConflictError",
     "ConnectError",
     "InputError",
+    "JournalError",
+    "JournalMismatchError",
     "LoopsError",
     "LostAnswerError",
     "NotFoundError",
@@ -170,6 +174,27 @@ class NotRecordedError(LoopsError, AssertionError):
 
     The message names the recorded request that is most like it, and what differs.
     """
+
+
+class JournalError(LoopsError):
+    """A journal cannot be used: it is in use, or of another service, or what it recorded is gone.
+
+    The message says what to do: finish elsewhere, or begin a new journal, and from which saved state.
+    """
+
+
+class JournalMismatchError(JournalError):
+    """A program that was started again does something else than its journal recorded; nothing was sent.
+
+    `field` is the first field that differs, e.g. ``adam_params.learning_rate`` or ``data[3]``; `recorded` and `given`
+    are its values in the journal and in the program, as text.
+    """
+
+    def __init__(self, message: str, *, field: str, recorded: str, given: str) -> None:
+        super().__init__(message)
+        self.field = field
+        self.recorded = recorded
+        self.given = given
 
 
 class ProvisioningError(LoopsError, RuntimeError):

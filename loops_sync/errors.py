@@ -28,6 +28,8 @@
     │   └── ServerError             5xx
     │       └── ServerShutdownError 503 of a trainer
     ├── NotRecordedError            also AssertionError: a cassette that is replayed has no answer
+    ├── JournalError                a journal cannot be used, or what it recorded is gone
+    │   └── JournalMismatchError    the program does something else than it recorded: `.field`, `.recorded`, `.given`
     ├── RolloutError                also RuntimeError: rollouts cannot go on: `.failures`
     ├── WorkerError                 code failed in a worker: `.error_type`, `.traceback`, `.worker`
     │   ├── WorkerTimeoutError      also TimeoutError: its time limit, `.timeout`
@@ -51,6 +53,8 @@ from loops_async import (
     ConflictError,
     ConnectError,
     InputError,
+    JournalError,
+    JournalMismatchError,
     LoopsError,
     LostAnswerError,
     NotFoundError,
@@ -88,6 +92,8 @@ __all__ = [
     "ConflictError",
     "ConnectError",
     "InputError",
+    "JournalError",
+    "JournalMismatchError",
     "LoopsError",
     "LostAnswerError",
     "NotFoundError",

@@ -32,6 +32,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "_version",
         "_arguments",
         "_datums",
+        "_journal",
         "_work",
         "_http",
         "_running",

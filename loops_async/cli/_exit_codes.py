@@ -11,6 +11,7 @@ from ..errors import (
     BadRequestError,
     ConfigError,
     InputError,
+    JournalError,
     LoopsError,
     NotFoundError,
     NotReadyError,
@@ -43,7 +44,7 @@ ENDINGS: Final = (
         REFUSED,
         "invalid request",
         "a wrong option or value, a missing file, no API key; or the service refused the request",
-        (InputError, ConfigError, BadRequestError, UnsupportedError),
+        (InputError, ConfigError, BadRequestError, UnsupportedError, JournalError),
     ),
     Ending(
         3,

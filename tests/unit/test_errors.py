@@ -47,6 +47,8 @@ EXAMPLES: list[LoopsError] = [
             errors.ServerShutdownError,
         )
     ),
+    errors.JournalError("m"),
+    errors.JournalMismatchError("m", field="data[3]", recorded="r", given="g"),
     errors.RolloutError("m", failures={"OSError": 2}),
     errors.WorkerError("m", error_type="KeyError", traceback="t", worker="w"),
     errors.WorkerTimeoutError("m", timeout=1.5, worker="w"),
