@@ -10,7 +10,7 @@ rm -rf dist
 "$python" -m build --no-isolation --outdir dist . >"$scratch/build.log" || { cat "$scratch/build.log"; exit 1; }
 "$python" -m twine check --strict dist/*
 tar -tzf dist/*.tar.gz >"$scratch/names"
-for part in LICENSE CHANGELOG.md README.md docs/demo.png loops_async/py.typed; do
+for part in LICENSE CHANGELOG.md README.md docs/demo.png loops_async/py.typed loops_local/_dashboard/page.html; do
     grep -q "/$part$" "$scratch/names" || { echo "error: the sdist lacks $part" >&2; exit 1; }
 done
 for package in dist/*.whl dist/*.tar.gz; do

@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import urllib.request
 
 import loops_async
 import loops_local
 import loops_sync
 
 PROMPT = [104, 105]
+SCRIPTS = ("script", "overview", "run", "tables", "cards", "charts", "dom", "format")
 
 
 def message_without_key() -> str:
@@ -47,6 +49,13 @@ def sample_blocking(local: loops_local.LocalService) -> list[int]:
         return answer.sequences[0].tokens
 
 
+def look_at_dashboard(local: loops_local.LocalService) -> None:
+    """Load the page of the dashboard and what it names: these files are no Python, so a build could forget them."""
+    for name in ("", "/style.css", *(f"/{name}.js" for name in SCRIPTS), "/icon.svg"):
+        with urllib.request.urlopen(f"{local.base_url}/dashboard{name}") as answer:
+            assert len(answer.read()) > 100, name
+
+
 def main() -> None:
     """Run all checks."""
     for name in ("BASETEN_API_KEY", "LOOPS_BASE_URL"):
@@ -58,6 +67,7 @@ def main() -> None:
         tokens = asyncio.run(sample_async(local))
         assert len(tokens) == 4, tokens
         assert sample_blocking(local) == tokens
+        look_at_dashboard(local)
     heavy = {"numpy", "torch", "transformers", "tokenizers"} & sys.modules.keys()
     assert not heavy, f"imported unnecessarily: {heavy}"
     print(f"loops-async {loops_async.__version__} served, trained and sampled, async and blocking: tokens {tokens}")

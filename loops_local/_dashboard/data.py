@@ -101,10 +101,12 @@ class _SamplerRow(Struct, frozen=True, kw_only=True):
 
 
 class _Work(Struct, frozen=True, kw_only=True):
-    """Calls of `sample` and operations under way; completions and operations that wait for their turn."""
+    """Calls of `sample` and operations under way; completions and operations that wait; the operations among them."""
 
     under_way: int
     waiting: int
+    operations_under_way: int
+    operations_waiting: int
     operations: list[UnfinishedOperation]
 
 
@@ -208,7 +210,14 @@ class Gatherer:
 
     def _work(self) -> _Work:
         under_way, waiting = self._work_counts()
-        return _Work(under_way=under_way, waiting=waiting, operations=self._operations.oldest(_MOST))
+        operations_under_way, operations_waiting = self._operations.counts
+        return _Work(
+            under_way=under_way,
+            waiting=waiting,
+            operations_under_way=operations_under_way,
+            operations_waiting=operations_waiting,
+            operations=self._operations.oldest(_MOST),
+        )
 
     def _work_counts(self) -> tuple[int, int]:
         started, waiting = self._operations.counts

@@ -23,6 +23,7 @@ _PURGE_SECONDS = 60.0
 class UnfinishedOperation(Struct, frozen=True, kw_only=True):
     """An operation that waits for its turn, or is executed, and the seconds since it was submitted."""
 
+    id: str
     run_id: str
     name: str
     started: bool
@@ -124,7 +125,9 @@ class Operations:
         """Return the oldest operations that have not ended."""
         now = time.monotonic()
         return [
-            UnfinishedOperation(run_id=run_id, name=each.name, started=each.started, age=now - each.submitted)
+            UnfinishedOperation(
+                id=each.id, run_id=run_id, name=each.name, started=each.started, age=now - each.submitted
+            )
             for (run_id, _), each in islice(self._pending.items(), most)
         ]
 

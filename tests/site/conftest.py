@@ -1,13 +1,17 @@
-"""The documentation site as it was built: in the folder that `LOOPS_SITE` names, else in a new one."""
+"""The documentation site as it was built, in the folder that `LOOPS_SITE` names, else in a new one; and one browser."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.support import browser as browsers
 
 ROOT = Path(__file__).parents[2]
 
@@ -19,3 +23,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("site")
     subprocess.run([sys.executable, str(ROOT / "tools" / "build_docs.py"), str(out)], check=True)
     return out
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    with browsers.started() as browser:
+        yield browser

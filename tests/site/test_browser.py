@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -13,21 +12,7 @@ from typing import Any
 import pytest
 
 from tests.site.test_files import pages
-
-playwright = pytest.importorskip("playwright.sync_api", reason="NOT TESTED: the site in a browser needs playwright")
-CHROMIUM = shutil.which("chromium") or pytest.skip(
-    "NOT TESTED: the site in a browser needs chromium", allow_module_level=True
-)
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-PHONE = {"width": 390, "height": 844}
+from tests.support.browser import PHONE, brightness_of, width_of
 
 Open = Callable[..., Any]
 
@@ -48,14 +33,6 @@ def address(site: Path) -> Iterator[str]:
     server.shutdown()
     thread.join()
     server.server_close()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -84,7 +61,7 @@ def test_no_page_scrolls_sideways_on_a_phone(opened: Open, site: Path) -> None:
         page.goto(
             page.url.split("/", 3)[0] + "//" + page.url.split("/", 3)[2] + f"/{each.relative_to(site).as_posix()}"
         )
-        if page.evaluate("document.scrollingElement.scrollWidth") > PHONE["width"]:
+        if width_of(page) > PHONE["width"]:
             too_wide.append(each.name)
     assert too_wide == []
 
@@ -92,9 +69,7 @@ def test_no_page_scrolls_sideways_on_a_phone(opened: Open, site: Path) -> None:
 def test_it_is_light_or_dark_as_the_system_is(opened: Open) -> None:
     brightness = {}
     for scheme in ("light", "dark"):
-        page = opened("index.html", color_scheme=scheme)
-        colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
-        brightness[scheme] = sum(map(int, colour.strip("rgb()").split(",")[:3]))
+        brightness[scheme] = brightness_of(opened("index.html", color_scheme=scheme))
     assert brightness["light"] > 600
     assert brightness["dark"] < 200
 
