@@ -40,6 +40,7 @@ from loops_async import (
     GateState,
     Limiter,
     ModelInput,
+    Policy,
     RolloutBatch,
     RolloutGroup,
     RolloutState,
@@ -132,6 +133,22 @@ class RolloutContext(Handle[_core.RolloutContext]):
     def sampler(self) -> SamplingClient:
         """A client of the newest published weights, for what `sample` does not offer; it is not part of the limit."""
         return self._part(SamplingClient, self._impl.sampler)
+
+    @property
+    def policy(self) -> Policy[SamplingClient]:
+        """The newest published weights, for a rollout that runs elsewhere: see `ProcessExecutor.run`.
+
+        What is sampled there is not part of the stream's limit: the places of the executor are the limit. The stream
+        still admits, repeats and cancels the rollout.
+
+        Example:
+            ::
+
+                def rollout(ctx, task):
+                    return executor.run(whole_episode, ctx.policy, task)
+        """
+        policy = self._impl.policy
+        return Policy(self._part(SamplingClient, policy.sampler), policy.version)
 
     @property
     def openai(self) -> AgentRollout:

@@ -12,6 +12,7 @@ plain method                                       method that runs it on that l
 plain method in `FOR_ANY_THREAD`                   method that calls it
 property                                           property; a handle gets the same twin each time
 property that can be set                           the same; a handle is unwrapped
+property that is a `Policy` of a handle            a `Policy` of the twin
 method returning ``AsyncIterator[T]``              method returning `Items`, an ``Iterator[T]`` with ``close``
 method returning an async context of a handle      method returning a `Scope`, a plain context of the twin
 class with ``open``                                its constructor opens it, as do class methods that return it
@@ -316,6 +317,11 @@ class Module:
     def _property(self, function: FunctionType, place: Place) -> str:
         if iscoroutinefunction(function):
             raise GenerationError("a property that awaits must be a method in PROPERTIES")
+        if sampler := re.fullmatch(r"Policy\[(\w+)\]", text := self._annotation(function, "return")):
+            self._use("Policy", self._home["Policy"])
+            self._use(sampler[1], self._home[sampler[1]])
+            wrapped = f"return Policy(self._part({sampler[1]}, policy.sampler), policy.version)"
+            return self._assembled(function, place, [], text, f"policy = {place.original}", wrapped)
         text, is_handle = self._result(function)
         body = f"return self._part({text}, {place.original})" if is_handle else f"return {place.original}"
         return self._assembled(function, place, [], text, body)

@@ -6,12 +6,14 @@ import itertools
 import logging
 import pickle
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from math import inf
 from queue import SimpleQueue
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from ..errors import ClosedError, ConfigError, WorkerDiedError
 from .outcomes import read
@@ -30,9 +32,6 @@ IMPORTS: Final = (
 
 KILL_SECONDS: Final = 5.0
 """How long a rollout that is cancelled may take to end."""
-
-CHECK_SECONDS: Final = 0.5
-"""How often the thread of a process looks for rollouts that did not end in time."""
 
 _numbers = itertools.count()
 
@@ -83,10 +82,25 @@ class Call(Future[Any]):
             self.set_exception(error)
 
 
-class Process(Protocol):
-    """A process that makes calls, several at the same time. All methods may be called in any thread."""
+class Process(ABC):
+    """A process that makes calls, several at the same time. All methods may be called in any thread.
 
-    is_ending: bool
+    With `are_rollouts`, calls are of coroutine functions, which share an event loop; cancelling one ends the process
+    only if it does not end by itself. Otherwise cancelling a call ends the process. `freed` is called whenever a call
+    has ended.
+    """
+
+    def __init__(self, freed: Callable[[], None], *, are_rollouts: bool) -> None:
+        self._are_rollouts = are_rollouts
+        self._freed = freed
+        self._running: dict[int, Call] = {}
+        self._cancelled: dict[int, float] = {}
+        """When those that were cancelled must have ended."""
+        self._timer: threading.Timer | None = None
+        self._is_ready = False
+        self._reason = ""
+        self.is_ending = False
+        self._guard = threading.Condition()
 
     def run(self, call: Call) -> bool:
         """Begin a call, to which its end is told; return False if the process has ended.
@@ -94,19 +108,115 @@ class Process(Protocol):
         Raises:
             Exception: the call cannot be pickled.
         """
-        ...
+        function, args = self._pickled(call.function), self._pickled(call.args)
+        with self._guard:
+            if self.is_ending:
+                return False
+            self._running[call.number] = call
+            if self._is_ready:
+                call.started.set_result(None)
+        self._begin(call.number, function, args)
+        if not call.is_given_to(self):
+            self.cancel(call)
+        return True
 
     def cancel(self, call: Call) -> None:
-        """End a call."""
-        ...
+        """End a call: by cancelling its coroutine, which has some time to end, or by ending the process."""
+        if not self._are_rollouts:
+            self.kill(f"{call.name} was cancelled", call.number)
+            return
+        with self._guard:
+            if call.number not in self._running:
+                return
+            self._cancelled.setdefault(call.number, monotonic() + KILL_SECONDS)
+            if self._timer is None:
+                self._end_overdue_in(KILL_SECONDS)
+        self._cancel(call.number)
 
-    def kill(self, reason: str) -> None:
-        """Begin to end the process, whatever it does."""
-        ...
+    def kill(self, reason: str, number: int | None = None) -> None:
+        """Begin to end the process, whatever it does; with a `number`, only if it runs the call of that number."""
+        with self._guard:
+            if number is not None and number not in self._running:
+                return
+            self._reason = self._reason or reason
+            self.is_ending = True
+        self._kill()
 
     def join(self) -> None:
-        """Wait for the end of the process, and of all its calls."""
-        ...
+        """Wait for the end of the process as far as it is told, and of all its calls."""
+        with self._guard:
+            self._guard.wait_for(lambda: not self._running)
+
+    # --- what a kind of process does ---
+
+    @abstractmethod
+    def _pickled(self, value: Any) -> bytes:
+        """Return a function or arguments as bytes."""
+
+    @abstractmethod
+    def _begin(self, number: int, function: bytes, args: bytes) -> None:
+        """Send a call to the process."""
+
+    @abstractmethod
+    def _cancel(self, number: int) -> None:
+        """Have the process cancel a coroutine."""
+
+    @abstractmethod
+    def _kill(self) -> None:
+        """Kill the process."""
+
+    # --- what it tells ---
+
+    def _got_ready(self) -> None:
+        """Note that the process takes calls."""
+        with self._guard:
+            self._is_ready = True
+            started = list(self._running.values())
+        for call in started:
+            call.started.set_result(None)
+
+    def _got(self, number: int, outcome: bytes | Exception) -> None:
+        """Take what came of a call."""
+        with self._guard:
+            call = self._running.pop(number, None)
+            self._cancelled.pop(number, None)
+            if not self._cancelled:
+                self._stop_timer()
+            self._guard.notify_all()
+        if call is not None:
+            call.end(outcome)
+            self._freed()
+
+    def _got_end(self, error: Callable[[Call], Exception]) -> None:
+        """Fail all calls, since the process has ended."""
+        with self._guard:
+            self.is_ending = True
+            calls = list(self._running.values())
+            self._running.clear()
+            self._guard.notify_all()
+            self._stop_timer()
+        for call in calls:
+            call.end(error(call))
+            self._freed()
+
+    def _end_overdue_in(self, seconds: float) -> None:
+        self._timer = threading.Timer(seconds, self._end_overdue)
+        self._timer.name, self._timer.daemon = "loops_async: cancelled rollouts", True
+        self._timer.start()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _end_overdue(self) -> None:
+        with self._guard:
+            self._timer = None
+            left = min(self._cancelled.values(), default=inf) - monotonic()
+            if 0 < left < inf:
+                self._end_overdue_in(left)
+        if left <= 0:
+            self.kill(f"a rollout that was cancelled did not end in {KILL_SECONDS:g} s")
 
 
 Start: TypeAlias = Callable[[Callable[[], None]], Process]
@@ -227,26 +337,15 @@ class _Lane:
             return self._process
 
 
-class LocalProcess:
-    """A process on this machine, its connection, and the thread that reads from it.
-
-    With `are_rollouts`, calls are of coroutine functions, which share an event loop; cancelling one ends the process
-    only if it does not end by itself. Otherwise cancelling a call ends the process.
-    """
+class LocalProcess(Process):
+    """A process on this machine, its connection, and the thread that reads from it."""
 
     def __init__(self, freed: Callable[[], None], *, are_rollouts: bool) -> None:
         from multiprocessing import get_context  # both take milliseconds, and few programs need them
 
         from .worker import serve_calls, serve_rollouts
 
-        self._are_rollouts = are_rollouts
-        self._freed = freed
-        self._running: dict[int, Call] = {}
-        self._cancelled_at: dict[int, float] = {}
-        self._is_ready = False
-        self.is_ending = False
-        self._reason = ""
-        self._guard = threading.Lock()
+        super().__init__(freed, are_rollouts=are_rollouts)
         self._sending = threading.Lock()
         spawn = get_context("spawn")  # a fork of a process with threads may hang
         self._connection: Connection
@@ -259,48 +358,26 @@ class LocalProcess:
         self._thread = threading.Thread(target=self._read, name="loops_async: outcomes", daemon=True)
         self._thread.start()
 
-    def run(self, call: Call) -> bool:
-        """Begin a call; return False if the process has ended."""
-        message = pickle.dumps(("run", call.number, pickle.dumps(call.function), pickle.dumps(call.args)))
-        with self._guard:
-            if self.is_ending:
-                return False
-            self._running[call.number] = call
-            if self._is_ready:
-                call.started.set_result(None)
-        self._send(message)
-        if not call.is_given_to(self):
-            self.cancel(call)
-        return True
-
-    def cancel(self, call: Call) -> None:
-        """End a call: by cancelling its coroutine, which has some time to end, or by ending the process."""
-        if not self._are_rollouts:
-            self.kill(f"{call.name} was cancelled", call.number)
-            return
-        with self._guard:
-            if call.number not in self._running:
-                return
-            self._cancelled_at.setdefault(call.number, monotonic())
-        self._send(pickle.dumps(("cancel", call.number, None, None)))
-
-    def kill(self, reason: str, number: int | None = None) -> None:
-        """Begin to end the process, whatever it does; with a `number`, only if it runs the call of that number."""
-        with self._guard:
-            if number is not None and number not in self._running:
-                return
-            self._reason = self._reason or reason
-            self.is_ending = True
-        self._process.kill()
-
     def join(self) -> None:
         """Wait for the end of the process, and of all its calls."""
         self._thread.join()
 
-    def _send(self, message: bytes) -> None:
+    def _pickled(self, value: Any) -> bytes:
+        return pickle.dumps(value)
+
+    def _begin(self, number: int, function: bytes, args: bytes) -> None:
+        self._send(("run", number, function, args))
+
+    def _cancel(self, number: int) -> None:
+        self._send(("cancel", number, None, None))
+
+    def _kill(self) -> None:
+        self._process.kill()
+
+    def _send(self, message: tuple[str, int, bytes | None, bytes | None]) -> None:
         try:
             with self._sending:
-                self._connection.send_bytes(message)
+                self._connection.send_bytes(pickle.dumps(message))
         except OSError:  # it has ended, which its reader notices
             pass
 
@@ -309,45 +386,21 @@ class LocalProcess:
     def _read(self) -> None:
         try:
             while True:
-                if self._connection.poll(CHECK_SECONDS):
-                    self._receive(*pickle.loads(self._connection.recv_bytes()))  # noqa: S301 - from a worker of our own
-                self._end_overdue()
+                self._receive(*pickle.loads(self._connection.recv_bytes()))  # noqa: S301 - from a worker of our own
         except (EOFError, OSError):
-            self._end()
+            pass
+        self.is_ending = True
+        self._process.join()
+        self._connection.close()
+        self._got_end(self._error)
 
     def _receive(self, kind: str, number: int, content: Any) -> None:
         if kind == "log":
             log_here(content)
-            return
-        if kind == "ready":
-            with self._guard:
-                self._is_ready = True
-                started = list(self._running.values())
-            for call in started:
-                call.started.set_result(None)
-            return
-        with self._guard:
-            call = self._running.pop(number)
-            self._cancelled_at.pop(number, None)
-        call.end(content)
-        self._freed()
-
-    def _end_overdue(self) -> None:
-        latest = monotonic() - KILL_SECONDS
-        for number, cancelled_at in list(self._cancelled_at.items()):
-            if cancelled_at < latest:
-                self.kill(f"a rollout that was cancelled did not end in {KILL_SECONDS:g} s", number)
-
-    def _end(self) -> None:
-        with self._guard:
-            self.is_ending = True
-            calls = list(self._running.values())
-            self._running.clear()
-        self._process.join()
-        self._connection.close()
-        for call in calls:
-            call.end(self._error(call))
-            self._freed()
+        elif kind == "ready":
+            self._got_ready()
+        else:
+            self._got(number, content)
 
     def _error(self, call: Call) -> Exception:
         worker = f"worker process {self._process.pid}"

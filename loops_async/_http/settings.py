@@ -256,7 +256,7 @@ def files_for(connections: int) -> int:
 
 def how_to_have(connections: int) -> str:
     """Say what to do so that a process can have so many connections, which this one cannot."""
-    steps = []
+    steps: list[str] = []
     if connections_within(open_file_limit()) < connections:
         steps.append(f"run `ulimit -n {files_for(connections)}` before the program")
     if (_asked_connections() or MAX_CONNECTIONS) < connections:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from typing import Any, Final
 
 import pyarrow as pa
@@ -16,16 +18,20 @@ from ray.data import ActorPoolStrategy, Datasink, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
 from .._arguments import check_at_least
+from .._batch.progress import has_terminal, told_each_minute
 from .._batch.report import BatchReport
 from .._batch.settings import BatchSettings, check_settings, settings_file
 from .._sampling.adaptive import Adaptive
-from ..errors import ClosedError, InputError
+from ..errors import ClosedError, InputError, LoopsError
 from ..sampling import SamplingClient
 from .files import UNREADABLE, Folder, Kind, Part, file_name
 from .keys import Keys, are_in, joined, ordered, packed
 from .limit import SharedLimit
 from .sampler import Sampler
+from .shares import Shares
 from .tables import check_columns, keys_and_errors, rows_of
+
+log: logging.Logger = logging.getLogger("loops_async.sampling")
 
 SETTINGS: Final = "_loops_batch.json"
 INCOMPLETE: Final = "_incomplete"
@@ -45,6 +51,7 @@ def sample(
     rows_per_block: int = 128,
     blocks_per_worker: int = 4,
     num_cpus: float = 1,
+    raises: bool = True,
 ) -> Any:
     """Return a dataset of the records of a dataset of rows: one for each, whichever process dies.
 
@@ -61,6 +68,8 @@ def sample(
             dies.
         blocks_per_worker: blocks that a worker has at the same time.
         num_cpus: the cores that Ray counts for a worker.
+        raises: an error that all further rows would have, too, e.g. that of a refused key, fails the job. With False,
+            the dataset ends without the rows that were not answered before, and `SharedLimit.stopped` says why.
 
     Raises:
         InputError: an argument is invalid.
@@ -75,7 +84,7 @@ def sample(
         batch_size=None,
         batch_format="pyarrow",
         fn_constructor_args=[client],
-        fn_constructor_kwargs={"settings": settings, "limit": shared},
+        fn_constructor_kwargs={"settings": settings, "limit": shared, "raises": raises},
         compute=ActorPoolStrategy(
             size=workers,
             max_tasks_in_flight_per_actor=blocks_per_worker,
@@ -108,6 +117,10 @@ async def sample_files(
     First all keys are read and compared with those of the output: rows that are equal, other settings and answers to
     rows that are gone are refused before anything is paid for. In the end there is one record for each row.
 
+    Progress bars are Ray's. Without a terminal, an INFO line of the log says each minute how far the batch is, how
+    fast, and how long it still takes. A worker that cannot have as many connections as its part of `limit` says so in
+    a WARNING when it starts.
+
     Args:
         source: JSON lines or Parquet, one file or a folder, on any file system that pyarrow has a URI for.
         target: a folder for files of the same kind, which is also the state of the batch.
@@ -130,40 +143,83 @@ async def sample_files(
         The state of the batch. `BatchReport.stopped` says why no more was asked for, if that is so.
 
     Raises:
-        InputError: an argument, a row, or what is in `target` does not fit; nothing was sent.
+        InputError: an argument, a row, or what is in `target` does not fit, or, where `target` is on a file system of
+            this machine, another run writes there; nothing was sent.
     """
     if settings is None:
         settings = BatchSettings.of(client, num_samples=num_samples, sampling_params=sampling_params)
-    rows_per_file = check_at_least(rows_per_file, 1, "rows_per_file")
-    shared = SharedLimit(limit, workers=check_at_least(workers, 1, "workers"))
-    batch = _Batch(Folder(source, "source"), Folder(target, "target"), settings, retry_errors, drop_stale, append)
-
-    def run() -> BatchReport:
-        done = batch.prepare()
-        ds = ray.data.read_datasource(_Rows(batch, done), num_cpus=READING_CPUS, override_num_blocks=len(batch.parts))
-        sampled = sample(
-            ds,
-            client,
-            settings=settings,
-            workers=workers,
-            limit=shared,
-            rows_per_block=rows_per_block,
-            blocks_per_worker=blocks_per_worker,
-            num_cpus=num_cpus,
-        )
-        sink = _Records(batch.target, rows_per_file)
-        if batch.report.rows > len(done):
-            sampled.write_datasink(sink, ray_remote_args={"num_cpus": READING_CPUS})
-        return batch.finished(sink.counts)
-
-    working = asyncio.ensure_future(asyncio.to_thread(run))
+    Shares(limit, check_at_least(workers, 1, "workers"))  # which refuses what is wrong
+    folders = Folder(source, "source"), Folder(target, "target")
+    job = _Job(
+        await asyncio.to_thread(_Batch, *folders, settings, retry_errors, drop_stale, append),
+        limit,
+        rows_per_file=check_at_least(rows_per_file, 1, "rows_per_file"),
+        client=client,
+        settings=settings,
+        workers=workers,
+        rows_per_block=rows_per_block,
+        blocks_per_worker=blocks_per_worker,
+        num_cpus=num_cpus,
+    )
+    working = asyncio.ensure_future(asyncio.to_thread(job.run))
     try:
-        report = await asyncio.shield(working)
+        async with nullcontext() if has_terminal() else told_each_minute(job.now, lambda line: log.info("%s", line)):
+            report = await asyncio.shield(working)
     except asyncio.CancelledError:
-        await shared.stop(ClosedError("the batch was cancelled"))
-        await asyncio.wait([working])
+        try:
+            await job.stop(ClosedError("the batch was cancelled"))
+        finally:
+            await asyncio.wait([working])
         raise
-    return replace(report, stopped=await shared.stopped())
+    return replace(report, stopped=await job.stopped())
+
+
+class _Job:
+    """A batch on its way through Ray. `options` are arguments of `sample`."""
+
+    def __init__(
+        self, batch: _Batch, limit: int | Adaptive, *, rows_per_file: int, workers: int, **options: Any
+    ) -> None:
+        self._batch = batch
+        self._limit = limit
+        self._workers = workers
+        self._rows_per_file = rows_per_file
+        self._options = options
+        self._shared: SharedLimit | None = None
+        """There when rows are asked for."""
+        self._stopped: LoopsError | None = None
+
+    def run(self) -> BatchReport:
+        """Do it, and return the report; blocks until all is written."""
+        batch, sink = self._batch, _Records(self._batch.target, self._rows_per_file)
+        with batch.target.only_run():
+            done = batch.prepare()
+            if batch.report.rows > len(done):
+                self._shared = SharedLimit(self._limit, workers=self._workers)
+                if self._stopped is None:
+                    self._write(sink, self._shared, done)
+        return batch.with_new(sink.counts)
+
+    def _write(self, sink: _Records, shared: SharedLimit, done: Keys) -> None:
+        source = _Rows(self._batch, done)
+        rows = ray.data.read_datasource(source, num_cpus=READING_CPUS, override_num_blocks=len(self._batch.parts))
+        records = sample(rows, workers=self._workers, limit=shared, raises=False, **self._options)
+        records.write_datasink(sink, ray_remote_args={"num_cpus": READING_CPUS})
+
+    async def now(self) -> BatchReport:
+        """Return how far it is, as the workers tell; rows that a death repeats count twice."""
+        answered, failed = (0, 0) if self._shared is None else await self._shared.sampled()
+        return self._batch.with_new(_Counts(answered, failed))
+
+    async def stop(self, reason: LoopsError) -> None:
+        """Let it ask for no more."""
+        self._stopped = reason
+        if self._shared is not None:
+            await self._shared.stop(reason)
+
+    async def stopped(self) -> LoopsError | None:
+        """Return why it asks for no more, if that is so."""
+        return self._stopped if self._shared is None else await self._shared.stopped()
 
 
 class _Counts(Struct):
@@ -210,6 +266,7 @@ class _Batch:
         if self.kind == "parquet":
             for path in self.files:
                 check_columns(source.schema(path).names, settings)
+        self._kept = _Counts()
         self.report = BatchReport()
 
     def prepare(self) -> Keys:
@@ -244,18 +301,17 @@ class _Batch:
             done.append(each.keys[is_kept])
             answers = int((is_kept & each.is_answer).sum())
             counts.add(_Counts(answers, int(is_kept.sum()) - answers))
-        self._counts = counts
+        self._kept = counts
         self.report = BatchReport(rows=len(wanted), already=counts.answered, stale=stale)
         return ordered(joined(done))[0]
 
-    def finished(self, new: _Counts) -> BatchReport:
-        """Return the report, given what this run has written."""
-        self._counts.add(new)
+    def with_new(self, new: _Counts) -> BatchReport:
+        """Return the report, given what this run has added to what was there."""
         return replace(
             self.report,
-            answered=self._counts.answered,
-            failed=self._counts.failed,
-            retryable=self._counts.retryable,
+            answered=self._kept.answered + new.answered,
+            failed=self._kept.failed + new.failed,
+            retryable=self._kept.retryable + new.retryable,
         )
 
     def _clean(self, path: str, is_wanted: Any, is_kept: Any) -> None:

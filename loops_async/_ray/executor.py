@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import socket
-import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from functools import partial
@@ -18,9 +17,8 @@ import ray
 from ray import cloudpickle
 
 from .._arguments import check_at_least
-from .._executors import processes
 from .._executors.outcomes import outcome_of
-from .._executors.processes import Call, Processes, log_here
+from .._executors.processes import Call, Process, Processes, log_here
 from .._executors.waiting import close_all, run_rollout
 from .._executors.worker import Rollouts, called
 from ..errors import WorkerDiedError
@@ -99,110 +97,58 @@ class RayExecutor:
         await self.close()
 
 
-class _Actor:
-    """An actor that makes calls, as a `Process`."""
+class _Actor(Process):
+    """An actor that makes calls."""
 
     def __init__(self, places: int, options: dict[str, Any], freed: Callable[[], None], *, are_rollouts: bool) -> None:
-        self._are_rollouts = are_rollouts
-        self._freed = freed
-        self._running: dict[int, Call] = {}
-        self._is_ready = False
-        self._reason = ""
-        self.is_ending = False
-        self._guard = threading.Condition()
+        super().__init__(freed, are_rollouts=are_rollouts)
         actor: Any = ray.remote(concurrency_groups={"control": 8})(_Worker)
         self._actor: Any = actor.options(max_concurrency=places, **options).remote(
             logging.getLogger().getEffectiveLevel()
         )
-        self._actor.name.remote().future().add_done_callback(self._got_ready)
+        self._actor.name.remote().future().add_done_callback(self._is_there)
         self._life: Any = self._actor.live.remote()
         self._life.future().add_done_callback(self._ended)
 
-    def run(self, call: Call) -> bool:
-        """Begin a call; return False if the actor has ended."""
-        function, args = cloudpickle.dumps(call.function), cloudpickle.dumps(call.args)
-        with self._guard:
-            if self.is_ending:
-                return False
-            self._running[call.number] = call
-            if self._is_ready:
-                call.started.set_result(None)
+    def _pickled(self, value: Any) -> bytes:
+        pickled: bytes = cloudpickle.dumps(value)
+        return pickled
+
+    def _begin(self, number: int, function: bytes, args: bytes) -> None:
         method = self._actor.run if self._are_rollouts else self._actor.call
-        method.remote(call.number, function, args).future().add_done_callback(partial(self._got, call.number))
-        if not call.is_given_to(self):
-            self.cancel(call)
-        return True
+        method.remote(number, function, args).future().add_done_callback(partial(self._returned, number))
 
-    def cancel(self, call: Call) -> None:
-        """End a call: by cancelling its coroutine, which has some time to end, or by ending the actor."""
-        if not self._are_rollouts:
-            self._kill(call.number, f"{call.name} was cancelled")
-            return
-        self._actor.cancel.remote(call.number)
-        reason = f"a rollout that was cancelled did not end in {processes.KILL_SECONDS:g} s"
-        timer = threading.Timer(processes.KILL_SECONDS, self._kill, (call.number, reason))
-        timer.daemon = True
-        timer.start()
+    def _cancel(self, number: int) -> None:
+        self._actor.cancel.remote(number)
 
-    def kill(self, reason: str) -> None:
-        """Begin to end the actor, whatever it does."""
-        with self._guard:
-            self._reason = self._reason or reason
-            self.is_ending = True
+    def _kill(self) -> None:
         ray.kill(self._actor)
-
-    def join(self) -> None:
-        """Wait for the end of all calls."""
-        with self._guard:
-            self._guard.wait_for(lambda: not self._running)
-
-    def _kill(self, number: int, reason: str) -> None:
-        with self._guard:
-            is_running = number in self._running
-        if is_running:
-            self.kill(reason)
 
     # --- in threads of Ray ---
 
-    def _got_ready(self, future: Future[Any]) -> None:
-        if future.exception() is not None:  # `_ended` tells why
-            return
-        with self._guard:
-            self._is_ready = True
-            started = list(self._running.values())
-        for call in started:
-            call.started.set_result(None)
+    def _is_there(self, future: Future[Any]) -> None:
+        if future.exception() is None:  # otherwise `_ended` tells why
+            self._got_ready()
 
-    def _got(self, number: int, future: Future[Any]) -> None:
+    def _returned(self, number: int, future: Future[Any]) -> None:
         error = future.exception()
         if isinstance(error, ray.exceptions.RayActorError):
             self._ended(future)
-            return
-        with self._guard:
-            call = self._running.pop(number, None)
-            self._guard.notify_all()
-        if call is None:
-            return
-        if error is not None:
-            call.end(error if isinstance(error, Exception) else RuntimeError(repr(error)))
+        elif error is not None:
+            self._got(number, error if isinstance(error, Exception) else RuntimeError(repr(error)))
         else:
             outcome, records = future.result()
             for record in records:
                 log_here(record)
-            call.end(outcome)
-        self._freed()
+            self._got(number, outcome)
 
     def _ended(self, future: Future[Any]) -> None:
-        """Fail what runs, since the actor has ended."""
-        with self._guard:
-            self.is_ending = True
-            calls = list(self._running.values())
-            self._running.clear()
-            self._guard.notify_all()
         why = self._reason or str(future.exception()).strip().split("\n")[0]
-        for call in calls:
-            call.end(WorkerDiedError(f"the Ray actor that ran {call.name} has ended: {why}", worker="a Ray actor"))
-            self._freed()
+
+        def died(call: Call) -> WorkerDiedError:
+            return WorkerDiedError(f"the Ray actor that ran {call.name} has ended: {why}", worker="a Ray actor")
+
+        self._got_end(died)
 
 
 class _Worker:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -14,6 +15,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from msgspec import Struct
 
+from .._batch.lock import only_run
 from ..errors import InputError
 from .tables import LINE, is_of_lines, keys_and_errors, of_lines
 
@@ -26,6 +28,8 @@ KINDS: Final = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parqu
 
 UNREADABLE: Final = (pa.ArrowInvalid, ValueError, KeyError)
 """What reading half a file raises."""
+
+LOCK: Final = "_loops_batch.lock"
 
 Kind = Literal["jsonl", "parquet"]
 
@@ -143,6 +147,29 @@ class Folder:
         for each in self.fs.get_file_info(pafs.FileSelector(self.path)):
             if each.base_name.startswith("_new-"):
                 self.fs.delete_file(each.path)
+
+    @contextmanager
+    def only_run(self) -> Iterator[None]:
+        """Be the only run that writes here, as long as this lasts; only a file system of this machine can tell.
+
+        Raises:
+            InputError: another run writes here, or this is a file.
+        """
+        if not isinstance(self.fs, pafs.LocalFileSystem):
+            yield
+            return
+        folder = Path(self.path)
+        is_new = not folder.exists()
+        if not is_new and not folder.is_dir():
+            raise InputError(self.name, f"must be a folder; {folder} is none")
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with only_run(folder / LOCK, self.name):
+                yield
+        finally:
+            if is_new:
+                with suppress(OSError):  # something was written there
+                    folder.rmdir()
 
     def set_aside(self, path: str, folder: str) -> None:
         """Move a file to a folder of this one."""

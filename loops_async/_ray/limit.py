@@ -25,14 +25,21 @@ log: logging.Logger = logging.getLogger("loops_async")
 
 
 class _Keeper:
-    """The actor that divides the limit, and keeps why the job has stopped."""
+    """The actor that divides the limit, counts the records, and keeps why the job has stopped."""
 
     def __init__(self, limit: int | Adaptive, workers: int) -> None:
         self._shares = Shares(limit, workers)
         self._stopped: LoopsError | None = None
+        self._answered = 0
+        self._failed = 0
 
     def report(self, worker: str, report: Report) -> tuple[int, LoopsError | None]:
+        self._answered += report.answered
+        self._failed += report.failed
         return self._shares.report(worker, report, monotonic()), self._stopped
+
+    def sampled(self) -> tuple[int, int]:
+        return self._answered, self._failed
 
     def stop(self, reason: LoopsError) -> None:
         self._stopped = self._stopped or reason
@@ -64,9 +71,11 @@ class SharedLimit:
 
     def __init__(self, limit: int | Adaptive, *, workers: int = 1) -> None:
         self.workers: int = check_at_least(workers, 1, "workers")
-        Shares(limit, workers)  # which refuses what is wrong, here and not in the actor
+        first = Shares(limit, workers).limit  # which refuses what is wrong, here and not in the actor
+        self.even_share: int = -(-first // workers)
+        """What a worker has when all have the same to do, at the beginning."""
         keeper: Any = ray.remote(_Keeper)
-        self._keeper: Any = keeper.options(num_cpus=0, max_restarts=-1).remote(limit, workers)
+        self._keeper: Any = keeper.options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote(limit, workers)
 
     async def report(self, worker: str, report: Report) -> tuple[int, LoopsError | None]:
         """Report for a worker; return its share, and why to ask for no more, if that is so."""
@@ -76,6 +85,11 @@ class SharedLimit:
     async def stop(self, reason: LoopsError) -> None:
         """Let all workers ask for no more; the first reason is kept."""
         await self._keeper.stop.remote(reason)
+
+    async def sampled(self) -> tuple[int, int]:
+        """Return how many rows have been answered, and how many have failed; those that a death repeats count twice."""
+        counts: tuple[int, int] = await self._keeper.sampled.remote()
+        return counts
 
     async def stopped(self) -> LoopsError | None:
         """Return why the workers ask for no more; None if they do."""
@@ -95,6 +109,8 @@ class Follower:
         self._name = uuid4().hex
         self._finished: list[tuple[int, int, float]] = []
         self._rejections = 0
+        self._answered = 0
+        self._failed = 0
         self._reporting: asyncio.Task[None] | None = None
         self._has_place = asyncio.Event()
         self.stopped: LoopsError | None = None
@@ -109,6 +125,11 @@ class Follower:
         """Stop the whole job."""
         self.stopped = self.stopped or reason
         await self._shared.stop(reason)
+
+    def sampled(self, *, is_answer: bool) -> None:
+        """Count a record."""
+        self._answered += is_answer
+        self._failed += not is_answer
 
     # --- events of the limiter ---
 
@@ -130,10 +151,20 @@ class Follower:
             await asyncio.sleep(REPORT_SECONDS)
 
     async def _report(self) -> None:
-        limiter, finished, rejections = self.limiter, tuple(self._finished), self._rejections
-        self._finished, self._rejections = [], 0
-        report = Report(self.limit, limiter.in_flight, limiter.waiting, finished, rejections)
+        limiter = self.limiter
+        report = Report(
+            self.limit,
+            limiter.in_flight,
+            limiter.waiting,
+            finished=tuple(self._finished),
+            rejections=self._rejections,
+            answered=self._answered,
+            failed=self._failed,
+        )
+        self._finished, self._rejections, self._answered, self._failed = [], 0, 0, 0
         self.limit, stopped = await self._shared.report(self._name, report)
+        if self.stopped is not None and stopped is None:  # it was killed, and started again
+            await self._shared.stop(self.stopped)
         self.stopped = self.stopped or stopped
         if self.limit:
             self._has_place.set()

@@ -32,20 +32,32 @@ class Sampler:
         client: what samples. It is pickled without the API key: each node needs ``BASETEN_API_KEY``.
         settings: `BatchSettings.of` the client.
         limit: the most completions in flight: of all workers for a `SharedLimit`, else of this one.
+        raises: raise an error that all further rows would have, too, e.g. that of a refused key. With False, the result
+            has only the rows that were answered before, and `SharedLimit.stopped` says why.
     """
 
     def __init__(
-        self, client: SamplingClient, *, settings: BatchSettings, limit: int | Adaptive | SharedLimit = 256
+        self,
+        client: SamplingClient,
+        *,
+        settings: BatchSettings,
+        limit: int | Adaptive | SharedLimit = 256,
+        raises: bool = True,
     ) -> None:
         self._client = client
         self._settings = settings
         self._limit = limit
+        self._raises = raises
         self._limit_here: int | Adaptive | Limiter = 1 if isinstance(limit, SharedLimit) else limit
         self._follower: Follower | None = None
         self._sampler: RowSampler | None = None
 
     async def __call__(self, block: Any) -> Any:
-        """Return the records of a block; after the job has stopped, only of what was already asked for."""
+        """Return the records of a block; after the job has stopped, only of what was already asked for.
+
+        Raises:
+            LoopsError: no further row can be answered, unless `raises` is False.
+        """
         rows = rows_of(block, self._settings)
         records: list[Record] = []
         sampler = await self._ready()
@@ -58,11 +70,15 @@ class Sampler:
 
         async def emit(record: Record) -> None:
             records.append(record)
+            if self._follower is not None:
+                self._follower.sampled(is_answer="error" not in record)
 
         if rows and sampler.stopped is None:
             await sampler.run(each(), emit)
         if self._follower is not None and sampler.stopped is not None:
             await self._follower.stop(sampler.stopped)
+        if self._raises and sampler.stopped is not None:
+            raise sampler.stopped
         return records_table(block, self._settings, records)
 
     async def _ready(self) -> RowSampler:
@@ -71,6 +87,7 @@ class Sampler:
                 self._follower = Follower(self._limit)
                 self._limit_here = self._follower.limiter
             self._sampler = RowSampler(self._client, self._settings, self._limit_here)
+            self._sampler.warn_of_connections(self._limit.even_share if isinstance(self._limit, SharedLimit) else None)
             try:
                 self._client._endpoint.settings()  # noqa: SLF001 - the key, which only this node knows
             except ConfigError as missing:

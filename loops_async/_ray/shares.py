@@ -17,8 +17,8 @@ SILENT_SECONDS: Final = 5.0
 class Report(Struct, frozen=True):
     """What a worker says of itself.
 
-    `share` is the one that it follows. `finished` has ``(sequences, tokens, seconds)`` of each request that ended since
-    the last report, and `rejections` counts the 429 and 503.
+    `share` is the one that it follows. Since the last report, `finished` has ``(sequences, tokens, seconds)`` of each
+    request that ended, `rejections` counts the 429 and 503, and `answered` and `failed` count records.
     """
 
     share: int
@@ -26,6 +26,8 @@ class Report(Struct, frozen=True):
     waiting: int = 0
     finished: tuple[tuple[int, int, float], ...] = ()
     rejections: int = 0
+    answered: int = 0
+    failed: int = 0
 
 
 class _Held(Struct):

@@ -134,6 +134,21 @@ class RolloutContext:
         return self._resources.policy().sampler
 
     @property
+    def policy(self) -> Policy[SamplingClient]:
+        """The newest published weights, for a rollout that runs elsewhere: see `ProcessExecutor.run`.
+
+        What is sampled there is not part of the stream's limit: the places of the executor are the limit. The stream
+        still admits, repeats and cancels the rollout.
+
+        Example:
+            ::
+
+                async def rollout(ctx, task):
+                    return await executor.run(whole_episode, ctx.policy, task)
+        """
+        return self._resources.policy()
+
+    @property
     def openai(self) -> AgentRollout:
         """The address and the key with which any client of OpenAI's or Anthropic's API is this rollout.
 

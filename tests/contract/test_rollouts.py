@@ -33,12 +33,14 @@ from loops_async.protocol import AFFINITY
 from loops_local import LocalService
 from loops_local.engine.base import SampleJob
 from loops_local.engine.echo import MAX_SEQ_LEN, logprob
+from tests.support.colours import Colour
 from tests.support.engines import WatchedEngine
 from tests.support.graders import double, hang, is_alive
 from tests.support.rollouts import (
     PAIRS,
     SAMPLED,
     assert_logprobs_are_those_of_the_versions,
+    check_whole_rollouts_elsewhere,
     loop,
     one_turn,
     tasks_of,
@@ -491,6 +493,16 @@ async def test_leaving_ends_a_grader_that_hangs(trainer: TrainingClient, tmp_pat
         async with trainer.rollouts(rollout, [1], group_size=1, groups_per_step=1, executor=executor):
             await eventually(lambda: file.exists() and file.read_text())
         await eventually(lambda: not is_alive(int(file.read_text())))
+
+
+async def test_whole_rollouts_run_in_processes(
+    trainer: TrainingClient, local: LocalService, colour: Colour, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BASETEN_API_KEY", local.api_key)
+    monkeypatch.setattr(FailurePolicy, "pause_before", lambda *_: 0.01)
+    executor = colour.module.ProcessExecutor(1)
+    async with colour.adopt(executor):
+        await check_whole_rollouts_elsewhere(trainer, executor, tmp_path)
 
 
 async def test_a_stream_belongs_to_its_block(trainer: TrainingClient) -> None:

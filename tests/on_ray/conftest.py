@@ -7,7 +7,7 @@ import math
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from random import Random
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from loops_async import SamplingClient, ServiceClient
 from loops_local import LocalService, serve_in_thread
 from loops_local.engine.base import SampleJob, SampleOutcome
 from loops_local.engine.echo import EchoEngine, EchoSampler
@@ -26,7 +27,12 @@ collect_ignore = [] if HAS_RAY else ["test_batches.py", "test_kills.py", "test_r
 API_KEY = "of-each-node"
 """Workers read it where they run, so it must be there before the cluster starts."""
 
-os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+os.environ |= {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "BASETEN_API_KEY": API_KEY,
+}
 
 
 class CountingSampler(EchoSampler):
@@ -99,12 +105,17 @@ def service(engine: CountingEngine) -> Iterator[LocalService]:
         engine.one.release()
 
 
+@pytest.fixture
+async def sampler(service: LocalService) -> AsyncIterator[SamplingClient]:
+    async with ServiceClient(base_url=service.base_url, api_key=API_KEY, on_exit="leave") as client:
+        yield await client.create_sampling_client("counting")
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Any]:
     """One cluster for all tests: it takes long to start, on a busy machine longer than Ray itself waits for."""
     from ray.cluster_utils import Cluster
 
-    os.environ["BASETEN_API_KEY"] = API_KEY
     for attempt in range(3):
         try:
             cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "object_store_memory": 100 << 20})
@@ -114,3 +125,13 @@ def cluster() -> Iterator[Any]:
                 raise
     yield cluster
     cluster.shutdown()
+
+
+@pytest.fixture(scope="session")
+def connected(cluster: Any) -> Iterator[None]:
+    """One connection, too: the processes that Ray has started for it serve the next test as well."""
+    import ray
+
+    ray.init(address=cluster.address, logging_level="error", log_to_driver=False)
+    yield
+    ray.shutdown()

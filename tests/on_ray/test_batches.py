@@ -2,41 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+import asyncio
+import logging
+import pickle
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import ray
-from ray.cluster_utils import Cluster
 from ray.data._internal.logical.optimizers import get_execution_plan
 
-from loops_async import BatchSettings, InputError, SamplingClient, SamplingParams, ServiceClient
-from loops_async.ray import sample, sample_files
+from loops_async import BatchSettings, ConfigError, InputError, SamplingClient, SamplingParams
+from loops_async._batch.lock import only_run
+from loops_async.ray import Sampler, sample
 from loops_local import LocalService
 
 from .conftest import CountingEngine
-from .programs import SMALL
+from .programs import SETTINGS, eventually, run
 from .rows import records, rows, write
 
-SETTINGS = BatchSettings(base_model="counting", sampling_params=SamplingParams(max_tokens=20))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def connected(cluster: Cluster) -> Iterator[None]:
-    ray.init(address=cluster.address, logging_level="error")
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture
-async def sampler(service: LocalService) -> AsyncIterator[SamplingClient]:
-    async with ServiceClient(base_url=service.base_url, api_key=service.api_key, on_exit="leave") as client:
-        yield await client.create_sampling_client("counting")
-
-
-async def run(sampler: SamplingClient, source: Path, target: Path, **options: Any) -> Any:
-    return await sample_files(source, target, sampler, **{"settings": SETTINGS, **SMALL, **options})
+pytestmark = pytest.mark.usefixtures("connected")
 
 
 def operators(operator: Any) -> list[str]:
@@ -71,29 +57,65 @@ async def test_what_is_wrong_is_refused_before_anything_is_sent(
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="source: must be files of JSON lines"):
         await run(sampler, tmp_path / "empty", tmp_path / "out")
-    assert not engine.one.counts
     assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="target: must be a folder"):
+        await run(sampler, source, source / "0.jsonl")
+    (tmp_path / "out").mkdir()
+    with (
+        only_run(tmp_path / "out" / "_loops_batch.lock", "a test"),
+        pytest.raises(InputError, match="target: another run"),
+    ):
+        await run(sampler, source, tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+    assert not engine.one.counts
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
-async def test_a_batch_goes_on(sampler: SamplingClient, engine: CountingEngine, kind: str, tmp_path: Path) -> None:
+async def test_a_batch_goes_on(
+    sampler: SamplingClient,
+    engine: CountingEngine,
+    kind: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("loops_async._batch.progress.PROGRESS_SECONDS", 0.1)
+    monkeypatch.setattr("loops_async._ray.batch.has_terminal", lambda: False)
+    caplog.set_level(logging.INFO, "loops_async.sampling")
     source, target = write(tmp_path / "in", rows(40), kind), tmp_path / "out"
-    first = await run(sampler, source, target)
+    engine.one.hold(20)
+    running = asyncio.create_task(run(sampler, source, target))
+    await eventually(lambda: "20 of 40 prompts answered, 0 failed" in caplog.text)
+    engine.one.release()
+    first = await running
     assert (first.rows, first.answered, first.already, first.stopped) == (40, 40, 0, None)
-    with pytest.raises(InputError, match="max_tokens was 20 and is now 21"):
-        await run(
-            sampler,
-            source,
-            target,
-            settings=BatchSettings(base_model="counting", sampling_params=SamplingParams(max_tokens=21)),
-        )
+    assert not list(target.glob("*.lock"))
+    other = BatchSettings(base_model="counting", sampling_params=SamplingParams(max_tokens=201))
+    with pytest.raises(InputError, match="max_tokens was 200 and is now 201"):
+        await run(sampler, source, target, settings=other)
     write(source, list(reversed(rows(40, first=8))), kind)  # 8 are gone, 8 are new
     with pytest.raises(InputError, match="has 8 records of rows that are gone"):
         await run(sampler, source, target)
-    asked = sum(engine.one.counts.values())
-    assert asked == 40
+    assert engine.one.counts.total() == 40
     second = await run(sampler, source, target, drop_stale=True)
     assert (second.rows, second.answered, second.already, second.stale) == (40, 40, 32, 8)
-    assert sum(engine.one.counts.values()) == 48
+    assert engine.one.counts.total() == 48
     assert sorted(each["id"] for each in records(target)) == list(range(8, 48))
     assert sorted(each["id"] for each in records(target / "_stale")) == list(range(8))
+
+
+async def test_a_worker_says_what_its_node_lacks(
+    sampler: SamplingClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    there: SamplingClient = pickle.loads(pickle.dumps(sampler))
+    monkeypatch.setattr("loops_async._http.settings.open_file_limit", lambda: 64)
+    with pytest.raises(ConfigError, match=r"on node .*BASETEN_API_KEY"):
+        await Sampler(there, settings=SETTINGS, limit=100)(pa.Table.from_pylist(rows(1)))
+    assert "run `ulimit -n 134` before the program" in caplog.text
+
+
+def test_a_dataset_does_not_end_as_if_it_were_whole(service: LocalService, sampler: SamplingClient) -> None:
+    service.faults.answer("POST */sample", 401, {"error": "no such key"}, times=100_000)
+    ds = sample(ray.data.from_items(rows(8)), sampler, settings=SETTINGS, workers=1, limit=4, num_cpus=0.5)
+    with pytest.raises(ray.exceptions.RayTaskError, match=r"AuthenticationError: .* no such key"):
+        ds.materialize()

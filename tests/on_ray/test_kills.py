@@ -1,26 +1,32 @@
-"""Exactly one record for each row, whichever process is killed. What was paid for is counted by the service."""
+"""Exactly one record for each row, whichever process is killed. What was paid for is counted by the service.
+
+The points of the kills are a fixed plan: each run over a dataset takes seconds, so few can be tried. The service holds
+all answers at each point, so that it is the same on every machine.
+"""
 
 from __future__ import annotations
 
-import os
-import signal
+import asyncio
 from pathlib import Path
 
 import pytest
 from ray.cluster_utils import Cluster
 
+from loops_async import AuthenticationError, BatchReport, SamplingClient
 from loops_local import LocalService
 
-from .conftest import CountingEngine
-from .programs import SMALL, Program, workers
+from .conftest import API_KEY, CountingEngine
+from .programs import SMALL, Driver, eventually, kill, processes, run
 from .rows import records, rows, write
 
 ROWS = 600
-IN_WORKER = SMALL["rows_per_block"] * SMALL["blocks_per_worker"]
+IN_WORKER = int(SMALL["rows_per_block"] * SMALL["blocks_per_worker"])
+
+pytestmark = pytest.mark.usefixtures("connected")
 
 
-def kill(pid: int) -> None:
-    os.kill(pid, signal.SIGKILL)
+def check_runs(job: asyncio.Task[BatchReport]) -> None:
+    assert not job.done(), job.result()
 
 
 def check(target: Path, engine: CountingEngine, name: str) -> int:
@@ -29,55 +35,97 @@ def check(target: Path, engine: CountingEngine, name: str) -> int:
     assert sorted(record["id"] for record in found) == list(range(ROWS))
     assert all(record["label"] == f"l{record['id']}" and record["completions"][0]["tokens"] for record in found)
     assert len({record["key"] for record in found}) == ROWS
-    again = sum(engine.one.counts.values()) - ROWS
+    again = engine.one.counts.total() - ROWS
     print(f"KILLS {name}: {ROWS} rows asked, {len(found)} records, {again} paid again")
     return again
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
-def test_two_workers_are_killed(
-    kind: str, cluster: Cluster, service: LocalService, engine: CountingEngine, tmp_path: Path
+SAMPLES, KEEPS_THE_LIMIT, CUTS_BLOCKS = "MapWorker", "_Keeper", "ray::"
+
+
+@pytest.mark.parametrize(
+    ("kind", "plan"),
+    [
+        ("jsonl", [(1, SAMPLES), (200, KEEPS_THE_LIMIT), (400, SAMPLES)]),
+        ("parquet", [(100, SAMPLES), (300, CUTS_BLOCKS), (ROWS - 5, SAMPLES)]),
+    ],
+)
+async def test_workers_are_killed(
+    kind: str, plan: list[tuple[int, str]], sampler: SamplingClient, engine: CountingEngine, tmp_path: Path
 ) -> None:
     source, target = write(tmp_path / "in", rows(ROWS), kind), tmp_path / "out"
-    program = Program(cluster.address, service, source, target)
-    for answered in (100, 300):
+    others = processes(SAMPLES) | processes(KEEPS_THE_LIMIT)  # of jobs before, which Ray is ending
+    engine.one.hold(0)
+    running = asyncio.create_task(run(sampler, source, target))
+    for answered, name in plan:
         engine.one.hold(answered)
-        program.wait_until(lambda: engine.one.is_holding and workers(os.getpid()))
-        kill(workers(os.getpid())[0])
+        await eventually(lambda: engine.one.is_holding, lambda: check_runs(running))
+        found = processes(name) - others
+        if name == CUTS_BLOCKS:
+            found -= processes(SAMPLES) | processes(KEEPS_THE_LIMIT)
+        kill(found.pop())
     engine.one.release()
-    report = program.report()
-    assert (report["rows"], report["answered"], report["failed"]) == (ROWS, ROWS, 0)
-    assert check(target, engine, f"2 workers, {kind}") <= 2 * IN_WORKER
+    report = await running
+    assert (report.rows, report.answered, report.failed, report.stopped) == (ROWS, ROWS, 0, None)
+    assert check(target, engine, f"{len(plan)} workers, {kind}") <= 2 * IN_WORKER
 
 
-def test_the_driver_is_killed(cluster: Cluster, service: LocalService, engine: CountingEngine, tmp_path: Path) -> None:
+async def test_the_driver_is_killed(
+    cluster: Cluster, service: LocalService, sampler: SamplingClient, engine: CountingEngine, tmp_path: Path
+) -> None:
     source, target = write(tmp_path / "in", rows(ROWS), "jsonl"), tmp_path / "out"
-    program = Program(cluster.address, service, source, target)
+    driver = Driver(cluster.address, service, source, target)
     engine.one.hold(ROWS // 2)
-    program.wait_until(lambda: engine.one.is_holding and len(list(target.glob("part-*"))) >= 1)
-    program.kill()
+    await eventually(lambda: engine.one.is_holding and list(target.glob("part-*")), driver.check_runs)
+    driver.kill()
     engine.one.release()
     kept = len(records(target))
     assert 0 < kept < ROWS
-    report = Program(cluster.address, service, source, target).report()
-    assert (report["rows"], report["answered"]) == (ROWS, ROWS)
-    assert report["already"] >= kept
+    report = await run(sampler, source, target)
+    assert (report.rows, report.answered) == (ROWS, ROWS)
+    assert report.already >= kept
     check(target, engine, "driver")
     assert not list(target.glob("_new*"))
 
 
-def test_a_machine_is_killed(
-    monkeypatch: pytest.MonkeyPatch, cluster: Cluster, service: LocalService, engine: CountingEngine, tmp_path: Path
+async def test_a_machine_is_killed(
+    monkeypatch: pytest.MonkeyPatch, cluster: Cluster, sampler: SamplingClient, engine: CountingEngine, tmp_path: Path
 ) -> None:
     source, target = write(tmp_path / "in", rows(ROWS), "jsonl"), tmp_path / "out"
-    monkeypatch.setenv("BASETEN_API_KEY", service.api_key)  # of the new machine
+    monkeypatch.setenv("BASETEN_API_KEY", API_KEY)  # of the new machine
     machine = cluster.add_node(num_cpus=2, object_store_memory=100 << 20)
     raylet = machine.all_processes["raylet"][0].process.pid
-    program = Program(cluster.address, service, source, target)
     engine.one.hold(150)
-    program.wait_until(lambda: engine.one.is_holding and workers(raylet))
+    running = asyncio.create_task(run(sampler, source, target))
+    # All have a part of the limit, and use it.
+    await eventually(
+        lambda: engine.one.in_flight == SMALL["limit"] and processes(SAMPLES, raylet), lambda: check_runs(running)
+    )
     kill(raylet)
     engine.one.release()
-    report = program.report()
-    assert (report["rows"], report["answered"]) == (ROWS, ROWS)
-    check(target, engine, "a machine of 2")
+    report = await running
+    assert (report.rows, report.answered) == (ROWS, ROWS)
+    assert check(target, engine, "a machine of 2") > 0
+
+
+async def test_the_key_is_refused_midway(
+    service: LocalService, sampler: SamplingClient, engine: CountingEngine, tmp_path: Path
+) -> None:
+    source, target = write(tmp_path / "in", rows(ROWS), "jsonl"), tmp_path / "out"
+    engine.one.hold(150)
+    running = asyncio.create_task(run(sampler, source, target))
+    await eventually(lambda: engine.one.is_holding, lambda: check_runs(running))
+    service.faults.answer("POST */sample", 401, {"error": "no such key"}, times=100_000)
+    engine.one.release()
+    report = await running
+    assert isinstance(report.stopped, AuthenticationError)
+    assert API_KEY not in str(report.stopped)
+    asked = engine.one.counts.total()
+    assert 150 <= asked < ROWS
+    assert (report.rows, report.answered, report.failed) == (ROWS, asked, 0)
+    assert len(records(target)) == asked
+
+    service.faults.clear()
+    report = await run(sampler, source, target)
+    assert (report.already, report.answered, report.stopped) == (asked, ROWS, None)
+    assert check(target, engine, "401 midway") == 0

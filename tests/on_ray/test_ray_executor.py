@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-import ray
-from ray.cluster_utils import Cluster
 
-from loops_async import ClosedError, WorkerDiedError
+import loops_sync
+import loops_sync.ray as blocking_ray
+from loops_async import ClosedError, FailurePolicy, WorkerDiedError
 from loops_async._executors import processes
 from loops_async.ray import RayExecutor
+from loops_local import LocalService
 from tests.support import graders
+from tests.support.colours import Colour
 from tests.support.executor_law import ProcessLaw, is_written, result
+from tests.support.rollouts import check_whole_rollouts_elsewhere
 from tests.support.work import eventually
-
-
-@pytest.fixture(scope="module")
-def connected(cluster: Cluster) -> Iterator[None]:
-    ray.init(address=cluster.address, logging_level="error")
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +51,27 @@ class TestRayExecutor(ProcessLaw):
         with pytest.raises(WorkerDiedError, match="did not end in"):
             await neighbour
         await eventually(lambda: not graders.is_alive(int(file.read_text())))
+
+
+@pytest.fixture
+async def coloured(colour: Colour, connected: None) -> AsyncIterator[Any]:
+    """One executor of each colour."""
+    if colour.module is loops_sync:
+        blocking = blocking_ray.RayExecutor(1, num_cpus=0.5)
+        yield blocking
+        await asyncio.to_thread(blocking.close)
+        return
+    async with RayExecutor(1, num_cpus=0.5) as executor:
+        yield executor
+
+
+async def test_whole_rollouts_run_in_actors(
+    coloured: Any, service: LocalService, colour: Colour, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FailurePolicy, "pause_before", lambda *_: 0.01)
+    async with colour.connected(base_url=service.base_url, api_key=service.api_key) as client:
+        trainer = await client.create_lora_training_client("counting", rank=8)
+        await check_whole_rollouts_elsewhere(trainer, coloured, tmp_path)
 
 
 async def test_closing_ends_everything(connected: None, tmp_path: Path) -> None:

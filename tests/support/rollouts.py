@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Sequence
+from inspect import iscoroutinefunction
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
-from loops_async import AdamParams, Episode, RolloutBatch, RolloutContext, RolloutStream, SamplingParams, TrainingClient
+import loops_sync
+from loops_async import (
+    AdamParams,
+    Episode,
+    Policy,
+    RolloutBatch,
+    RolloutContext,
+    RolloutStream,
+    SampleResponse,
+    SamplingClient,
+    SamplingParams,
+    TrainingClient,
+)
 from loops_local.engine.echo import logprob
 
 SAMPLED = SamplingParams(max_tokens=4)
@@ -20,6 +36,56 @@ async def one_turn(ctx: RolloutContext, task: int) -> Episode:
     await ctx.sample(episode, SAMPLED)
     episode.reward = float(ctx.member % 2)
     return episode
+
+
+async def whole_episode(policy: Policy[SamplingClient], given: tuple[int, int, Path]) -> Episode:
+    """Do what `one_turn` does, in another process, which is killed the first time."""
+    task, member, folder = given
+    episode = Episode.start([task % 97 + 1, 20, 30])
+    answer = await policy.sampler.sample(episode.tokens, 1, SAMPLED)
+    return _ended(episode, answer, member, folder)
+
+
+def whole_episode_plainly(policy: Policy[loops_sync.SamplingClient], given: tuple[int, int, Path]) -> Episode:
+    """Do the same with the blocking form."""
+    task, member, folder = given
+    episode = Episode.start([task % 97 + 1, 20, 30])
+    answer = policy.sampler.sample(episode.tokens, 1, SAMPLED)
+    return _ended(episode, answer, member, folder)
+
+
+def _ended(episode: Episode, answer: SampleResponse, member: int, folder: Path) -> Episode:
+    try:
+        (folder / "died").touch(exist_ok=False)
+    except FileExistsError:
+        episode.act(answer.sequences[0], policy_version=answer.policy_version)
+        episode.reward = float(member % 2)
+        episode.metrics["process"] = os.getpid()
+        return episode
+    os._exit(1)
+
+
+async def check_whole_rollouts_elsewhere(trainer: TrainingClient, executor: Any, folder: Path) -> None:
+    """The stream admits, repeats and ages rollouts that run in an executor, of the colour of the trainer."""
+
+    async def awaiting(ctx: RolloutContext, task: int) -> Episode:
+        episode: Episode = await executor.run(whole_episode, ctx.policy, (task, ctx.member, folder))
+        return episode
+
+    def blocking(ctx: Any, task: int) -> Episode:
+        episode: Episode = executor.run(whole_episode_plainly, ctx.policy, (task, ctx.member, folder))
+        return episode
+
+    rollout: Any = awaiting if iscoroutinefunction(executor.run) else blocking
+    async with trainer.rollouts(rollout, range(4), max_staleness=0, **PAIRS) as stream:
+        batches = await loop(trainer, stream)
+    assert sorted(tasks_of(batches)) == list(range(4))
+    assert (folder / "died").exists()
+    for version, batch in enumerate(batches):
+        for episode in batch.episodes:
+            assert_logprobs_are_those_of_the_versions(episode)
+            assert set(episode.versions) == {-1, version}
+            assert episode.metrics["process"] != os.getpid()
 
 
 async def train_on(trainer: TrainingClient, stream: RolloutStream, batch: RolloutBatch) -> None:
