@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from ..errors import InputError
 
 
 @contextmanager
-def only_run(lock: Path, target: str) -> Iterator[None]:
+def only_run(lock: Path, target: str) -> Generator[None]:
     """Be the only run that writes an output, as long as this lasts.
 
     The lock is the operating system's, on a file beside the output: it ends with its process, however that ends, and

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
@@ -149,7 +149,7 @@ class Folder:
                 self.fs.delete_file(each.path)
 
     @contextmanager
-    def only_run(self) -> Iterator[None]:
+    def only_run(self) -> Generator[None]:
         """Be the only run that writes here, as long as this lasts; only a file system of this machine can tell.
 
         Raises:
