@@ -1,8 +1,8 @@
-"""What the gateway of agents adds to `sample`, how long it holds its event loop, and how many rollouts it serves at once.
+"""What the gateway of agents adds to `sample`, how long it holds its loop, and how many rollouts it serves at once.
 
 ``python -m benchmarks.agents`` prints a table, and saves it in ``results/agents.json``. The agent and the embedded
-service (the echo engine) have a process each. The tokenizer is one of the `tokenizers` library, as most are, with 4 to 5
-characters in a token. A first turn renders and encodes the whole conversation; a continued one only what is new.
+service (the echo engine) have a process each. The tokenizer is one of the `tokenizers` library, as most are, with about
+4 characters in a token. A first turn renders and encodes the whole conversation; a continued one only what is new.
 
 How long the loop was held is measured from inside: a task of it sleeps for a millisecond at a time, and notes by how
 much it is late. Each figure is the median of the longest such moment in a conversation of three turns.
@@ -91,7 +91,9 @@ def _said(answer: str, route: str, stream: bool) -> str:
                 body = body.get("response", body)
                 texts = [part["text"] for item in body.get("output") or () for part in item["content"]]
             case "messages":
-                texts = [block["text"] for block in [body.get("delta", {}), *body.get("content", ())] if "text" in block]
+                texts = [
+                    block["text"] for block in [body.get("delta", {}), *body.get("content", ())] if "text" in block
+                ]
             case "completions":
                 texts = [choice["text"] for choice in body["choices"]]
             case _:
@@ -192,9 +194,7 @@ def trained_tokenizer() -> Any:
         vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
     made.train_from_iterator([WORDS], trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=made, eos_token="<|im_end|>", additional_special_tokens=special
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<|im_end|>", additional_special_tokens=special)
 
 
 async def measure(rounds: int) -> dict[str, float]:

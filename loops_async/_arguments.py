@@ -6,6 +6,7 @@ import math
 import re
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any, Final, TypeGuard, TypeVar, cast
 
@@ -15,7 +16,7 @@ from msgspec import UNSET, Struct
 from msgspec.structs import replace
 
 from ._values import place_and_rule
-from .errors import InputError
+from .errors import ConfigError, InputError
 from .protocol import LOGPROBS, MASK, LossRule, checked_loss_data, is_for_all_positions, loss_rule, loss_settings
 from .types import Datum, EncodedTextChunk, ImageChunk, ModelInput, TensorData
 from .types.inputs import text_input
@@ -105,6 +106,15 @@ def check_request(value: Any, kind: type[S]) -> S:
     return check(value)
 
 
+@contextmanager
+def as_config_errors() -> Iterator[None]:
+    """Raise `ConfigError` in place of `InputError`: inside are checks of what configures a client or a server."""
+    try:
+        yield
+    except InputError as wrong:
+        raise ConfigError(str(wrong)) from None
+
+
 def check_positive(value: Any, path: str) -> float:
     """Return a number of seconds if it is positive and finite."""
     seconds = plain_number(value)
@@ -127,6 +137,14 @@ def check_finite(value: Any, path: str) -> float:
     if not isinstance(number, int | float) or not math.isfinite(number):
         raise InputError(path, f"must be a finite number; got {value!r}")
     return float(number)
+
+
+def check_not_negative(value: Any, path: str) -> float:
+    """Return a number as a float if it is finite and at least 0."""
+    number = check_finite(value, path)
+    if number < 0:
+        raise InputError(path, f"must be at least 0; got {value!r}")
+    return number
 
 
 def check_model_input(value: Any, path: str, *, max_seq_len: int | None = None) -> ModelInput:

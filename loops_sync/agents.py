@@ -193,6 +193,39 @@ class AgentRollout(Closing[_core.AgentRollout]):
         """Return the variables by which child processes find the rollout: the URL and the key of both APIs."""
         return self._bridge.call(self._impl.env)
 
+    def openai_client(self) -> Any:
+        """Return a client of the package `openai` for this rollout, which is closed with it.
+
+        It is an ``openai.OpenAI``; in a coroutine, an ``openai.AsyncOpenAI``.
+
+        There is one for each rollout, which takes half a millisecond to make. It uses no proxy. The first use in a
+        program imports the package, which takes seconds, unless that was done before.
+
+        Raises:
+            ImportError: the package is not installed; ``pip install openai``.
+            ClosedError: the rollout is closed.
+
+        Example:
+            ::
+
+                client = rollout.openai_client()
+                answer = client.chat.completions.create(model="any", messages=messages)
+        """
+        return self._impl.openai_client()
+
+    def anthropic_client(self) -> Any:
+        """Return a client of the package `anthropic` for this rollout, which is closed with it.
+
+        It is an ``anthropic.Anthropic``; in a coroutine, ``AsyncAnthropic``.
+
+        All else is as with `openai_client`.
+
+        Raises:
+            ImportError: the package is not installed; ``pip install anthropic``.
+            ClosedError: the rollout is closed.
+        """
+        return self._impl.anthropic_client()
+
     @property
     def calls(self) -> list[AgentCall]:
         """Every call so far, in the order of their arrival."""

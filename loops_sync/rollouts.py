@@ -154,9 +154,10 @@ class RolloutContext(Handle[_core.RolloutContext]):
     def openai(self) -> AgentRollout:
         """The address and the key with which any client of OpenAI's or Anthropic's API is this rollout.
 
-        Its `base_url` and `api_key` are for this rollout alone, and are closed when it ends. What is sampled with them
-        is sampled as `sample` does it: with the newest weights, within the stream's limit, and with its seeds. The
-        rollout then returns its reward, a number; it becomes an `Episode` of what was sampled.
+        Its `base_url` and `api_key` are for this rollout alone, and are closed when it ends; `openai_client` returns a
+        client that has them. What is sampled with them is sampled as `sample` does it: with the newest weights, within
+        the stream's limit, and with its seeds. The rollout then returns its reward, a number; it becomes an `Episode`
+        of what was sampled.
 
         Raises:
             InputError: the stream was made without `agents`, or with ``unit="group"``.

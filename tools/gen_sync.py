@@ -76,9 +76,20 @@ OUTLIVING: Final = frozenset({"on_step"})
 """Callbacks that are still called when the call has returned, so that no thread waits for it."""
 
 FOR_ANY_THREAD: Final = frozenset(
-    {"InLoopExecutor.submit", "ProcessExecutor.submit", "ServiceClient.dump", "ServiceClient.inflight"}
+    {
+        "AgentRollout.anthropic_client",
+        "AgentRollout.openai_client",
+        "InLoopExecutor.submit",
+        "ProcessExecutor.submit",
+        "ServiceClient.dump",
+        "ServiceClient.inflight",
+    }
 )
-"""Methods that belong to no loop: the core calls them on the bridge's, or users while that is held."""
+"""Methods that belong to no loop, and do what is right for the thread that calls them.
+
+The core calls some of them on the bridge's loop, where twins' other methods cannot be called; users call some of them
+while that is held.
+"""
 
 BY_HAND: Final = {"start": "_starting"}
 """Functions whose twins no rule makes, and the modules that define these."""

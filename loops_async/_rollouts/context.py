@@ -12,7 +12,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 from msgspec import Struct
 from msgspec.structs import replace
 
-from .._agents.gateway import AgentGateway, AgentRollout, gateway_rollout
+from .._agents.gateway import AgentGateway, AgentRollout, gateway_rollout, shut_rollout
 from .._arguments import check_at_least, check_finite
 from .._sampling.limiter import Limiter, slots
 from ..errors import InputError, ProtocolError
@@ -24,7 +24,7 @@ from .executor import Workers
 from .metrics import Meter
 from .policy import Policy
 
-__all__ = ["Group", "Resources", "Rollout", "RolloutContext", "agent_episode", "leave"]
+__all__ = ["Group", "Resources", "Rollout", "RolloutContext", "agent_episode", "leave", "shut"]
 
 NO_ROOM: Final = SampledSequence(tokens=[], logprobs=[], stop_reason="length")
 """The answer where there is no room for a token."""
@@ -152,9 +152,10 @@ class RolloutContext:
     def openai(self) -> AgentRollout:
         """The address and the key with which any client of OpenAI's or Anthropic's API is this rollout.
 
-        Its `base_url` and `api_key` are for this rollout alone, and are closed when it ends. What is sampled with them
-        is sampled as `sample` does it: with the newest weights, within the stream's limit, and with its seeds. The
-        rollout then returns its reward, a number; it becomes an `Episode` of what was sampled.
+        Its `base_url` and `api_key` are for this rollout alone, and are closed when it ends; `openai_client` returns a
+        client that has them. What is sampled with them is sampled as `sample` does it: with the newest weights, within
+        the stream's limit, and with its seeds. The rollout then returns its reward, a number; it becomes an `Episode`
+        of what was sampled.
 
         Raises:
             InputError: the stream was made without `agents`, or with ``unit="group"``.
@@ -236,6 +237,10 @@ class RolloutContext:
         if self._agent is None:
             raise InputError("rollout", f"must be an Episode or None, unless it uses `ctx.openai`; got {reward!r}")
         return episode_of(self._agent.trajectories(), check_finite(reward, "reward"))
+
+    async def _shut(self) -> None:
+        if self._agent is not None:
+            await shut_rollout(self._agent)
 
     async def _leave(self) -> None:
         if self._agent is not None:
@@ -342,8 +347,13 @@ def agent_episode(context: RolloutContext, reward: float) -> Episode | None:
     return context._agent_episode(reward)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - private to users
 
 
+async def shut(context: RolloutContext) -> None:
+    """Let the agent of one attempt make no further call, and cancel its samples."""
+    await context._shut()  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - private to users
+
+
 async def leave(context: RolloutContext) -> None:
-    """End what belongs to one attempt: an agent can make no further call, and its samples are cancelled."""
+    """Close what belongs to one attempt, once nothing of it runs any longer."""
     await context._leave()  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - private to users
 
 

@@ -15,7 +15,7 @@ from .._tasks import cancel_and_wait, is_being_cancelled, run_to_completion, tak
 from .._waiting import TimeLimit
 from ..errors import InputError
 from ..types.tensors import is_list_like, plain_number
-from .context import Group, Resources, Rollout, RolloutContext, agent_episode, leave
+from .context import Group, Resources, Rollout, RolloutContext, agent_episode, leave, shut
 from .episode import Episode
 from .options import Options, members_needed
 
@@ -155,14 +155,15 @@ def is_plain_function(rollout: Any) -> bool:
 
 
 async def _left_first(rollout: Awaitable[Any], context: RolloutContext) -> Any:
-    """Await a rollout, and leave its context before it is cancelled: that ends the calls of an agent that blocks."""
+    """Await a rollout, and shut its door before it is cancelled: that ends the calls of an agent that blocks."""
 
     async def run() -> Any:
         return await rollout
 
     async def end() -> None:
-        await leave(context)
+        await shut(context)
         await cancel_and_wait([task])
+        await leave(context)
 
     current = asyncio.current_task()
     task = asyncio.create_task(run(), name=None if current is None else current.get_name())

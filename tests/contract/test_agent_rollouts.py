@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import threading
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from typing import Any
 
 import aiohttp
 import pytest
 
 import loops_sync
-from loops_async import ConfigError, Episode, FailurePolicy, InputError, RolloutContext, RolloutError, TrainingClient
+from loops_async import (
+    AgentRollout,
+    ConfigError,
+    Episode,
+    FailurePolicy,
+    InputError,
+    RolloutContext,
+    RolloutError,
+    TrainingClient,
+)
 from loops_local import LocalService
+from tests.support import openai_stub
 from tests.support.byte_tokenizer import ByteTokenizer
+from tests.support.colours import Colour
 from tests.support.engines import WatchedEngine
 from tests.support.rollouts import PAIRS, loop
 from tests.support.templates import SMOLLM2
@@ -92,6 +105,65 @@ async def test_a_rollout_that_has_ended_is_closed_however_it_ended(trainer: Trai
             assert len({each.id for each in seen}) == 8  # each attempt has a record of its own
             assert all(each.closed for each in seen)
             break
+
+
+@pytest.mark.parametrize("end", ["returns", "fails", "is cancelled"])
+async def test_however_a_rollout_ends_its_samples_are_cancelled(
+    trainer: TrainingClient, engine: WatchedEngine, end: str
+) -> None:
+    """Also those of calls that the agent has begun and does not wait for."""
+    engine.hold_samples()
+    agents: list[AgentRollout] = []
+    calls: list[asyncio.Task[Any]] = []
+
+    async def rollout(ctx: RolloutContext, task: int) -> float:
+        agents.append(ctx.openai)
+        calls.append(asyncio.create_task(ask(ctx, user(task))))
+        await eventually(lambda: engine.waiting_samples == 2)
+        asked.set()
+        if end == "fails":
+            raise OSError("the environment broke")
+        if end == "is cancelled":
+            await asyncio.Event().wait()
+        return 1.0
+
+    asked = asyncio.Event()
+    once = FailurePolicy(retries=0)
+    async with trainer.rollouts(rollout, range(1), agents=AGENTS, on_failure=once, **PAIRS) as stream:
+        if end == "is cancelled":
+            await asked.wait()
+        else:
+            with suppress(RolloutError):  # where all have failed
+                assert await loop(trainer, stream) == []
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert all("rollout_closed" in str(each) for each in answers)
+    await eventually(lambda: engine.waiting_samples == 0)
+    assert [call.status for each in agents for call in each.calls] == ["cancelled"] * 2
+    assert all(each.closed for each in agents)
+
+
+async def test_an_agent_has_ended_before_its_client_is_closed(
+    trainer: TrainingClient, engine: WatchedEngine, colour: Colour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would take the end for a lost connection, and try again."""
+    monkeypatch.setitem(sys.modules, "openai", openai_stub.module())
+    engine.hold_samples()
+    clients: list[Any] = []
+    was_closed: list[bool] = []
+
+    async def rollout(ctx: RolloutContext, task: int) -> float:
+        client = await asyncio.to_thread(colour.own(ctx.openai).openai_client)
+        clients.append(client)
+        try:
+            await ask(ctx, user(task))
+        finally:
+            was_closed.append(client.is_closed)
+        return 1.0
+
+    async with trainer.rollouts(rollout, range(1), agents=AGENTS, **PAIRS):
+        await eventually(lambda: engine.waiting_samples == 2)
+    assert was_closed == [False] * 2
+    assert all(each.is_closed for each in clients)
 
 
 async def test_leaving_the_stream_cancels_the_samples_of_agents(trainer: TrainingClient, engine: WatchedEngine) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import sys
+import threading
+import urllib.request
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any
@@ -11,13 +14,18 @@ from typing import Any
 import aiohttp
 import msgspec
 import pytest
+from anyio import to_thread
 
+import loops_sync
 from loops_async import AdamParams, AgentGateway, AgentRollout, ClosedError, ConfigError, SamplingClient, TrainingClient
+from loops_async._agents.templates import ChatTemplate
 from loops_local.engine.base import Completion, SampleJob, SampleOutcome
+from tests.support import openai_stub
 from tests.support.agents import WEATHER
 from tests.support.byte_tokenizer import ByteTokenizer
 from tests.support.colours import Colour
 from tests.support.engines import WatchedEngine
+from tests.support.patience import PATIENCE_SECONDS
 from tests.support.templates import QWEN3, SMOLLM2
 from tests.support.work import eventually
 
@@ -466,6 +474,121 @@ async def test_leaving_the_gateway_closes_its_rollouts(
         gateway.rollout()
 
 
+# --- long texts ------------------------------------------------------------------------------------------------------
+
+
+class Watched(ByteTokenizer):
+    """Notes in which thread it works with how many characters or tokens."""
+
+    def __init__(self, chat_template: str) -> None:
+        super().__init__(chat_template)
+        self.work: list[tuple[int, str]] = []
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        self.work.append((len(text), threading.current_thread().name))
+        return super().encode(text, add_special_tokens)
+
+    def decode(self, tokens: Sequence[int], **options: bool) -> str:
+        self.work.append((len(tokens), threading.current_thread().name))
+        return super().decode(tokens, **options)
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "completions", "responses", "messages"])
+async def test_work_with_long_texts_leaves_the_event_loop_alone(
+    colour: Colour,
+    sampler: SamplingClient,
+    session: aiohttp.ClientSession,
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    script: Script,
+) -> None:
+    rendered: list[str] = []
+    render = ChatTemplate.render
+
+    def noted(self: ChatTemplate, *args: Any) -> str:
+        rendered.append(threading.current_thread().name)
+        return render(self, *args)
+
+    monkeypatch.setattr(ChatTemplate, "render", noted)
+    tokenizer, long = Watched(SMOLLM2), "x" * 9_000
+    field = {"completions": "prompt", "responses": "input"}.get(path, "messages")
+    async with colour.gateway(sampler, tokenizer=tokenizer) as gateway:
+        http = Http(gateway.rollout(), session)
+        for stream in (False, True):
+            script.texts = [f"reply {long}"]
+            prompt = f"{stream} {long}"
+            asked: Any = prompt if field == "prompt" else [{"role": "user", "content": prompt}]
+            async with http.send("POST", path, {"model": "m", field: asked, "stream": stream}) as answer:
+                assert answer.status == 200, await answer.text()
+    with_long = [name for size, name in tokenizer.work if size >= 9_000]
+    assert with_long == ["AnyIO worker thread"] * 4  # each prompt is encoded, and each reply decoded
+    assert rendered == ["AnyIO worker thread"] * (0 if path == "completions" else 2)
+
+
+async def test_agents_in_every_worker_thread_do_not_hold_up_the_gateway(http: Http, gateway: AgentGateway) -> None:
+    """They wait for an answer that needs a thread, too."""
+    body = msgspec.json.encode({**CHAT, "messages": [{"role": "user", "content": "x" * 10_000}], "max_tokens": 1})
+    headers = {"authorization": f"Bearer {http.rollout.api_key}"}
+    url = f"{http.rollout.base_url}/chat/completions"
+
+    def agent() -> int:
+        with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=PATIENCE_SECONDS) as answer:
+            return int(answer.status)
+
+    everyone = int(to_thread.current_default_thread_limiter().total_tokens)
+    answers = await asyncio.gather(*(to_thread.run_sync(agent) for _ in range(everyone)))
+    assert answers == [200] * everyone
+
+
+# --- clients ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OpenAI", "Anthropic"):
+        monkeypatch.setitem(sys.modules, name.lower(), openai_stub.module(name))
+
+
+@pytest.mark.usefixtures("packages")
+async def test_a_client_for_code_that_blocks_is_closed_with_its_rollout(colour: Colour, http: Http) -> None:
+    rollout = colour.own(http.rollout)
+    made = await asyncio.to_thread(rollout.openai_client)
+    assert isinstance(made, openai_stub.OpenAI)
+    assert await asyncio.to_thread(rollout.openai_client) is made
+    answer = await asyncio.to_thread(made.chat.completions.create, model="any", messages=HI)
+    assert [call.id for call in http.rollout.calls] == [answer.id]
+    await http.rollout.close()
+    assert made.is_closed
+    with pytest.raises(ClosedError, match="closed"):
+        rollout.openai_client()
+
+
+@pytest.mark.usefixtures("packages")
+async def test_a_client_for_coroutines_shares_nothing_with_others(colour: Colour, http: Http) -> None:
+    rollout = colour.own(http.rollout)
+    made = rollout.openai_client()
+    assert isinstance(made, openai_stub.AsyncOpenAI)
+    assert made is rollout.openai_client()
+    assert await asyncio.to_thread(rollout.openai_client) is not made
+    assert made.http_client is not None
+    assert made.http_client.options["trust_env"] is False  # no proxy
+    await made.chat.completions.create(model="any", messages=HI)
+    await http.rollout.close()
+    assert made.is_closed or colour.module is loops_sync  # there, the loop of the test is the caller's
+
+
+@pytest.mark.usefixtures("packages")
+async def test_each_api_has_its_client(colour: Colour, http: Http) -> None:
+    made = colour.own(http.rollout).anthropic_client()
+    assert (f"{made.base_url}/v1", made.api_key) == (http.rollout.base_url, http.rollout.api_key)
+
+
+async def test_a_package_that_is_missing_is_named(colour: Colour, http: Http, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(ImportError, match="pip install openai"):
+        colour.own(http.rollout).openai_client()
+
+
 # --- arguments and records -------------------------------------------------------------------------------------------
 
 
@@ -483,6 +606,11 @@ async def test_leaving_the_gateway_closes_its_rollouts(
         ("grace", -1),
         ("ignore", "logit_bias"),
         ("end_tokens", "<|im_end|>"),
+        ("end_tokens", 3),
+        ("chat_template", 3),
+        ("template_kwargs", ["x"]),
+        ("template_kwargs", {"x": object()}),
+        ("stream_wait", "soon"),
     ],
 )
 async def test_wrong_arguments_are_named(colour: Colour, sampler: SamplingClient, option: str, value: Any) -> None:

@@ -25,8 +25,11 @@ from loops_local import serve_in_thread
 ROOT = Path(__file__).resolve().parents[2]
 CLIENTS = Path(__file__).with_name("clients.py")
 ENVIRONMENTS = {
-    "openai2": ("openai_chat", "openai_responses", "litellm", "verifiers"),
-    "openai3": ("openai_chat", "openai_responses", "agents_chat", "agents_responses", "anthropic"),
+    "openai2": ("openai_chat", "openai_responses", "openai_ready", "litellm", "verifiers"),
+    "openai3": (
+        *("openai_chat", "openai_responses", "openai_ready", "agents_chat", "agents_responses"),
+        *("anthropic", "anthropic_ready"),
+    ),
 }
 """Which clients each environment has; ``locks/agents-NAME.txt`` has their versions."""
 NEWEST_FIRST = ("3.13", "3.12")

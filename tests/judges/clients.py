@@ -12,6 +12,8 @@ import json
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import redirect_stdout
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import Any
 
 Judge = Callable[[str, str, bool, bool], Awaitable[str]]
@@ -34,6 +36,30 @@ async def openai_chat(base_url: str, api_key: str, stream: bool, tools: bool) ->
 
     async with AsyncOpenAI(base_url=base_url, api_key=api_key) as client:
         return await _chat(client.chat.completions.create, stream, tools, model="judge")
+
+
+async def openai_ready(base_url: str, api_key: str, stream: bool, tools: bool) -> str:
+    """Converse with the clients that `AgentRollout.openai_client` returns: the blocking one, or to stream the other."""
+    clients = _ready(base_url, api_key)
+    blocking = await asyncio.to_thread(clients.get, "openai")
+
+    async def create(**options: Any) -> Any:
+        return await asyncio.to_thread(blocking.chat.completions.create, **options)
+
+    said = await _chat(
+        clients.get("openai").chat.completions.create if stream else create, stream, tools, model="judge"
+    )
+    await clients.close()
+    return said
+
+
+def _ready(base_url: str, api_key: str) -> Any:
+    """Return the library's own clients, from their file, since the library is not installed beside the others."""
+    file = Path(__file__).parents[2] / "loops_async" / "_agents" / "clients.py"
+    spec: Any = spec_from_file_location("ready", file)
+    module: Any = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Clients({"openai": base_url, "anthropic": base_url.removesuffix("/v1")}, api_key)
 
 
 async def litellm(base_url: str, api_key: str, stream: bool, tools: bool) -> str:
@@ -114,29 +140,38 @@ async def openai_responses(base_url: str, api_key: str, stream: bool, tools: boo
 async def anthropic(base_url: str, api_key: str, stream: bool, tools: bool) -> str:
     from anthropic import AsyncAnthropic
 
+    async with AsyncAnthropic(base_url=base_url.removesuffix("/v1"), api_key=api_key) as client:
+        return await _anthropic(client, stream, tools)
+
+
+async def anthropic_ready(base_url: str, api_key: str, stream: bool, tools: bool) -> str:
+    async with _ready(base_url, api_key).get("anthropic") as client:
+        return await _anthropic(client, stream, tools)
+
+
+async def _anthropic(client: Any, stream: bool, tools: bool) -> str:
     tool = {"name": TOOL["name"], "description": TOOL["description"], "input_schema": TOOL["parameters"]}
     options: dict[str, Any] = {"tools": [tool]} if tools else {}
-    async with AsyncAnthropic(base_url=base_url.removesuffix("/v1"), api_key=api_key) as client:
-        messages: list[Any] = []
-        answer: Any = None
-        for question in QUESTIONS:
-            messages.append({"role": "user", "content": question})
-            while True:
-                asked = {"model": "judge", "max_tokens": MOST_TOKENS, "messages": messages, **options}
-                if stream:
-                    async with client.messages.stream(**asked) as events:
-                        answer = await events.get_final_message()
-                else:
-                    answer = await client.messages.create(**asked)
-                messages.append({"role": "assistant", "content": [each.model_dump() for each in answer.content]})
-                calls = [block for block in answer.content if block.type == "tool_use"]
-                if not calls:
-                    break
-                results = [
-                    {"type": "tool_result", "tool_use_id": call.id, "content": weather(**call.input)} for call in calls
-                ]
-                messages.append({"role": "user", "content": results})
-        return "".join(block.text for block in answer.content if block.type == "text")
+    messages: list[Any] = []
+    answer: Any = None
+    for question in QUESTIONS:
+        messages.append({"role": "user", "content": question})
+        while True:
+            asked = {"model": "judge", "max_tokens": MOST_TOKENS, "messages": messages, **options}
+            if stream:
+                async with client.messages.stream(**asked) as events:
+                    answer = await events.get_final_message()
+            else:
+                answer = await client.messages.create(**asked)
+            messages.append({"role": "assistant", "content": [each.model_dump() for each in answer.content]})
+            calls = [block for block in answer.content if block.type == "tool_use"]
+            if not calls:
+                break
+            results = [
+                {"type": "tool_result", "tool_use_id": call.id, "content": weather(**call.input)} for call in calls
+            ]
+            messages.append({"role": "user", "content": results})
+    return "".join(block.text for block in answer.content if block.type == "text")
 
 
 async def agents_chat(base_url: str, api_key: str, stream: bool, tools: bool) -> str:
@@ -198,10 +233,12 @@ async def verifiers(base_url: str, api_key: str, stream: bool, tools: bool) -> s
 
 JUDGES: dict[str, Judge] = {
     "openai_chat": openai_chat,
+    "openai_ready": openai_ready,
     "openai_responses": openai_responses,
     "litellm": litellm,
     "verifiers": verifiers,
     "anthropic": anthropic,
+    "anthropic_ready": anthropic_ready,
     "agents_chat": agents_chat,
     "agents_responses": agents_responses,
 }
