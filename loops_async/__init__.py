@@ -45,6 +45,7 @@ from ._progress import print_progress
 from ._sampling.adaptive import Adaptive
 from ._sampling.limiter import Limiter
 from ._version import __version__
+from ._work.budget import Budget
 from ._work.dump import dump_all
 from .agents import *  # noqa: F403 - each module lists its public names in `__all__`
 from .batch import *  # noqa: F403
@@ -69,6 +70,7 @@ from .types.work import *  # noqa: F403
 
 __all__ = [
     "Adaptive",
+    "Budget",
     "CallFuture",
     "ControlPlane",
     "ForwardBackwardFuture",

@@ -6,13 +6,24 @@ import logging
 from time import monotonic
 from typing import Literal, TypeAlias
 
+from msgspec import Struct
+
 from ._progress import stage_line
+from ._work.usage import Up
 from .errors import ClosedError
 from .types import ProvisioningEvent, Run, Sampler
 
 Kind: TypeAlias = Literal["run", "sampler"]
 
 log = logging.getLogger("loops_async.provisioning")
+
+
+class _Up(Struct):
+    """Since and until when something was there, as far as this client knows."""
+
+    kind: Kind
+    since: float
+    until: float | None = None
 
 
 class Running:
@@ -23,13 +34,13 @@ class Running:
 
     def __init__(self) -> None:
         self._created: dict[str, Run | Sampler] = {}
-        self._since: dict[str, float] = {}
+        self._up: dict[str, _Up] = {}
         self._deactivated: set[str] = set()
 
     def add(self, created: Run | Sampler) -> None:
         """Record what the service created for this client."""
         self._created[created.id] = created
-        self._since[created.id] = monotonic()
+        self._up[created.id] = _Up(kind_of(created), monotonic())
         self._deactivated.discard(created.id)
 
     def get(self, id_: str) -> Run | Sampler | None:
@@ -43,7 +54,14 @@ class Running:
     def take_all(self) -> list[Run | Sampler]:
         """Return everything, which is then no longer this client's concern."""
         created, self._created = self._created, {}
+        for id_ in created:
+            self._up[id_].until = monotonic()
         return list(created.values())
+
+    def up(self) -> list[Up]:
+        """Return for how long what was created has been there; in any thread."""
+        now = monotonic()
+        return [Up(id_, up.kind == "run", (up.until or now) - up.since) for id_, up in dict(self._up).items()]
 
     def deactivated(self, id_: str, kind: Kind) -> None:
         """Record that a run or a sampler was deactivated, whichever client created it."""
@@ -51,8 +69,10 @@ class Running:
         if id_ in self._deactivated:
             return
         self._deactivated.add(id_)
-        now = monotonic()
-        seconds = now - self._since.pop(id_, now)
+        seconds, up = 0.0, self._up.get(id_)
+        if up is not None:
+            up.until = monotonic()
+            seconds = up.until - up.since
         log.info("%s", stage_line(ProvisioningEvent(kind=kind, id=id_, stage="deactivated", seconds=seconds)))
 
     def deployment_deactivated(self, deployment_id: str) -> None:

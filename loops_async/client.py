@@ -27,6 +27,7 @@ from ._session.requests import run_request, sampler_request
 from ._session.runtime import Runtime
 from ._tasks import run_to_completion
 from ._training.step_log import StepOptions
+from ._work.budget import Budget
 from ._work.dump import dump, inflight
 from ._work.registry import Work
 from .control_plane import ControlPlane, resolve_team
@@ -50,6 +51,7 @@ from .types import (
     Sampler,
     ServerCapabilities,
     StepMetrics,
+    Usage,
     WandbConfig,
 )
 
@@ -92,6 +94,7 @@ class ServiceClient(SameWhenCopied, KnowsOtherNames):
         request_log: a file to which each request and each answer is appended as a line of JSON, without secrets, and
             readable for you alone; default ``LOOPS_REQUEST_LOG``, else none. ``LOOPS_REQUEST_LOG_BODIES`` is
             ``short`` (the default: bodies up to 2,000 characters), ``full`` or ``none``.
+        budget: limits of what the session may use, e.g. of tokens or of the cost; default none.
 
     Raises:
         ConfigError: neither an API key nor a base_url was given, or an argument is invalid.
@@ -118,6 +121,7 @@ class ServiceClient(SameWhenCopied, KnowsOtherNames):
         allow_http: bool | None = None,
         on_exit: Literal["deactivate", "warn", "leave"] = "warn",
         request_log: str | PathLike[str] | None = None,
+        budget: Budget | None = None,
     ) -> None:
         if on_exit not in get_args(OnExit):
             raise ConfigError(f"on_exit must be 'deactivate', 'warn' or 'leave'; got {on_exit!r}")
@@ -135,6 +139,7 @@ class ServiceClient(SameWhenCopied, KnowsOtherNames):
             request_log=request_log,
         )
         self._set_up(settings, None, on_exit)
+        self.budget = budget
 
     def _set_up(self, settings: Settings, local: LocalUrls | None, on_exit: OnExit) -> None:
         self._settings = settings
@@ -143,6 +148,7 @@ class ServiceClient(SameWhenCopied, KnowsOtherNames):
         self._session: _Session | None = None
         self._opening = asyncio.Lock()
         self._is_closed = False
+        self._budget: Budget | None = None
 
     @classmethod
     def local(cls, *, trainer_url: str, sampler_url: str) -> ServiceClient:
@@ -183,6 +189,7 @@ class ServiceClient(SameWhenCopied, KnowsOtherNames):
                     await runtime.close()
                     raise
                 self._session = session
+                runtime.transport.work.budget = self._budget
                 runtime.warn_if_unclosed(repr(self))
         return self
 
@@ -724,6 +731,39 @@ class ServiceClient(SameWhenCopied, KnowsOtherNames):
             file: also write it there, e.g. ``sys.stderr``.
         """
         return dump(self._work, file)
+
+    @property
+    def usage(self) -> Usage:
+        """What this session has used until now: a snapshot, from which an earlier one can be subtracted.
+
+        Makes no request; it can also be read when the client is closed.
+
+        Example:
+            ::
+
+                before = service.usage
+                answer = await sampler.sample(prompt)
+                used = service.usage - before
+                print(used.completion_tokens, used.cost(loops.Prices(prompt=0.1, completion=0.4)))
+        """
+        return Usage() if self._session is None else self._work.usage()
+
+    @property
+    def budget(self) -> Budget | None:
+        """The limits of what the session may use; None for none. Can be set at any time.
+
+        Raises:
+            InputError: what is set is no `Budget`.
+        """
+        return self._budget
+
+    @budget.setter
+    def budget(self, budget: Budget | None) -> None:
+        if budget is not None and not isinstance(budget, Budget):
+            raise InputError("budget", f"must be a Budget or None; got {type(budget).__name__}")
+        self._budget = budget
+        if self._session is not None:
+            self._work.budget = budget
 
     # --- internals ---
 

@@ -5,6 +5,7 @@
     LoopsError                      root: picklable, `.retryable`
     ├── ConfigError                 also ValueError: arguments or environment variables are wrong
     ├── InputError                  also ValueError: `.path`, rejected before anything was sent
+    ├── BudgetExceededError         also RuntimeError: `.limit`, the client's budget is used up; nothing was sent
     ├── UnsupportedError            also NotImplementedError: the service does not support this
     ├── ClosedError                 also RuntimeError: the client is closed, or was opened elsewhere
     ├── NotReadyError               also TimeoutError and RuntimeError: a trainer or sampler was not ready in time
@@ -55,6 +56,7 @@ __all__ = [
     "ApiError",
     "AuthenticationError",
     "BadRequestError",
+    "BudgetExceededError",
     "CallTimeoutError",
     "ClosedError",
     "ConfigError",
@@ -143,6 +145,21 @@ class InputError(LoopsError, ValueError):
     def __init__(self, path: str, problem: str) -> None:
         super().__init__(f"{path}: {problem}")
         self.path = path
+
+
+class BudgetExceededError(LoopsError, RuntimeError):
+    """A call would go beyond a limit of the client's `Budget`; nothing was sent, and what is under way goes on.
+
+    `limit` is the name of the limit and `most` its value, `used` what is used or under way, and `would_be` what it
+    would have become, each in the unit of the limit.
+    """
+
+    def __init__(self, message: str, *, limit: str, most: float, used: float, would_be: float) -> None:
+        super().__init__(message)
+        self.limit = limit
+        self.most = most
+        self.used = used
+        self.would_be = would_be
 
 
 class UnsupportedError(LoopsError, NotImplementedError):

@@ -217,6 +217,18 @@ class LossRule(Struct, frozen=True, kw_only=True):
         width = len(counts) // positions
         return counts if width == 1 else [any(counts[at : at + width]) for at in range(0, len(counts), width)]
 
+    def trained(self, datum: Datum) -> int:
+        """Return the number of positions whose weight or advantage is not 0; see `counted`."""
+        positions = datum.model_input.length
+        targets, factors = datum.loss_fn_inputs.get(TARGET_TOKENS), datum.loss_fn_inputs.get(self.excluding)
+        if targets is not None and len(targets.data) != positions:  # several targets for each position
+            return sum(self.counted(datum))
+        if factors is None:
+            return positions if targets is None else positions - targets.data.count(IGNORED_TARGET)
+        if len(factors.data) == 1:
+            return positions if factors.data[0] else 0
+        return positions - factors.data.count(0)
+
 
 # The reference lists skip_token_normalization for cross_entropy only. Every loss has it here, since "More facts" there
 # says that all losses are sums, which `optim_step` divides by the number of tokens unless this is set.

@@ -36,6 +36,7 @@ from ._session.runtime import Runtime, detached_runtime
 from ._session.served_models import base_model_of, fetch_served_models
 from ._tasks import gather_or_raise
 from ._waiting import TimeLimit
+from ._work.usage import Counts
 from .errors import (
     ApiError,
     ClosedError,
@@ -201,6 +202,7 @@ class SamplingClient(SameWhenCopied, KnowsOtherNames):
             SampleTimeoutError: no answer within `timeout`.
             SamplerTerminatedError: the sampler's deployment has ended, so it will not become ready.
             NotReadyError: the sampler was not ready within `ready_timeout`.
+            BudgetExceededError: the service client's `Budget` does not allow it; nothing was sent.
             ApiError: the service refused the request.
         """
         body = self._checked_body(prompt, num_samples, sampling_params, include_prompt_logprobs, topk_prompt_logprobs)
@@ -222,6 +224,8 @@ class SamplingClient(SameWhenCopied, KnowsOtherNames):
         ids = {"id": key, "run_id": self._endpoint.run_id, "sampler_id": self._endpoint.sampler_id}
         with runtime.transport.work.begin("sample", "sample", subject=body, **ids) as entry:
             async with runtime.admission:
+                if entry.work.budget is not None:
+                    entry.work.admit(entry, _asked(body), most_completions=body.n * (body.max_tokens or 1))
                 if isinstance(self._endpoint.deployment, ServerlessDeployment):
                     queue = SampleQueue(self._endpoint, runtime.transport)
                     (completions, request_id), version = await queue.answer(request, key=key), ""
@@ -236,6 +240,8 @@ class SamplingClient(SameWhenCopied, KnowsOtherNames):
                 policy_version=version,
                 request_id=request_id,
                 clean=runtime.transport.clean,
+                counts=entry.counts,
+                prompt_length=None if body.model_input_chunks is UNSET else _length(body),
             )
         response: SampleResponse = entry.result
         return response
@@ -679,6 +685,17 @@ def _tokens(prompt: ModelInput) -> list[int]:
     """Return the prompt's tokens; a single text chunk is not copied, since thousands may be in flight."""
     only = prompt.chunks[0]
     return only.tokens if len(prompt.chunks) == 1 and isinstance(only, EncodedTextChunk) else prompt.to_ints()
+
+
+def _length(body: protocol.SampleBody) -> int:
+    """Return the positions of the prompt, with those of its images."""
+    chunks = body.model_input_chunks
+    return len(body.prompt) if chunks is UNSET else ModelInput(chunks).length
+
+
+def _asked(body: protocol.SampleBody) -> Counts:
+    """Return what a sample uses for certain; each completion has at least one token."""
+    return Counts(samples=1, prompt_tokens=_length(body), completion_tokens=body.n, requests=1)
 
 
 def _affinity_header(key: str | None) -> dict[str, str]:

@@ -12,6 +12,7 @@ import loops_async as _core
 from loops_async import (
     AuthScheme,
     AvailabilityModel,
+    Budget,
     Checkpoint,
     CheckpointDownload,
     CheckpointFile,
@@ -25,6 +26,7 @@ from loops_async import (
     Sampler,
     ServerCapabilities,
     StepMetrics,
+    Usage,
     WandbConfig,
 )
 from loops_sync._bridge import Items
@@ -73,6 +75,7 @@ class ServiceClient(Opened[_core.ServiceClient]):
         request_log: a file to which each request and each answer is appended as a line of JSON, without secrets, and
             readable for you alone; default ``LOOPS_REQUEST_LOG``, else none. ``LOOPS_REQUEST_LOG_BODIES`` is
             ``short`` (the default: bodies up to 2,000 characters), ``full`` or ``none``.
+        budget: limits of what the session may use, e.g. of tokens or of the cost; default none.
 
     Raises:
         ConfigError: neither an API key nor a base_url was given, or an argument is invalid.
@@ -99,6 +102,7 @@ class ServiceClient(Opened[_core.ServiceClient]):
         allow_http: bool | None = None,
         on_exit: Literal["deactivate", "warn", "leave"] = "warn",
         request_log: str | PathLike[str] | None = None,
+        budget: Budget | None = None,
     ) -> None:
         self._open(
             _core.ServiceClient,
@@ -114,6 +118,7 @@ class ServiceClient(Opened[_core.ServiceClient]):
             allow_http=allow_http,
             on_exit=on_exit,
             request_log=request_log,
+            budget=budget,
         )
 
     @classmethod
@@ -674,3 +679,32 @@ class ServiceClient(Opened[_core.ServiceClient]):
             file: also write it there, e.g. ``sys.stderr``.
         """
         return self._impl.dump(file=file)
+
+    @property
+    def usage(self) -> Usage:
+        """What this session has used until now: a snapshot, from which an earlier one can be subtracted.
+
+        Makes no request; it can also be read when the client is closed.
+
+        Example:
+            ::
+
+                before = service.usage
+                answer = sampler.sample(prompt)
+                used = service.usage - before
+                print(used.completion_tokens, used.cost(loops.Prices(prompt=0.1, completion=0.4)))
+        """
+        return self._impl.usage
+
+    @property
+    def budget(self) -> Budget | None:
+        """The limits of what the session may use; None for none. Can be set at any time.
+
+        Raises:
+            InputError: what is set is no `Budget`.
+        """
+        return self._impl.budget
+
+    @budget.setter
+    def budget(self, budget: Budget | None) -> None:
+        self._impl.budget = budget

@@ -6,6 +6,7 @@
     LoopsError                      root: picklable, `.retryable`
     ├── ConfigError                 also ValueError: arguments or environment variables are wrong
     ├── InputError                  also ValueError: `.path`, rejected before anything was sent
+    ├── BudgetExceededError         also RuntimeError: `.limit`, the client's budget is used up; nothing was sent
     ├── UnsupportedError            also NotImplementedError: the service does not support this
     ├── ClosedError                 also RuntimeError: the client is closed, or was opened elsewhere
     ├── NotReadyError               also TimeoutError and RuntimeError: a trainer or sampler was not ready in time
@@ -47,6 +48,7 @@ from loops_async import (
     ApiError,
     AuthenticationError,
     BadRequestError,
+    BudgetExceededError,
     CallTimeoutError,
     ClosedError,
     ConfigError,
@@ -86,6 +88,7 @@ __all__ = [
     "ApiError",
     "AuthenticationError",
     "BadRequestError",
+    "BudgetExceededError",
     "CallTimeoutError",
     "ClosedError",
     "ConfigError",

@@ -104,6 +104,7 @@ class SamplingClient(Handle[_core.SamplingClient]):
             SampleTimeoutError: no answer within `timeout`.
             SamplerTerminatedError: the sampler's deployment has ended, so it will not become ready.
             NotReadyError: the sampler was not ready within `ready_timeout`.
+            BudgetExceededError: the service client's `Budget` does not allow it; nothing was sent.
             ApiError: the service refused the request.
         """
         return self._bridge.run(

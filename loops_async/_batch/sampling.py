@@ -14,6 +14,7 @@ from .._sampling.adaptive import Adaptive
 from .._sampling.limiter import Limiter, as_limiter
 from ..errors import (
     AuthenticationError,
+    BudgetExceededError,
     ClosedError,
     ConfigError,
     LoopsError,
@@ -26,7 +27,14 @@ from .records import Record, answered, failed, invalid
 from .rows import Row, prompt_tokens, row_of
 from .settings import BatchSettings, checked
 
-HOPELESS: Final = (AuthenticationError, PermissionDeniedError, ProvisioningError, ConfigError, ClosedError)
+HOPELESS: Final = (
+    AuthenticationError,
+    PermissionDeniedError,
+    ProvisioningError,
+    ConfigError,
+    ClosedError,
+    BudgetExceededError,
+)
 """Errors that all other rows would have, too."""
 
 log: logging.Logger = logging.getLogger("loops_async.sampling")

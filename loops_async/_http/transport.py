@@ -231,6 +231,7 @@ class Transport:
                     if attempt is not None:
                         attempt.answered(response.status, response.headers, response.content)
                     answer = await self._read(request, response)
+                    entry.counts.bytes_received += response.content.total_bytes
                     if attempt is not None:
                         attempt.read(answer.body)
                     return answer
@@ -267,7 +268,10 @@ class Transport:
         try:
             async with AsyncExitStack() as stack:
                 response = await self._opened(request, stack)
-                yield tape.OpenAnswer(response.status, response.headers, response.content)
+                try:
+                    yield tape.OpenAnswer(response.status, response.headers, response.content)
+                finally:
+                    CURRENT.get().counts.bytes_received += response.content.total_bytes
                 return
         except _NETWORK_ERRORS as cause:
             if isinstance(cause, LoopsError):
@@ -346,8 +350,13 @@ class Transport:
         self.check_usable()
         headers = _headers(request, authorization)
         data: Any = request.body
+        counts = CURRENT.get().counts
+        counts.requests += 1
         if isinstance(data, Body):
+            counts.bytes_sent += data.size
             data = data.stream()
+        elif data is not None:
+            counts.bytes_sent += len(data)
         session = self._new_connections if request.new_connection else self._session
         return session.request(
             request.method,

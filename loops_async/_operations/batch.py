@@ -8,7 +8,7 @@ Source: data-plane reference 1.7.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import Final
@@ -53,16 +53,26 @@ class Batch:
     async def encode(self) -> EncodedBatch:
         """Encode the datums, split into as many parts as the size limit requires."""
         overhead = len(_HEAD) + len(_NO_DATA) + len(_encode_tail(self._body, 1 << 62))
-        arrays = await encode_data(self._data, group=LOSSES[self._body.loss_fn].group, overhead=overhead)
-        return EncodedBatch(arrays, self._body)
+        rule, trained = LOSSES[self._body.loss_fn], 0
+
+        def counted() -> Iterator[Datum]:
+            nonlocal trained
+            for datum in self._data:
+                trained += rule.trained(datum)
+                yield datum
+
+        data = counted() if self.name == "forward_backward" else self._data
+        arrays = await encode_data(data, group=rule.group, overhead=overhead)
+        return EncodedBatch(arrays, self._body, trained)
 
 
 class EncodedBatch:
     """The parts of a batch, each of which is one request."""
 
-    def __init__(self, parts: Sequence[DatumArray], body: ForwardBody) -> None:
+    def __init__(self, parts: Sequence[DatumArray], body: ForwardBody, trained_tokens: int) -> None:
         self._parts = parts
         self._body = body
+        self.trained_tokens = trained_tokens
 
     @property
     def bodies(self) -> Sequence[MakeBody]:

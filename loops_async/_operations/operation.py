@@ -39,6 +39,11 @@ class Encoded(Protocol[T]):
         """The number of datums in each part."""
         ...
 
+    @property
+    def trained_tokens(self) -> int:
+        """The number of positions that are trained."""
+        ...
+
     def merge(self, results: Sequence[T]) -> T:
         """Merge the results of the parts, given in order, into one."""
         ...
@@ -72,6 +77,7 @@ class SmallOperation(Generic[T]):
 
     is_dependent = False
     datums = (0,)
+    trained_tokens = 0
 
     def __init__(self, name: str, result: type[T], body: SmallBody) -> None:
         self.name = name

@@ -14,6 +14,7 @@ from .._http.retry import OPERATION, may_have_acted, retry
 from .._http.transport import Transport
 from .._tasks import TaskOwner
 from .._work.registry import CURRENT, Entry
+from .._work.usage import Counts
 from ..errors import (
     ApiError,
     ClosedError,
@@ -91,6 +92,7 @@ class Submitter:
 
     def _begin(self, operation: Operation[Any], id_: str | None = None) -> Entry:
         self._transport.check_usable()
+        outer = CURRENT.get()
         return self._transport.work.begin(
             "operation",
             operation.name,
@@ -98,6 +100,7 @@ class Submitter:
             run_id=self._endpoint.run_id,
             subject=operation,
             waiting_for="turn",
+            is_counted=outer.is_over or outer.kind != "provisioning",
         )
 
     async def _in_turn(
@@ -120,6 +123,7 @@ class Submitter:
         entry = self._begin(operation)
         try:
             encoded = await operation.encode()
+            self._transport.work.admit(entry, _counts_of(encoded))
             return await self._send_parts(operation, entry, encoded, new_parts(encoded))
         except BaseException as error:
             entry.end(error)
@@ -138,6 +142,7 @@ class Submitter:
         encoded = await operation.encode()
         await submission.turn.wait()
         parts = await parts_of(operation.name, encoded, resume=resume, latest=self._turns.unfinished)
+        self._transport.work.admit(entry, _counts_of(encoded))
         submission.is_sent = True
         self._turns.latest, self._turns.unfinished = parts[0].key, None
         return await self._send_parts(operation, entry, encoded, parts)
@@ -157,6 +162,9 @@ class Submitter:
             raise
 
         entry.accepted(ids[0])
+        entry.release()
+        if entry.is_counted:
+            entry.counts.add(_counts_of(encoded))
 
         async def collect() -> T:
             # A wait that failed without news of the operation may be repeated.
@@ -253,6 +261,10 @@ class _Submission:
                 entry.end(None if task.cancelled() else task.exception())
         if self._is_abandoned and not task.cancelled() and (error := task.exception()):
             log.warning("%s failed after its caller was cancelled: %s", self.operation, without_quote(error))
+
+
+def _counts_of(encoded: Encoded[Any]) -> Counts:
+    return Counts(operations=1, datums=sum(encoded.datums), trained_tokens=encoded.trained_tokens)
 
 
 def _recognize_shutdown(error: LoopsError) -> LoopsError:

@@ -14,6 +14,7 @@ from msgspec import Meta, Raw, Struct
 
 from .. import protocol
 from .._http.decoding import UNREADABLE
+from .._work.usage import Counts
 from ..errors import ProtocolError
 from ..types import ExternalRef, SampledSequence, SampleResponse
 from ..types.sampling import TopK
@@ -27,6 +28,7 @@ _TokenIds: TypeAlias = list[Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)
 
 
 class _Usage(Struct):
+    prompt_tokens: int | None = None
     completion_tokens: int | None = None
 
 
@@ -47,6 +49,7 @@ class _Completions(Struct, kw_only=True, gc=False):
     usage: _Usage | None = None
 
 
+_NO_USAGE: Final = _Usage()
 _NAME: Final = b'"token_id:'
 _MOST_DIGITS: Final = 18
 _EXCERPT: Final = 200
@@ -65,6 +68,8 @@ def read_completions(
     policy_version: str = "",
     request_id: str | None = None,
     clean: Callable[[str], str] = str,
+    counts: Counts | None = None,
+    prompt_length: int | None = None,
 ) -> SampleResponse:
     """Read the body of an answer.
 
@@ -75,6 +80,8 @@ def read_completions(
         policy_version: the answer's header with the version of the weights, if there is one.
         request_id: the answer's id, if it has one.
         clean: removes secrets from the part of the body that an error shows.
+        counts: where the tokens are counted: those that the service reports, else those that were sent and received.
+        prompt_length: the positions of the prompt; None for one without images.
 
     Raises:
         ProtocolError: the body has no list of completions.
@@ -88,14 +95,24 @@ def read_completions(
     scored = first.prompt_logprobs if first else None
     prompt = expanded or prompt
     echo = len(prompt) if _echoes(answer, prompt) else 0
+    sequences = [_sequence(choice, echo) for choice in answer.choices]
+    if counts is not None:
+        usage = answer.usage or _NO_USAGE
+        sent = len(prompt) if prompt_length is None or expanded else prompt_length
+        received = sum(len(sequence.tokens) for sequence in sequences)
+        counts.sampled(_reported(usage.prompt_tokens, sent), _reported(usage.completion_tokens, received))
     return SampleResponse(
-        sequences=[_sequence(choice, echo) for choice in answer.choices],
+        sequences=sequences,
         policy_version=_number_in(policy_version),
         request_id=request_id,
         prompt_token_ids=expanded,
         prompt_logprobs=[_own_logprob(*pair) for pair in zip(scored, prompt, strict=False)] if scored else None,
         topk_prompt_logprobs=[_top(candidates, topk) for candidates in scored] if scored and topk else None,
     )
+
+
+def _reported(count: int | None, own: int) -> int:
+    return own if count is None or count < 0 else count
 
 
 def _with_ids(answer: _Completions) -> _Completions:

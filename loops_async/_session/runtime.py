@@ -54,6 +54,7 @@ class Runtime:
         self.tasks: TaskOwner = TaskOwner()
         self.heartbeat: Heartbeat = Heartbeat(self.tasks)
         self.running: Running = Running()
+        self.transport.work.up = self.running.up
         self.ledger: RunLedger = RunLedger(self.running)
         self.control_plane: ControlPlane = control_plane(self.transport, settings.base_url, self.ledger, self.running)
         self.leftovers: Leftovers = Leftovers(self.running, self.control_plane, on_exit, settings.base_url)

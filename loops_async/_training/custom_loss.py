@@ -56,6 +56,7 @@ class Replay:
     def __init__(self, batch: EncodedBatch, report: Mapping[str, float]) -> None:
         self.bodies = batch.bodies
         self.datums = batch.datums
+        self.trained_tokens = batch.trained_tokens
         self._batch = batch
         self._report = report
 

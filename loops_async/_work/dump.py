@@ -54,6 +54,7 @@ def _described(work: Work) -> str:
     lines = [f"{work.client}: {len(shown)} under way", *_counts(shown)]
     lines += [f"  {name}: {fact()}" for name, fact in list(work.facts.items())]
     lines.append(f"  event loop: {f'held for {work.lag:.1f} s' if work.lag >= 0.1 else 'runs'}")
+    lines.append(f"  used: {_used(work)}")
     lines += [f"  {_line(each)}" for each in shown[:MOST_SHOWN]]
     if len(shown) > MOST_SHOWN:
         lines.append(f"  … and {len(shown) - MOST_SHOWN} younger ones")
@@ -63,6 +64,12 @@ def _described(work: Work) -> str:
 def _counts(shown: Sequence[InFlight]) -> list[str]:
     counts = Counter((each.kind, each.waiting_for or "-") for each in shown)
     return [f"  {count} {kind}, waiting for {waiting_for}" for (kind, waiting_for), count in sorted(counts.items())]
+
+
+def _used(work: Work) -> str:
+    usage = work.usage()
+    used = {name: getattr(usage, name) for name in usage.__struct_fields__ if name != "by_run"}
+    return ", ".join(f"{number:,.10g} {name}" for name, number in used.items() if number) or "nothing"
 
 
 def _line(each: InFlight) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from functools import partial
 from time import monotonic
@@ -18,9 +18,12 @@ from typing import Any, Final, Protocol
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ..errors import LoopsError, without_quote
-from ..types import InFlight, WaitingFor, WorkKind
+from ..types import InFlight, Usage, WaitingFor, WorkKind
+from .budget import Budget, check_budget
+from .usage import Counts, Up, total_of, usage_of
 
 BEAT_SECONDS: Final = 1.0
 """How often the event loop shows that it runs, while anything is under way."""
@@ -52,6 +55,8 @@ class Entry(Struct, eq=False):
     work: Work
     kind: WorkKind
     what: str
+    counts: Counts
+    """The counters of its run, which it increments."""
     id: str | None = None
     run_id: str | None = None
     sampler_id: str | None = None
@@ -69,6 +74,10 @@ class Entry(Struct, eq=False):
     last_error: str | None = None
     next_try: float | None = None
     is_over: bool = False
+    is_counted: bool = True
+    """Whether it counts as usage; what provisioning does by itself does not."""
+    reserved: Counts | None = None
+    """What it may still use, as far as a budget counts it."""
     outer: Entry | None = None
     began: float = msgspec.field(default_factory=monotonic)
 
@@ -90,8 +99,16 @@ class Entry(Struct, eq=False):
         if not self.is_over:
             self.is_over = True
             self.work.entries.pop(self, None)
+            if self.reserved is not None:
+                self.release()
             for observer in self.work.observers:
                 observer.ended(self, error)
+
+    def release(self) -> None:
+        """Count what it was admitted for no longer as under way, since it is counted as used or will not be."""
+        if self.reserved is not None:
+            self.work.reserved.add(self.reserved, -1)
+            self.reserved = None
 
     def turn_to(self, goal: WaitingFor) -> None:
         """Wait for `goal` from now on, also while requests ask for it."""
@@ -106,6 +123,7 @@ class Entry(Struct, eq=False):
         self.last_error = without_quote(error)
         self.waiting_for = "retry"
         self.next_try = monotonic() + pause
+        self.counts.retries += 1
         self.tell("retry")
 
     def trying(self, attempt: int) -> None:
@@ -156,6 +174,13 @@ class Work:
         self.entries: dict[Entry, None] = {}
         """The oldest first."""
         self.observers: list[Observer] = []
+        self.counts: dict[str | None, Counts] = {}
+        """What was used, by run."""
+        self.up: Callable[[], Sequence[Up]] = tuple
+        """For how long what was created has been there; called in any thread."""
+        self.budget: Budget | None = None
+        self.reserved: Counts = Counts()
+        """What calls that are under way may use."""
         self.facts: dict[str, Callable[[], str]] = {}
         """What else is worth knowing, by its name; called in any thread."""
         self.client: str = "a client without a session"
@@ -167,7 +192,7 @@ class Work:
 
     def begin(self, kind: WorkKind, what: str, **fields: Any) -> Entry:
         """Begin an entry, which a ``with`` block or `Entry.end` ends."""
-        entry = Entry(self, kind, what, **fields)
+        entry = Entry(self, kind, what, self._counts_of(fields.get("run_id")), **fields)
         self.entries[entry] = None
         if self._timer is None:
             self._start()
@@ -181,6 +206,31 @@ class Work:
         if present.is_over or present.work is not self:
             return self.begin(kind, what, **fields)
         return Part(present)
+
+    def admit(self, entry: Entry, asked: Counts, *, most_completions: int = 0) -> None:
+        """Check that the budget allows `asked`, and count it as under way until `entry` ends.
+
+        `most_completions` is how many tokens it may generate.
+
+        Raises:
+            BudgetExceededError: it does not.
+        """
+        if self.budget is None or not entry.is_counted:
+            return
+        used = total_of([*self.counts.values(), self.reserved], self.up())
+        check_budget(self.budget, used, asked, entry.what)
+        entry.reserved = replace(asked, completion_tokens=max(asked.completion_tokens, most_completions))
+        self.reserved.add(entry.reserved)
+
+    def usage(self) -> Usage:
+        """Return a snapshot of what was used; in any thread."""
+        return usage_of(self.counts, self.up())
+
+    def _counts_of(self, run_id: str | None) -> Counts:
+        counts = self.counts.get(run_id)
+        if counts is None:
+            counts = self.counts[run_id] = Counts()
+        return counts
 
     def all(self) -> list[Entry]:
         """Return what is under way, the oldest first; in any thread."""
@@ -254,7 +304,7 @@ def open_works() -> list[Work]:
 def _nothing() -> Entry:
     work = Work()
     work.close()
-    return Entry(work, "request", "nothing", is_over=True)
+    return Entry(work, "request", "nothing", Counts(), is_over=True)
 
 
 NOTHING: Final = _nothing()

@@ -231,6 +231,16 @@ async def test_a_hopeless_error_ends_the_asking_and_loses_no_answer(
     assert max(prompts_of(jobs).values()) == 1
 
 
+async def test_a_budget_ends_the_asking_and_loses_no_answer(batch: Batch, service: ServiceClient) -> None:
+    batch.give(rows(20))
+    service.budget = loops_async.Budget(samples=service.usage.samples + 6)
+    report = await batch.run(limit=2)
+    assert isinstance(report.stopped, loops_async.BudgetExceededError)
+    assert (report.rows, report.answered, report.failed) == (20, 6, 0)
+    service.budget = None
+    assert (await batch.run()).answered == 20
+
+
 async def test_a_limit_of_failures(batch: Batch, local: LocalService) -> None:
     batch.give(["{", *rows(100)])
     local.faults.answer("POST */sample", 422, {"message": "not this one"}, times=1000)

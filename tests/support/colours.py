@@ -254,6 +254,12 @@ class _Awaited:
             return lambda *args, **options: self._colour.call(method, *args, **options)
         return lambda *args, **options: self._colour.adopt(self._colour.bound(method, *args, **options)())
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("_colour", "facade", "_core"):
+            super().__setattr__(name, value)
+        else:
+            setattr(self.facade, name, self._colour.own(value))
+
     def __await__(self) -> Generator[Any, Any, Any]:
         result: Generator[Any, Any, Any] = self._colour.call(self.facade.result).__await__()
         return result

@@ -9,6 +9,7 @@ import pytest
 
 from loops_async import ProtocolError
 from loops_async._sampling.completions import read_completions
+from loops_async._work.usage import Counts
 
 ANSWER = json.dumps(
     {
@@ -59,6 +60,29 @@ def mutated(numbers: random.Random) -> bytes:
         put = numbers.choice([*ODD, b"", bytes([numbers.randrange(256)])])
         body = body[:start] + put + body[end:] if numbers.random() < 0.9 else body[:start]
     return body
+
+
+@pytest.mark.parametrize(
+    ("reported", "prompt", "completion"),
+    [
+        ({"prompt_tokens": 40, "completion_tokens": 30}, 40, 30),
+        ({"completion_tokens": 30}, 2, 30),
+        ({"prompt_tokens": -1, "completion_tokens": None}, 2, 3),
+        ({"prompt_tokens": "many"}, 2, 3),
+        (None, 2, 3),
+    ],
+)
+def test_tokens_are_counted_as_reported_and_else_as_received(reported: object, prompt: int, completion: int) -> None:
+    counts = Counts()
+    body = json.dumps(json.loads(ANSWER) | {"usage": reported}).encode()
+    read_completions(body, prompt=[1, 2], topk=0, counts=counts)
+    assert (counts.samples, counts.prompt_tokens, counts.completion_tokens) == (1, prompt, completion)
+
+
+def test_a_prompt_with_images_has_the_length_that_was_sent() -> None:
+    counts = Counts()
+    read_completions(b'{"choices": []}', prompt=[], topk=0, counts=counts, prompt_length=70)
+    assert (counts.prompt_tokens, counts.completion_tokens) == (70, 0)
 
 
 @pytest.mark.parametrize("seed", range(4))

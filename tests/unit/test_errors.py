@@ -20,6 +20,7 @@ EXAMPLES: list[LoopsError] = [
     LoopsError("m"),
     errors.ConfigError("m"),
     errors.InputError("data[0]", "is wrong"),
+    errors.BudgetExceededError("m", limit="samples", most=2, used=2, would_be=3),
     errors.UnsupportedError("m"),
     errors.ClosedError("m"),
     errors.NotReadyError("m"),
