@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Final, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias
 from urllib.parse import quote
 
 import msgspec
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from .errors import InputError
 from .types import AdamParams, Datum, TensorData
@@ -52,6 +52,9 @@ MAX_REQUEST_BYTES: Final = 24 * 1024 * 1024
 
 MAX_TOP_K_LOGPROBS: Final = 20
 """The most candidate tokens for one position of an example or of a prompt."""
+
+MAX_METRIC_STEPS: Final = 1024
+"""The most steps whose metrics one request carries."""
 
 SCHEMA_VERSION: Final = 1
 
@@ -129,6 +132,19 @@ class LoadStateBody(Struct, kw_only=True):
     run_id: str | None = None
     seq_id: int | None = None
     model: str | None = None
+
+
+class OwnMetrics(Struct, kw_only=True):
+    """Metrics of the caller's own that belong to one step."""
+
+    step: Annotated[int, Meta(ge=1, lt=2**53)]
+    metrics: dict[str, float]
+
+
+class OwnMetricsBody(Struct, kw_only=True):
+    """``POST /metrics`` of a trainer; an extension of services whose capabilities say ``metrics: true``."""
+
+    steps: Annotated[list[OwnMetrics], Meta(max_length=MAX_METRIC_STEPS)]
 
 
 class Accepted(Struct, kw_only=True):

@@ -35,6 +35,7 @@ from ._session.deactivation import deactivate_run
 from ._session.readiness import health_request
 from ._session.runtime import Runtime
 from ._training.custom_loss import SURROGATE, SURROGATE_CONFIG, CustomLossBatch, check_custom_loss
+from ._training.own_metrics import OwnMetricsSender
 from ._training.step_log import StepLog, StepOptions
 from .errors import ApiError, ClosedError, InputError, UnfinishedSubmission, UnsupportedError
 from .protocol import (
@@ -122,7 +123,7 @@ class TrainingClient(SameWhenCopied, KnowsOtherNames):
             self._endpoint, runtime.turns(run.id), transport=runtime.transport, tasks=runtime.tasks
         )
         about = {"run_id": run.id, "base_model": run.base_model, "lora_rank": lora_rank}
-        self._log = StepLog(steps, run.id, about, runtime.tasks)
+        self._log = StepLog(steps, run.id, about, runtime.tasks, OwnMetricsSender(endpoint, runtime))
         self._heartbeat_name = f"the trainer of run {run.id}"
         transport, request = runtime.transport, health_request(endpoint)
 
@@ -156,8 +157,9 @@ class TrainingClient(SameWhenCopied, KnowsOtherNames):
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Add metrics of your own to those of the next `optim_step` or `step` that is submitted.
 
-        They go where the metrics of steps go, `WandbConfig` and `on_step`; without these, nowhere. If several calls
-        give the same name, the last one counts. Names of the library, e.g. ``loss`` and ``step``, keep its numbers.
+        They go where the metrics of steps go: to `WandbConfig`, to `on_step`, and, the numbers among them, to the
+        dashboard of the embedded service (`ServerCapabilities.metrics`); without these, nowhere. If several calls give
+        the same name, the last one counts. Names of the library, e.g. ``loss`` and ``step``, keep its numbers.
 
         Args:
             metrics: numbers, or what your tracker takes, by name.

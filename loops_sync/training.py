@@ -82,8 +82,9 @@ class TrainingClient(Closing[_core.TrainingClient]):
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Add metrics of your own to those of the next `optim_step` or `step` that is submitted.
 
-        They go where the metrics of steps go, `WandbConfig` and `on_step`; without these, nowhere. If several calls
-        give the same name, the last one counts. Names of the library, e.g. ``loss`` and ``step``, keep its numbers.
+        They go where the metrics of steps go: to `WandbConfig`, to `on_step`, and, the numbers among them, to the
+        dashboard of the embedded service (`ServerCapabilities.metrics`); without these, nowhere. If several calls give
+        the same name, the last one counts. Names of the library, e.g. ``loss`` and ``step``, keep its numbers.
 
         Args:
             metrics: numbers, or what your tracker takes, by name.

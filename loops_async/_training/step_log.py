@@ -1,6 +1,7 @@
 """What is told of each training step: to a run of Weights & Biases or of another tracker, and to `on_step`.
 
-Both get the same rows, in threads of their own. So they never delay training, and their errors do not stop it.
+Both get the same rows, in threads of their own. So they never delay training, and their errors do not stop it. A
+service that shows metrics gets the caller's own.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from .._operations.future import OperationFuture
 from .._tasks import TaskOwner
 from ..errors import InputError
 from ..types import ForwardBackwardOutput, OptimStepResponse, StepMetrics, WandbConfig
+from .own_metrics import OwnMetricsSender
 
 log = logging.getLogger("loops_async.operations")
 
@@ -95,8 +97,12 @@ class StepLog:
     Operations are added in the order in which they were accepted; their results need no other waiter.
     """
 
-    def __init__(self, options: StepOptions, run_id: str, about: Mapping[str, Any], tasks: TaskOwner) -> None:
+    def __init__(
+        self, options: StepOptions, run_id: str, about: Mapping[str, Any], tasks: TaskOwner, sender: OwnMetricsSender
+    ) -> None:
         self._run_id = run_id
+        self._tasks = tasks
+        self._sender = sender
         self._tracked = None if options.wandb_config is None else _TrackedRun(options.wandb_config, about)
         sinks: list[_Sink] = [] if self._tracked is None else [self._tracked]
         sinks += [] if options.on_step is None else [_Callback(options.on_step)]
@@ -105,7 +111,10 @@ class StepLog:
         self._pending: deque[_Pending] = deque()
         self._has_pending = asyncio.Event()
         self._passes: list[tuple[ForwardBackwardOutput, int]] = []
-        self._task = tasks.start(self._follow(), name=f"tell of the steps of run {run_id}") if sinks else None
+        self._is_closed = False
+        self._task: asyncio.Task[None] | None = None
+        if sinks:
+            self._start()
 
     @property
     def run(self) -> Any:
@@ -136,20 +145,31 @@ class StepLog:
 
     def add_pass(self, future: OperationFuture[ForwardBackwardOutput], datums: int) -> None:
         """Tell the metrics of this pass together with the next step."""
-        self._add(_Pending(future, datums))
+        if self._is_telling:
+            self._add(_Pending(future, datums))
 
     def add_step(self, future: OperationFuture[OptimStepResponse], own: Mapping[str, Any]) -> None:
         """Tell of this step."""
-        self._add(_Pending(future, 0, own))
+        if self._is_telling or (own and self._sender.is_wanted):
+            self._add(_Pending(future, 0, own))
 
     async def close(self) -> None:
         """Tell of the steps whose results are known, and finish the W&B run; takes 30 s at most."""
+        self._is_closed = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
 
+    @property
+    def _is_telling(self) -> bool:
+        return any(each.is_working for each in self._tellers)
+
+    def _start(self) -> asyncio.Task[None]:
+        self._task = self._tasks.start(self._follow(), name=f"tell of the steps of run {self._run_id}")
+        return self._task
+
     def _add(self, pending: _Pending) -> None:
-        if self._task is not None and not self._task.done() and any(each.is_working for each in self._tellers):
+        if not self._is_closed and not (self._task or self._start()).done():
             self._pending.append(pending)
             self._has_pending.set()
 
@@ -169,6 +189,7 @@ class StepLog:
                 teller.end()
             for teller in self._tellers:
                 await teller.ended()
+            await self._sender.flush()
 
     def _tell(self, pending: _Pending, outcome: ForwardBackwardOutput | OptimStepResponse | None) -> None:
         if isinstance(outcome, ForwardBackwardOutput):
@@ -181,6 +202,8 @@ class StepLog:
             told = StepMetrics(step=number, metrics=dict(pending.own) | metrics, run_id=self._run_id)
             for teller in self._tellers:
                 teller.tell(told)
+            if number > 0:
+                self._sender.add(number, pending.own)
 
 
 def row(passes: Sequence[tuple[ForwardBackwardOutput, int]], step: OptimStepResponse) -> dict[str, float]:

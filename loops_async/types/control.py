@@ -422,9 +422,10 @@ class SupportedModel(Value, Struct, frozen=True, kw_only=True):
 
 
 class ServerCapabilities(Value, Struct, frozen=True, kw_only=True):
-    """The base models that the service supports."""
+    """The base models that the service supports, and whether it shows the metrics of `TrainingClient.log`."""
 
     supported_models: list[SupportedModel] = []
+    metrics: bool = False
 
 
 class UserConfig(Value, Struct, frozen=True, kw_only=True):

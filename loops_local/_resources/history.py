@@ -19,6 +19,7 @@ __all__ = ["MOST_OWN", "MOST_POINTS", "Curve", "RunHistory"]
 
 MOST_POINTS: Final = 512
 MOST_OWN: Final = 64
+LONGEST_NAME: Final = 200
 MOST_VERSIONS: Final = 256
 
 _OF_STEPS: Final = ("grad_norm", "learning_rate")
@@ -59,6 +60,11 @@ class Curve:
         self._values = array("d", [(first + second) / 2 for first, second in pairs])
         self._steps = self._steps[1::2]
         self._each *= 2
+
+    @property
+    def last_step(self) -> int:
+        """The step of the newest value, 0 without one."""
+        return self._steps[-1] if self._steps else 0
 
     def cut(self, step: int) -> None:
         """Forget what came after a step, to which the run has returned."""
@@ -116,10 +122,16 @@ class RunHistory:
         self._loss, self._datums, self._tokens = 0.0, 0, 0.0
 
     def add_own(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Add metrics of the caller's own to a step; after `MOST_OWN` names, new ones are left out."""
+        """Add metrics of the caller's own to a step; a step that is there already stays as it is.
+
+        After `MOST_OWN` names, new ones are left out, and so are very long ones.
+        """
         for name, value in metrics.items():
-            if name in self.own or len(self.own) < MOST_OWN:
-                self.own.setdefault(name, Curve()).add(step, value)
+            if name not in self.own and (len(self.own) >= MOST_OWN or len(name) > LONGEST_NAME):
+                continue
+            curve = self.own.setdefault(name, Curve())
+            if step > curve.last_step:
+                curve.add(step, value)
 
     def published(self, version: int, name: str) -> None:
         """Note that the sampler serves this version."""

@@ -158,7 +158,7 @@ class ControlPlaneRoutes:
         name = request.query.get("model")
         length = query_int(request, "max_seq_len", 1, minimum=1)
         supported = [_supported(host, length) for host in self._registry.models.hosts if name in (None, host.name)]
-        return json_response(types.ServerCapabilities(supported_models=supported))
+        return json_response(types.ServerCapabilities(supported_models=supported, metrics=True))
 
     @described("Get the state of a sampler's deployment", _ModelDeployment)
     async def get_model_deployment(self, request: web.Request) -> web.Response:

@@ -39,7 +39,9 @@ _MAX_TTL_SECONDS = 100 * 366 * 24 * 3600
 
 _HEADERS: Final = (wire.IDEMPOTENCY_KEY, wire.RUN_ID)
 _Health = object_with("HealthResponse", status=str)
+_Kept = object_with("MetricsResponse", steps=int)
 _INIT = msgspec.json.Decoder(wire.InitTrainerServerBody)
+_METRICS = msgspec.json.Decoder(wire.OwnMetricsBody)
 
 
 class TrainerRoutes:
@@ -76,6 +78,7 @@ class TrainerRoutes:
                 web.get(f"{root}/operations/{{operation_id}}", self.poll),
                 web.get(f"{root}/health", self.health),
                 web.get(f"{root}/policy_version", self.policy_version),
+                web.post(f"{root}/metrics", self.add_metrics),
             )
         ]
 
@@ -136,6 +139,14 @@ class TrainerRoutes:
             message = "a serverless trainer does not report its policy version"
             raise HttpError(501, "NOT_OFFERED", message, error=message)
         return json_response(wire.PolicyVersion(policy_version=self._run(request).step))
+
+    @described("Add metrics of the caller's own to steps", _Kept, body=wire.OwnMetricsBody, headers=(wire.RUN_ID,))
+    async def add_metrics(self, request: web.Request) -> web.Response:
+        body = await decode_body(request, _METRICS)
+        run = self._run(request)
+        for one in body.steps:
+            run.history.add_own(one.step, one.metrics)
+        return json_response({"steps": len(body.steps)})
 
     def _run(self, request: web.Request, body_run_id: str | None = None) -> Run:
         run_id = _run_id(request, body_run_id)

@@ -53,7 +53,7 @@ class Faults:
         async def fault(request: web.Request, handler: Handler) -> web.StreamResponse:
             return await handler(request)
 
-        return self._plan(route, "watched", fault, times)
+        return self._plan(route, fault, times, "watched")
 
     def answer(
         self, route: str, status: int, body: Any = None, *, headers: Mapping[str, str] | None = None, times: int = 1
@@ -64,7 +64,7 @@ class Faults:
         async def fault(_request: web.Request, _handler: Handler) -> web.StreamResponse:
             return web.Response(body=encoded, status=status, headers=headers, content_type="application/json")
 
-        return self._plan(route, f"answer {status}", fault, times)
+        return self._plan(route, fault, times, f"answer {status}")
 
     def drop(self, route: str, *, times: int = 1) -> list[web.Request]:
         """Break the connection; the service does not see the request."""
@@ -72,7 +72,7 @@ class Faults:
         async def fault(request: web.Request, _handler: Handler) -> web.StreamResponse:
             return _break_connection(request)
 
-        return self._plan(route, "connection broken", fault, times)
+        return self._plan(route, fault, times, "connection broken")
 
     def lose_answer(self, route: str, *, times: int = 1) -> list[web.Request]:
         """Let the service execute the request, then break the connection instead of responding."""
@@ -81,7 +81,7 @@ class Faults:
             await handler(request)
             return _break_connection(request)
 
-        return self._plan(route, "answer lost", fault, times)
+        return self._plan(route, fault, times, "answer lost")
 
     def delay(self, route: str, seconds: float, *, times: int = 1) -> list[web.Request]:
         """Wait before the request is executed."""
@@ -90,7 +90,7 @@ class Faults:
             await asyncio.sleep(seconds)
             return await handler(request)
 
-        return self._plan(route, f"delay {seconds:g} s", fault, times)
+        return self._plan(route, fault, times, f"delay {seconds:g} s")
 
     @property
     def in_force(self) -> list[PlannedFault]:
@@ -111,7 +111,7 @@ class Faults:
                 return planned.fault
         return None
 
-    def _plan(self, route: str, what: str, fault: Fault, times: int) -> list[web.Request]:
+    def _plan(self, route: str, fault: Fault, times: int, what: str = "held") -> list[web.Request]:
         affected: list[web.Request] = []
 
         async def recorded(request: web.Request, handler: Handler) -> web.StreamResponse:

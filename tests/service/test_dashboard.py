@@ -267,3 +267,25 @@ def test_own_metrics_are_bounded() -> None:
         history.add_own(step, {f"metric-{number}": 1.0 for number in range(2 * MOST_OWN)})
     assert len(history.own) == MOST_OWN
     assert all(len(curve.points) == 2 for curve in history.own.values())
+
+
+# Metrics of the caller's own.
+
+
+async def test_own_metrics_are_added_once_also_when_they_are_sent_again(api: Api) -> None:
+    run = await api.run()
+    for steps in (
+        [{"step": 1, "metrics": {"reward": 0.5}}],
+        [{"step": n, "metrics": {"reward": n / 2}} for n in (1, 2)],
+    ):
+        assert await api.post(f"{run['base_url']}/metrics", {"steps": steps}) == {"steps": len(steps)}
+    (curve,) = (await data(api, f"?run={run['id']}"))["run"]["own"]
+    assert (curve["name"], curve["points"], curve["last"]) == ("reward", [[1, 0.5], [2, 1.0]], 1.0)
+
+
+@pytest.mark.parametrize(
+    "body", [{}, {"steps": [{"step": 0, "metrics": {}}]}, {"steps": [{"step": 1, "metrics": {"a": "b"}}]}]
+)
+async def test_own_metrics_that_are_none_are_refused(api: Api, body: Any) -> None:
+    run = await api.run()
+    await api.post(f"{run['base_url']}/metrics", body, status=422)
