@@ -241,6 +241,10 @@ class _Found(Struct):
     is_retryable: Any
     settings: set[str]
 
+    def is_stale(self, wanted: Keys) -> Any:
+        """Return for each record whether it is an answer to a row that is gone."""
+        return ~are_in(self.keys, wanted) & self.is_answer
+
 
 class _Batch:
     """The state of a batch, from its input and its output."""
@@ -280,7 +284,7 @@ class _Batch:
         before = self.target.read_small(SETTINGS)
         digests = set().union(*(each.settings for each in whole.values()))
         check_settings(self.settings, digests, before, append=self._append, target=self.target.path)
-        stale = 0 if self._append else sum(int((~are_in(each.keys, wanted)).sum()) for each in whole.values())
+        stale = 0 if self._append else sum(int(each.is_stale(wanted).sum()) for each in whole.values())
         if stale and not self._drop_stale:
             raise InputError(
                 "target",
@@ -297,7 +301,7 @@ class _Batch:
             is_wanted = are_in(each.keys, wanted)
             is_kept = is_wanted & (each.is_answer | ~(each.is_retryable | self._retry_errors))
             if not (is_kept | (~is_wanted & self._append)).all():
-                self._clean(path, is_wanted, is_kept)
+                self._clean(path, each.is_stale(wanted), is_kept | (~is_wanted & self._append))
             done.append(each.keys[is_kept])
             answers = int((is_kept & each.is_answer).sum())
             counts.add(_Counts(answers, int(is_kept.sum()) - answers))
@@ -314,13 +318,12 @@ class _Batch:
             retryable=self._kept.retryable + new.retryable,
         )
 
-    def _clean(self, path: str, is_wanted: Any, is_kept: Any) -> None:
-        """Remove from a file what is asked again, and move what is stale."""
+    def _clean(self, path: str, is_stale: Any, is_kept: Any) -> None:
+        """Leave in a file what is kept, and move what is stale, unless that is kept, too."""
         table = self.target.read_file(path, self.kind)
-        if not self._append and not is_wanted.all():
-            stale = table.filter(pa.array(~is_wanted))
+        stale, kept = table.filter(pa.array(is_stale & ~is_kept)), table.filter(pa.array(is_kept))
+        if stale.num_rows:
             self.target.write(file_name(stale), stale, folder=f"{STALE}/")
-        kept = table.filter(pa.array(is_kept | (~is_wanted & self._append)))
         if kept.num_rows:
             self.target.write(file_name(kept), kept)
         self.target.fs.delete_file(path)

@@ -15,6 +15,7 @@ from .._sampling.adaptive import Adaptive
 from .._sampling.limiter import Limiter
 from ..errors import ConfigError
 from ..sampling import SamplingClient
+from ..types import LocalDeployment
 from .limit import Follower, SharedLimit
 from .tables import records_table, rows_of
 
@@ -87,12 +88,22 @@ class Sampler:
                 self._follower = Follower(self._limit)
                 self._limit_here = self._follower.limiter
             self._sampler = RowSampler(self._client, self._settings, self._limit_here)
-            self._sampler.warn_of_connections(self._limit.even_share if isinstance(self._limit, SharedLimit) else None)
             try:
-                self._client._endpoint.settings()  # noqa: SLF001 - the key, which only this node knows
-            except ConfigError as missing:
-                self._sampler.stop(ConfigError(f"on node {socket.gethostname()}: {missing}"))
+                self._check_node(self._sampler)
+            except ConfigError as problem:
+                self._sampler.stop(ConfigError(f"on node {socket.gethostname()}: {problem}"))
         if self._follower is not None:
             await self._follower.ready()
         await asyncio.sleep(0)
         return self._sampler
+
+    def _check_node(self, sampler: RowSampler) -> None:
+        """Warn if there are too few connections here.
+
+        Raises:
+            ConfigError: there is no API key here, or a setting of the environment is wrong.
+        """
+        endpoint = self._client._endpoint  # noqa: SLF001 - private to users
+        if endpoint.settings().api_key is None and not isinstance(endpoint.deployment, LocalDeployment):
+            raise ConfigError("BASETEN_API_KEY is not set; each node needs it, since a key is never pickled")
+        sampler.warn_of_connections(self._limit.even_share if isinstance(self._limit, SharedLimit) else None)

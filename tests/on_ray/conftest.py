@@ -72,6 +72,9 @@ class CountingSampler(EchoSampler):
             self._most = most
             self._changed.notify_all()
 
+    def answer_one_more(self) -> None:
+        self.hold(self._most + 1)
+
     def release(self) -> None:
         self.hold(math.inf)
 

@@ -20,7 +20,7 @@ PATIENCE_SECONDS = 240.0
 SETTINGS = BatchSettings(base_model="counting", sampling_params=SamplingParams(max_tokens=200))
 """As of a sampler of a run, which has the same weights and another id when it is started again."""
 
-SMALL = {"workers": 3, "limit": 24, "rows_per_block": 16, "blocks_per_worker": 2, "rows_per_file": 64, "num_cpus": 0.5}
+SMALL = {"workers": 2, "limit": 24, "rows_per_block": 16, "blocks_per_worker": 2, "rows_per_file": 64, "num_cpus": 0.5}
 
 
 async def run(sampler: SamplingClient, source: Path, target: Path, **options: Any) -> BatchReport:

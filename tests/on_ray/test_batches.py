@@ -18,8 +18,8 @@ from loops_async._batch.lock import only_run
 from loops_async.ray import Sampler, sample
 from loops_local import LocalService
 
-from .conftest import CountingEngine
-from .programs import SETTINGS, eventually, run
+from .conftest import API_KEY, CountingEngine
+from .programs import SETTINGS, SMALL, eventually, run
 from .rows import records, rows, write
 
 pytestmark = pytest.mark.usefixtures("connected")
@@ -46,7 +46,7 @@ async def test_what_is_wrong_is_refused_before_anything_is_sent(
         [
             ([*good, good[0]], {}, "1 rows that are equal to others"),
             ([*good, {"prompt": [1], "key": "x"}], {}, "'key'"),
-            (good, {"limit": 2}, "limit: must be at least the number of workers, 3"),
+            (good, {"limit": 1}, "limit: must be at least the number of workers, 2"),
             (good, {"workers": 0}, "workers"),
         ]
     ):
@@ -72,6 +72,7 @@ async def test_what_is_wrong_is_refused_before_anything_is_sent(
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 async def test_a_batch_goes_on(
+    service: LocalService,
     sampler: SamplingClient,
     engine: CountingEngine,
     kind: str,
@@ -83,34 +84,48 @@ async def test_a_batch_goes_on(
     monkeypatch.setattr("loops_async._ray.batch.has_terminal", lambda: False)
     caplog.set_level(logging.INFO, "loops_async.sampling")
     source, target = write(tmp_path / "in", rows(40), kind), tmp_path / "out"
+    service.faults.answer("POST */sample", 422, {"message": "not this one"})
     engine.one.hold(20)
     running = asyncio.create_task(run(sampler, source, target))
-    await eventually(lambda: "20 of 40 prompts answered, 0 failed" in caplog.text)
+    await eventually(lambda: "20 of 40 prompts answered, 1 failed" in caplog.text)
     engine.one.release()
     first = await running
-    assert (first.rows, first.answered, first.already, first.stopped) == (40, 40, 0, None)
+    assert (first.rows, first.answered, first.failed, first.already, first.stopped) == (40, 39, 1, 0, None)
+    assert engine.one.most_in_flight <= SMALL["limit"]
     assert not list(target.glob("*.lock"))
     other = BatchSettings(base_model="counting", sampling_params=SamplingParams(max_tokens=201))
     with pytest.raises(InputError, match="max_tokens was 200 and is now 201"):
         await run(sampler, source, target, settings=other)
+    [failed] = [each["id"] for each in records(target) if each.get("error")]
+    gone = set(range(8)) - {failed}
     write(source, list(reversed(rows(40, first=8))), kind)  # 8 are gone, 8 are new
-    with pytest.raises(InputError, match="has 8 records of rows that are gone"):
+    with pytest.raises(InputError, match=f"has {len(gone)} records of rows that are gone"):
         await run(sampler, source, target)
-    assert engine.one.counts.total() == 40
-    second = await run(sampler, source, target, drop_stale=True)
-    assert (second.rows, second.answered, second.already, second.stale) == (40, 40, 32, 8)
-    assert engine.one.counts.total() == 48
+    assert engine.one.counts.total() == 39
+    whole = next(target.glob("part-*"))
+    (target / f"part-half.{kind}").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+
+    second = await run(sampler, source, target, drop_stale=True, retry_errors=True)
+
+    already = 39 - len(gone)
+    assert (second.rows, second.answered, second.failed) == (40, 40, 0)
+    assert (second.already, second.stale) == (already, len(gone))
+    assert engine.one.counts.total() == 39 + 40 - already
     assert sorted(each["id"] for each in records(target)) == list(range(8, 48))
-    assert sorted(each["id"] for each in records(target / "_stale")) == list(range(8))
+    assert {each["id"] for each in records(target / "_stale")} == gone
+    assert [each.name for each in (target / "_incomplete").iterdir()] == [f"part-half.{kind}"]
 
 
 async def test_a_worker_says_what_its_node_lacks(
     sampler: SamplingClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     there: SamplingClient = pickle.loads(pickle.dumps(sampler))
-    monkeypatch.setattr("loops_async._http.settings.open_file_limit", lambda: 64)
     with pytest.raises(ConfigError, match=r"on node .*BASETEN_API_KEY"):
         await Sampler(there, settings=SETTINGS, limit=100)(pa.Table.from_pylist(rows(1)))
+    monkeypatch.setenv("BASETEN_API_KEY", API_KEY)
+    monkeypatch.setattr("loops_async._http.settings.open_file_limit", lambda: 64)
+    [record] = (await Sampler(there, settings=SETTINGS, limit=100)(pa.Table.from_pylist(rows(1)))).to_pylist()
+    assert record["completions"]
     assert "run `ulimit -n 134` before the program" in caplog.text
 
 
