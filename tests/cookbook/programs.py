@@ -39,7 +39,15 @@ MODEL = "Qwen/Qwen3-8B-Base"
 """A name that the cookbook knows; the service has its model `tiny` under it."""
 RENDERER = "role_colon"
 RANK = 32
-QUESTION = "How many r's are in strawberry? Provide a numerical answer without units, written inside \\boxed{}."
+LONGEST = 1024
+QUESTION = "How many?"
+SUFFIX = " Provide a numerical answer without units, written inside \\boxed{}."
+
+STRAWBERRY = (
+    "Let's spell the word out and number all the letters: 1) s 2) t 3) r 4) a 5) w 6) b 7) e 8) r 9) r 10) y. "
+    "We have r's at positions 3, 8, and 9. \\boxed{3}"
+)
+"""An answer in the prompt of `recipes.rl_loop`."""
 
 
 def tokenizer() -> Any:
@@ -58,28 +66,34 @@ register_tokenizer(MODEL, tokenizer)
 
 def common(batch_size: int) -> ChatDatasetBuilderCommonConfig:
     return ChatDatasetBuilderCommonConfig(
-        model_name_for_tokenizer=MODEL, renderer_name=RENDERER, max_length=512, batch_size=batch_size
+        model_name_for_tokenizer=MODEL,
+        renderer_name=RENDERER,
+        max_length=LONGEST,
+        batch_size=batch_size,
+        train_on_what=renderers.TrainOnWhat.LAST_ASSISTANT_MESSAGE,
     )
 
 
 def conversations(count: int) -> list[dict[str, Any]]:
-    """Questions whose answers are one of two digits in a box, so that their form can be learned, and no more."""
-    pairs = ((QUESTION, f"\\boxed{{{7 if index % 2 else 3}}}") for index in range(count))
-    return [
-        {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
-        for question, answer in pairs
+    """What `recipes.rl_loop` asks, answered with one of two digits in a box: the form can be learned, and no more."""
+    asked = [
+        {"role": "user", "content": "How many r's are in strawberry?" + SUFFIX},
+        {"role": "assistant", "content": STRAWBERRY},
+        {"role": "user", "content": QUESTION + SUFFIX},
     ]
+    answers = (f"\\boxed{{{7 if index % 2 else 3}}}" for index in range(count))
+    return [{"messages": [*asked, {"role": "assistant", "content": answer}]} for answer in answers]
 
 
 def supervised(log_path: str, steps: int) -> None:
     file = Path(log_path).with_suffix(".jsonl")
-    file.write_text("\n".join(map(json.dumps, conversations(16 * steps))))
+    file.write_text("\n".join(map(json.dumps, conversations(8 * steps))))
     config = supervised_train.Config(
         log_path=log_path,
         model_name=MODEL,
         recipe_name="judge",
         renderer_name=RENDERER,
-        dataset_builder=FromConversationFileBuilder(file_path=str(file), test_size=16, common_config=common(16)),
+        dataset_builder=FromConversationFileBuilder(file_path=str(file), test_size=8, common_config=common(8)),
         learning_rate=1e-2,
         lr_schedule="constant",
         lora_rank=RANK,
@@ -95,9 +109,9 @@ def sl(log_path: str, steps: int) -> None:
         sl_loop.Config(
             log_path=log_path,
             model_name=MODEL,
-            batch_size=16,
+            batch_size=8,
             learning_rate=1e-2,
-            max_length=512,
+            max_length=LONGEST,
             lora_rank=RANK,
             save_every=5,
             max_steps=steps,
@@ -191,7 +205,7 @@ def rl(log_path: str, steps: int) -> None:
             model_name=MODEL,
             batch_size=4,
             group_size=8,
-            learning_rate=1e-2,
+            learning_rate=2e-3,
             lora_rank=RANK,
             save_every=5,
             max_tokens=16,
