@@ -21,6 +21,7 @@ lock dev 3.11 pyproject.toml --group build --extra dev
 lock demo 3.11 pyproject.toml --group build --extra demo --constraints locks/dev.txt
 lock test 3.11 pyproject.toml --group build --extra test --constraints locks/dev.txt
 lock ray 3.11 pyproject.toml --group build --extra ray --extra test --constraints locks/dev.txt
+lock cookbook 3.11 pyproject.toml locks/cookbook.in --group build --extra demo --extra tinker --constraints locks/dev.txt
 lock lowest 3.11 pyproject.toml --group build --extra dev --resolution lowest-direct
 lock published 3.12 locks/published.in
 # Two, since frameworks want one or the other major version of openai.

@@ -30,7 +30,9 @@ MODEL = "Qwen/Qwen3-8B-Base"
 AT_ONCE = 2
 PATIENCE_SECONDS = 200
 KILLED_AT = 7
-"""How many rows of metrics a loop has written when it is killed; its state is saved with the fifth."""
+"""How many rows of metrics a loop has written when it is killed."""
+SAVED_AT = 5
+"""The step whose state the programs have saved by then."""
 QUESTION = "How many?"
 README = "---\nconfigs:\n- config_name: main\n  data_files:\n  - {split: train, path: train.jsonl}\n---\n"
 
@@ -70,8 +72,8 @@ class Runner:
         self._directory = directory
         self._environment = environment
         self._ended = {judge.name: Event() for judge in JUDGES}
-        self.curves: dict[str, tuple[list[float], int]] = {}
-        """The values of the metric of each loop, and at which step it was resumed."""
+        self.curves: dict[str, list[float]] = {}
+        """The values of the metric of each loop."""
 
     def run(self, judge: Judge) -> str | None:
         """Return what is wrong with a loop, or None."""
@@ -108,7 +110,7 @@ class Runner:
         curve = [values[step] for step in sorted(values)]
         if "Resum" not in output.read_text():
             return "was not resumed"
-        self.curves[judge.name] = curve, KILLED_AT
+        self.curves[judge.name] = curve
         if len(curve) < judge.steps - 2:
             return f"only {len(curve)} steps of {judge.steps}"
         return None if judge.has_learned(curve) else f"has not learned: {[round(value, 2) for value in curve]}"
@@ -173,7 +175,7 @@ def _tiny(name: str) -> Engine:
     return load_engine("torch", "tiny", cache_dir=Path(tempfile.gettempdir()), device="cpu")
 
 
-def _draw(curves: dict[str, tuple[list[float], int]], picture: Path) -> None:
+def _draw(curves: dict[str, list[float]], picture: Path) -> None:
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -181,9 +183,8 @@ def _draw(curves: dict[str, tuple[list[float], int]], picture: Path) -> None:
 
     figure, axes = plt.subplots(2, 4, figsize=(14, 6), layout="constrained")
     for axis, judge in zip(axes.flat, JUDGES, strict=True):
-        curve, resumed = curves.get(judge.name, ([], 0))
-        axis.plot(curve, marker=".")
-        axis.axvline(resumed - 0.5, color="grey", linestyle=":", label="killed and resumed")
+        axis.plot(curves.get(judge.name, []), marker=".")
+        axis.axvline(SAVED_AT - 0.5, color="grey", linestyle=":", label="killed and resumed")
         axis.set(title=judge.name, xlabel="step", ylabel=judge.metric)
     axes.flat[0].legend()
     figure.suptitle("The loops of tinker-cookbook 0.6.1, unmodified, on the embedded service")
@@ -217,7 +218,7 @@ def main() -> int:
         }
         runner = Runner(directory, environment)
         for judge, problem in zip(judges, threads.map(runner.run, judges), strict=True):
-            curve, _ = runner.curves.get(judge.name, ([], 0))
+            curve = runner.curves.get(judge.name)
             ends = f"{judge.metric} from {curve[0]:.2f} to {curve[-1]:.2f}" if curve else ""
             print(f"{judge.name:28} {'FAILED: ' + problem if problem else 'learned'} {ends}", flush=True)
             problems += problem is not None
