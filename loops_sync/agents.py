@@ -193,16 +193,19 @@ class AgentRollout(Closing[_core.AgentRollout]):
         """Return the variables by which child processes find the rollout: the URL and the key of both APIs."""
         return self._bridge.call(self._impl.env)
 
-    def openai_client(self) -> Any:
+    def openai_client(self, *, blocking: bool = True) -> Any:
         """Return a client of the package `openai` for this rollout, which is closed with it.
 
-        It is an ``openai.OpenAI``; in a coroutine, an ``openai.AsyncOpenAI``.
+        It is an ``openai.OpenAI``; with ``blocking=False`` an ``openai.AsyncOpenAI``, for coroutines.
 
-        There is one for each rollout, which takes half a millisecond to make. It uses no proxy. The first use in a
+        There is one for each rollout, which takes half a millisecond to make. It uses no proxy. The first one in a
         program imports the package, which takes seconds, unless that was done before.
 
+        Args:
+            blocking: whether it is to be for code that blocks.
+
         Raises:
-            ImportError: the package is not installed; ``pip install openai``.
+            ImportError: the package is not installed: ``pip install openai``.
             ClosedError: the rollout is closed.
 
         Example:
@@ -211,20 +214,21 @@ class AgentRollout(Closing[_core.AgentRollout]):
                 client = rollout.openai_client()
                 answer = client.chat.completions.create(model="any", messages=messages)
         """
-        return self._impl.openai_client()
+        return self._impl.openai_client(blocking=blocking)
 
-    def anthropic_client(self) -> Any:
-        """Return a client of the package `anthropic` for this rollout, which is closed with it.
+    def anthropic_client(self, *, blocking: bool = True) -> Any:
+        """Return a client of the package `anthropic` for this rollout; all else is as with `openai_client`.
 
-        It is an ``anthropic.Anthropic``; in a coroutine, ``AsyncAnthropic``.
+        It is an ``anthropic.Anthropic``; with ``blocking=False`` an ``anthropic.AsyncAnthropic``, for coroutines.
 
-        All else is as with `openai_client`.
+        Args:
+            blocking: whether it is to be for code that blocks.
 
         Raises:
-            ImportError: the package is not installed; ``pip install anthropic``.
+            ImportError: the package is not installed: ``pip install anthropic``.
             ClosedError: the rollout is closed.
         """
-        return self._impl.anthropic_client()
+        return self._impl.anthropic_client(blocking=blocking)
 
     @property
     def calls(self) -> list[AgentCall]:

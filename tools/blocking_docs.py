@@ -24,8 +24,12 @@ PROSE: Final = {
     "AgentGateway": (
         "The server runs in the thread that makes all calls of this package, so agents may block, in any other thread."
     ),
-    "AgentRollout.openai_client": "It is an ``openai.OpenAI``; in a coroutine, an ``openai.AsyncOpenAI``.",
-    "AgentRollout.anthropic_client": "It is an ``anthropic.Anthropic``; in a coroutine, ``AsyncAnthropic``.",
+    "AgentRollout.openai_client": (
+        "It is an ``openai.OpenAI``; with ``blocking=False`` an ``openai.AsyncOpenAI``, for coroutines."
+    ),
+    "AgentRollout.anthropic_client": (
+        "It is an ``anthropic.Anthropic``; with ``blocking=False`` an ``anthropic.AsyncAnthropic``, for coroutines."
+    ),
     "RolloutContext.run": (
         "Each rollout has a thread of its own, so it may block and wait by itself. This is for what takes long on the "
         "CPU: all threads of a program share one, and an `executor` with processes has more."

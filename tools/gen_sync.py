@@ -23,6 +23,7 @@ class in `CONSTRUCTED`                             its constructor creates the c
 result that is a handle                            wrapped
 argument that is one, or None                      unwrapped
 ``on_...: Callable[[E], object] | None`` argument  called in the thread that waits for the call
+argument `blocking`                                the same, and True by default
 argument in `OUTLIVING`                            passed on: the core calls it in a thread of its own
 ``Iterable[T] | AsyncIterable[T]`` argument        ``Iterable[T]``, stepped in worker threads
 coroutine function of a handle, as an argument     function of the handle's twin, called in a thread of its own
@@ -96,6 +97,9 @@ BY_HAND: Final = {"start": "_starting"}
 
 OF_BOTH: Final = frozenset({"CallFuture"})
 """A class for threads and event loops alike, which therefore has no twin."""
+
+BLOCKING: Final = "blocking"
+"""The parameter of methods that return what is for code that blocks, or for coroutines."""
 
 ADVICE: Final = ": change that, then run `make sync`."
 
@@ -401,6 +405,7 @@ class Module:
         is_variadic = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters)
         for parameter in parameters:
             name, default, kind = parameter.name, parameter.default, parameter.kind
+            default = True if name == BLOCKING else default
             if kind in (parameter.POSITIONAL_ONLY, parameter.VAR_KEYWORD):
                 raise GenerationError(f"no rule for parameter {parameter}")
             if kind is parameter.KEYWORD_ONLY and not any(text.startswith("*") for text in declared):

@@ -13,41 +13,53 @@ from typing import Any, Final, Literal, TypeAlias
 __all__ = ["Clients", "Package"]
 
 Package: TypeAlias = Literal["openai", "anthropic"]
+Loop: TypeAlias = asyncio.AbstractEventLoop | None
 
 NAMES: Final = {"openai": "OpenAI", "anthropic": "Anthropic"}
 
-Loop: TypeAlias = asyncio.AbstractEventLoop | None
-
 
 class Clients:
-    """The clients that have been asked for: of each package, one for each event loop, and one for code that blocks."""
+    """The clients that have been asked for: of each package, one for code that blocks, and one for coroutines."""
 
     def __init__(self, urls: dict[Package, str], key: str) -> None:
         self._urls = urls
         self._key = key
-        self._made: dict[tuple[Package, Loop], Any] = {}
+        self._blocking: dict[Package, Any] = {}
+        self._async: dict[Package, tuple[Any, Loop]] = {}
 
-    def get(self, package: Package) -> Any:
-        """Return the client of a package for code that runs where this is called.
+    def get(self, package: Package, *, blocking: bool) -> Any:
+        """Return the client of a package.
 
         Raises:
             ImportError: the package is not installed.
         """
-        loop = _running_loop()
-        known = self._made.get((package, loop))
-        if known is not None:
-            return known
-        # Threads of one rollout may call this at once; all get the same, and one without connections needs no closing.
-        return self._made.setdefault((package, loop), _new_client(package, self._urls[package], self._key, loop))
+        # Threads of one rollout may ask at once; all get the same, and one that was never used needs no closing.
+        if blocking:
+            return self._blocking.get(package) or self._blocking.setdefault(package, self._new(package, ""))
+        known = self._async.get(package) or self._async.setdefault(
+            package, (self._new(package, "Async"), _running_loop())
+        )
+        return known[0]
 
     async def close(self) -> None:
-        """Close those for code that blocks, and those of this event loop."""
-        made, self._made = self._made, {}
-        for (_, loop), client in made.items():
-            if loop is None:
-                client.close()
-            elif loop is _running_loop():
+        """Close them, except what belongs to another event loop."""
+        while self._blocking:
+            self._blocking.popitem()[1].close()
+        while self._async:
+            client, loop = self._async.popitem()[1]
+            if loop in (None, _running_loop()):
                 await client.close()
+
+    def _new(self, package: Package, form: str) -> Any:
+        try:
+            library: Any = import_module(package)
+        except ImportError as missing:
+            raise ImportError(f"{package}_client needs the package {package}: pip install {package}") from missing
+        # To load certificates takes 80 ms; here is nothing to trust: the address is on this machine, behind no proxy.
+        connections = getattr(library, f"Default{form}HttpxClient")
+        http_client = connections(verify=SSLContext(PROTOCOL_TLS_CLIENT), trust_env=False)
+        client = getattr(library, f"{form}{NAMES[package]}")
+        return client(base_url=self._urls[package], api_key=self._key, http_client=http_client)
 
 
 def _running_loop() -> Loop:
@@ -55,15 +67,3 @@ def _running_loop() -> Loop:
         return asyncio.get_running_loop()
     except RuntimeError:
         return None
-
-
-def _new_client(package: Package, url: str, key: str, loop: Loop) -> Any:
-    try:
-        library: Any = import_module(package)
-    except ImportError as missing:
-        raise ImportError(f"{package}_client needs the package {package}: pip install {package}") from missing
-    form = "Async" if loop is not None else ""
-    connections = getattr(library, f"Default{form}HttpxClient")
-    # To load certificates takes 80 ms, and there is nothing to trust: the address is on this machine, behind no proxy.
-    http_client = connections(verify=SSLContext(PROTOCOL_TLS_CLIENT), trust_env=False)
-    return getattr(library, f"{form}{NAMES[package]}")(base_url=url, api_key=key, http_client=http_client)

@@ -88,16 +88,19 @@ class AgentRollout:
     def _root(self) -> str:
         return f"{self._url}/r/{self._id}"
 
-    def openai_client(self) -> Any:
+    def openai_client(self, *, blocking: bool = False) -> Any:
         """Return a client of the package `openai` for this rollout, which is closed with it.
 
-        It is an ``openai.AsyncOpenAI``; where no event loop runs, e.g. in ``asyncio.to_thread``, an ``openai.OpenAI``.
+        It is an ``openai.AsyncOpenAI``; with ``blocking=True`` an ``openai.OpenAI``, e.g. for ``asyncio.to_thread``.
 
-        There is one for each rollout, which takes half a millisecond to make. It uses no proxy. The first use in a
+        There is one for each rollout, which takes half a millisecond to make. It uses no proxy. The first one in a
         program imports the package, which takes seconds, unless that was done before.
 
+        Args:
+            blocking: whether it is to be for code that blocks.
+
         Raises:
-            ImportError: the package is not installed; ``pip install openai``.
+            ImportError: the package is not installed: ``pip install openai``.
             ClosedError: the rollout is closed.
 
         Example:
@@ -106,25 +109,26 @@ class AgentRollout:
                 client = rollout.openai_client()
                 answer = await client.chat.completions.create(model="any", messages=messages)
         """
-        return self._client("openai")
+        return self._client("openai", blocking=blocking)
 
-    def anthropic_client(self) -> Any:
-        """Return a client of the package `anthropic` for this rollout, which is closed with it.
+    def anthropic_client(self, *, blocking: bool = False) -> Any:
+        """Return a client of the package `anthropic` for this rollout; all else is as with `openai_client`.
 
-        It is an ``anthropic.AsyncAnthropic``; where no event loop runs, an ``anthropic.Anthropic``.
+        It is an ``anthropic.AsyncAnthropic``; with ``blocking=True`` an ``anthropic.Anthropic``.
 
-        All else is as with `openai_client`.
+        Args:
+            blocking: whether it is to be for code that blocks.
 
         Raises:
-            ImportError: the package is not installed; ``pip install anthropic``.
+            ImportError: the package is not installed: ``pip install anthropic``.
             ClosedError: the rollout is closed.
         """
-        return self._client("anthropic")
+        return self._client("anthropic", blocking=blocking)
 
-    def _client(self, package: Package) -> Any:
+    def _client(self, package: Package, *, blocking: bool) -> Any:
         if self.closed:
             raise ClosedError("this rollout is closed, so that no client can use it")
-        return self._clients.get(package)
+        return self._clients.get(package, blocking=blocking)
 
     @property
     def calls(self) -> list[AgentCall]:

@@ -152,7 +152,7 @@ async def test_an_agent_has_ended_before_its_client_is_closed(
     was_closed: list[bool] = []
 
     async def rollout(ctx: RolloutContext, task: int) -> float:
-        client = await asyncio.to_thread(colour.own(ctx.openai).openai_client)
+        client = colour.own(ctx.openai).openai_client()
         clients.append(client)
         try:
             await ask(ctx, user(task))

@@ -550,13 +550,13 @@ def packages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("packages")
-async def test_a_client_for_code_that_blocks_is_closed_with_its_rollout(colour: Colour, http: Http) -> None:
+async def test_a_ready_client_fits_the_form_and_is_closed_with_its_rollout(colour: Colour, http: Http) -> None:
     rollout = colour.own(http.rollout)
-    made = await asyncio.to_thread(rollout.openai_client)
-    assert isinstance(made, openai_stub.OpenAI)
-    assert await asyncio.to_thread(rollout.openai_client) is made
-    answer = await asyncio.to_thread(made.chat.completions.create, model="any", messages=HI)
-    assert [call.id for call in http.rollout.calls] == [answer.id]
+    made = rollout.openai_client()
+    assert isinstance(made, openai_stub.OpenAI if colour.module is loops_sync else openai_stub.AsyncOpenAI)
+    assert made is rollout.openai_client()
+    assert made.http_client is not None
+    assert made.http_client.options["trust_env"] is False  # no proxy
     await http.rollout.close()
     assert made.is_closed
     with pytest.raises(ClosedError, match="closed"):
@@ -564,17 +564,16 @@ async def test_a_client_for_code_that_blocks_is_closed_with_its_rollout(colour: 
 
 
 @pytest.mark.usefixtures("packages")
-async def test_a_client_for_coroutines_shares_nothing_with_others(colour: Colour, http: Http) -> None:
+async def test_either_form_can_be_asked_for(colour: Colour, http: Http) -> None:
     rollout = colour.own(http.rollout)
-    made = rollout.openai_client()
-    assert isinstance(made, openai_stub.AsyncOpenAI)
-    assert made is rollout.openai_client()
-    assert await asyncio.to_thread(rollout.openai_client) is not made
-    assert made.http_client is not None
-    assert made.http_client.options["trust_env"] is False  # no proxy
-    await made.chat.completions.create(model="any", messages=HI)
-    await http.rollout.close()
-    assert made.is_closed or colour.module is loops_sync  # there, the loop of the test is the caller's
+    async_, blocking = rollout.openai_client(blocking=False), rollout.openai_client(blocking=True)
+    assert (type(async_), type(blocking)) == (openai_stub.AsyncOpenAI, openai_stub.OpenAI)
+    create = blocking.chat.completions.create
+    answers = [
+        await async_.chat.completions.create(model="any", messages=HI),
+        await asyncio.to_thread(create, model="any", messages=HI),
+    ]
+    assert [call.id for call in http.rollout.calls] == [each.id for each in answers]
 
 
 @pytest.mark.usefixtures("packages")

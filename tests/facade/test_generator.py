@@ -183,6 +183,13 @@ RULES = {
             self._bridge.run(self._impl.get, score=score)
         """,
     ),
+    "argument that is named after this form": (
+        "def client(self, *, blocking: bool = False) -> int: ...",
+        """
+        def client(self, *, blocking: bool = True) -> int:
+            return self._bridge.call(self._impl.client, blocking=blocking)
+        """,
+    ),
     "variadic": (
         "async def run(self, function: Callable[..., T], *args: Any, deep: bool = False) -> T: ...",
         """

@@ -39,16 +39,14 @@ async def openai_chat(base_url: str, api_key: str, stream: bool, tools: bool) ->
 
 
 async def openai_ready(base_url: str, api_key: str, stream: bool, tools: bool) -> str:
-    """Converse with the clients that `AgentRollout.openai_client` returns: the blocking one, or to stream the other."""
+    """Converse with what `AgentRollout.openai_client` returns: the blocking client, or to stream the other one."""
     clients = _ready(base_url, api_key)
-    blocking = await asyncio.to_thread(clients.get, "openai")
+    client = clients.get("openai", blocking=not stream)
 
-    async def create(**options: Any) -> Any:
-        return await asyncio.to_thread(blocking.chat.completions.create, **options)
+    async def blocking(**options: Any) -> Any:
+        return await asyncio.to_thread(client.chat.completions.create, **options)
 
-    said = await _chat(
-        clients.get("openai").chat.completions.create if stream else create, stream, tools, model="judge"
-    )
+    said = await _chat(client.chat.completions.create if stream else blocking, stream, tools, model="judge")
     await clients.close()
     return said
 
@@ -145,7 +143,7 @@ async def anthropic(base_url: str, api_key: str, stream: bool, tools: bool) -> s
 
 
 async def anthropic_ready(base_url: str, api_key: str, stream: bool, tools: bool) -> str:
-    async with _ready(base_url, api_key).get("anthropic") as client:
+    async with _ready(base_url, api_key).get("anthropic", blocking=False) as client:
         return await _anthropic(client, stream, tools)
 
 

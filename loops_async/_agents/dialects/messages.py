@@ -23,6 +23,7 @@ from .base import (
     event,
     finish_reason,
     function_tools,
+    joined_text,
     tool_calls_of,
     uses_tools,
 )
@@ -181,7 +182,7 @@ def _messages(fields: Fields) -> list[Message]:
     if not given:
         raise bad_request("messages", "must have at least one message")
     system = fields.any("system")
-    messages = [Message(role="system", content=_text(system, "system"))] if system else []
+    messages = [Message(role="system", content=joined_text(system, "system"))] if system else []
     for index, each in enumerate(given):
         messages += _parts(each, f"messages[{index}]")
     return messages
@@ -205,25 +206,13 @@ def _parts(given: _Message, path: str) -> Iterator[Message]:
             case "tool_use":
                 calls.append(ToolCall(block.id, block.name, msgspec.json.encode(block.input).decode()))
             case "tool_result":
-                yield Message(role="tool", content=_text(block.content, place), tool_call_id=block.tool_use_id)
+                yield Message(role="tool", content=joined_text(block.content, place), tool_call_id=block.tool_use_id)
             case "thinking" | "redacted_thinking":
                 continue
             case _:
                 raise bad_request(place, f"content of type {block.type!r} is not served", "unsupported_value")
     if texts or calls or not blocks:
         yield Message(role=given.role, content="\n".join(texts), tool_calls=tuple(calls))
-
-
-def _text(given: Any, path: str) -> str:
-    """Return a text, or blocks of text, as one text."""
-    if given is None or isinstance(given, str):
-        return given or ""
-    blocks = checked(given, list[_Block], path)
-    for index, block in enumerate(blocks):
-        if block.type != "text":
-            problem = f"content of type {block.type!r} is not served"
-            raise bad_request(f"{path}[{index}]", problem, "unsupported_value")
-    return "\n".join(block.text for block in blocks)
 
 
 def _tools(fields: Fields) -> list[Body]:
