@@ -44,6 +44,7 @@ from ._operations.future import OperationFuture
 from ._progress import print_progress
 from ._sampling.adaptive import Adaptive
 from ._sampling.limiter import Limiter
+from ._training.loss_sum import loss_sum
 from ._version import __version__
 from ._work.budget import Budget
 from ._work.dump import dump_all
@@ -85,6 +86,7 @@ __all__ = [
     "log_to_stderr",
     "loops_compute_kl_sample_train",
     "loops_log_kl_sample_train",
+    "loss_sum",
     "print_progress",
     "start",
     "top_divergent_tokens",

@@ -186,9 +186,9 @@ def checked_data(data: Any, loss_fn: str, *, max_seq_len: int | None = None) -> 
 
 def checked_examples(data: Any, loss_fn: str, *, max_seq_len: int | None = None) -> Iterator[Datum]:
     """Do the same for datums that may have inputs which the loss does not read, and are not sent as they are."""
-    listed = _listed(data)
-    examples = (_checked_example(datum, f"data[{index}]", max_seq_len) for index, datum in enumerate(listed))
-    return checked_loss_data(loss_fn, examples, len(listed))
+    datums = listed(data)
+    examples = (_checked_example(datum, f"data[{index}]", max_seq_len) for index, datum in enumerate(datums))
+    return checked_loss_data(loss_fn, examples, len(datums))
 
 
 def _checked_example(datum: Any, path: str, max_seq_len: int | None) -> Datum:
@@ -313,7 +313,8 @@ def _masked_positions(mask: TensorData) -> list[int]:
     return [position for position, kept in enumerate(numbers) if kept is None or not kept > 0]
 
 
-def _listed(data: Any) -> list[Any]:
+def listed(data: Any) -> list[Any]:
+    """Return the datums of a batch as a list of its own."""
     if not is_list_like(data):
         raise InputError("data", f"expected a list of Datum, got {type(data).__name__}")
     if not data:

@@ -46,9 +46,15 @@ class CallFuture(SameWhenCopied, KnowsOtherNames, Generic[T]):
     Example:
         ::
 
-            step = loops_sync.start(trainer.forward_backward, data, "cross_entropy")
-            optim = loops_sync.start(trainer.optim_step, loops_sync.AdamParams(learning_rate=4e-5))
-            loss = step.result(timeout=60).loss  # or, in a coroutine: (await step).loss
+            import asyncio
+
+            def train():  # in a thread of its own
+                step = loops.start(trainer.forward_backward, data, "cross_entropy")
+                optim = loops.start(trainer.optim_step, loops.AdamParams(learning_rate=4e-5))
+                return step, optim.result(timeout=60)
+
+            step, _ = await asyncio.to_thread(train)
+            print((await step).loss)  # in this event loop, or in another one
     """
 
     def __init__(

@@ -224,14 +224,25 @@ class LossRule(Struct, frozen=True, kw_only=True):
 
     def counted(self, datum: Datum) -> list[bool]:
         """Whether each position of a datum counts; its inputs have passed `checked_loss_data`."""
+        positions, counts = datum.model_input.length, self._counted_factors(datum)
+        width = len(counts) // positions
+        return counts if width == 1 else [any(counts[at : at + width]) for at in range(0, len(counts), width)]
+
+    def counted_targets(self, datum: Datum) -> list[bool]:
+        """Whether each target of a datum adds to the loss; without targets, the last position has none."""
+        counts = self._counted_factors(datum)
+        if TARGET_TOKENS not in datum.loss_fn_inputs:
+            counts[-1] = False
+        return counts
+
+    def _counted_factors(self, datum: Datum) -> list[bool]:
         positions = datum.model_input.length
         targets, factors = datum.loss_fn_inputs.get(TARGET_TOKENS), datum.loss_fn_inputs.get(self.excluding)
         counts = [True] * positions if targets is None else [target != IGNORED_TARGET for target in targets.data]
         if factors is not None:
             repeated = factors.data * (len(counts) // len(factors.data))  # one advantage may hold for all positions
             counts = [scored and factor != 0 for scored, factor in zip(counts, repeated, strict=True)]
-        width = len(counts) // positions
-        return counts if width == 1 else [any(counts[at : at + width]) for at in range(0, len(counts), width)]
+        return counts
 
     def trained(self, datum: Datum) -> int:
         """Return the number of positions whose weight or advantage is not 0; see `counted`."""

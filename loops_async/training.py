@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from msgspec.structs import replace
 
-from ._arguments import check_at_least, check_config, check_kind, checked_data, checked_examples
+from ._arguments import check_at_least, check_config, check_kind, checked_data, checked_examples, listed
 from ._checkpoints.download import download
 from ._copies import SameWhenCopied
 from ._http.endpoint import Endpoint
@@ -34,7 +34,7 @@ from ._sampling.tokenizer import load_tokenizer
 from ._session.deactivation import deactivate_run
 from ._session.readiness import health_request
 from ._session.runtime import Runtime
-from ._training.custom_loss import SURROGATE, SURROGATE_CONFIG, CustomLossBatch, check_custom_loss
+from ._training.custom_loss import SURROGATE, SURROGATE_CONFIG, CustomLossBatch, check_custom_loss, without_own_inputs
 from ._training.own_metrics import OwnMetricsSender
 from ._training.step_log import StepLog, StepOptions
 from .errors import ApiError, ClosedError, InputError, UnfinishedSubmission, UnsupportedError
@@ -230,9 +230,9 @@ class TrainingClient(SameWhenCopied, KnowsOtherNames):
                 are the input, shifted by one; without ``weights`` every target has weight 1, except -100, which is
                 not scored.
             loss_fn_config: settings of the loss, e.g. ``{"clip_low_threshold": 0.8}`` for ``ppo``. Every loss has
-                ``skip_token_normalization``, False by default; and, with the embedded service alone,
-                ``score_all_targets``: logprobs are real numbers also where an advantage is zero, for KL metrics,
-                instead of 0.0.
+                ``skip_token_normalization``, False by default, which the trainer must confirm; and, with the embedded
+                service alone, ``score_all_targets``: logprobs are real numbers also where an advantage is zero, for KL
+                metrics, instead of 0.0.
             top_k_logprobs: how many candidates to list at each active position, 0 to 20.
             resume: `LoopsError.unfinished` of the call that this one repeats, with the same arguments, when other
                 operations were sent after it; no part of it is then trained twice.
@@ -242,6 +242,8 @@ class TrainingClient(SameWhenCopied, KnowsOtherNames):
             ApiError: the trainer refused the request.
             ServerShutdownError: the trainer is shutting down.
             TransportError: the trainer did not answer for more than a minute.
+            UnsupportedError: raised by the future: the trainer does not know ``skip_token_normalization`` for this
+                loss, so it has added gradients that `optim_step` divides.
         """
         step = await self._forward("forward_backward", data, loss_fn, loss_fn_config, top_k_logprobs, resume)
         self._log.add_pass(step, len(data))
@@ -260,11 +262,12 @@ class TrainingClient(SameWhenCopied, KnowsOtherNames):
         them with those of `forward_backward`, unless that sets ``skip_token_normalization``.
 
         Args:
-            data: the examples, with ``target_tokens`` of shape (N,) or (N, K), optional ``weights`` and no other
-                inputs.
-            loss_fn: called with `data` and a list with one float32 tensor per example, which has the shape of the
-                targets and holds their logprobs in nats, 0.0 where the target is masked. It returns a scalar tensor
-                and a dict of metrics. It must not wait for operations of this client, since they wait for it.
+            data: the examples, with ``target_tokens`` of shape (N,) or (N, K) and optional ``weights``. They may have
+                other inputs, e.g. advantages, in any shape: these are for `loss_fn` and are not sent.
+            loss_fn: called with the datums of `data` and a list with one float32 tensor per example, which has the
+                shape of the targets and holds their logprobs in nats, 0.0 where the target is masked. It returns a
+                scalar tensor and a dict of metrics. It must not wait for operations of this client, since they wait
+                for it.
             loss_type_input: the input of `loss_fn`; only ``"logprobs"`` is supported.
 
         Returns:
@@ -287,11 +290,14 @@ class TrainingClient(SameWhenCopied, KnowsOtherNames):
                 step = await trainer.forward_backward_custom(pair, push_apart)
         """
         self._check_open()
-        checked = list(checked_examples(data, SURROGATE, max_seq_len=self._max_seq_len))
-        check_custom_loss(checked, loss_fn, loss_type_input)
+        given = listed(data)
+        scored = list(
+            checked_examples([without_own_inputs(datum) for datum in given], SURROGATE, max_seq_len=self._max_seq_len)
+        )
+        check_custom_loss(scored, loss_fn, loss_type_input)
         body = self._forward_body(SURROGATE, SURROGATE_CONFIG)
-        step = await self._submitter.submit(CustomLossBatch(checked, loss_fn, body, self._submitter))
-        self._log.add_pass(step, len(checked))
+        step = await self._submitter.submit(CustomLossBatch(given, scored, loss_fn, body, self._submitter))
+        self._log.add_pass(step, len(given))
         return step
 
     async def optim_step(

@@ -49,8 +49,8 @@ def start(call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> CallFuture[
     Example:
         ::
 
-            step = loops_sync.start(trainer.forward_backward, data, "cross_entropy")
-            sampler = loops_sync.start(trainer.save_weights_and_get_sampling_client, "step-1")
+            step = loops.start(trainer.forward_backward, data, "cross_entropy")
+            sampler = loops.start(trainer.save_weights_and_get_sampling_client, "step-1")
             print(step.result().loss, sampler.result().sample(prompt))
     """
     handle, function = getattr(call, "__self__", None), getattr(call, "__func__", None)

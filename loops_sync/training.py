@@ -154,9 +154,9 @@ class TrainingClient(Closing[_core.TrainingClient]):
                 are the input, shifted by one; without ``weights`` every target has weight 1, except -100, which is
                 not scored.
             loss_fn_config: settings of the loss, e.g. ``{"clip_low_threshold": 0.8}`` for ``ppo``. Every loss has
-                ``skip_token_normalization``, False by default; and, with the embedded service alone,
-                ``score_all_targets``: logprobs are real numbers also where an advantage is zero, for KL metrics,
-                instead of 0.0.
+                ``skip_token_normalization``, False by default, which the trainer must confirm; and, with the embedded
+                service alone, ``score_all_targets``: logprobs are real numbers also where an advantage is zero, for KL
+                metrics, instead of 0.0.
             top_k_logprobs: how many candidates to list at each active position, 0 to 20.
             resume: `LoopsError.unfinished` of the call that this one repeats, with the same arguments, when other
                 operations were sent after it; no part of it is then trained twice.
@@ -166,6 +166,8 @@ class TrainingClient(Closing[_core.TrainingClient]):
             ApiError: the trainer refused the request.
             ServerShutdownError: the trainer is shutting down.
             TransportError: the trainer did not answer for more than a minute.
+            UnsupportedError: raised by the future: the trainer does not know ``skip_token_normalization`` for this
+                loss, so it has added gradients that `optim_step` divides.
         """
         return ForwardBackwardFuture._of(
             self._bridge.run(
@@ -192,11 +194,12 @@ class TrainingClient(Closing[_core.TrainingClient]):
         them with those of `forward_backward`, unless that sets ``skip_token_normalization``.
 
         Args:
-            data: the examples, with ``target_tokens`` of shape (N,) or (N, K), optional ``weights`` and no other
-                inputs.
-            loss_fn: called with `data` and a list with one float32 tensor per example, which has the shape of the
-                targets and holds their logprobs in nats, 0.0 where the target is masked. It returns a scalar tensor
-                and a dict of metrics. It must not wait for operations of this client, since they wait for it.
+            data: the examples, with ``target_tokens`` of shape (N,) or (N, K) and optional ``weights``. They may have
+                other inputs, e.g. advantages, in any shape: these are for `loss_fn` and are not sent.
+            loss_fn: called with the datums of `data` and a list with one float32 tensor per example, which has the
+                shape of the targets and holds their logprobs in nats, 0.0 where the target is masked. It returns a
+                scalar tensor and a dict of metrics. It must not wait for operations of this client, since they wait
+                for it.
             loss_type_input: the input of `loss_fn`; only ``"logprobs"`` is supported.
 
         Returns:

@@ -17,7 +17,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from .._http.body import Body, Pacer
-from ..errors import InputError
+from ..errors import InputError, UnsupportedError
 from ..protocol import LOSSES, MAX_REQUEST_BYTES, SKIP_NORMALIZATION, ForwardBody, encode, encode_into
 from ..types import Datum, ForwardBackwardOutput
 from .operation import MakeBody
@@ -61,17 +61,21 @@ class Batch:
                 trained += rule.trained(datum)
                 yield datum
 
-        data = counted() if self.name == "forward_backward" else self._data
+        is_backward = self.name == "forward_backward"
+        data = counted() if is_backward else self._data
         arrays = await encode_data(data, group=rule.group, overhead=overhead)
-        return EncodedBatch(arrays, self._body, trained)
+        return EncodedBatch(arrays, self._body, is_backward=is_backward, trained_tokens=trained)
 
 
 class EncodedBatch:
     """The parts of a batch, each of which is one request."""
 
-    def __init__(self, parts: Sequence[DatumArray], body: ForwardBody, trained_tokens: int) -> None:
+    def __init__(
+        self, parts: Sequence[DatumArray], body: ForwardBody, *, is_backward: bool, trained_tokens: int
+    ) -> None:
         self._parts = parts
         self._body = body
+        self._is_backward = is_backward
         self.trained_tokens = trained_tokens
 
     @property
@@ -86,8 +90,19 @@ class EncodedBatch:
         return Body(_HEAD, part.json, _encode_tail(self._body, seq_id))
 
     def merge(self, results: Sequence[ForwardBackwardOutput]) -> ForwardBackwardOutput:
-        """Merge the results of the parts."""
-        return merged(results, self.datums)
+        """Merge the results of the parts.
+
+        Raises:
+            UnsupportedError: the trainer has normalised although it should not.
+        """
+        output = merged(results, self.datums)
+        asked = (self._body.loss_fn_config or {}).get(SKIP_NORMALIZATION)
+        if self._is_backward and asked and output.metrics.get(SKIP_NORMALIZATION) != 1.0:
+            raise UnsupportedError(
+                f"the trainer does not confirm {SKIP_NORMALIZATION} for {self._body.loss_fn}: it has added gradients "
+                "that optim_step divides by the number of tokens. Load the last saved state to drop them"
+            )
+        return output
 
 
 def _encode_tail(body: ForwardBody, seq_id: int) -> bytes:

@@ -11,7 +11,7 @@ from .._copies import SameWhenCopied
 from .._other_names import KnowsOtherNames
 from .._tasks import TaskOwner, check_loop
 from .._waiting import TimeLimit
-from ..errors import ClosedError, LoopsError, OperationError, OperationTimeoutError, without_quote
+from ..errors import ClosedError, LoopsError, OperationError, OperationTimeoutError, UnsupportedError, without_quote
 
 T = TypeVar("T")
 
@@ -121,7 +121,7 @@ class OperationFuture(SameWhenCopied, KnowsOtherNames, Generic[T]):
     def _is_unknown(self) -> bool:
         """Whether the wait failed without news of the operation."""
         error = None if self._task.cancelled() else self._task.exception()
-        return isinstance(error, LoopsError) and not isinstance(error, OperationError | ClosedError)
+        return isinstance(error, LoopsError) and not isinstance(error, OperationError | ClosedError | UnsupportedError)
 
     def _collected(self, task: asyncio.Task[T]) -> None:
         # A bound method: as a callback it keeps this future until there is an outcome to see.

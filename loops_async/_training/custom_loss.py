@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from .._operations.batch import Batch, EncodedBatch
 from .._operations.submitter import Submitter
 from ..errors import InputError, ProtocolError, UnsupportedError
-from ..protocol import SKIP_NORMALIZATION, ForwardBody
+from ..protocol import SKIP_NORMALIZATION, TARGET_TOKENS, WEIGHTS, ForwardBody
 from ..types import CustomLossFn, Datum, ForwardBackwardOutput, TensorData
 from ..types.tensors import FLOATS
 
@@ -30,6 +30,9 @@ SURROGATE_CONFIG: Final = {SKIP_NORMALIZATION: True}
 """A normalisation by the number of tokens would scale the gradients of C."""
 
 
+_SENT: Final = frozenset({TARGET_TOKENS, WEIGHTS})
+
+
 class CustomLossBatch:
     """One operation: a forward pass, the user's loss in this process, and the backward pass that replays it."""
 
@@ -37,15 +40,23 @@ class CustomLossBatch:
     result = ForwardBackwardOutput
     is_dependent = True
 
-    def __init__(self, data: Sequence[Datum], loss_fn: CustomLossFn, body: ForwardBody, submitter: Submitter) -> None:
+    def __init__(
+        self,
+        data: Sequence[Datum],
+        scored: Sequence[Datum],
+        loss_fn: CustomLossFn,
+        body: ForwardBody,
+        submitter: Submitter,
+    ) -> None:
         self._data = data
+        self._scored = scored
         self._loss_fn = loss_fn
         self._body = body
         self._submitter = submitter
 
     async def encode(self) -> Replay:
         """Score the targets and compute the gradients; this operation keeps its turn meanwhile."""
-        forward = await self._submitter.send(Batch("forward", scoring_data(self._data), self._body))
+        forward = await self._submitter.send(Batch("forward", scoring_data(self._scored), self._body))
         data, report = await to_thread.run_sync(replayed, self._data, await forward, self._loss_fn)
         return Replay(await Batch(self.name, data, self._body).encode(), report)
 
@@ -77,8 +88,13 @@ def check_custom_loss(data: Sequence[Datum], loss_fn: Any, loss_type_input: Any)
         path = f"data[{index}].loss_fn_inputs"
         if "target_tokens" not in datum.loss_fn_inputs:
             raise InputError(path, "a custom loss needs target_tokens")
-        if extra := sorted(datum.loss_fn_inputs.keys() - {"target_tokens", "weights"}):
-            raise InputError(path, f"may have only target_tokens and weights; {extra} would not reach the trainer")
+
+
+def without_own_inputs(datum: Any) -> Any:
+    """Return a datum with what the trainer reads of it; the rest is for the user's loss alone, in any shape."""
+    if not isinstance(datum, Datum) or datum.loss_fn_inputs.keys() <= _SENT:
+        return datum
+    return replace(datum, loss_fn_inputs={n: tensor for n, tensor in datum.loss_fn_inputs.items() if n in _SENT})
 
 
 def scoring_data(data: Sequence[Datum]) -> list[Datum]:

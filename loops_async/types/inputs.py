@@ -99,6 +99,10 @@ class ModelInput(Value, Struct, frozen=True):
 
     chunks: list[Chunk] = []
 
+    def __post_init__(self) -> None:
+        if isinstance(self.chunks, list):
+            force_setattr(self, "chunks", self.chunks.copy())  # what is done to the caller's list later changes nothing
+
     @classmethod
     def from_ints(cls, tokens: Sequence[int] | SupportsToList) -> ModelInput:
         """Make an input of one text chunk from token ids (a list or any integer array)."""

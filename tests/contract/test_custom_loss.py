@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 torch = pytest.importorskip("torch", reason="NOT TESTED: forward_backward_custom needs torch")
 
@@ -167,11 +168,36 @@ async def test_masked_positions_are_zero_and_get_no_gradient(trainer: TrainingCl
     assert math.isnan(result.loss_fn_outputs[0]["logprobs"].to_numpy()[-1])
 
 
+async def test_inputs_of_its_own_are_for_the_function_alone(trainer: TrainingClient) -> None:
+    """They may have any shape, and the gradients are those of a loss that has them from elsewhere: these cancel."""
+    rewards = [2.0, -1.0]
+    own = [
+        replace(
+            datum,
+            loss_fn_inputs={**datum.loss_fn_inputs, "reward": [reward], "advantages": [reward] * 9, "mask": [0.0]},
+        )
+        for datum, reward in zip(DATA, rewards, strict=True)
+    ]
+
+    def weighted(data: list[Datum], logprobs: list[Any]) -> tuple[Any, dict[str, float]]:
+        factors = [datum.loss_fn_inputs["reward"].data[0] for datum in data]
+        return -sum(factor * p.sum() for factor, p in zip(factors, logprobs, strict=True)), {}
+
+    def closure(data: list[Datum], logprobs: list[Any]) -> tuple[Any, dict[str, float]]:
+        return sum(factor * p.sum() for factor, p in zip(rewards, logprobs, strict=True)), {}
+
+    with_own = await (await trainer.forward_backward_custom(own, weighted))
+    opposite = await (await trainer.forward_backward_custom(DATA, closure))
+    assert with_own.loss == pytest.approx(-opposite.loss) != 0
+    assert await gradient_norm(trainer) < 1e-4
+    await (await trainer.forward_backward_custom(own, weighted))
+    assert await gradient_norm(trainer) > 0.01
+
+
 @pytest.mark.parametrize(
     ("data", "options", "problem"),
     [
         ([Datum(model_input=[1])], {}, "target_tokens"),
-        ([Datum(model_input=[1], loss_fn_inputs={"target_tokens": [1], "advantages": [1.0]})], {}, "advantages"),
         (DATA, {"loss_type_input": "logits"}, "loss_type_input"),
         (DATA, {"loss_fn": "mine"}, "loss_fn"),
     ],

@@ -18,6 +18,7 @@ from loops_async import (
     ServerError,
     ServiceClient,
     TrainingClient,
+    UnsupportedError,
 )
 from loops_local import LocalService
 from tests.support.engines import WatchedEngine
@@ -68,6 +69,22 @@ async def test_losses_and_their_settings_are_positional(trainer: TrainingClient)
     await (await trainer.forward_backward(data, "ppo", {"clip_low_threshold": 0.9}))
     output = await (await trainer.forward([example()], "cross_entropy", {"skip_token_normalization": True}))
     assert output.metrics["skip_token_normalization"] == 1.0
+
+
+@pytest.mark.parametrize("loss_fn", ["cross_entropy", "ppo"])
+async def test_a_trainer_that_does_not_confirm_that_it_sums_is_told(
+    trainer: TrainingClient, local: LocalService, loss_fn: Any
+) -> None:
+    inputs = {} if loss_fn == "cross_entropy" else {"logprobs": [-1.0, -1.0], "advantages": [1.0, 1.0]}
+    data = [Datum(model_input=[1, 2], loss_fn_inputs=inputs)]
+    config = {"skip_token_normalization": True}
+    confirmed = await (await trainer.forward_backward(data, loss_fn, config))
+    assert confirmed.metrics["skip_token_normalization"] == 1.0
+    local.faults.answer("GET */operations/*", 200, {"status": "done", "result": {"metrics": {}}}, times=2)
+    unconfirmed = await trainer.forward_backward(data, loss_fn, config)
+    with pytest.raises(UnsupportedError, match=f"does not confirm skip_token_normalization for {loss_fn}"):
+        await unconfirmed
+    assert (await (await trainer.forward(data, loss_fn, config))).metrics == {}
 
 
 async def test_saved_state_brings_weights_back_with_or_without_the_optimizer(trainer: TrainingClient) -> None:
