@@ -19,6 +19,8 @@ from typing import Any, ClassVar, Final, NamedTuple, Self, TypeAlias, TypeGuard,
 import msgspec
 from msgspec import NODEFAULT, Struct, structs
 
+from ._other_names import KnowsOtherNames
+
 _Shown: TypeAlias = list[tuple[str, str]]
 """The fields of a value that are not at their default: their names, and their values as text."""
 
@@ -67,7 +69,7 @@ class Errors:
     from_fields: ClassVar[Callable[[Any], Exception]]
 
 
-class Value:
+class Value(KnowsOtherNames):
     """What every public struct inherits: it shows itself in one line, becomes a dict or JSON, and returns."""
 
     __slots__ = ()

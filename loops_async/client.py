@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from ._arguments import check_at_least, check_positive, check_request
 from ._checkpoints.download import checkpoint_files, download
+from ._checkpoints.listing import checkpoints_of_all_runs
 from ._copies import SameWhenCopied
 from ._http.endpoint import Endpoint
 from ._http.request_log import request_log_settings
@@ -651,6 +652,13 @@ class ServiceClient(SameWhenCopied, KnowsOtherNames):
     async def list_checkpoints(self, run_id: str) -> list[Checkpoint]:
         """Return the checkpoints of a run."""
         return await self.control_plane.list_checkpoints(run_id=run_id)
+
+    async def list_all_checkpoints(self) -> list[Checkpoint]:
+        """Return the checkpoints of all runs, oldest first.
+
+        This makes one request for each run, 16 at once, since the service lists only those of one run or base model.
+        """
+        return await checkpoints_of_all_runs(self.control_plane)
 
     async def get_checkpoint_archive_url(
         self, checkpoint_id: str, page_size: int = 1000, page_token: int = 0

@@ -15,6 +15,7 @@ from ._arguments import check, check_request
 from ._copies import SameWhenCopied
 from ._http.retry import CREATION, READ, Call, may_have_acted, retry
 from ._http.transport import Request, Transport
+from ._other_names import KnowsOtherNames
 from ._running import Running
 from .errors import ConfigError, InputError, LoopsError, LostAnswerError, NotFoundError
 from .protocol import CheckpointUri, encode, segment
@@ -119,7 +120,7 @@ class _ModelDeployment(Struct):
     status: Status | str | None = None
 
 
-class ControlPlane(SameWhenCopied):
+class ControlPlane(SameWhenCopied, KnowsOtherNames):
     """The REST API under ``/v1/loops``, typed.
 
     Any number of calls may be made concurrently; at most 64 requests are in flight at once. A call that is safe to

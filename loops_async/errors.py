@@ -18,7 +18,7 @@
     │   │   └── SampleTimeoutError  `.timeout`; never retried automatically
     │   ├── LostAnswerError         something that costs money may exist or be paid; never retried automatically
     │   └── ProtocolError           the answer does not follow the Loops protocol
-    ├── ApiError                    `.status`, `.code`, `.reason`, `.request_id`
+    ├── ApiError                    `.status`, `.code`, `.reason`, `.request_id`, `.body`
     │   ├── BadRequestError         400, 413, 422
     │   ├── AuthenticationError     401
     │   ├── PermissionDeniedError   403
@@ -295,6 +295,9 @@ class ApiError(LoopsError):
     `request_id` is the id to quote to support; `retry_after` is the pause in seconds that the service asks for.
     `may_have_acted` is False when the service certainly did not execute the request; `from_gateway` is True when the
     body is not an error of Loops, so that something between here and the service has answered.
+
+    `body` is the answer's body without secrets: decoded, where it is JSON of at most 16 KiB, else the first 16 KiB of
+    its text, and None where it is empty.
     """
 
     status_codes: ClassVar[tuple[int, ...]] = ()
@@ -308,9 +311,11 @@ class ApiError(LoopsError):
         reason: str | None = None,
         request_id: str | None = None,
         retry_after: float | None = None,
+        body: Any = None,
     ) -> None:
         super().__init__(message)
         self.status = status
+        self.body = body
         self.code = code
         self.reason = reason
         self.request_id = request_id

@@ -596,6 +596,13 @@ class ServiceClient(Opened[_core.ServiceClient]):
         """Return the checkpoints of a run."""
         return self._bridge.run(self._impl.list_checkpoints, run_id=run_id)
 
+    def list_all_checkpoints(self) -> list[Checkpoint]:
+        """Return the checkpoints of all runs, oldest first.
+
+        This makes one request for each run, 16 at once, since the service lists only those of one run or base model.
+        """
+        return self._bridge.run(self._impl.list_all_checkpoints)
+
     def get_checkpoint_archive_url(
         self, checkpoint_id: str, page_size: int = 1000, page_token: int = 0
     ) -> CheckpointFilesResponse:

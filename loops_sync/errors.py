@@ -19,7 +19,7 @@
     │   │   └── SampleTimeoutError  `.timeout`; never retried automatically
     │   ├── LostAnswerError         something that costs money may exist or be paid; never retried automatically
     │   └── ProtocolError           the answer does not follow the Loops protocol
-    ├── ApiError                    `.status`, `.code`, `.reason`, `.request_id`
+    ├── ApiError                    `.status`, `.code`, `.reason`, `.request_id`, `.body`
     │   ├── BadRequestError         400, 413, 422
     │   ├── AuthenticationError     401
     │   ├── PermissionDeniedError   403

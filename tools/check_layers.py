@@ -17,11 +17,11 @@ from typing import NamedTuple
 
 ORDER: dict[str, tuple[str, ...]] = {
     "loops_async": (
+        "_other_names",
         "_values",
         "errors",
         "_text",
         "_copies",
-        "_other_names",
         "_tasks",
         "_logs",
         "_waiting",

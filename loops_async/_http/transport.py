@@ -8,7 +8,7 @@ import os
 import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from email.utils import parsedate_to_datetime
 from functools import cache, lru_cache, partial
 from typing import Any, Final, TypeVar, cast
@@ -78,6 +78,7 @@ MOST_ERROR_BYTES: Final = 1 << 20
 """How much of the body of an error is read."""
 LONGEST_MESSAGE: Final = 2000
 LONGEST_EXCERPT: Final = 200
+LONGEST_ERROR_BODY: Final = 16 * 1024
 LONGEST_TEXT: Final = 64 * 1024
 """How many bytes of a body are looked through for what is shown of it."""
 
@@ -165,6 +166,7 @@ class Transport:
         self._session = _session(pool)
         self._new_connections = _session(_connector(self._resolver, force_close=True))
         self._authorization = settings.authorization
+        self._redactor = Redactor.of(settings)
         self._proxies = Proxies(settings.proxy)
         self._routes: dict[tuple[object, ...], str | None] = {}
         """The proxy of each scheme and host, with and without the key."""
@@ -452,6 +454,7 @@ class Transport:
             reason=self._label(details.reason) if details else None,
             request_id=request_id,
             retry_after=_seconds(answer.headers.get("Retry-After")),
+            body=self._shown_body(answer.body),
         )
         error.from_gateway = details is None
         if is_final(answer):
@@ -460,6 +463,14 @@ class Transport:
             # A gateway also answers 503 when it lost its connection to a service that had the request.
             error.may_have_acted = error.from_gateway and "Retry-After" not in answer.headers
         return error
+
+    def _shown_body(self, body: bytes) -> Any:
+        """Return the body of an error as a program may read it: without secrets, and not endless."""
+        text = self._redactor.text(_text_of(body))
+        if len(body) <= LONGEST_ERROR_BODY:
+            with suppress(UnreadableError):
+                return decode_json(text.encode(), object)
+        return text[:LONGEST_ERROR_BODY] or None
 
     def request_id(self, answer: Answer) -> str | None:
         """Return the id of an answer to quote to support, if it has one."""

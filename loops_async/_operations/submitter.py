@@ -283,6 +283,7 @@ def _recognize_shutdown(error: LoopsError) -> LoopsError:
         reason=error.reason,
         request_id=error.request_id,
         retry_after=error.retry_after,
+        body=error.body,
     )
     shutdown.retryable = False
     return shutdown

@@ -19,6 +19,7 @@ from rich.progress import (
 )
 
 from .._checkpoints.download import checkpoint_files, download
+from .._checkpoints.listing import checkpoints_of_all_runs
 from .._session.runtime import Runtime
 from ..control_plane import ControlPlane
 from ..errors import NotFoundError
@@ -79,12 +80,16 @@ def list_(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """List checkpoints; give exactly one of --run, --model, --path."""
-    if [run_id, base_model, path].count(None) != 2:
-        raise typer.BadParameter("give exactly one of --run, --model, --path")
-    found = on_control_plane(
-        context, lambda plane: plane.list_checkpoints(run_id=run_id, base_model=base_model, checkpoint_path=path)
-    )
+    """List the checkpoints of all runs, or with one of --run, --model, --path only those."""
+    if (given := 3 - [run_id, base_model, path].count(None)) > 1:
+        raise typer.BadParameter("give only one of --run, --model, --path")
+
+    async def find(plane: ControlPlane) -> list[Checkpoint]:
+        if not given:
+            return await checkpoints_of_all_runs(plane)
+        return await plane.list_checkpoints(run_id=run_id, base_model=base_model, checkpoint_path=path)
+
+    found = on_control_plane(context, find)
     emit_rows(COLUMNS, found, as_json=as_json, quiet=quiet)
 
 

@@ -81,6 +81,7 @@ def test_checkpoints(cli: Cli, trained: tuple[str, str], tmp_path: Path) -> None
     listed = cli.json("checkpoints", "list", "--run", run_id)
     assert {each["target"] for each in listed} == {"trainer", "sampler"}
     assert "end" in cli("checkpoints", "list", "--run", run_id)
+    assert [each for each in cli.json("checkpoints", "list") if each["run_id"] == run_id] == listed
     [found] = cli.json("checkpoints", "list", "--path", path)
     assert found["id"] in {each["id"] for each in cli.json("checkpoints", "list", "--model", "echo")}
 

@@ -34,7 +34,7 @@ def endless() -> Iterator[LocalService]:
     ("arguments", "code", "words"),
     [
         (["runs", "show", "nope"], 4, "there is no run 'nope'"),
-        (["checkpoints", "list"], 2, "give exactly one of --run, --model, --path"),
+        (["checkpoints", "list", "--run", "r", "--model", "m"], 2, "give only one of --run, --model, --path"),
         (["checkpoints", "download", "nope"], 4, "there is no checkpoint 'nope'"),
         (["checkpoints", "files", "bt://loops:r/weights/n"], 4, "no checkpoint bt://loops:r/weights/n"),
         (["checkpoints", "files", "bt://nonsense"], 2, "must be bt://loops:<run_id>/"),
@@ -73,7 +73,7 @@ def test_values_are_checked_before_anything_is_sent(cli: Cli, local: LocalServic
         ("samplers", "create"),
         ("samplers", "create", "--checkpoint", "bt://loops:r/weights/n"),
         ("samplers", "create", "echo", "--replicas", "0"),
-        ("checkpoints", "list"),
+        ("checkpoints", "list", "--run", "r", "--model", "m"),
         ("checkpoints", "list", "--path", "bt://nonsense"),
         ("checkpoints", "validate", "bt://loops:r/weights/n"),
         ("checkpoints", "deploy", "c", "--model-name", "", "--instance-type", "i", "--hf-secret", "s"),

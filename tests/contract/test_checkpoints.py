@@ -98,3 +98,14 @@ async def test_what_is_not_there(service: ServiceClient, colour: Colour, tmp_pat
     for call in calls:
         with pytest.raises(NotFoundError, match="no-such"):
             await call
+
+
+async def test_those_of_all_runs(service: ServiceClient, engine: WatchedEngine) -> None:
+    runs = [await service.create_lora_training_client(engine.name) for _ in range(3)]
+    for run in (*runs, runs[0]):
+        await (await run.save_state(f"state-{run.run_id[:4]}"))
+        await (await run.save_weights_for_sampler("weights"))
+    listed = [one for one in await service.list_all_checkpoints() if one.run_id in {run.run_id for run in runs}]
+    of_each = [one for run in runs for one in await run.list_checkpoints()]
+    assert listed == sorted(of_each, key=lambda one: one.created_at)
+    assert len(listed) == 6

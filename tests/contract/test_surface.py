@@ -113,6 +113,9 @@ def test_properties_of_the_blocking_client(owner: str, name: str) -> None:
         ("TrainingClient", "forward_backward_async", "forward_backward"),
         ("SamplingClient", "sample_async", "sample"),
         ("OperationFuture", "result_async", "result"),
+        ("TrainingClient", "model_id", "run_id"),
+        ("ServiceClient", "list_user_checkpoints", "list_all_checkpoints"),
+        ("ControlPlane", "list_training_runs_async", "list_runs"),
     ],
 )
 def test_a_name_of_another_client_is_told_ours(module: ModuleType, owner: str, theirs: str, ours: str) -> None:
@@ -123,3 +126,29 @@ def test_a_name_of_another_client_is_told_ours(module: ModuleType, owner: str, t
     assert not hasattr(client, theirs)
     with pytest.raises(AttributeError, match=r"no attribute 'nothing_async'$"):
         _ = client.nothing_async
+
+
+@colours
+@pytest.mark.parametrize(
+    ("owner", "theirs", "hint"),
+    [
+        ("TrainingClient", "result", "this is the result itself, not a future of it"),
+        ("SamplingClient", "result_async", "this is the result itself, not a future of it"),
+        ("ControlPlane", "delete_checkpoint", "give ttl_seconds when you save it"),
+        ("OperationFuture", "future", "`start` of loops_sync or loops_async returns a future that has it"),
+    ],
+)
+def test_what_has_no_name_here_is_explained(module: ModuleType, owner: str, theirs: str, hint: str) -> None:
+    kind = type(owner, (getattr(module, owner),), {"__del__": lambda _: None})
+    client: Any = kind.__new__(kind)
+    with pytest.raises(AttributeError, match=f"^'{owner}' object has no attribute '{theirs}'; .*{hint}$"):
+        getattr(client, theirs)
+
+
+def test_a_value_is_no_future_and_no_pydantic_model() -> None:
+    answer: Any = loops_async.SampleResponse()
+    with pytest.raises(AttributeError, match=r"no attribute 'result'; this is the result itself, not a future of it$"):
+        answer.result()
+    with pytest.raises(AttributeError, match=r"no attribute 'model_dump'; here it is 'to_dict'$"):
+        answer.model_dump()
+    assert not hasattr(answer, "anything")

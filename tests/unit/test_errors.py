@@ -14,7 +14,14 @@ from loops_async import errors
 from loops_async.errors import LoopsError
 
 IDS = {"operation_id": "op", "operation": "optim_step", "run_id": "run"}
-ANSWER = {"status": 503, "code": "BUSY", "reason": "WHY", "request_id": "req", "retry_after": 2.5}
+ANSWER = {
+    "status": 503,
+    "code": "BUSY",
+    "reason": "WHY",
+    "request_id": "req",
+    "retry_after": 2.5,
+    "body": {"detail": 1},
+}
 
 EXAMPLES: list[LoopsError] = [
     LoopsError("m"),

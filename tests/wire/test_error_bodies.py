@@ -73,6 +73,27 @@ async def test_every_shape(
 
 
 @pytest.mark.parametrize(
+    ("sent", "body"),
+    [
+        ({"detail": [{"loc": ["body"], "msg": "small"}]}, {"detail": [{"loc": ["body"], "msg": "small"}]}),
+        ([1, None, "é"], [1, None, "é"]),
+        ("<b>Bad</b>", "<b>Bad</b>"),
+        ("", None),
+        (
+            {"detail": f"the key {KEY}", "api_key": "other", "url": "https://s3/a?X-Amz-Signature=abc"},
+            {"detail": "the key [REDACTED]", "api_key": "[REDACTED]", "url": "https://s3/a?[REDACTED]"},
+        ),
+        ({"detail": "x" * 20_000}, '{"detail": "' + "x" * (16 * 1024 - 12)),
+    ],
+    ids=["json", "list", "text", "empty", "secrets", "long"],
+)
+async def test_its_body(client: ServiceClient, service: ScriptedService, sent: Any, body: Any) -> None:
+    error = await error_of(client, service, Say(422, sent))
+    assert error.body == body
+    assert pickle.loads(pickle.dumps(error)).body == body
+
+
+@pytest.mark.parametrize(
     ("status", "kind", "advice"),
     [
         (400, BadRequestError, ""),
