@@ -44,6 +44,7 @@ from ._operations.future import OperationFuture
 from ._progress import print_progress
 from ._sampling.adaptive import Adaptive
 from ._sampling.limiter import Limiter
+from ._telemetry.setup import instrument, instrument_as_the_environment_says
 from ._training.loss_sum import loss_sum
 from ._version import __version__
 from ._work.budget import Budget
@@ -83,6 +84,7 @@ __all__ = [
     "__version__",
     "attach_reference_logprobs",
     "dump_all",
+    "instrument",
     "log_to_stderr",
     "loops_compute_kl_sample_train",
     "loops_log_kl_sample_train",
@@ -99,3 +101,4 @@ __all__ += rollouts.__all__
 __all__ += types.__all__
 
 log_as_the_environment_says()
+instrument_as_the_environment_says()

@@ -222,7 +222,7 @@ class SamplingClient(SameWhenCopied, KnowsOtherNames):
         runtime = await self._usable_runtime()
         completions: bytes | msgspec.Raw
         ids = {"id": key, "run_id": self._endpoint.run_id, "sampler_id": self._endpoint.sampler_id}
-        with runtime.transport.work.begin("sample", "sample", subject=body, **ids) as entry:
+        with runtime.transport.work.begin("sample", "sample", subject=body, endpoint=self._endpoint, **ids) as entry:
             async with runtime.admission:
                 if entry.work.budget is not None:
                     entry.work.admit(entry, _asked(body), most_completions=body.n * (body.max_tokens or 1))

@@ -43,6 +43,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "_checkpoints",
         "_executors",
         "_sampling",
+        "_telemetry",
         "sampling",
         "_batch",
         "batch",
@@ -118,6 +119,7 @@ LIBRARIES: dict[str, frozenset[str]] = {
     "loops_async._http.network": frozenset({"aiohttp"}),
     "loops_async._http.transport": frozenset({"aiohttp", "yarl"}),  # yarl: the URLs of aiohttp
     "loops_async._http.retry": frozenset({"backoff"}),
+    "loops_async._telemetry": frozenset({"opentelemetry"}),  # the extra `otel`; only `setup` is imported without it
     "loops_async._ray": frozenset({"numpy", "pyarrow", "ray"}),  # the extra of that name
     "loops_async.ray": frozenset({"ray"}),
     "loops_async.cli": frozenset({"rich", "typer"}),  # the extra of that name

@@ -21,6 +21,7 @@ from .._http.retry import DOWNLOAD, retry
 from .._http.transport import Request
 from .._session.runtime import Runtime
 from .._tasks import SingleFlight
+from .._work.registry import Entry
 from ..errors import ApiError, ConnectError, InputError, LoopsError, ProtocolError, UnsupportedError
 from ..protocol import encode, segment
 from ..types import CheckpointDownload, CheckpointFile, DownloadProgress
@@ -117,16 +118,21 @@ async def download(
         InputError: `dest_dir` is a file.
         OSError: the disk is full or not writable.
     """
-    with runtime.transport.work.begin("download", f"checkpoint {checkpoint_id}", id=checkpoint_id):
-        return await _download(runtime, checkpoint_id, Path(dest_dir), on_progress)
+    with runtime.transport.work.begin("download", f"checkpoint {checkpoint_id}", id=checkpoint_id) as entry:
+        return await _download(runtime, entry, checkpoint_id, Path(dest_dir), on_progress)
 
 
 async def _download(
-    runtime: Runtime, checkpoint_id: str, root: Path, on_progress: Callable[[DownloadProgress], object] | None
+    runtime: Runtime,
+    entry: Entry,
+    checkpoint_id: str,
+    root: Path,
+    on_progress: Callable[[DownloadProgress], object] | None,
 ) -> CheckpointDownload:
     if await anyio.Path(root).is_file():
         raise InputError("dest_dir", f"must be a directory; {root} is a file")
     files = [file async for file in checkpoint_files(runtime, checkpoint_id)]
+    entry.tell("listed")
     # Adapters of different steps have the same file names and sizes, so partial files of one must not pass for another.
     staging = Staging(root, f".{segment(checkpoint_id)}.part")
     listing = await to_thread.run_sync(staging.arrange, files)
@@ -139,7 +145,9 @@ async def _download(
                 group.start_soon(_fetch_all, runtime, waiting, urls, progress)
     except* Exception as failures:
         raise failures.exceptions[0] from None
+    entry.tell("fetched")
     await to_thread.run_sync(staging.move_into_place, listing)
+    entry.tell("complete")
     log.info("checkpoint %s: downloaded, %d files, %d B fetched", checkpoint_id, len(files), progress.bytes_fetched)
     return CheckpointDownload(
         dest_dir=root,

@@ -1,16 +1,16 @@
-"""What is told of each attempt of a request: a line of the log at level DEBUG, and two lines in the request log."""
+"""What is told of each attempt of a request: a line of the log at level DEBUG, and what watchers make of it."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from time import perf_counter
 from types import TracebackType
 from typing import Final, NamedTuple, Protocol
 
+from .._work.registry import Watcher
 from .body import Body
-from .request_log import RequestLog
 
 log = logging.getLogger("loops_async.http")
 
@@ -35,7 +35,7 @@ class Answered(NamedTuple):
 class Attempt:
     """One attempt of a request, for the time of a block; an exception that leaves the block ends it without an answer.
 
-    Nothing is made for an attempt that is not watched.
+    Nothing is made for an attempt that is not watched. `headers` are those to send: watchers may add some.
     """
 
     def __init__(
@@ -43,25 +43,27 @@ class Attempt:
         method: str,
         url: str,
         *,
-        headers: Mapping[str, str],
+        headers: dict[str, str],
         body: Body | bytes | None,
         has_signed_url: bool,
-        requests: RequestLog | None,
+        watchers: Sequence[Watcher],
         clean: Callable[[str], str],
         translated: Callable[[BaseException], BaseException],
     ) -> None:
+        self.headers: dict[str, str] = headers
         self._answer: Answered | None = None
         self._body: bytes | None = None
         self._is_complete = False
         self._method = method
         self._url = url
         self._sent = body.size if isinstance(body, Body) else len(body or b"")
-        self._requests = requests
         self._clean = clean
         self._translated = translated
         self._began = perf_counter()
-        if requests is not None:
-            self._seq = requests.request(method, url, headers, body, has_signed_url=has_signed_url)
+        self._told = [
+            (watcher, watcher.request(method, url, headers, body, has_signed_url=has_signed_url))
+            for watcher in watchers
+        ]
 
     def answered(self, status: int, headers: Mapping[str, str], content: Content) -> None:
         """Note that an answer begins."""
@@ -84,13 +86,13 @@ class Attempt:
             self._failed(self._translated(error), ms)
 
     def _answered(self, answer: Answered, ms: float) -> None:
-        if self._requests is not None:
-            self._requests.response(self._seq, ms, answer.status, answer.headers, self._body)
+        for watcher, sent in self._told:
+            watcher.response(sent, ms, answer.status, answer.headers, self._body)
         self._log(str(answer.status), ms, answer)
 
     def _failed(self, error: BaseException, ms: float) -> None:
-        if self._requests is not None:
-            self._requests.error(self._seq, ms, error)
+        for watcher, sent in self._told:
+            watcher.error(sent, ms, error)
         self._log(type(error).__name__, ms, None)
 
     def _log(self, outcome: str, ms: float, answer: Answered | None) -> None:

@@ -158,7 +158,7 @@ class Transport:
         self._loop = asyncio.get_running_loop()
         self._process = os.getpid()
         self._closed = False
-        self.work: Work = Work()
+        self.work: Work = Work(partial(_cleaned, settings))
         self.retry_budget: RetryBudget = RetryBudget()
         self._resolver = Resolver()
         pool = _connector(self._resolver, keepalive_timeout=KEEPALIVE_SECONDS)
@@ -172,6 +172,8 @@ class Transport:
         """The proxy of each scheme and host, with and without the key."""
         self.waits: Waits = Waits()
         self._requests = _request_log(settings)
+        if self._requests is not None:
+            self.work.watchers.append(self._requests)
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -228,7 +230,7 @@ class Transport:
                 return await self._send(request, attempt)
         try:
             with TimeLimit(request.timeout):
-                async with self._start(request, self._authorization) as response:
+                async with self._start(request, self._authorization, attempt) as response:
                     entry.last_status = response.status
                     if attempt is not None:
                         attempt.answered(response.status, response.headers, response.content)
@@ -288,7 +290,7 @@ class Transport:
             if attempt is not None:
                 stack.enter_context(attempt)
             try:
-                response = await stack.enter_async_context(self._start(request, {}))
+                response = await stack.enter_async_context(self._start(request, {}, attempt))
                 CURRENT.get().last_status = response.status
             except ValueError as cause:
                 raise self._transport_error(request, cause) from None
@@ -347,10 +349,10 @@ class Transport:
         )
 
     def _start(
-        self, request: Request, authorization: Mapping[str, str]
+        self, request: Request, authorization: Mapping[str, str], attempt: Attempt | None
     ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
         self.check_usable()
-        headers = _headers(request, authorization)
+        headers = _headers(request, authorization) if attempt is None else attempt.headers
         data: Any = request.body
         counts = CURRENT.get().counts
         counts.requests += 1
@@ -372,7 +374,7 @@ class Transport:
 
     def _attempt(self, request: Request, authorization: Mapping[str, str]) -> Attempt | None:
         """Return what watches an attempt, None if nothing does."""
-        if self._requests is None and not log.isEnabledFor(logging.DEBUG):
+        if not self.work.watchers and not log.isEnabledFor(logging.DEBUG):
             return None
         return Attempt(
             request.method,
@@ -380,7 +382,7 @@ class Transport:
             headers={**HEADERS, **_headers(request, authorization)},
             body=request.body,
             has_signed_url=request.has_signed_url,
-            requests=self._requests,
+            watchers=self.work.watchers,
             clean=self.clean,
             translated=partial(self._translated, request),
         )
@@ -528,8 +530,7 @@ class Transport:
         It is one line of at most `most` characters, without secrets that the service might have put there, and with
         control characters made visible.
         """
-        text = _PASSWORD.sub("…@", _QUERY.sub("?…", text))
-        return one_line(self._settings.api_key.scrub(text) if self._settings.api_key else text, most)
+        return _cleaned(self._settings, text, most)
 
 
 class ErrorBody(Struct, kw_only=True):
@@ -585,6 +586,11 @@ def _session(connector: Connector) -> aiohttp.ClientSession:
         max_line_size=LONGEST_HEADER,
         max_field_size=LONGEST_HEADER,
     )
+
+
+def _cleaned(settings: Settings, text: str, most: int = LONGEST_MESSAGE) -> str:
+    text = _PASSWORD.sub("…@", _QUERY.sub("?…", text))
+    return one_line(settings.api_key.scrub(text) if settings.api_key else text, most)
 
 
 def _request_log(settings: Settings) -> RequestLog | None:

@@ -30,10 +30,11 @@ _REDUCTIONS: Final[Mapping[str, Callable[[Sequence[float]], float]]] = {"sum": s
 
 
 class DatumArray(Struct):
-    """A JSON array of `count` datums."""
+    """A JSON array of `count` datums, which have `tokens` positions."""
 
     json: bytearray
     count: int
+    tokens: int = 0
 
 
 class Batch:
@@ -47,6 +48,7 @@ class Batch:
 
     def __init__(self, name: str, data: Iterable[Datum], body: ForwardBody) -> None:
         self.name = name
+        self.loss_fn: str | None = body.loss_fn
         self._data = data
         self._body = body
 
@@ -85,6 +87,10 @@ class EncodedBatch:
     @property
     def datums(self) -> Sequence[int]:
         return [part.count for part in self._parts]
+
+    @property
+    def tokens(self) -> int:
+        return sum(part.tokens for part in self._parts)
 
     def _body_of(self, part: DatumArray, seq_id: int) -> Body:
         return Body(_HEAD, part.json, _encode_tail(self._body, seq_id))
@@ -147,6 +153,7 @@ async def encode_data(data: Iterable[Datum], *, group: int, overhead: int) -> li
             arrays.append(DatumArray(bytearray(b"[") + array.json[before:], 0))
             del array.json[before:]
         arrays[-1].count += group
+        arrays[-1].tokens += sum(datum.model_input.length for _, datum in together)
     for array in arrays:
         array.json[-1:] = b"]"
     return arrays

@@ -44,6 +44,11 @@ class Encoded(Protocol[T]):
         """The number of positions that are trained."""
         ...
 
+    @property
+    def tokens(self) -> int:
+        """The number of positions of all datums."""
+        ...
+
     def merge(self, results: Sequence[T]) -> T:
         """Merge the results of the parts, given in order, into one."""
         ...
@@ -67,6 +72,11 @@ class Operation(Protocol[T]):
         ...
 
     @property
+    def loss_fn(self) -> str | None:
+        """The loss, if it has one."""
+        ...
+
+    @property
     def is_dependent(self) -> bool: ...
 
     async def encode(self) -> Encoded[T]: ...
@@ -76,8 +86,10 @@ class SmallOperation(Generic[T]):
     """An operation with a small body, which holds a `seq_id`."""
 
     is_dependent = False
+    loss_fn: str | None = None
     datums = (0,)
     trained_tokens = 0
+    tokens = 0
 
     def __init__(self, name: str, result: type[T], body: SmallBody) -> None:
         self.name = name

@@ -99,6 +99,7 @@ class Submitter:
             id=id_,
             run_id=self._endpoint.run_id,
             subject=operation,
+            endpoint=self._endpoint,
             waiting_for="turn",
             is_counted=outer.is_over or outer.kind != "provisioning",
         )
@@ -137,6 +138,7 @@ class Submitter:
         *,
         resume: UnfinishedSubmission | None = None,
     ) -> OperationFuture[T]:
+        CURRENT.set(entry)  # in the submission's own task
         if operation.is_dependent:
             await submission.turn.wait()
         encoded = await operation.encode()
@@ -151,8 +153,8 @@ class Submitter:
         self, operation: Operation[T], entry: Entry, encoded: Encoded[T], parts: Sequence[Part]
     ) -> OperationFuture[T]:
         name = operation.name
-        entry.id = parts[0].key
-        CURRENT.set(entry)  # in the submission's own task
+        entry.id, entry.encoded = parts[0].key, encoded
+        CURRENT.set(entry)
         try:
             ids = [await self._send(name, part) for part in parts]
         except LoopsError as error:
@@ -258,7 +260,7 @@ class _Submission:
         self.turn.end()
         for entry in self._entries:
             if entry.goal != "outcome":  # otherwise its future ends it
-                entry.end(None if task.cancelled() else task.exception())
+                entry.end(asyncio.CancelledError() if task.cancelled() else task.exception())
         if self._is_abandoned and not task.cancelled() and (error := task.exception()):
             log.warning("%s failed after its caller was cancelled: %s", self.operation, without_quote(error))
 

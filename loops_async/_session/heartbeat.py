@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextvars import Context
 from typing import Final
 from weakref import WeakSet
 
@@ -45,7 +46,8 @@ class Heartbeat:
         pinged.clients.add(client)
         pinged.failures = 0
         if self._task is None or self._task.done():
-            self._task = self._tasks.start_unattended(self._beat(), name="heartbeat")
+            # In no context: its requests are part of nothing that was under way when it began.
+            self._task = Context().run(self._tasks.start_unattended, self._beat(), name="heartbeat")
 
     def remove(self, name: str, client: object) -> None:
         """Stop pinging a trainer, unless another client still needs it."""

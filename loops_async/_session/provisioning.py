@@ -110,7 +110,7 @@ class ServiceProvisioner:
 
     @asynccontextmanager
     async def run(self, request: CreateRunRequest, options: ProvisioningOptions) -> AsyncGenerator[Run]:
-        with self._entry(f"run of {request.base_model}") as entry:
+        with self._entry(f"run of {request.base_model}", request) as entry:
             progress = ProgressReporter("run", options)
             creation = self._create_run(request)
             search = partial(self._abandoned_run, request)
@@ -126,7 +126,7 @@ class ServiceProvisioner:
             return run
 
     async def sampler(self, request: CreateSamplerRequest, options: ProvisioningOptions) -> Sampler:
-        with self._entry(f"sampler of {request.base_model}") as entry:
+        with self._entry(f"sampler of {request.base_model}", request) as entry:
             progress = ProgressReporter("sampler", options)
             creation = self._create_sampler(request)
             async with self._deactivated_on_failure(creation, options, progress) as sampler:
@@ -161,8 +161,8 @@ class ServiceProvisioner:
                 await gate.wait(options.ready_timeout, on_status)
         progress.report(sampler, "ready")
 
-    def _entry(self, what: str) -> Entry:
-        return self._runtime.transport.work.begin("provisioning", what)
+    def _entry(self, what: str, request: CreateRunRequest | CreateSamplerRequest) -> Entry:
+        return self._runtime.transport.work.begin("provisioning", what, subject=request)
 
     async def _create_run(self, request: CreateRunRequest) -> Run:
         try:

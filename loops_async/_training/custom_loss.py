@@ -39,6 +39,7 @@ class CustomLossBatch:
     name = "forward_backward"
     result = ForwardBackwardOutput
     is_dependent = True
+    loss_fn: str | None = "custom"
 
     def __init__(
         self,
@@ -68,6 +69,7 @@ class Replay:
         self.bodies = batch.bodies
         self.datums = batch.datums
         self.trained_tokens = batch.trained_tokens
+        self.tokens = batch.tokens
         self._batch = batch
         self._report = report
 

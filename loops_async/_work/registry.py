@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from functools import partial
 from time import monotonic
@@ -37,11 +37,27 @@ class Observer(Protocol):
         ...
 
     def event(self, entry: Entry, name: str) -> None:
-        """Hear what happened to an entry: ``created``, ``accepted``, ``retry``, or the state of a deployment."""
+        """Hear what happened to an entry: ``accepted``, ``retry``, or a stage of provisioning or of a download."""
         ...
 
     def ended(self, entry: Entry, error: BaseException | None) -> None:
         """Hear that an entry ended, by itself or with an error."""
+        ...
+
+
+class Watcher(Protocol):
+    """What is told of each attempt of a request, on the event loop, e.g. the request log; otherwise as `Observer`."""
+
+    def request(self, method: str, url: str, headers: dict[str, str], body: Any, /, *, has_signed_url: bool) -> Any:
+        """Hear of a request that is about to be sent; return what the other methods get. It may add headers."""
+        ...
+
+    def response(self, sent: Any, ms: float, status: int, headers: Mapping[str, str], body: bytes | None, /) -> None:
+        """Hear of its answer; `body` is None for that of a file."""
+        ...
+
+    def error(self, sent: Any, ms: float, error: BaseException, /) -> None:
+        """Hear that it ended without a complete answer."""
         ...
 
 
@@ -62,6 +78,10 @@ class Entry(Struct, eq=False):
     sampler_id: str | None = None
     subject: Any = None
     """What was asked for, e.g. the body of a sample or an `Operation`, for observers."""
+    endpoint: Any = None
+    """The `Endpoint` that is asked, for observers."""
+    encoded: Any = None
+    """An operation as it is sent, `Encoded`, for observers."""
     result: Any = None
     """What came of it, e.g. a `SampleResponse`, for observers."""
     waiting_for: WaitingFor | None = None
@@ -168,9 +188,12 @@ class Entry(Struct, eq=False):
 
 
 class Work:
-    """What one client has under way, and the event loop in which it does that."""
+    """What one client has under way, and the event loop in which it does that.
 
-    def __init__(self) -> None:
+    `clean` returns a text of the service as it may be shown, without secrets.
+    """
+
+    def __init__(self, clean: Callable[[str], str] = str) -> None:
         self.entries: dict[Entry, None] = {}
         """The oldest first."""
         self.observers: list[Observer] = []
@@ -181,6 +204,8 @@ class Work:
         self.budget: Budget | None = None
         self.reserved: Counts = Counts()
         """What calls that are under way may use."""
+        self.watchers: list[Watcher] = []
+        self.clean: Callable[[str], str] = clean
         self.facts: dict[str, Callable[[], str]] = {}
         """What else is worth knowing, by its name; called in any thread."""
         self.client: str = "a client without a session"
@@ -189,6 +214,8 @@ class Work:
         self._beats_at = 0.0
         self._key = next(_numbers)
         _open[self._key] = weakref.ref(self, partial(_forget, self._key))
+        for instrument in _instruments:
+            instrument(self)
 
     def begin(self, kind: WorkKind, what: str, **fields: Any) -> Entry:
         """Begin an entry, which a ``with`` block or `Entry.end` ends."""
@@ -283,12 +310,21 @@ class Part:
 
 _numbers: Final = itertools.count()
 
+_instruments: Final[list[Callable[[Work], None]]] = []
+
 _open: Final[dict[int, weakref.ref[Work]]] = {}
 """The work of every open client. No `WeakSet`: what iterates over it is not safe in a signal handler."""
 
 
 def _forget(key: int, _: object) -> None:
     _open.pop(key, None)
+
+
+def instrument_all(instrument: Callable[[Work], None]) -> None:
+    """Call `instrument` with the work of every client, now or when it is made; e.g. to add an observer to it."""
+    _instruments.append(instrument)
+    for work in open_works():
+        instrument(work)
 
 
 def open_works() -> list[Work]:
