@@ -89,11 +89,13 @@ def _settings(body: SampleBody) -> Attributes:
 
 
 def _answer(body: SampleBody, response: SampleResponse) -> Attributes:
-    return {
+    counts: Attributes = {
         names.GEN_AI_FINISH_REASONS: [sequence.stop_reason for sequence in response.sequences],
         names.GEN_AI_INPUT_TOKENS: input_tokens(body),
         names.GEN_AI_OUTPUT_TOKENS: output_tokens(response),
-    } | _given({names.GEN_AI_RESPONSE_ID: response.request_id, names.POLICY_VERSION: response.policy_version})
+    }
+    ids = {names.GEN_AI_RESPONSE_ID: response.request_id, names.POLICY_VERSION: response.policy_version}
+    return counts | _given(ids)
 
 
 def _sizes(datums: int, tokens: int) -> Attributes:
