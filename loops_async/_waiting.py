@@ -1,16 +1,14 @@
-"""Time limits, and warnings about what takes long."""
+"""Time limits that forgive an event loop that was held, and the warning that says so."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Final
-
-from .errors import LoopsError, without_quote
 
 log = logging.getLogger("loops_async")
 
@@ -25,9 +23,6 @@ MOST_GRACES: Final = 10
 
 HELD_SECONDS: Final = 1.0
 """A warning reports that the event loop was held for so long."""
-
-SILENCE_SECONDS: Final = 30.0
-"""The first warning comes after so long without news, each further one after twice the time."""
 
 
 running_limits: set[TimeLimit] | None = None
@@ -128,117 +123,45 @@ class TimeLimit:
             hold_warning.say(late)
 
 
-class _HoldWarning:
-    """Warns once of each time that the event loop was held, although many time limits notice it."""
+class HoldWarning:
+    """Warns once of each time that the event loop was held, whatever notices it, and of each culprit once.
 
-    def __init__(self) -> None:
-        self._said = float("-inf")
-
-    def say(self, seconds: float) -> None:
-        now = time.monotonic()
-        if now - self._said < HELD_SECONDS:
-            return
-        self._said = now
-        log.warning(
-            "the program held the event loop for at least %.1f s, so no answer could be read and time limits expire "
-            "late; run blocking code with asyncio.to_thread",
-            seconds,
-        )
-
-
-hold_warning: Final = _HoldWarning()
-
-
-class Wait:
-    """One thing that is waited for."""
-
-    __slots__ = ("_queue", "answer", "since", "what")
-
-    def __init__(self, what: str, queue: _Queue) -> None:
-        self.what = what
-        self.since = time.monotonic()
-        self.answer: str | None = None
-        self._queue = queue
-
-    def heard(self, answer: str) -> None:
-        """Record the last answer; if it differs from the one before, it is news."""
-        if answer != self.answer:
-            self.answer = answer
-            self._queue.news()
-
-    @contextmanager
-    def hearing(self) -> Generator[None]:
-        """Record the error of an attempt as the last answer."""
-        try:
-            yield
-        except LoopsError as error:
-            self.heard(without_quote(error))
-            raise
-
-
-class _Queue:
-    """Waits for the same thing: news for one is news for all."""
-
-    def __init__(self) -> None:
-        self.waits: dict[Wait, None] = {}
-        self.news()
-
-    def news(self) -> None:
-        self._heard = time.monotonic()
-        self._patience = SILENCE_SECONDS
-
-    def warn(self) -> None:
-        """Log a warning if there was no news for long."""
-        now = time.monotonic()
-        if now - self._heard < self._patience:
-            return
-        self._patience *= 2
-        oldest = next(iter(self.waits))
-        others = f" (and {len(self.waits) - 1} more)" if len(self.waits) > 1 else ""
-        answer = f"; last answer: {oldest.answer}" if oldest.answer else ""
-        log.warning("still waiting for %s%s, for %.0f s now%s", oldest.what, others, now - oldest.since, answer)
-
-
-class Waits:
-    """Everything that one client waits for; warns after 30 s without news, and then at growing intervals.
-
-    Of many waits for the same thing, only the oldest is named. One timer serves all, since there may be thousands.
+    The culprit is known where a thread looked while the loop was held. Where it is not, a warning follows only on one
+    that said much less.
     """
 
     def __init__(self) -> None:
-        self._queues: dict[str, _Queue] = {}
-        self._timer: asyncio.TimerHandle | None = None
+        self._noticed = float("-inf")
+        self._culprit: str | None = None
+        self._longest = 0.0
 
-    @contextmanager
-    def on(self, what: str, *, queue: str | None = None) -> Generator[Wait]:
-        """Count the block as a wait for `what`; waits with the same `queue` are for the same thing."""
-        name = queue or what
-        waiting = self._queues.get(name)
-        if waiting is None:
-            waiting = self._queues[name] = _Queue()
-        wait = Wait(what, waiting)
-        waiting.waits[wait] = None
-        if self._timer is None:
-            self._start()
-        try:
-            yield wait
-        finally:
-            del waiting.waits[wait]
-            waiting.news()
-            if not waiting.waits:
-                self._queues.pop(name, None)
+    def say(self, seconds: float) -> None:
+        """Warn that the loop was held until now, unless that was said while it was."""
+        if self._is_new(seconds) and seconds >= 2 * self._longest:
+            self._longest = seconds
+            log.warning(
+                "the program held the event loop for at least %.1f s, so no answer could be read and time limits "
+                "expire late; run blocking code with asyncio.to_thread",
+                seconds,
+            )
 
-    def close(self) -> None:
-        """Stop the timer."""
-        if self._timer is not None:
-            self._timer.cancel()
+    def say_while_held(self, seconds: float, task: str, stack: Sequence[str]) -> None:
+        """Warn that the loop is being held by a function, the first of `stack`, unless that was said before."""
+        if self._is_new(seconds) and stack[0] != self._culprit:
+            self._culprit = stack[0]
+            log.warning(
+                "the program holds the event loop, for %.1f s now%s, in %s; until it returns, no answer can be read "
+                "and time limits expire late; run blocking code with asyncio.to_thread",
+                seconds,
+                task,
+                ", called by ".join(stack),
+            )
 
-    def _start(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(SILENCE_SECONDS / 6, self._look)
+    def _is_new(self, seconds: float) -> bool:
+        now = time.monotonic()
+        is_new = now - self._noticed >= seconds + HELD_SECONDS
+        self._noticed = now
+        return is_new
 
-    def _look(self) -> None:
-        self._timer = None
-        for queue in self._queues.values():
-            queue.warn()
-        if self._queues:
-            self._start()
+
+hold_warning: Final = HoldWarning()

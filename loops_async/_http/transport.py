@@ -23,8 +23,10 @@ from .. import protocol
 from .._tasks import check_loop
 from .._text import one_line
 from .._version import __version__
-from .._waiting import TimeLimit, Waits
+from .._waiting import TimeLimit
 from .._work.registry import CURRENT, Entry, Work
+from .._work.waits import Waits
+from .._work.watchdog import watchdog
 from ..errors import (
     ApiError,
     AuthenticationError,
@@ -159,6 +161,7 @@ class Transport:
         self._process = os.getpid()
         self._closed = False
         self.work: Work = Work(partial(_cleaned, settings))
+        self.work.on_busy = watchdog.watch
         self.retry_budget: RetryBudget = RetryBudget()
         self._resolver = Resolver()
         pool = _connector(self._resolver, keepalive_timeout=KEEPALIVE_SECONDS)

@@ -18,7 +18,7 @@ from .._http.decoding import UnreadableError
 from .._http.endpoint import Endpoint
 from .._http.retry import POLL, Failure, failure_of, retry
 from .._http.transport import MOST_RESULT_BYTES, Answer, Request, Transport
-from .._waiting import Wait
+from .._work.waits import Wait
 from ..errors import ApiError, ConnectError, LoopsError, ProtocolError, RemoteOpError, UnknownRequestError
 
 T = TypeVar("T")

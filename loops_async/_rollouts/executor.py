@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from typing import Any, Protocol, TypeVar
 
-from .._waiting import Waits
+from .._work.waits import Waits
 from ..errors import InputError
 
 __all__ = ["Executor", "Workers"]

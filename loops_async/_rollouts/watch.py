@@ -8,7 +8,8 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Final
 
-from .._waiting import HELD_SECONDS, SILENCE_SECONDS, hold_warning
+from .._waiting import HELD_SECONDS, hold_warning
+from .._work.waits import SILENCE_SECONDS
 from .metrics import Meter
 
 __all__ = ["LoopWatch", "warn_of_waiting"]
@@ -44,15 +45,18 @@ class LoopWatch:
 
 @contextmanager
 def warn_of_waiting(describe: Callable[[], str]) -> Generator[None]:
-    """Warn when the block takes 30 s, and again each time that its duration has doubled."""
+    """Warn when the block takes 30 s, and each time that its duration has doubled if there is something else to say."""
     loop = asyncio.get_running_loop()
     began = loop.time()
     timer: asyncio.TimerHandle
+    said = ""
 
     def warn() -> None:
-        nonlocal timer
-        waited = loop.time() - began
-        log.warning("no batch for %.0f s: %s", waited, describe())
+        nonlocal timer, said
+        waited, text = loop.time() - began, describe()
+        if text != said:
+            said = text
+            log.warning("no batch for %.0f s: %s", waited, text)
         timer = loop.call_later(waited, warn)
 
     timer = loop.call_later(SILENCE_SECONDS, warn)

@@ -18,8 +18,9 @@ from .._http.endpoint import Endpoint
 from .._http.retry import QUEUED_SAMPLE, failure_of, may_have_acted, retry
 from .._http.transport import Answer, Request, Transport
 from .._operations.poller import Poller, accepted_id
-from .._waiting import TimeLimit, Wait
+from .._waiting import TimeLimit
 from .._work.registry import CURRENT
+from .._work.waits import Wait
 from ..errors import ApiError, LoopsError, LostAnswerError, SampleTimeoutError
 from .limiter import report_rejection
 

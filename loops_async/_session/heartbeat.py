@@ -15,8 +15,6 @@ from ..errors import ApiError
 log = logging.getLogger("loops_async.http")
 
 PERIOD_SECONDS: Final = 60.0
-WARN_AFTER: Final = (5, 20)
-"""At how many failures in a row a warning is logged."""
 
 
 class _Pinged:
@@ -25,7 +23,8 @@ class _Pinged:
     def __init__(self, ping: Callable[[], Awaitable[None]]) -> None:
         self.ping = ping
         self.clients: WeakSet[object] = WeakSet()
-        self.failures = 0
+        self.failure: str | None = None
+        """What was said of its last failure; None while it answers."""
 
 
 class Heartbeat:
@@ -44,7 +43,7 @@ class Heartbeat:
         """
         pinged = self._trainers.setdefault(name, _Pinged(ping))
         pinged.clients.add(client)
-        pinged.failures = 0
+        pinged.failure = None
         if self._task is None or self._task.done():
             # In no context: its requests are part of nothing that was under way when it began.
             self._task = Context().run(self._tasks.start_unattended, self._beat(), name="heartbeat")
@@ -70,16 +69,17 @@ class Heartbeat:
         try:
             await pinged.ping()
         except Exception as error:
-            if isinstance(error, ApiError) and error.status < 500:
-                pinged.failures = 0  # any answer shows that the request reached it, which keeps it running
-            else:
-                self._count_failure(name, pinged, error)
-        else:
-            pinged.failures = 0
+            if not isinstance(error, ApiError) or error.status >= 500:
+                self._failed(name, pinged, error)
+                return
+        # Any answer, also a refusal, shows that the request reached it, which keeps it running.
+        if pinged.failure is not None:
+            pinged.failure = None
+            log.info("%s answers pings again", name)
 
-    def _count_failure(self, name: str, pinged: _Pinged, error: Exception) -> None:
-        if not pinged.clients:
-            return  # removed during the ping
-        pinged.failures += 1
-        if pinged.failures in WARN_AFTER:
-            log.warning("%s has not answered %d pings in a row: %s", name, pinged.failures, error)
+    def _failed(self, name: str, pinged: _Pinged, error: Exception) -> None:
+        """Say that a trainer does not answer, once, and again when it fails in another way."""
+        failure = f"{type(error).__name__} {getattr(error, 'status', '')}"
+        if pinged.clients and failure != pinged.failure:  # it may have been removed during the ping
+            pinged.failure = failure
+            log.warning("%s did not answer a ping, and may be scaled to zero when that goes on: %s", name, error)

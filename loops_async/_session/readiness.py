@@ -140,7 +140,6 @@ async def _poll(
             if answer is None:
                 return True
             wait.heard(answer)
-            entry.heard(answer)
             entry.waiting_for = "ready"
             return None
 

@@ -14,8 +14,8 @@ from .._http.transport import Transport
 from .._operations.turns import Turns
 from .._running import Running
 from .._tasks import SingleFlight, TaskOwner, run_to_completion
-from .._waiting import Waits
 from .._work.registry import CURRENT
+from .._work.waits import Waits
 from ..control_plane import ControlPlane, RunLedger, control_plane
 from ..types import BasetenDeployment
 from .deactivation import Leftovers, OnExit

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
 import weakref
+from asyncio import current_task
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from functools import partial
@@ -20,12 +22,13 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from .._waiting import HELD_SECONDS, hold_warning
 from ..errors import LoopsError, without_quote
 from ..types import InFlight, Usage, WaitingFor, WorkKind
 from .budget import Budget, check_budget
 from .usage import Counts, Up, total_of, usage_of
 
-BEAT_SECONDS: Final = 1.0
+BEAT_SECONDS: Final = 0.25
 """How often the event loop shows that it runs, while anything is under way."""
 
 
@@ -96,6 +99,8 @@ class Entry(Struct, eq=False):
     is_over: bool = False
     is_counted: bool = True
     """Whether it counts as usage; what provisioning does by itself does not."""
+    task: asyncio.Task[Any] | None = None
+    """The task of the call, while it lasts."""
     reserved: Counts | None = None
     """What it may still use, as far as a budget counts it."""
     outer: Entry | None = None
@@ -118,6 +123,7 @@ class Entry(Struct, eq=False):
         """End it; to end it again does nothing."""
         if not self.is_over:
             self.is_over = True
+            self.task = None  # which refers to this
             self.work.entries.pop(self, None)
             if self.reserved is not None:
                 self.release()
@@ -133,10 +139,6 @@ class Entry(Struct, eq=False):
     def turn_to(self, goal: WaitingFor) -> None:
         """Wait for `goal` from now on, also while requests ask for it."""
         self.waiting_for = self.goal = goal
-
-    def heard(self, news: str) -> None:
-        """Keep the last news of what it waits for."""
-        self.last_error = news
 
     def retrying(self, error: LoopsError, pause: float) -> None:
         """Record that an attempt failed, and when the next one follows."""
@@ -210,6 +212,11 @@ class Work:
         """What else is worth knowing, by its name; called in any thread."""
         self.client: str = "a client without a session"
         """How dumps call the client."""
+        self.on_busy: Callable[[], object] | None = None
+        """Called when something begins and nothing was under way."""
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.thread_id: int | None = None
+        """The event loop and its thread, while anything is under way."""
         self._timer: asyncio.TimerHandle | None = None
         self._beats_at = 0.0
         self._key = next(_numbers)
@@ -219,7 +226,7 @@ class Work:
 
     def begin(self, kind: WorkKind, what: str, **fields: Any) -> Entry:
         """Begin an entry, which a ``with`` block or `Entry.end` ends."""
-        entry = Entry(self, kind, what, self._counts_of(fields.get("run_id")), **fields)
+        entry = Entry(self, kind, what, self._counts_of(fields.get("run_id")), task=current_task(), **fields)
         self.entries[entry] = None
         if self._timer is None:
             self._start()
@@ -276,18 +283,32 @@ class Work:
         """Forget everything."""
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
+            self._rest()
         self.entries.clear()
         _open.pop(self._key, None)
 
     def _start(self) -> None:
-        self._beats_at = monotonic() + BEAT_SECONDS
-        self._timer = asyncio.get_running_loop().call_later(BEAT_SECONDS, self._beat)
+        self.loop = asyncio.get_running_loop()
+        self._wait_for_beat(self.loop)
+        self.thread_id = threading.get_ident()
+        if self.on_busy is not None:
+            self.on_busy()
 
-    def _beat(self) -> None:
-        self._timer = None
+    def _wait_for_beat(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._beats_at = monotonic() + BEAT_SECONDS
+        self._timer = loop.call_later(BEAT_SECONDS, self._beat, loop)
+
+    def _beat(self, loop: asyncio.AbstractEventLoop) -> None:
+        late = monotonic() - self._beats_at
+        if late >= HELD_SECONDS:
+            hold_warning.say(late)
         if self.entries:
-            self._start()
+            self._wait_for_beat(loop)
+        else:
+            self._rest()
+
+    def _rest(self) -> None:
+        self._timer = self.loop = self.thread_id = None
 
 
 class Part:

@@ -56,4 +56,5 @@ def _files() -> Iterator[str]:
 
 def _threads() -> Iterator[str]:
     for thread in threading.enumerate():
-        yield f"thread {thread.name}"
+        if thread.name != "loops_async: watchdog":  # of the process, from its first client on
+            yield f"thread {thread.name}"

@@ -11,6 +11,7 @@ import pytest
 
 from loops_async import _waiting
 from loops_async._http import retry
+from loops_async._work import waits
 
 
 class Clock:
@@ -59,4 +60,5 @@ class LoopClock:
 
         patch.setattr(loop._selector, "select", skip)
         patch.setattr(loop, "time", lambda: self.now)
-        patch.setattr(_waiting, "time", SimpleNamespace(monotonic=lambda: self.now))
+        for module in (_waiting, waits):
+            patch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.now))

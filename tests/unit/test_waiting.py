@@ -6,11 +6,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
 from loops_async import _waiting
-from loops_async._waiting import TimeLimit, Waits
+from loops_async._waiting import HoldWarning, TimeLimit
+from loops_async._work.registry import Work
+from loops_async._work.waits import Waits
 from loops_async.errors import LoopsError
 from tests.support.clock import LoopClock
 
@@ -97,7 +100,7 @@ async def test_an_answer_that_arrived_while_the_loop_was_held_is_read() -> None:
 async def test_a_program_that_holds_the_loop_is_told_once(
     clock: LoopClock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_waiting.hold_warning, "_said", float("-inf"))
+    monkeypatch.setattr(_waiting, "hold_warning", HoldWarning())
 
     async def wait() -> None:
         with TimeLimit(0.01):
@@ -122,6 +125,13 @@ async def test_a_program_that_always_holds_the_loop_does_not_wait_for_ever(
 
 
 @pytest.fixture
+def clock_of_holds(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [1000.0]
+    monkeypatch.setattr(_waiting, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
+@pytest.fixture
 def waits(clock: LoopClock) -> Iterator[Waits]:
     waits = Waits()
     yield waits
@@ -132,14 +142,69 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
 
 
-async def test_what_is_waited_for_is_said_at_growing_intervals(waits: Waits, caplog: pytest.LogCaptureFixture) -> None:
+async def test_what_is_waited_for_is_said_once_until_there_is_news(
+    waits: Waits, caplog: pytest.LogCaptureFixture
+) -> None:
     with waits.on("operation o1") as wait:
-        wait.heard("it is not done yet")
-        await asyncio.sleep(200)
+        for news in ("it is not done yet", "it is not done yet", "half of it is done"):
+            wait.heard(news)
+            await asyncio.sleep(100)
     assert warnings(caplog) == [
-        f"still waiting for operation o1, for {seconds} s now; last answer: it is not done yet"
-        for seconds in (30, 60, 120)
+        "still waiting for operation o1, for 30 s now; last answer: it is not done yet",
+        "still waiting for operation o1, for 230 s now; last answer: half of it is done",
     ]
+
+
+async def test_the_place_in_the_program_is_said(waits: Waits, caplog: pytest.LogCaptureFixture) -> None:
+    work = Work()
+
+    async def library() -> None:
+        with work.begin("operation", "forward"), waits.on("operation o1"):
+            await asyncio.sleep(40)
+
+    async def train() -> None:
+        await library()
+
+    await train()
+    work.close()
+    assert "called at library (" in caplog.text
+    assert f"{__file__}:" in caplog.text
+
+
+# --- a loop that is held ---
+
+
+def test_one_hold_is_said_once_whatever_notices_it(
+    clock_of_holds: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    warning = HoldWarning()
+    warning.say_while_held(1.2, ", in the task t", ["grade (a.py:3)", "main (a.py:9)"])
+    clock_of_holds[0] += 1.0
+    warning.say_while_held(2.2, ", in the task t", ["grade (a.py:3)"])
+    clock_of_holds[0] += 0.3
+    warning.say(2.5)
+    (said,) = warnings(caplog)
+    assert "for 1.2 s now, in the task t, in grade (a.py:3), called by main (a.py:9)" in said
+
+
+def test_a_culprit_is_said_again_only_after_another_one(
+    clock_of_holds: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    warning = HoldWarning()
+    for culprit in ("a", "a", "b", "a"):
+        clock_of_holds[0] += 100.0
+        warning.say_while_held(1.0, "", [culprit])
+    assert [text.partition("now, in ")[2][0] for text in warnings(caplog)] == ["a", "b", "a"]
+
+
+def test_without_a_culprit_only_much_longer_ones_are_said(
+    clock_of_holds: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    warning = HoldWarning()
+    for seconds in (1.5, 1.5, 2.0, 3.0, 1.0):
+        clock_of_holds[0] += 100.0
+        warning.say(seconds)
+    assert [text.partition("at least ")[2][:3] for text in warnings(caplog)] == ["1.5", "3.0"]
 
 
 async def test_news_postpone_it(waits: Waits, caplog: pytest.LogCaptureFixture) -> None:

@@ -21,6 +21,7 @@ from loops_async import (
     TrainingClient,
     _waiting,
 )
+from loops_async._work import waits
 from tests.support.limits import LOOK_SECONDS, expire_when
 from tests.support.patience import PATIENCE_SECONDS
 from tests.support.scripted import COMPLETIONS, KEY, MODEL, Hold, Reply, Say, ScriptedService
@@ -167,7 +168,7 @@ async def test_answers_that_arrived_while_the_loop_was_held_are_read(
 @pytest.fixture
 def soon_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """What takes long is said after 0.06 s; to be had before a client."""
-    monkeypatch.setattr(_waiting, "SILENCE_SECONDS", 0.06)
+    monkeypatch.setattr(waits, "SILENCE_SECONDS", 0.06)
 
 
 async def test_what_takes_long_says_so(
