@@ -1,4 +1,4 @@
-"""The command line: ``loops-local serve`` and ``loops-local faults``."""
+"""The command line: ``loops-local serve``, ``loops-local dashboard`` and ``loops-local faults``."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ import os
 import signal
 import sys
 import textwrap
+import urllib.error
+import urllib.request
+from http import HTTPStatus
 from pathlib import Path
 
 import msgspec
 
-from ._service import DEFAULT_MODELS, LocalService
+from ._http.paths import CONTROL_PLANE, DASHBOARD_DATA
+from ._service import DEFAULT_MODELS, OPENS_DASHBOARD, LocalService, dashboard_url
 from ._storage.store import StoreLockedError
 from .engine import DTYPES, KINDS, RefusedError
 from .faults import FaultProxy, read_plan
@@ -24,6 +28,7 @@ from .faults.proxy import COUNTS_PATH
 __all__ = ["main"]
 
 DEFAULT_PORT = 8460
+_ANSWER_SECONDS = 10.0
 _ABOUT = {
     "torch": "torch (real training and sampling)",
     "echo": "echo (no model: completions repeat the prompt, and nothing is learned)",
@@ -61,6 +66,15 @@ def _parser() -> argparse.ArgumentParser:
             "generated and kept in the data directory.",
         )
     )
+    _add_dashboard(
+        commands.add_parser(
+            "dashboard",
+            formatter_class=_Help,
+            help="print the address of the dashboard of a service that runs",
+            description="Print the address of the dashboard of a service that runs on this machine. It contains the "
+            "token of the service's data directory, which opens the dashboard and nothing else.",
+        )
+    )
     _add_faults(
         commands.add_parser(
             "faults",
@@ -85,7 +99,7 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
     serve.set_defaults(run=_serve)
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     serve.add_argument("--port", type=_port, default=DEFAULT_PORT, help="0 takes any (default: %(default)s)")
-    serve.add_argument("--data-dir", type=Path, help="where state is kept (default: the user's data directory)")
+    _add_data_dir(serve, "where state is kept")
     serve.add_argument("--engine", choices=KINDS, default="torch", help="default: %(default)s")
     serve.add_argument(
         "--model",
@@ -111,6 +125,19 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
         metavar="S",
         help="how long trainers and samplers take to start (default: %(default)s)",
     )
+
+
+def _add_data_dir(command: argparse.ArgumentParser, meaning: str) -> None:
+    command.add_argument("--data-dir", type=Path, help=f"{meaning} (default: the user's data directory)")
+
+
+def _add_dashboard(dashboard: argparse.ArgumentParser) -> None:
+    dashboard.set_defaults(run=_show_dashboard)
+    _add_data_dir(dashboard, "the data directory of the service")
+    dashboard.add_argument(
+        "--url", help=f"address of the service (default: LOOPS_BASE_URL, else http://127.0.0.1:{DEFAULT_PORT})"
+    )
+    dashboard.add_argument("--json", action="store_true", help="print an object with the field url")
 
 
 def _add_faults(faults: argparse.ArgumentParser) -> None:
@@ -160,6 +187,40 @@ async def _serve(arguments: argparse.Namespace) -> None:
             _print_banner(local, key_is_from_environment=key is not None)
         await waiting
         loading.cancel()
+
+
+async def _show_dashboard(arguments: argparse.Namespace) -> None:
+    address = arguments.url or os.environ.get("LOOPS_BASE_URL") or f"http://127.0.0.1:{DEFAULT_PORT}"
+    root = address.rstrip("/").removesuffix(CONTROL_PLANE)
+    data_dir = arguments.data_dir or _default_data_dir()
+    url = await asyncio.to_thread(_checked_dashboard_url, root, data_dir)
+    _print(msgspec.json.encode({"url": url}).decode() if arguments.json else url)
+
+
+def _checked_dashboard_url(root: str, data_dir: Path) -> str:
+    """Return the address of a dashboard that opens; a ValueError says what is wrong otherwise."""
+    path = data_dir / OPENS_DASHBOARD
+    try:
+        token = path.read_text().strip()
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}; name the service's data directory with --data-dir") from None
+    if not root.startswith(("http://", "https://")):
+        raise ValueError(f"--url must begin with http:// or https://; got {root!r}")
+    request = urllib.request.Request(  # noqa: S310 - checked just above
+        root + DASHBOARD_DATA, headers={"Authorization": f"Bearer {token}"}
+    )
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the service is on this machine
+    try:
+        opener.open(request, timeout=_ANSWER_SECONDS).close()
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == HTTPStatus.UNAUTHORIZED:
+            raise ValueError(f"the service at {root} has another data directory; name it with --data-dir") from None
+        raise ValueError(f"what answers at {root} has no dashboard (status {error.code})") from None
+    except OSError as error:
+        problem = f"no service answers at {root} ({error}); start it with loops-local serve, or name another with --url"
+        raise ValueError(problem) from None
+    return dashboard_url(root, token)
 
 
 async def _inject_faults(arguments: argparse.Namespace) -> None:

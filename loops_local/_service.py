@@ -65,6 +65,9 @@ T = TypeVar("T")
 DEFAULT_MODELS = ("HuggingFaceTB/SmolLM2-135M-Instruct", "tiny")
 """The models that the torch engine offers by default; the first is the default of local mode."""
 
+OPENS_DASHBOARD = "dashboard_token"
+"""The file of the data directory that holds the token of the dashboard."""
+
 _ECHO_MODEL = "echo"
 _REACHABLE_AS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - a table of names, not a bind
 _CLOSE_SECONDS = 2.0
@@ -193,7 +196,7 @@ class LocalService:
     @property
     def dashboard_url(self) -> str:
         """The address of the dashboard, with the token that opens its data and nothing else."""
-        return f"{self.base_url}{DASHBOARD}#token={_while_running(self._dashboard_token)}"
+        return dashboard_url(self.base_url, _while_running(self._dashboard_token))
 
     @property
     def data_dir(self) -> Path:
@@ -233,7 +236,7 @@ class LocalService:
         await store.open()
         close(store.close)
         self._api_key = self._api_key or await asyncio.to_thread(_stored_key, data_dir / "api_key")
-        token = self._dashboard_token = await asyncio.to_thread(_stored_key, data_dir / "dashboard_token")
+        token = self._dashboard_token = await asyncio.to_thread(_stored_key, data_dir / OPENS_DASHBOARD)
         registry = await self._open_registry(store, data_dir)
         operations = Operations(store, retention_seconds=self._result_retention_seconds)
         await operations.open()
@@ -338,6 +341,11 @@ class LocalService:
         if isinstance(self._engine, str):
             return load_engine(self._engine, model, cache_dir=self._cache_dir, dtype=self._dtype, device=self._device)
         return self._engine(model)
+
+
+def dashboard_url(base_url: str, token: str) -> str:
+    """Return the address of a service's dashboard; a browser does not send what is behind the ``#``."""
+    return f"{base_url}{DASHBOARD}#token={token}"
 
 
 def _while_running(value: T | None) -> T:

@@ -9,7 +9,11 @@ export class Card {
     this.values = names.map((name, index) => element("span", { className: `value value-${index}` }, element("b"), name));
     this.chart = new Chart(height, title);
     this.at = element("span", { className: "at" });
-    this.element = element("article", {}, element("h3", {}, text(title)), element("p", { className: "values" }, ...this.values, this.at), this.chart.element);
+    this.element = element("article", {},
+      element("div", { className: "top" }, element("h3", {}, text(title)), this.at),
+      element("p", { className: "values" }, ...this.values),
+      this.chart.element,
+    );
     this.chart.onPoint = (points) => this.point(points);
   }
 

@@ -101,13 +101,13 @@ export class Chart {
   }
 
   marks(places, width) {
-    let free = LEFT;
+    let free = LEFT - 20;
     return places.flatMap(([at, name]) => {
-      const x = this.x(at), isLast = x > width - RIGHT - 26;
-      const line = svg("line", { class: "mark", x1: x, x2: x, y1: TOP - 8, y2: this.height - BOTTOM });
-      if (x - (isLast ? 26 : 0) < free) return [line];
-      free = x + 30;
-      return [line, label(name, { class: "mark-name", x: x + (isLast ? -4 : 4), y: TOP - 2, "text-anchor": isLast ? "end" : "start" })];
+      const x = this.x(at), place = Math.min(x, width - RIGHT - 8);
+      const line = svg("line", { class: "mark", x1: x, x2: x, y1: TOP, y2: this.height - BOTTOM });
+      if (place < free) return [line];
+      free = place + 38;
+      return [line, label(name, { class: "mark-name", x: place, y: TOP - 4, "text-anchor": "middle" })];
     });
   }
 

@@ -54,7 +54,7 @@ function chosen(runs) {
 const figures = {
   samples: new Card("Samples per second", [""], 132),
   latency: new Card("Latency of a sample", ["p50", "p95"], 132),
-  work: new Card("Work", ["under way", "waiting"], 132),
+  work: new Card("Samples and operations", ["under way", "waiting"], 132),
   memory: new Card("Memory", [""], 132),
 };
 

@@ -227,6 +227,10 @@ def test_the_service_on_this_machine(tmp_path: Path) -> None:
         serving.send_signal(signal.SIGINT)
         serving.communicate(timeout=PATIENCE_SECONDS)
     assert serving.returncode == 0
+    asking = [*COMMAND, "--base-url", "http://127.0.0.1:1", "local", "dashboard", "--data-dir", str(tmp_path), "--json"]
+    ended = subprocess.run(asking, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert "no service answers at http://127.0.0.1:1" in ended.stderr
     wrong = subprocess.run([*COMMAND, "local", "serve", "--engine", "steam"], capture_output=True, text=True)
     assert wrong.returncode == 2
     assert "invalid choice: 'steam'" in wrong.stderr

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from loops_local import LocalService
+from loops_local import LocalService, serve_in_thread
 from loops_local.__main__ import main
 from loops_local._service import DEFAULT_MODELS
 from tests.support.patience import PATIENCE_SECONDS
@@ -48,6 +49,7 @@ async def test_serve_tells_how_to_use_it_and_ends_cleanly(tmp_path: Path, number
     assert stat.S_IMODE((tmp_path / "api_key").stat().st_mode) == 0o600
     assert "nothing is learned" in said
     assert f"{url}/local/trainer" in said
+    assert f"{url}/dashboard#token={(tmp_path / 'dashboard_token').read_text()}\n" in said
     headers = {"Authorization": f"Bearer {key}"}
     async with aiohttp.request("GET", f"{url}/v1/loops/capabilities", headers=headers) as response:
         assert response.status == 200
@@ -92,6 +94,43 @@ async def test_a_data_directory_in_use_is_one_readable_line(tmp_path: Path) -> N
     async with LocalService(engine="echo", data_dir=tmp_path):
         said = await failure("serve", "--engine", "echo", "--port", "0", "--data-dir", str(tmp_path))
     assert said == f"loops-local: {tmp_path} is in use by another loops-local service\n"
+
+
+def dashboard(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> None:
+    monkeypatch.setattr(sys, "argv", ["loops-local", "dashboard", *map(str, arguments)])
+    main()
+
+
+def test_the_dashboard_of_a_running_service_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serve_in_thread(engine="echo", data_dir=tmp_path / "data") as local:
+        dashboard(monkeypatch, "--data-dir", tmp_path / "data", "--url", local.base_url)
+        monkeypatch.setenv("LOOPS_BASE_URL", f"{local.base_url}/v1/loops/")
+        monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+        dashboard(monkeypatch, "--data-dir", tmp_path / "data")
+        dashboard(monkeypatch, "--data-dir", tmp_path / "data", "--json")
+        first, second, third = capsys.readouterr().out.splitlines()
+        assert first == second == json.loads(third)["url"] == local.dashboard_url
+
+
+def test_a_dashboard_that_would_not_open_is_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "dashboard_token").write_text("of-another-service")
+    with serve_in_thread(engine="echo") as local:
+        url = local.base_url
+        for arguments, problem in {
+            ("--data-dir", tmp_path / "nothing", "--url", url): "No such file or directory; name the service's data",
+            ("--data-dir", tmp_path, "--url", url): "has another data directory; name it with --data-dir",
+            ("--data-dir", tmp_path, "--url", "file:///etc"): "must begin with http://",
+            ("--data-dir", tmp_path, "--url", "http://127.0.0.1:1"): "start it with loops-local serve",
+        }.items():
+            with pytest.raises(SystemExit) as ending:
+                dashboard(monkeypatch, *arguments)
+            assert problem in str(ending.value)
+            assert "\n" not in str(ending.value)
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(
