@@ -29,7 +29,7 @@ PUBLISHED_EVERY: Final = 50
 RATES: Final = {"addition, rate 1e-3": 1e-3, "addition, rate 1e-4": 1e-4}
 DIGITS: Final = frozenset(b"0123456789")
 FLAGS: Final = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-SIZES: Final = {"dashboard": (1120, 640), "dashboard_run": (1120, 790)}
+SIZES: Final = {"dashboard": (1120, 715), "dashboard_run": (1120, 815)}
 
 
 def main() -> None:

@@ -16,8 +16,7 @@ from .._resources.metrics import resident_bytes
 from .._resources.registry import Registry, Sampler
 from .._resources.run import Run
 from .._storage.records import CheckpointRecord
-from ..faults import Faults
-from ..faults.planned import PlannedFault
+from ..faults import Faults, PlannedFault
 
 __all__ = ["DashboardData", "Gatherer", "ServiceFacts"]
 

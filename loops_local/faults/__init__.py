@@ -12,7 +12,7 @@ from .plan import (
     Truncate,
     read_plan,
 )
-from .planned import Faults
+from .planned import Faults, PlannedFault
 from .proxy import FaultCounts, FaultProxy, RuleCounts, proxy_in_thread
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "FaultProxy",
     "Faults",
     "LoseAnswer",
+    "PlannedFault",
     "Refuse",
     "RuleCounts",
     "Stall",

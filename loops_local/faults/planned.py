@@ -18,7 +18,7 @@ Fault = Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]
 
 
 class PlannedFault(Struct, frozen=True, kw_only=True):
-    """A fault that will happen to the next `times` requests of a route."""
+    """A fault that will happen to the next `times` requests of a route; `what` says in words what it is."""
 
     route: str
     what: str

@@ -48,8 +48,6 @@ def hostile(service: loops.ServiceClient) -> loops.TrainingClient:
     trainer = service.create_lora_training_client("echo", rank=8, name=HOSTILE)
     trainer.step(DATA, "cross_entropy", loops.AdamParams()).result()
     trainer.save_weights_and_get_sampling_client(HOSTILE.replace("/", "").replace("\u202e", ""))
-    with pytest.raises(loops.RemoteOpError):
-        trainer.load_state(f"/{HOSTILE}").result()
     return trainer
 
 
@@ -142,6 +140,10 @@ def test_the_values_at_the_pointer_are_shown(opened: Open, trainer: loops.Traini
 
 def test_names_are_text(opened: Open, local: LocalService, hostile: loops.TrainingClient) -> None:
     local.faults.answer(HOSTILE, 500)
+    with pytest.raises(loops.RemoteOpError):
+        hostile.load_state(f"/{HOSTILE}").result()
+    hostile.log({HOSTILE[:100]: 1.0})
+    hostile.step(DATA, "cross_entropy", loops.AdamParams()).result()
     page = opened()
     assert HOSTILE.strip() in row_of(page, hostile.run_id).inner_text()
     assert HOSTILE[:30] in page.locator("#log").inner_text()
@@ -149,6 +151,7 @@ def test_names_are_text(opened: Open, local: LocalService, hostile: loops.Traini
     assert HOSTILE[:30] in page.locator("#checkpoints").inner_text()
     enter_run(page, hostile.run_id)
     assert page.locator("#run-name").inner_text() == HOSTILE
+    page.locator("#run-curves h3", has_text=HOSTILE[:30]).wait_for()
     assert page.locator("img").count() == 0
     assert page.evaluate("window.hit") is None
     local.faults.clear()
