@@ -113,6 +113,7 @@ class Follower:
         self._failed = 0
         self._reporting: asyncio.Task[None] | None = None
         self._has_place = asyncio.Event()
+        self._turn = asyncio.Lock()
         self.stopped: LoopsError | None = None
 
     async def ready(self) -> None:
@@ -142,12 +143,17 @@ class Follower:
     def rejected(self) -> None:
         self._rejections += 1
 
-    async def _report_on(self) -> None:
-        while True:
+    async def report(self) -> None:
+        """Report now: what a worker has not told is lost when Ray ends it, as it does when no block is left."""
+        async with self._turn:  # so that the newest answer is the last
             try:
                 await self._report()
             except ray.exceptions.RayError as problem:
                 log.warning("the shared limit does not answer; this worker keeps its share: %s", problem)
+
+    async def _report_on(self) -> None:
+        while True:
+            await self.report()
             await asyncio.sleep(REPORT_SECONDS)
 
     async def _report(self) -> None:

@@ -76,8 +76,10 @@ class Sampler:
 
         if rows and sampler.stopped is None:
             await sampler.run(each(), emit)
-        if self._follower is not None and sampler.stopped is not None:
-            await self._follower.stop(sampler.stopped)
+        if self._follower is not None:
+            if sampler.stopped is not None:
+                await self._follower.stop(sampler.stopped)
+            await self._follower.report()
         if self._raises and sampler.stopped is not None:
             raise sampler.stopped
         return records_table(block, self._settings, records)

@@ -80,7 +80,7 @@ async def test_a_batch_goes_on(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("loops_async._batch.progress.PROGRESS_SECONDS", 0.1)
+    monkeypatch.setattr("loops_async._batch.progress.PROGRESS_SECONDS", 0.5)
     monkeypatch.setattr("loops_async._ray.batch.has_terminal", lambda: False)
     caplog.set_level(logging.INFO, "loops_async.sampling")
     source, target = write(tmp_path / "in", rows(40), kind), tmp_path / "out"
