@@ -23,7 +23,7 @@ from .recorder import Kit, Recorder, Sample
 from .records import AgentCall
 from .requests import Sampling
 from .server import LOOPBACK, Door, Server
-from .templates import ChatTemplate
+from .templates import OWN_RULE, OWN_VARIABLES, ChatTemplate
 from .tokens import Tokens
 from .trajectories import Trajectory, datums_of, trajectories_of
 from .worker import LONG_TEXT, Worker
@@ -442,9 +442,13 @@ def _checked_variables(variables: Any) -> dict[str, Any]:
         return {}
     try:
         msgspec.json.encode(variables, order="sorted")
-        return dict(variables)
+        given: dict[str, Any] = dict(variables)
     except (TypeError, ValueError) as problem:
         raise InputError("template_kwargs", f"must be a dict of JSON values: {problem}") from None
+    for own in OWN_VARIABLES:
+        if own in given:
+            raise InputError(f"template_kwargs[{own!r}]", OWN_RULE)
+    return given
 
 
 def _checked_parser(parser: Any) -> ToolParser | None:

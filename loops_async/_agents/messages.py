@@ -26,7 +26,7 @@ class ToolCall(Struct, frozen=True):
         """The arguments as an object; the text itself where it is not JSON."""
         try:
             return msgspec.json.decode(self.arguments)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             return self.arguments
 
 

@@ -65,7 +65,7 @@ def _read(text: str) -> list[tuple[str, str]] | None:
     """Return the call, or the list of calls, that is written as JSON; None if it is no such thing."""
     try:
         found: list[_Call] | _Call = _CALLS.decode(text.strip())
-    except (msgspec.DecodeError, msgspec.ValidationError):
+    except (msgspec.DecodeError, RecursionError):
         return None
     calls = [each.pair() for each in (found if isinstance(found, list) else [found])]
     return calls if all(_is_object(arguments) for _, arguments in calls) else None
@@ -107,7 +107,7 @@ def _read_mistral(text: str) -> list[tuple[str, str]] | None:
         return _read(text)
     try:
         given = msgspec.json.decode(arguments)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return None
     return [(name.strip(), arguments.strip())] if isinstance(given, dict) else None
 
@@ -142,7 +142,7 @@ def _objects(text: str) -> Iterator[str]:
     while at < len(text):
         try:
             _, end = decoder.raw_decode(text, at)
-        except ValueError:
+        except (ValueError, RecursionError):
             yield text[at:]
             return
         yield text[at:end]

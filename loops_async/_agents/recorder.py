@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeAlias
@@ -26,6 +27,8 @@ from .requests import AgentRequest, Sampling, stops_of
 from .tokens import Tokens
 
 __all__ = ["Kit", "Recorder", "Sample"]
+
+log = logging.getLogger("loops_async")
 
 Sample: TypeAlias = Callable[[list[int], int, SamplingParams], Awaitable[SampleResponse]]
 """Samples a prompt: its tokens, the number of completions, and how."""
@@ -118,6 +121,7 @@ class Recorder:
             _end(calls, "failed", f"{type(error).__name__}: {error}")
             raise refusal_of(error) from error
         except Exception as error:
+            log.exception("a call of an agent has failed")
             _end(calls, "failed", repr(error))
             raise RefusedCall(500, "gateway_failed", f"the gateway failed: {error!r}") from error
 

@@ -9,13 +9,12 @@ import msgspec
 from msgspec import Struct
 
 from .._values import place_and_rule
-from ..errors import ConfigError
+from ..errors import InputError
 from ..types import SamplingParams
-from .errors import RefusedCall, bad_request
 from .messages import Message
 from .records import Route
 
-__all__ = ["AgentRequest", "Sampling", "checked_sampling"]
+__all__ = ["AgentRequest", "Sampling", "sampling_problem", "stops_of"]
 
 
 class AgentRequest(Struct, kw_only=True):
@@ -50,37 +49,34 @@ class Sampling:
         self._force = checked_sampling(force, "force")
 
     def of(self, given: Mapping[str, Any]) -> SamplingParams:
-        """Return the parameters of a call.
-
-        Raises:
-            RefusedCall: one of the request's has a value that is not allowed.
-        """
-        try:
-            return msgspec.convert({**self._defaults, **given, **self._force}, SamplingParams)
-        except msgspec.ValidationError as problem:
-            raise _refused(problem) from None
+        """Return the parameters of a call, given those of a request, which have been checked."""
+        return msgspec.convert({**self._defaults, **given, **self._force}, SamplingParams)
 
 
 def checked_sampling(given: Mapping[str, Any] | None, path: str) -> dict[str, Any]:
     """Return sampling parameters by name, if they are valid.
 
     Raises:
-        ConfigError: one is unknown, or has a value that is not allowed.
+        InputError: one is unknown, or has a value that is not allowed.
     """
     named = dict(given or {})
     if unknown := sorted(set(named) - set(NAMES)):
-        raise ConfigError(f"{path}: unknown sampling parameter {unknown[0]!r}; there are {', '.join(NAMES)}")
-    try:
-        msgspec.convert(named, SamplingParams)
-    except msgspec.ValidationError as problem:
-        place, rule = place_and_rule(problem)
-        raise ConfigError(f"{path}[{place!r}]: {rule}; got {named.get(place)!r}") from None
+        raise InputError(path, f"unknown sampling parameter {unknown[0]!r}; there are {', '.join(NAMES)}")
+    if problem := sampling_problem(named):
+        place, rule = problem
+        raise InputError(f"{path}[{place!r}]", f"{rule}; got {named.get(place)!r}")
     return named
 
 
-def _refused(problem: msgspec.ValidationError) -> RefusedCall:
-    place, rule = place_and_rule(problem)
-    return bad_request(place or None, rule)
+def sampling_problem(named: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return which of these sampling parameters is wrong, and the rule; None if all are right."""
+    try:
+        params = msgspec.convert(named, SamplingParams)
+    except msgspec.ValidationError as problem:
+        return place_and_rule(problem)
+    if "" in stops_of(params):
+        return "stop", "an empty text would stop every reply"
+    return None
 
 
 def stops_of(params: SamplingParams) -> Sequence[str]:

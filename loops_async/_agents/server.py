@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Collection
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
 
 __all__ = ["LOOPBACK", "Door", "Server"]
 
+log = logging.getLogger("loops_async")
+
 RETRY_COUNT: Final = "x-stainless-retry-count"
+CODES: Final = {404: "not_found", 405: "method_not_allowed"}
 REQUEST_ID: Final = "x-request-id"
 LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 """The names by which programs on this machine call it; a web page that was made to reach it has another."""
@@ -114,7 +118,12 @@ class Server:
         except web.HTTPRequestEntityTooLarge:
             error = RefusedCall(413, "request_too_large", f"the body may have {self._max_body} bytes")
         except web.HTTPException as problem:
-            error = RefusedCall(problem.status, "not_found", f"{request.method} {request.path}: {problem.reason}")
+            code = CODES.get(problem.status, "invalid_value")
+            error = RefusedCall(problem.status, code, f"{request.method} {request.path}: {problem.reason}")
+        except ConnectionError:
+            raise  # the agent is gone
+        except Exception as problem:
+            error = _refusal(request, problem)
         dialect = _dialect_of(request.path)
         body = error_body(error) if dialect is None else dialect.error(error)
         return _json(body, status=error.status, headers=error.headers)
@@ -123,6 +132,7 @@ class Server:
         recorder = self._recorder(request)
         raw = await request.read()
         asked = self._read(dialect, raw)
+        dialect.check(asked)
         key = sha256(request.path.encode() + b"\0" + raw).digest()
         exchange = recorder.exchange(asked, key=key, is_retry=_is_retry(request))
         with exchange.joined():
@@ -146,15 +156,16 @@ class Server:
         return _json(_model(request.match_info["name"]))
 
     def _recorder(self, request: web.Request) -> Recorder:
-        given = request.headers.get("x-api-key") or request.headers.get("Authorization", "").removeprefix("Bearer ")
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        given = request.headers.get("x-api-key") or (token if scheme.lower() == "bearer" else "")
         return self._door.recorder(given.strip(), request.match_info.get("rollout"))
 
     def _read(self, dialect: Dialect | None, raw: bytes) -> AgentRequest:
         assert dialect is not None  # noqa: S101 - the routes are those of the dialects
         try:
             body = msgspec.json.decode(raw)
-        except (msgspec.DecodeError, UnicodeDecodeError) as problem:
-            raise bad_request(None, f"the body is not JSON: {problem}") from None
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as problem:
+            raise bad_request(None, f"the body is not JSON that can be read: {problem}") from None
         return dialect.read(Fields(body, self._ignore))
 
     async def _stream(
@@ -177,12 +188,12 @@ class Server:
                 await response.prepare(request)
             for block in dialect.events(answer):
                 await response.write(block)
-        except RefusedCall as refused:
-            if not response.prepared:
-                raise
-            await response.write(dialect.error_event(refused))
         except ConnectionResetError:  # the agent is gone; the call is in the record
             return response
+        except Exception as problem:
+            if not response.prepared:
+                raise
+            await response.write(dialect.error_event(_refusal(request, problem)))
         await response.write_eof()
         return response
 
@@ -192,6 +203,14 @@ async def _answer(recorder: Recorder, asked: AgentRequest, exchange: Exchange) -
     wanted = calls if asked.wants_logprobs else []
     pieces = [await recorder.kit.tokens.decode_each(call.tokens) for call in wanted]
     return Answer(request=asked, calls=calls, pieces=pieces)
+
+
+def _refusal(request: web.Request, problem: Exception) -> RefusedCall:
+    """Return what an agent is told, also where a call has failed as it must not."""
+    if isinstance(problem, RefusedCall):
+        return problem
+    log.error("the gateway failed to answer %s %s", request.method, request.path, exc_info=problem)
+    return RefusedCall(500, "gateway_failed", f"the gateway failed: {problem!r}")
 
 
 def _bound(handler: Callable[[Dialect, Any], Awaitable[Any]], dialect: Dialect) -> Callable[[Any], Awaitable[Any]]:

@@ -12,10 +12,13 @@ from ..errors import ConfigError
 from .errors import RefusedCall
 from .messages import Message
 
-__all__ = ["ChatTemplate"]
+__all__ = ["OWN_RULE", "OWN_VARIABLES", "ChatTemplate"]
 
 CALL_ID_LENGTH: Final = 9
 """Mistral's templates accept ids of calls of exactly, or at least, this length."""
+
+OWN_VARIABLES: Final = ("messages", "tools", "documents", "add_generation_prompt")
+OWN_RULE: Final = "is no variable that can be set: it would change what a call is recorded with"
 
 _TOOLS: Final = """# Tools
 

@@ -6,7 +6,7 @@ import asyncio
 import sys
 import threading
 import urllib.request
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any
@@ -17,7 +17,17 @@ import pytest
 from anyio import to_thread
 
 import loops_sync
-from loops_async import AdamParams, AgentGateway, AgentRollout, ClosedError, ConfigError, SamplingClient, TrainingClient
+from loops_async import (
+    AdamParams,
+    AgentGateway,
+    AgentRollout,
+    ClosedError,
+    ConfigError,
+    ParsedReply,
+    SamplingClient,
+    TrainingClient,
+)
+from loops_async._agents.dialects.messages import Messages
 from loops_async._agents.templates import ChatTemplate
 from loops_local.engine.base import Completion, SampleJob, SampleOutcome
 from tests.support import openai_stub
@@ -56,6 +66,12 @@ class Http:
     async def refused(self, path: str, body: Any, method: str = "POST", **headers: str) -> tuple[int, Any, Any]:
         """Return the status, the body and the headers of an answer."""
         async with self.send(method, path, body, **headers) as answer:
+            return answer.status, await answer.json(), answer.headers
+
+    async def raw(self, path: str, body: bytes, **headers: str) -> tuple[int, Any, Any]:
+        """Send what need not be JSON; return the status, the body and the headers of the answer."""
+        named = {"authorization": f"Bearer {self.rollout.api_key}", **headers}
+        async with self._session.post(f"{self.rollout.base_url}/{path}", data=body, headers=named) as answer:
             return answer.status, await answer.json(), answer.headers
 
     async def events(self, path: str, body: Any) -> list[Any]:
@@ -311,6 +327,66 @@ async def test_later_calls_use_the_sampler_that_is_assigned(
         ("messages", {"messages": HI, "tool_choice": {"type": "any"}}, "unsupported_value", "tool_choice"),
         ("messages", {"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "unsupported_value", None),
         ("chat/completions", [], "invalid_value", None),
+        ("chat/completions", {**CHAT, "max_tokens": 0}, "invalid_value", "max_tokens"),
+        ("chat/completions", {**CHAT, "max_completion_tokens": 0}, "invalid_value", "max_completion_tokens"),
+        ("chat/completions", {**CHAT, "stop": ["a", ""]}, "invalid_value", "stop"),
+        ("chat/completions", {**CHAT, "stop": [None]}, "invalid_value", "stop[0]"),
+        ("chat/completions", {**CHAT, "min_tokens": 5}, "unsupported_parameter", "min_tokens"),
+        ("chat/completions", {**CHAT, "tools": [{"type": "custom"}]}, "unsupported_value", "tools[0].type"),
+        ("chat/completions", {**CHAT, "tools": [{}]}, "missing_required_parameter", "tools[0].function"),
+        ("chat/completions", {**CHAT, "response_format": {"type": "grammar"}}, "unsupported_value", "response_format"),
+        (
+            "chat/completions",
+            {**CHAT, "response_format": {"type": "json_schema"}},
+            "missing_required_parameter",
+            "response_format",
+        ),
+        (
+            "chat/completions",
+            {**CHAT, "tools": [{"function": {"name": "x", "parameters": 3}}]},
+            "invalid_value",
+            "tools[0].function.parameters",
+        ),
+        (
+            "chat/completions",
+            {**CHAT, "chat_template_kwargs": {"messages": []}},
+            "unsupported_parameter",
+            "chat_template_kwargs.messages",
+        ),
+        (
+            "chat/completions",
+            {"messages": [{"role": "assistant", "function_call": {"name": "x"}}]},
+            "unsupported_parameter",
+            "messages[0].function_call",
+        ),
+        ("chat/completions", {"messages": [{"role": "alien"}]}, "unsupported_value", "messages[0].role"),
+        (
+            "chat/completions",
+            {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": ""}}]}]},
+            "missing_required_parameter",
+            "messages[0].tool_calls[0].function.name",
+        ),
+        ("completions", {}, "missing_required_parameter", "prompt"),
+        ("completions", {"prompt": [-1]}, "invalid_value", "prompt[0]"),
+        ("completions", {"prompt": [[10**30]]}, "invalid_value", "prompt[0][0]"),
+        ("completions", {"prompt": "a", "logprobs": 5}, "unsupported_value", "logprobs"),
+        ("responses", {}, "missing_required_parameter", "input"),
+        ("responses", {"input": []}, "invalid_value", "input"),
+        ("responses", {"input": "a", "max_output_tokens": 0}, "invalid_value", "max_output_tokens"),
+        ("responses", {"input": [{"role": "alien"}]}, "unsupported_value", "input[0].role"),
+        ("responses", {"input": [{"type": "item_reference"}]}, "unsupported_value", "input[0].type"),
+        ("responses", {"input": [{"type": "function_call"}]}, "missing_required_parameter", "input[0].name"),
+        ("messages", {"messages": []}, "invalid_value", "messages"),
+        ("messages", {"messages": HI, "stop_sequences": [""]}, "invalid_value", "stop_sequences"),
+        ("messages", {"messages": [*HI, {"role": "assistant", "content": "I"}]}, "unsupported_value", "messages"),
+        ("messages", {"messages": HI, "tools": [{"type": "bash", "name": "x"}]}, "unsupported_value", "tools[0].type"),
+        ("messages", {"messages": [{"role": "tool", "content": "x"}]}, "unsupported_value", "messages[0].role"),
+        (
+            "messages",
+            {"messages": [{"role": "user", "content": [{"type": "tool_result", "content": [{"type": "image"}]}]}]},
+            "unsupported_value",
+            "messages[0].content[0].content[0]",
+        ),
     ],
 )
 async def test_what_would_change_the_meaning_is_refused(
@@ -321,6 +397,129 @@ async def test_what_would_change_the_meaning_is_refused(
     assert param is None or answer["error"]["param"] == param
     assert path != "messages" or answer["type"] == "error"
     assert script.jobs == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"\xff", b"null", b"a=b", b'{"messages"', b"[" * 100_000, b'{"a":' * 5000, b'["\\ud800"]'],
+    ids=["empty", "no UTF-8", "null", "a form", "cut", "deep", "deep and cut", "half a character"],
+)
+async def test_what_is_no_request_is_refused_in_the_form_of_each_api(http: Http, body: bytes) -> None:
+    for path in ("chat/completions", "completions", "responses", "messages"):
+        status, answer, _ = await http.raw(path, body, **{"content-type": "text/plain"})
+        assert (status, answer["error"]["type"]) == (400, "invalid_request_error")
+
+
+async def test_a_body_that_cannot_be_unpacked_is_refused(http: Http) -> None:
+    status, answer, _ = await http.raw("messages", b"x", **{"content-encoding": "gzip"})
+    assert (status, answer["type"], answer["error"]["code"]) == (400, "error", "invalid_value")
+
+
+async def test_a_fault_of_the_gateway_is_told_in_the_form_of_the_api(
+    http: Http, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise ZeroDivisionError("here")
+
+    monkeypatch.setattr(Messages, "answer", fail)
+    status, answer, headers = await http.refused("messages", CHAT)
+    assert (status, answer["error"]["type"], headers["x-should-retry"]) == (500, "api_error", "false")
+    assert "ZeroDivisionError" in answer["error"]["message"]
+    assert "failed to answer" in caplog.text
+    assert http.rollout.api_key not in caplog.text
+
+
+async def test_a_stream_that_fails_does_not_end_like_one_that_is_complete(
+    http: Http, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> Iterator[bytes]:
+        yield b"data: {}\n\n"
+        raise ZeroDivisionError("here")
+
+    monkeypatch.setattr(Messages, "events", fail)
+    [_, error] = await http.events("messages", CHAT)
+    assert (error["type"], error["error"]["code"]) == ("error", "gateway_failed")
+
+
+async def test_a_parser_that_fails_fails_the_call_alone(
+    colour: Colour, sampler: SamplingClient, tokenizer: ByteTokenizer, session: aiohttp.ClientSession
+) -> None:
+    class Broken:
+        name = "broken"
+
+        def parse(self, text: str) -> ParsedReply:
+            raise ZeroDivisionError(text)
+
+    async with colour.gateway(sampler, tokenizer=tokenizer, tool_parser=Broken()) as gateway:
+        http = Http(gateway.rollout(), session)
+        status, answer, _ = await http.refused("chat/completions", {**CHAT, "tools": [WEATHER]})
+        await http.post("chat/completions", CHAT)
+    assert (status, answer["error"]["code"]) == (500, "gateway_failed")
+    assert [call.status for call in http.rollout.calls] == ["failed", "ok"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("chat/completions", {**CHAT, "structured_outputs": {"json": {"type": "object"}}}),
+        (
+            "chat/completions",
+            {**CHAT, "response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "object"}}}},
+        ),
+        ("responses", {"input": "a", "text": {"format": {"type": "json_schema", "schema": {"type": "object"}}}}),
+        ("messages", {**CHAT, "output_format": {"type": "json_schema", "schema": {"type": "object"}}}),
+        ("messages", {**CHAT, "output_config": {"format": {"type": "json_schema", "schema": {"type": "object"}}}}),
+    ],
+)
+async def test_the_form_of_a_reply_is_asked_of_the_sampler(http: Http, script: Script, path: str, body: Any) -> None:
+    script.texts = ["{}"]
+    await http.post(path, body)
+    assert script.jobs[0].params.structured_outputs == {"json": {"type": "object"}}
+
+
+async def test_what_is_counted_need_not_be_answered(http: Http) -> None:
+    turns = [*HI, {"role": "assistant", "content": "hello"}]
+    counted = await http.post("messages/count_tokens", {**CHAT, "messages": turns})
+    assert counted["input_tokens"] > (await http.post("messages/count_tokens", CHAT))["input_tokens"]
+
+
+async def test_characters_at_which_clients_cut_lines_are_escaped_in_streams(http: Http, script: Script) -> None:
+    said = "a\u2028b\u2029c\x85d"
+    for path in ("chat/completions", "completions", "responses", "messages"):
+        script.texts = [said]
+        body = {"prompt": "hi"} if path == "completions" else {"input": "hi"} if path == "responses" else CHAT
+        async with http.send("POST", path, {**body, "stream": True}) as answer:
+            lines = (await answer.text()).splitlines()
+        blocks = [_parsed(line) for line in lines if line.startswith("data: {")]
+        assert any(said in _texts(block) for block in blocks)
+
+
+def _texts(value: Any) -> list[str]:
+    """Return every text in a JSON value."""
+    if isinstance(value, str):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [text for part in parts for text in _texts(part)]
+
+
+async def test_the_bytes_of_a_part_of_a_character_are_not_invented(http: Http, script: Script) -> None:
+    script.texts = ["aé"]
+    answer = await http.post("chat/completions", {**CHAT, "logprobs": True})
+    assert answer["choices"][0]["message"]["content"] == "aé"
+    shown = [each["bytes"] for each in answer["choices"][0]["logprobs"]["content"]]
+    assert shown[:3] == [[97], None, None]
+
+
+async def test_turns_of_one_conversation_at_once_all_continue_it(http: Http, script: Script) -> None:
+    script.texts = ["a"]
+    first = await http.post("chat/completions", CHAT)
+    turns = [*HI, first["choices"][0]["message"], {"role": "user", "content": "more"}]
+    body = {**CHAT, "messages": turns, "max_tokens": 3}
+    await asyncio.gather(*(http.post("chat/completions", body) for _ in range(5)))
+    one, *others = http.rollout.calls
+    assert [(call.parent_id, call.branch) for call in others] == [(one.id, None)] * 5
+    sampled = sum(len(call.tokens) for call in http.rollout.calls)
+    assert sum(each.mask.count(True) for each in http.rollout.trajectories()) == sampled
 
 
 async def test_neutral_and_ignored_fields_change_nothing(
@@ -337,7 +536,7 @@ async def test_only_the_key_of_an_open_rollout_is_let_in(
 ) -> None:
     other = Http(gateway.rollout(), session)
     by_key = f"{gateway.url}/v1/chat/completions"
-    await other.post(by_key, CHAT)
+    await other.post(by_key, CHAT, authorization=f"bearer {other.rollout.api_key}")
     foreign = http.rollout.base_url + "/chat/completions"
     for path, key in ((foreign, other.rollout.api_key), (foreign, "sk-loops-x"), (by_key, "")):
         status, body, _ = await other.refused(path, CHAT, authorization=f"Bearer {key}")
@@ -347,6 +546,8 @@ async def test_only_the_key_of_an_open_rollout_is_let_in(
     assert (await other.refused(by_key, CHAT))[0] == 401
     assert other.rollout.closed
     assert len(other.rollout.to_datums()) == 1
+    basic = {"authorization": f"Basic {http.rollout.api_key}"}
+    assert (await http.refused("chat/completions", CHAT, **basic))[0] == 401
 
 
 async def test_web_pages_are_kept_out(http: Http) -> None:
@@ -433,6 +634,15 @@ async def test_a_lost_connection_cancels_its_sample(http: Http, engine: WatchedE
     await eventually(lambda: engine.waiting_samples == 0)
     await eventually(lambda: http.rollout.calls[0].status == "cancelled")
     assert http.rollout.to_datums() == []
+
+
+async def test_leaving_a_stream_cancels_its_sample(impatient: Http, engine: WatchedEngine) -> None:
+    engine.hold_samples()
+    async with impatient.send("POST", "responses", {"input": "hi", "stream": True}) as answer:
+        assert await answer.content.readline() == b": waiting for the sampler\n"
+        answer.close()
+    await eventually(lambda: engine.waiting_samples == 0)
+    await eventually(lambda: impatient.rollout.calls[0].status == "cancelled")
 
 
 async def test_closing_answers_what_waits_and_cancels_its_sample(impatient: Http, engine: WatchedEngine) -> None:
@@ -608,6 +818,8 @@ async def test_a_package_that_is_missing_is_named(colour: Colour, http: Http, mo
         ("end_tokens", 3),
         ("chat_template", 3),
         ("template_kwargs", ["x"]),
+        ("template_kwargs", {"messages": []}),
+        ("force", {"stop": ""}),
         ("template_kwargs", {"x": object()}),
         ("stream_wait", "soon"),
     ],

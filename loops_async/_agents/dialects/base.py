@@ -9,16 +9,21 @@ from typing import Any, ClassVar, Final, TypeVar
 import msgspec
 from msgspec import Struct
 
+from ..._values import place_and_rule
 from ..errors import RefusedCall, bad_request
 from ..messages import ToolCall
 from ..records import Call, Route
-from ..requests import AgentRequest
+from ..requests import AgentRequest, sampling_problem
+from ..templates import OWN_RULE, OWN_VARIABLES
 
 __all__ = ["Answer", "Dialect", "Fields", "error_body", "event", "finish_reason", "function_tools", "joined_text"]
 
 Body = dict[str, Any]
 
 KINDS: Final = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+LINE_ENDS: Final = tuple((each.encode(), f"\\u{ord(each):04x}".encode()) for each in "\x85\u2028\u2029")
+"""Characters that JSON may have, and at which many clients cut lines: as they stand, and as JSON escapes them."""
 
 T = TypeVar("T")
 
@@ -63,6 +68,13 @@ class Dialect(ABC):
 
         Raises:
             RefusedCall: a field is wrong, or asks for what is not served.
+        """
+
+    def check(self, request: AgentRequest) -> None:  # noqa: B027 - most APIs have nothing of this kind
+        """Refuse what can be counted, but not answered.
+
+        Raises:
+            RefusedCall: it cannot be answered.
         """
 
     @abstractmethod
@@ -117,24 +129,44 @@ class Fields:
 
     def sampling(self, names: Mapping[str, str]) -> dict[str, Any]:
         """Return sampling parameters, given the name of each field and of the parameter that it is."""
-        given = ((parameter, self._body.get(name)) for name, parameter in names.items())
-        return {parameter: value for parameter, value in given if value is not None}
+        params: Body = {}
+        for name, parameter in names.items():
+            value = self._body.get(name)
+            if value is None:
+                continue
+            if problem := sampling_problem({parameter: value}):
+                place, rule = problem
+                raise bad_request(name + place.removeprefix(parameter), rule.replace("`", ""))
+            params[parameter] = value
+        return params
+
+    def variables(self) -> dict[str, Any]:
+        """Return the variables of the chat template."""
+        name = "chat_template_kwargs"
+        given = self.get(name, dict[str, Any], {})
+        for own in OWN_VARIABLES:
+            if own in given:
+                raise bad_request(f"{name}.{own}", OWN_RULE, "unsupported_parameter")
+        return given
 
 
-def checked(value: Any, kind: type[T], path: str | None) -> T:
+def checked(value: Any, kind: Any, path: str | None) -> Any:
     """Return a value if it is of a type."""
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as problem:
-        raise bad_request(path, str(problem).replace("`", "")) from None
+        place, rule = place_and_rule(problem)
+        whole = f"{path or ''}{'' if place.startswith('[') else '.'}{place}".strip(".")
+        raise bad_request(whole or None, rule.replace("`", "")) from None
 
 
 class _Text(Struct):
     type: str
     text: str = ""
+    refusal: str = ""
 
 
-TEXT_TYPES: Final = ("text", "input_text", "output_text")
+TEXT_TYPES: Final = ("text", "input_text", "output_text", "refusal")
 
 
 def joined_text(content: Any, path: str) -> str:
@@ -145,11 +177,16 @@ def joined_text(content: Any, path: str) -> str:
         return content
     parts = checked(content, list[_Text], path)
     for index, part in enumerate(parts):
-        if part.type == "refusal":
-            continue
         if part.type not in TEXT_TYPES:
             raise bad_request(f"{path}[{index}]", f"content of type {part.type!r} is not served", "unsupported_value")
-    return "\n".join(part.text for part in parts)
+    return "\n".join(part.text or part.refusal for part in parts)
+
+
+def tool_call(call_id: str | None, name: str, arguments: str, path: str) -> ToolCall:
+    """Return a call that a request has; `path` is that of its name."""
+    if not name:
+        raise bad_request(path, "is required", "missing_required_parameter")
+    return ToolCall(call_id or "", name, arguments)
 
 
 class _Function(Struct):
@@ -211,7 +248,9 @@ def reply_form(kind: str, schema: Body | None, path: str) -> Body:
         return {}
     if kind == "json_object":
         return {"structured_outputs": {"json_object": True}}
-    if kind == "json_schema" and schema is not None:
+    if kind == "json_schema":
+        if schema is None:
+            raise bad_request(path, "needs a schema", "missing_required_parameter")
         return {"structured_outputs": {"json": schema}}
     raise bad_request(path, f"is not served: {kind!r}", "unsupported_value")
 
@@ -219,4 +258,7 @@ def reply_form(kind: str, schema: Body | None, path: str) -> Body:
 def event(data: Any, name: str | None = None) -> bytes:
     """Return one event of a stream."""
     head = b"" if name is None else f"event: {name}\n".encode()
-    return head + b"data: " + msgspec.json.encode(data) + b"\n\n"
+    body = msgspec.json.encode(data)
+    for character, escaped in LINE_ENDS:
+        body = body.replace(character, escaped)
+    return head + b"data: " + body + b"\n\n"

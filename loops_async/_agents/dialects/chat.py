@@ -22,6 +22,7 @@ from .base import (
     function_tools,
     joined_text,
     reply_form,
+    tool_call,
     tool_calls_of,
     uses_tools,
 )
@@ -30,7 +31,9 @@ __all__ = ["DONE", "SAMPLING", "Chat", "most_samples", "structured_outputs", "us
 
 DONE: Final = b"data: [DONE]\n\n"
 
-SAMPLING: Final = {name: name for name in ("temperature", "top_p", "top_k", "seed", "stop", "max_tokens")}
+SAMPLING: Final = {
+    name: name for name in ("temperature", "top_p", "top_k", "seed", "stop", "max_tokens", "structured_outputs")
+}
 
 MOST_SAMPLES: Final = 128
 
@@ -47,6 +50,28 @@ NEUTRAL: Final = {
     "modalities": (["text"],),
     "prediction": (),
     "web_search_options": (),
+    # of vLLM
+    "add_generation_prompt": (True,),
+    "allowed_token_ids": (),
+    "bad_words": (),
+    "best_of": (1,),
+    "chat_template": (),
+    "continue_final_message": (False,),
+    "documents": (),
+    "echo": (False,),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "ignore_eos": (False,),
+    "include_stop_str_in_output": (False,),
+    "length_penalty": (1,),
+    "logits_processors": (),
+    "min_tokens": (0,),
+    "prompt_logprobs": (),
+    "stop_token_ids": (),
+    "truncate_prompt_tokens": (),
+    "use_beam_search": (False,),
 }
 """What is not served, with the values that change nothing."""
 
@@ -58,7 +83,7 @@ class _Function(Struct):
 
 class _Call(Struct):
     function: _Function
-    id: str = ""
+    id: str | None = None
 
 
 class _Message(Struct):
@@ -69,6 +94,8 @@ class _Message(Struct):
     tool_call_id: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
+    function_call: Any = None
+    audio: Any = None
 
 
 class _Tool(Struct):
@@ -100,7 +127,7 @@ class Chat(Dialect):
             messages=[_message(each, f"messages[{index}]") for index, each in enumerate(given)],
             tools=tools,
             uses_tools=uses_tools(fields.any("tool_choice"), tools),
-            variables=fields.get("chat_template_kwargs", dict[str, Any], {}),
+            variables=fields.variables(),
             params={**fields.sampling(names), **structured_outputs(fields)},
             count=most_samples(fields),
             stream=fields.get("stream", bool, False),
@@ -162,13 +189,17 @@ def _extras(answer: Answer, index: int, call: Call) -> Body:
     if answer.request.wants_logprobs:
         entries = zip(answer.pieces[index], call.logprobs, strict=True)
         content = [
-            {"token": text, "logprob": logprob, "bytes": list(text.encode()), "top_logprobs": []}
-            for text, logprob in entries
+            {"token": text, "logprob": logprob, "bytes": _bytes(text), "top_logprobs": []} for text, logprob in entries
         ]
         extras["logprobs"] = {"content": content, "refusal": None}
     if answer.request.wants_ids:
         extras["token_ids"] = call.tokens
     return extras
+
+
+def _bytes(text: str) -> list[int] | None:
+    """Return the bytes of a token; None where it is a part of a character, whose bytes are not known."""
+    return None if "\ufffd" in text else list(text.encode())
 
 
 def _tool_call(call: ToolCall) -> Body:
@@ -192,27 +223,30 @@ def most_samples(fields: Fields) -> int:
 def _message(given: _Message, path: str) -> Message:
     if given.role not in ("system", "developer", "user", "assistant", "tool"):
         raise bad_request(f"{path}.role", f"is not served: {given.role!r}", "unsupported_value")
+    for name in ("function_call", "audio"):
+        if getattr(given, name) is not None:
+            raise bad_request(f"{path}.{name}", "is not served", "unsupported_parameter")
     return Message(
         role="system" if given.role == "developer" else given.role,
         content=joined_text(given.content, f"{path}.content"),
         name=given.name,
-        tool_calls=tuple(_read_call(each) for each in given.tool_calls or ()),
+        tool_calls=tuple(
+            tool_call(each.id, each.function.name, each.function.arguments, f"{path}.tool_calls[{index}].function.name")
+            for index, each in enumerate(given.tool_calls or ())
+        ),
         tool_call_id=given.tool_call_id,
         reasoning=given.reasoning_content or given.reasoning or None,
     )
 
 
-def _read_call(given: _Call) -> ToolCall:
-    return ToolCall(given.id, given.function.name, given.function.arguments)
-
-
 def _tools(fields: Fields) -> list[Body]:
     given = fields.get("tools", list[_Tool], [])
     for index, tool in enumerate(given):
-        if tool.type != "function" or tool.function is None:
-            raise bad_request(
-                f"tools[{index}].type", f"only functions are served; got {tool.type!r}", "unsupported_value"
-            )
+        if tool.type != "function":
+            problem = f"only functions are served; got {tool.type!r}"
+            raise bad_request(f"tools[{index}].type", problem, "unsupported_value")
+        if tool.function is None:
+            raise bad_request(f"tools[{index}].function", "is required", "missing_required_parameter")
     return function_tools((tool.function, f"tools[{index}].function") for index, tool in enumerate(given))
 
 

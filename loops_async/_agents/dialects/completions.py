@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import accumulate
-from typing import Any, Final
+from typing import Annotated, Any, Final, TypeAlias
+
+from msgspec import Meta
 
 from ...types.tensors import is_list_like
 from ..errors import bad_request
@@ -15,7 +17,9 @@ from .chat import DONE, NEUTRAL, SAMPLING, most_samples, structured_outputs, usa
 
 __all__ = ["Completions"]
 
-REFUSED: Final = {**NEUTRAL, "echo": (False,), "best_of": (1,), "suffix": ("",)}
+REFUSED: Final = {**NEUTRAL, "suffix": ("",)}
+
+TokenId: TypeAlias = Annotated[int, Meta(ge=0, lt=2**31)]
 
 
 class Completions(Dialect):
@@ -30,7 +34,7 @@ class Completions(Dialect):
         return AgentRequest(
             route=self.route,
             model=fields.get("model", str, ""),
-            prompt=_prompt(fields.any("prompt")),
+            prompt=_prompt(fields.needed("prompt", Any)),
             params={**fields.sampling(SAMPLING), **structured_outputs(fields)},
             count=most_samples(fields),
             stream=fields.get("stream", bool, False),
@@ -58,12 +62,12 @@ def _head(answer: Answer) -> Body:
 def _prompt(given: Any) -> str | list[int]:
     if isinstance(given, str):
         prompt: str | list[int] = given
-    elif _holds(given, str | list) and len(given) == 1:
-        return _prompt(given[0])
     elif _holds(given, str | list):
-        raise bad_request("prompt", "only one prompt is served at a time", "unsupported_value")
+        if len(given) > 1:
+            raise bad_request("prompt", "only one prompt is served at a time", "unsupported_value")
+        prompt = checked(given[0], str | list[TokenId], "prompt[0]")
     else:
-        prompt = checked(given, list[int], "prompt")
+        prompt = checked(given, list[TokenId], "prompt")
     if not prompt:
         raise bad_request("prompt", "must not be empty")
     return prompt

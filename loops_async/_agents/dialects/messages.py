@@ -24,6 +24,8 @@ from .base import (
     finish_reason,
     function_tools,
     joined_text,
+    reply_form,
+    tool_call,
     tool_calls_of,
     uses_tools,
 )
@@ -80,6 +82,15 @@ class _Choice(Struct):
     type: str
 
 
+class _Format(Struct):
+    type: str
+    schema: dict[str, Any] | None = None
+
+
+class _Config(Struct):
+    format: _Format | None = None
+
+
 class Messages(Dialect):
     """The dialect of messages."""
 
@@ -96,10 +107,15 @@ class Messages(Dialect):
             messages=_messages(fields),
             tools=tools,
             uses_tools=uses_tools(choice, tools),
-            variables=fields.get("chat_template_kwargs", dict[str, Any], {}),
-            params=fields.sampling(SAMPLING),
+            variables=fields.variables(),
+            params={**fields.sampling(SAMPLING), **_structured_outputs(fields)},
             stream=fields.get("stream", bool, False),
         )
+
+    def check(self, request: AgentRequest) -> None:
+        if request.messages and request.messages[-1].role == "assistant":  # which the reply would continue
+            problem = "must not end with one of the assistant: the beginning of a reply cannot be given"
+            raise bad_request("messages", problem, "unsupported_value")
 
     def answer(self, answer: Answer) -> Body:
         [call] = answer.calls
@@ -204,15 +220,28 @@ def _parts(given: _Message, path: str) -> Iterator[Message]:
             case "text":
                 texts.append(block.text)
             case "tool_use":
-                calls.append(ToolCall(block.id, block.name, msgspec.json.encode(block.input).decode()))
+                arguments = msgspec.json.encode(block.input).decode()
+                calls.append(tool_call(block.id, block.name, arguments, f"{place}.name"))
             case "tool_result":
-                yield Message(role="tool", content=joined_text(block.content, place), tool_call_id=block.tool_use_id)
+                yield Message(
+                    role="tool", content=joined_text(block.content, f"{place}.content"), tool_call_id=block.tool_use_id
+                )
             case "thinking" | "redacted_thinking":
                 continue
             case _:
                 raise bad_request(place, f"content of type {block.type!r} is not served", "unsupported_value")
     if texts or calls or not blocks:
         yield Message(role=given.role, content="\n".join(texts), tool_calls=tuple(calls))
+
+
+def _structured_outputs(fields: Fields) -> Body:
+    """Return the sampling parameter that keeps replies in a form, which has had two places in this API."""
+    form = fields.any("output_format")
+    if form is None:
+        config: _Config = fields.get("output_config", _Config, _Config())
+        return {} if config.format is None else reply_form(config.format.type, config.format.schema, "output_config")
+    given = checked(form, _Format, "output_format")
+    return reply_form(given.type, given.schema, "output_format")
 
 
 def _tools(fields: Fields) -> list[Body]:

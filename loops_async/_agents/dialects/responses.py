@@ -9,7 +9,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ..errors import RefusedCall, bad_request
-from ..messages import Message, ToolCall
+from ..messages import Message
 from ..records import Call
 from ..requests import AgentRequest
 from .base import (
@@ -24,6 +24,7 @@ from .base import (
     function_tools,
     joined_text,
     reply_form,
+    tool_call,
     tool_calls_of,
     uses_tools,
 )
@@ -51,7 +52,7 @@ class _Item(Struct):
 
 class _Format(Struct):
     type: str = "text"
-    schema: dict[str, Any] = {}
+    schema: dict[str, Any] | None = None
 
 
 class _Text(Struct):
@@ -77,7 +78,7 @@ class Responses(Dialect):
             messages=messages,
             tools=tools,
             uses_tools=uses_tools(fields.any("tool_choice"), tools),
-            variables=fields.get("chat_template_kwargs", dict[str, Any], {}),
+            variables=fields.variables(),
             params={**fields.sampling(names), **_structured_outputs(fields)},
             stream=fields.get("stream", bool, False),
         )
@@ -189,7 +190,7 @@ def _messages(fields: Fields) -> Iterator[Message]:
     """Yield the messages, with what one reply became put together again."""
     if instructions := fields.get("instructions", str, ""):
         yield Message(role="system", content=instructions)
-    given = fields.any("input")
+    given = fields.needed("input", Any)
     if isinstance(given, str):
         yield Message(role="user", content=given)
         return
@@ -205,7 +206,8 @@ def _message(item: _Item, path: str) -> Message:
                 raise bad_request(f"{path}.role", f"is not served: {role!r}", "unsupported_value")
             return Message(role=role, content=joined_text(item.content, f"{path}.content"))
         case "function_call":
-            return Message(role="assistant", tool_calls=(ToolCall(item.call_id, item.name, item.arguments),))
+            call = tool_call(item.call_id, item.name, item.arguments, f"{path}.name")
+            return Message(role="assistant", tool_calls=(call,))
         case "function_call_output":
             output = joined_text(item.output, f"{path}.output")
             return Message(role="tool", content=output, tool_call_id=item.call_id)
