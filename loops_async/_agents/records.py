@@ -171,9 +171,11 @@ class Call:
         """Return the tokens of the prompt and of the reply."""
         return [*self.prompt.tokens(), *self.tokens]
 
-    def snapshot(self) -> AgentCall:
-        """Return the call as users see it."""
+    def snapshot(self, messages: list[dict[str, Any]] | None = None, tokens: list[int] | None = None) -> AgentCall:
+        """Return the call as users see it; `messages` and `tokens` are those of its prompt, where they are known."""
         status, prompt = self.status, self.prompt  # the status first, since it is set last
+        if messages is None:
+            messages = [each.to_chat() for each in prompt.messages()]
         return AgentCall(
             id=self.id,
             route=self.route,
@@ -181,10 +183,10 @@ class Call:
             status=status,
             parent_id=prompt.parent_id,
             branch=prompt.branch,
-            messages=None if self.route == "completions" else [each.to_chat() for each in prompt.messages()],
+            messages=None if self.route == "completions" else messages,
             tools=prompt.tools,
             reply=None if self.reply is None else self.reply.to_chat(),
-            prompt_tokens=prompt.tokens(),
+            prompt_tokens=prompt.tokens() if tokens is None else tokens,
             tokens=list(self.tokens),
             logprobs=list(self.logprobs),
             policy_version=self.policy_version,

@@ -102,14 +102,18 @@ def datums_of(trajectories: Sequence[Trajectory], advantage: Advantage) -> list[
 def _merged(leaf: Call, untrained: set[int]) -> Trajectory:
     """Return the sequence that ends with a call; those of its calls that are still untrained are trained here."""
     trajectory = Trajectory()
-    chain = leaf.chain()
-    for call in chain:
+    messages: list[dict[str, Any]] = []
+    for call in leaf.chain():
         # What a prompt adds to the call before; the first one has all of its own.
         added = call.prompt.rest if call.prompt.parent is not None else call.prompt.tokens()
         _add_prompt(trajectory, added)
+        messages += [each.to_chat() for each in call.prompt.added]
+        # Given what is here already, since a hundred turns have ten thousand messages between them.
+        snapshot = call.snapshot(list(messages), list(trajectory.tokens))
+        trajectory.calls.append(snapshot)
+        messages += [] if snapshot.reply is None else [snapshot.reply]
         _add_reply(trajectory, call, is_trained=id(call) in untrained)
         untrained.discard(id(call))
-    trajectory.calls = [call.snapshot() for call in chain]
     return trajectory
 
 

@@ -98,6 +98,7 @@ def check_trajectories(calls: list[AgentCall], trajectories: list[Trajectory], *
     by_id = {call.id: call for call in calls}
     for each in trajectories:
         assert len(each.tokens) == len(each.mask) == len(each.logprobs) == len(each.policy_versions)
+        assert each.calls == [by_id[call.id] for call in each.calls]
         for id_ in dict.fromkeys(filter(None, each.call_ids)):
             call, at = by_id[id_], each.call_ids.index(id_)
             end = at + len(call.tokens)
