@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Hashable
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from functools import partial
 from os import PathLike
 from types import TracebackType
-from typing import Literal, TextIO, TypeVar, get_args
+from typing import Any, Literal, TextIO, TypeVar, get_args
 from urllib.parse import urlsplit
 
 from msgspec import Struct
@@ -26,7 +26,7 @@ from ._session.local import LocalProvisioner, LocalUrls
 from ._session.provisioning import Provisioner, ProvisioningOptions, ServiceProvisioner
 from ._session.requests import run_request, sampler_request
 from ._session.runtime import Runtime
-from ._tasks import run_to_completion
+from ._tasks import SingleFlight, run_to_completion
 from ._training.step_log import StepOptions
 from ._work.budget import Budget
 from ._work.dump import dump, inflight
@@ -248,6 +248,7 @@ class ServiceClient(SameWhenCopied, KnowsOtherNames):
         path: str | None = None,
         name: str | None = None,
         sampler_num_replicas: int | None = None,
+        with_sampler: bool = True,
         keep_on_failure: bool = False,
         on_progress: Callable[[ProvisioningEvent], object] | None = None,
         on_step: Callable[[StepMetrics], object] | None = None,
@@ -270,6 +271,8 @@ class ServiceClient(SameWhenCopied, KnowsOtherNames):
             path: ``bt://loops:<run_id>/weights/<name>`` to start from.
             name: a display name; sent only when given.
             sampler_num_replicas: copies of the paired sampler; sent only when given.
+            with_sampler: False creates the trainer alone, by a route of newer services. The first call that needs the
+                paired sampler creates it: publishing or sampling weights, a stream of rollouts, or `get_tokenizer`.
             keep_on_failure: do not deactivate the run when its provisioning fails or is cancelled.
             on_progress: called with each change of state, in order; see `ServiceClient` for its rules.
             on_step: called with the metrics of each optimizer step, in order, in a thread of its own, which may take
@@ -296,7 +299,9 @@ class ServiceClient(SameWhenCopied, KnowsOtherNames):
             name=name,
             sampler_num_replicas=sampler_num_replicas,
         )
-        options = ProvisioningOptions(ready_timeout, keep_on_failure, on_progress)
+        if sampler_num_replicas is not None and not with_sampler:
+            raise InputError("sampler_num_replicas", "is for the sampler that with_sampler=False leaves out")
+        options = ProvisioningOptions(ready_timeout, keep_on_failure, on_progress, with_sampler)
         return await self._start_training(request, options, StepOptions(wandb_config, on_step), timeout)
 
     def training_run(
@@ -314,6 +319,7 @@ class ServiceClient(SameWhenCopied, KnowsOtherNames):
         path: str | None = None,
         name: str | None = None,
         sampler_num_replicas: int | None = None,
+        with_sampler: bool = True,
         keep_on_failure: bool = False,
         on_progress: Callable[[ProvisioningEvent], object] | None = None,
         on_step: Callable[[StepMetrics], object] | None = None,
@@ -344,6 +350,7 @@ class ServiceClient(SameWhenCopied, KnowsOtherNames):
             path=path,
             name=name,
             sampler_num_replicas=sampler_num_replicas,
+            with_sampler=with_sampler,
             keep_on_failure=keep_on_failure,
             on_progress=on_progress,
             on_step=on_step,
@@ -468,6 +475,7 @@ class ServiceClient(SameWhenCopied, KnowsOtherNames):
         *,
         max_seq_len: int | None = None,
         num_replicas: int | None = None,
+        shared: bool = False,
         keep_on_failure: bool = False,
         on_progress: Callable[[ProvisioningEvent], object] | None = None,
     ) -> SamplingClient:
@@ -484,6 +492,8 @@ class ServiceClient(SameWhenCopied, KnowsOtherNames):
             model_path: not supported here; see `create_sampling_client_from_checkpoint`.
             max_seq_len: most tokens of a prompt with its completion; None is the model's maximum.
             num_replicas: copies of the sampler; sent only when given.
+            shared: use the sampler that an earlier call with the same arguments has created with ``shared=True``, if it
+                was not deactivated; so many places of a program can ask for the same sampler, which is paid once.
             keep_on_failure: do not deactivate the sampler when its provisioning fails or is cancelled.
             on_progress: called with each change of state, in order; see `ServiceClient` for its rules.
 
@@ -510,7 +520,7 @@ class ServiceClient(SameWhenCopied, KnowsOtherNames):
             num_replicas=num_replicas,
         )
         options = ProvisioningOptions(ready_timeout, keep_on_failure, on_progress)
-        return await self._start_sampling(request, options, timeout)
+        return await self._start_sampling(request, options, timeout, shared_as=request if shared else None)
 
     async def create_sampling_client_from_checkpoint(
         self,
@@ -520,6 +530,7 @@ class ServiceClient(SameWhenCopied, KnowsOtherNames):
         *,
         max_seq_len: int | None = None,
         num_replicas: int | None = None,
+        shared: bool = False,
         keep_on_failure: bool = False,
         on_progress: Callable[[ProvisioningEvent], object] | None = None,
     ) -> SamplingClient:
@@ -541,7 +552,10 @@ class ServiceClient(SameWhenCopied, KnowsOtherNames):
             num_replicas=num_replicas,
         )
         options = ProvisioningOptions(ready_timeout, keep_on_failure, on_progress)
-        return await self._start_sampling(request, options, timeout)
+        # The id, since another checkpoint may get the path.
+        return await self._start_sampling(
+            request, options, timeout, shared_as=(request, checkpoint.id) if shared else None
+        )
 
     def standalone_sampler(
         self,
@@ -793,11 +807,12 @@ class ServiceClient(SameWhenCopied, KnowsOtherNames):
 
     async def _create_session(self, runtime: Runtime) -> _Session:
         if self._local is not None:
-            return _Session(runtime, LOCAL_ID, LocalProvisioner(runtime, self._local))
+            return _Session(runtime, LOCAL_ID, LocalProvisioner(runtime, self._local), SingleFlight(runtime.tasks))
         settings, plane = self._settings, runtime.control_plane
         team_id = None if settings.team is None else await resolve_team(plane, settings.team)
         session = await plane.create_session(training_project_id=settings.training_project_id, team_id=team_id)
-        return _Session(runtime, session.id, ServiceProvisioner(runtime, session.id, team_id))
+        provisioner = ServiceProvisioner(runtime, session.id, team_id)
+        return _Session(runtime, session.id, provisioner, SingleFlight(runtime.tasks))
 
     async def _state_request(self, path: str) -> CreateRunRequest:
         CheckpointUri.parse(path, kind="weights")
@@ -831,6 +846,7 @@ class ServiceClient(SameWhenCopied, KnowsOtherNames):
                     timeout=timeout,
                     ready_timeout=options.ready_timeout,
                     steps=steps,
+                    make_sampler=None if options.with_sampler else partial(session.provisioner.paired_sampler, run),
                 )
                 try:
                     await _initialize(trainer, request, with_optimizer)
@@ -868,16 +884,30 @@ class ServiceClient(SameWhenCopied, KnowsOtherNames):
         return found[0]
 
     async def _start_sampling(
-        self, request: CreateSamplerRequest, options: ProvisioningOptions, timeout: float
+        self,
+        request: CreateSamplerRequest,
+        options: ProvisioningOptions,
+        timeout: float,
+        *,
+        shared_as: Hashable = None,
     ) -> SamplingClient:
         timeout = check_positive(timeout, "timeout")
+        request = check_request(request, CreateSamplerRequest)  # before it is a key
+        make = partial(self._provision_sampler, request, options)
         sampler = Endpoint.of_sampler(
-            await self._provision_sampler(request, options),
+            await (make() if shared_as is None else self._shared_sampler(shared_as, make)),
             service_url=self._settings.base_url,
             timeout=timeout,
             ready_timeout=options.ready_timeout,
         )
         return sampling_client(sampler, Weights(checkpoint_path=request.model_path), self._open_session.runtime)
+
+    async def _shared_sampler(self, key: Hashable, make: Callable[[], Coroutine[Any, Any, Sampler]]) -> Sampler:
+        session = self._open_session
+        made = session.shared_samplers.peek(key)
+        if made is not None and session.runtime.running.is_deactivated(made.id):
+            session.shared_samplers.discard(key)
+        return await session.shared_samplers.get(key, make)
 
     async def _provision_sampler(self, request: CreateSamplerRequest, options: ProvisioningOptions) -> Sampler:
         request = check_request(request, CreateSamplerRequest)
@@ -894,6 +924,7 @@ class _Session(Struct, frozen=True):
     runtime: Runtime
     id: str
     provisioner: Provisioner
+    shared_samplers: SingleFlight[Hashable, Sampler]
 
 
 async def _discard(runtime: Runtime, id_: str, options: ProvisioningOptions) -> None:

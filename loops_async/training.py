@@ -32,6 +32,7 @@ from ._sampling.adaptive import Adaptive
 from ._sampling.limiter import Limiter
 from ._sampling.tokenizer import load_tokenizer
 from ._session.deactivation import deactivate_run
+from ._session.paired_sampler import MakeSampler, PairedSampler
 from ._session.readiness import health_request
 from ._session.runtime import Runtime
 from ._training.custom_loss import SURROGATE, SURROGATE_CONFIG, CustomLossBatch, check_custom_loss, without_own_inputs
@@ -112,12 +113,14 @@ class TrainingClient(SameWhenCopied, KnowsOtherNames):
         lora_rank: int | None,
         max_seq_len: int | None,
         steps: StepOptions,
+        make_sampler: MakeSampler | None,
     ) -> None:
         self._runtime = runtime
         self._run = run
         self._lora_rank = lora_rank
         self._max_seq_len = max_seq_len
         self._endpoint = endpoint
+        self._paired = PairedSampler(runtime, run, make_sampler, ready_timeout=endpoint.ready_timeout)
         self._is_closed = False
         self._submitter = Submitter(
             self._endpoint, runtime.turns(run.id), transport=runtime.transport, tasks=runtime.tasks
@@ -562,7 +565,7 @@ class TrainingClient(SameWhenCopied, KnowsOtherNames):
             BadRequestError: the service has no such checkpoint, or cannot load it on this sampler.
         """
         CheckpointUri.parse(model_path, kind="sampler_weights", path="model_path")
-        sampler = self._sampler()
+        sampler = await self._sampler().get()
         if min_policy_version is not None:
             min_policy_version = check_at_least(min_policy_version, 1, "min_policy_version")
             if isinstance(sampler.deployment, ServerlessDeployment):
@@ -631,7 +634,7 @@ class TrainingClient(SameWhenCopied, KnowsOtherNames):
 
     async def get_tokenizer(self) -> Any:
         """Return the Hugging Face tokenizer of the base model; needs transformers."""
-        return await load_tokenizer(self._runtime, self._sampler())
+        return await load_tokenizer(self._runtime, await self._sampler().get())
 
     async def deactivate(self) -> None:
         """Deactivate the run with its paired sampler, and close this client; training that is not saved is lost.
@@ -740,25 +743,18 @@ class TrainingClient(SameWhenCopied, KnowsOtherNames):
     def _policies(self) -> _Policies:
         return _Policies(self, self._sampler(), self._runtime, self._max_seq_len)
 
-    def _sampler(self) -> Endpoint:
+    def _sampler(self) -> PairedSampler:
         self._check_running()
-        if self._run.sampler is None:
-            raise UnsupportedError(
-                f"run {self.run_id} has no paired sampler; sample its checkpoints with "
-                "ServiceClient.create_sampling_client_from_checkpoint"
-            )
-        return Endpoint.of_sampler(
-            self._run.sampler,
-            service_url=self._runtime.settings.base_url,
-            run_id=self.run_id,
-            ready_timeout=self._endpoint.ready_timeout,
-        )
+        self._paired.check()
+        return self._paired
 
 
 class _Policies:
     """The policies of a training client: its weights, as they are sampled. A stream's `_rollouts.policy.Trainer`."""
 
-    def __init__(self, client: TrainingClient, sampler: Endpoint, runtime: Runtime, max_seq_len: int | None) -> None:
+    def __init__(
+        self, client: TrainingClient, sampler: PairedSampler, runtime: Runtime, max_seq_len: int | None
+    ) -> None:
         self._client = client
         self._sampler = sampler
         self._runtime = runtime
@@ -772,16 +768,16 @@ class _Policies:
         self._client.log(metrics)
 
     async def max_seq_len(self) -> int | None:
-        if self._max_seq_len is None and not isinstance(self._sampler.deployment, LocalDeployment):
+        if self._max_seq_len is None and not self._is_deployed_as(LocalDeployment):
             self._max_seq_len = await self._longest_of_model()
         return self._max_seq_len
 
     async def publish(self, name: str) -> Awaitable[Policy[SamplingClient]]:
-        if isinstance(self._sampler.deployment, ServerlessDeployment):
-            # A serverless sampler has no current version: each has a checkpoint of its own.
-            unique = f"{check_checkpoint_name(name)}-{uuid4().hex}"
-            return self._exact(unique, await self._client.save_weights_for_sampler(unique))
-        return self._served(await self._client.save_weights_for_sampler(name))
+        if self._sampler.known is not None and not self._is_deployed_as(ServerlessDeployment):
+            return self._served(await self._client.save_weights_for_sampler(name))
+        # A serverless sampler has no current version: each has a checkpoint of its own. So may be one to be created.
+        unique = f"{check_checkpoint_name(name)}-{uuid4().hex}"
+        return self._published(unique, await self._client.save_weights_for_sampler(unique))
 
     async def freeze(self, name: str, *, ttl_seconds: int | None = FROZEN_SECONDS) -> Awaitable[Policy[SamplingClient]]:
         # Unique, since what samples an earlier one may still run.
@@ -792,11 +788,20 @@ class _Policies:
     async def save_state(self, name: str) -> Awaitable[str]:
         return self._path(await self._client.save_state(name))
 
+    def _is_deployed_as(self, kind: type[LocalDeployment | ServerlessDeployment]) -> bool:
+        return self._sampler.known is not None and isinstance(self._sampler.known.deployment, kind)
+
+    async def _published(
+        self, name: str, saving: OperationFuture[SaveWeightsForSamplerResponse]
+    ) -> Policy[SamplingClient]:
+        await self._sampler.get()
+        return await (self._exact(name, saving) if self._is_deployed_as(ServerlessDeployment) else self._served(saving))
+
     async def _served(self, saving: OperationFuture[SaveWeightsForSamplerResponse]) -> Policy[SamplingClient]:
         saved = await saving
         # Version 0 is the base model: nothing was trained, so there is nothing to wait for.
         weights = Weights(min_policy_version=saved.version or None)
-        sampler = sampling_client(self._sampler, weights, self._runtime)
+        sampler = sampling_client(await self._sampler.get(), weights, self._runtime)
         if saved.version:
             await sampler.wait_for_version(saved.version)
         return Policy(sampler, saved.version)
@@ -806,7 +811,8 @@ class _Policies:
         prefix = f"bt://loops:{self.run_id}/sampler_weights/"
         # The service may have chosen another name, or return the location of the files instead of the URI.
         path = saved.path if saved.path.startswith(prefix) else prefix + name
-        return Policy(sampling_client(self._sampler, Weights(checkpoint_path=path), self._runtime), saved.version)
+        sampler = sampling_client(await self._sampler.get(), Weights(checkpoint_path=path), self._runtime)
+        return Policy(sampler, saved.version)
 
     async def _path(self, saving: OperationFuture[SaveWeightsResponse]) -> str:
         return (await saving).path
@@ -834,12 +840,19 @@ def training_client(
     lora_rank: int | None = None,
     max_seq_len: int | None = None,
     steps: StepOptions,
+    make_sampler: MakeSampler | None = None,
 ) -> TrainingClient:
-    """Return a client of a run whose trainer is ready."""
+    """Return a client of a run whose trainer is ready; `make_sampler` creates the sampler that the run lacks."""
     endpoint = Endpoint.of_run(run, timeout=timeout, ready_timeout=ready_timeout)
     client = TrainingClient.__new__(TrainingClient)
     client._set_up(  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - our constructor
-        runtime, run, endpoint, lora_rank=lora_rank, max_seq_len=max_seq_len, steps=steps
+        runtime,
+        run,
+        endpoint,
+        lora_rank=lora_rank,
+        max_seq_len=max_seq_len,
+        steps=steps,
+        make_sampler=make_sampler,
     )
     return client
 

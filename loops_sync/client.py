@@ -162,6 +162,7 @@ class ServiceClient(Opened[_core.ServiceClient]):
         path: str | None = None,
         name: str | None = None,
         sampler_num_replicas: int | None = None,
+        with_sampler: bool = True,
         keep_on_failure: bool = False,
         on_progress: Callable[[ProvisioningEvent], object] | None = None,
         on_step: Callable[[StepMetrics], object] | None = None,
@@ -184,6 +185,8 @@ class ServiceClient(Opened[_core.ServiceClient]):
             path: ``bt://loops:<run_id>/weights/<name>`` to start from.
             name: a display name; sent only when given.
             sampler_num_replicas: copies of the paired sampler; sent only when given.
+            with_sampler: False creates the trainer alone, by a route of newer services. The first call that needs the
+                paired sampler creates it: publishing or sampling weights, a stream of rollouts, or `get_tokenizer`.
             keep_on_failure: do not deactivate the run when its provisioning fails or is cancelled.
             on_progress: called with each change of state, in order; see `ServiceClient` for its rules.
             on_step: called with the metrics of each optimizer step, in order, in a thread of its own, which may take
@@ -212,6 +215,7 @@ class ServiceClient(Opened[_core.ServiceClient]):
                 path=path,
                 name=name,
                 sampler_num_replicas=sampler_num_replicas,
+                with_sampler=with_sampler,
                 keep_on_failure=keep_on_failure,
                 on_progress=relay.post,
                 on_step=on_step,
@@ -234,6 +238,7 @@ class ServiceClient(Opened[_core.ServiceClient]):
         path: str | None = None,
         name: str | None = None,
         sampler_num_replicas: int | None = None,
+        with_sampler: bool = True,
         keep_on_failure: bool = False,
         on_progress: Callable[[ProvisioningEvent], object] | None = None,
         on_step: Callable[[StepMetrics], object] | None = None,
@@ -267,6 +272,7 @@ class ServiceClient(Opened[_core.ServiceClient]):
                 path=path,
                 name=name,
                 sampler_num_replicas=sampler_num_replicas,
+                with_sampler=with_sampler,
                 keep_on_failure=keep_on_failure,
                 on_progress=relay.post,
                 on_step=on_step,
@@ -410,6 +416,7 @@ class ServiceClient(Opened[_core.ServiceClient]):
         *,
         max_seq_len: int | None = None,
         num_replicas: int | None = None,
+        shared: bool = False,
         keep_on_failure: bool = False,
         on_progress: Callable[[ProvisioningEvent], object] | None = None,
     ) -> SamplingClient:
@@ -426,6 +433,8 @@ class ServiceClient(Opened[_core.ServiceClient]):
             model_path: not supported here; see `create_sampling_client_from_checkpoint`.
             max_seq_len: most tokens of a prompt with its completion; None is the model's maximum.
             num_replicas: copies of the sampler; sent only when given.
+            shared: use the sampler that an earlier call with the same arguments has created with ``shared=True``, if it
+                was not deactivated; so many places of a program can ask for the same sampler, which is paid once.
             keep_on_failure: do not deactivate the sampler when its provisioning fails or is cancelled.
             on_progress: called with each change of state, in order; see `ServiceClient` for its rules.
 
@@ -446,6 +455,7 @@ class ServiceClient(Opened[_core.ServiceClient]):
                 model_path=model_path,
                 max_seq_len=max_seq_len,
                 num_replicas=num_replicas,
+                shared=shared,
                 keep_on_failure=keep_on_failure,
                 on_progress=relay.post,
             ),
@@ -460,6 +470,7 @@ class ServiceClient(Opened[_core.ServiceClient]):
         *,
         max_seq_len: int | None = None,
         num_replicas: int | None = None,
+        shared: bool = False,
         keep_on_failure: bool = False,
         on_progress: Callable[[ProvisioningEvent], object] | None = None,
     ) -> SamplingClient:
@@ -477,6 +488,7 @@ class ServiceClient(Opened[_core.ServiceClient]):
                 ready_timeout=ready_timeout,
                 max_seq_len=max_seq_len,
                 num_replicas=num_replicas,
+                shared=shared,
                 keep_on_failure=keep_on_failure,
                 on_progress=relay.post,
             ),

@@ -49,6 +49,9 @@ class LocalProvisioner:
             raise UnsupportedError("without a control plane, samplers have no ids: give the `run_id` instead")
         return self._sampler(await self._base_model(run_id))
 
+    async def paired_sampler(self, run: Run) -> Sampler:
+        return self._sampler(run.base_model)
+
     async def _ready(self, run_id: str, base_model: str, options: ProvisioningOptions) -> Run:
         run = Run(
             id=run_id,

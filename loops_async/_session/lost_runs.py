@@ -16,7 +16,7 @@ from msgspec import UNSET
 from .._http.retry import until
 from ..control_plane import NewRun, RunLedger, lost_run
 from ..errors import LoopsError, LostAnswerError, ProtocolError
-from ..types import CreateRunRequest, CreateSamplerRequest, Run, Sampler
+from ..types import CreateSamplerRequest, Run, Sampler
 
 SEARCH_SECONDS: Final = 10.0
 """The time limit of the search: the service may still be creating the run."""
@@ -26,7 +26,7 @@ CLOCK_SECONDS: Final = 60.0
 
 
 async def find_lost_run(
-    request: CreateRunRequest, lost: LostAnswerError, ledger: RunLedger, list_runs: Callable[[], Awaitable[list[Run]]]
+    request: NewRun, lost: LostAnswerError, ledger: RunLedger, list_runs: Callable[[], Awaitable[list[Run]]]
 ) -> Run:
     """Return the run that `request` created, whose answer was lost.
 

@@ -19,12 +19,13 @@ from .._arguments import check_positive
 from .._http.endpoint import Endpoint
 from .._progress import stage_line
 from .._work.registry import CURRENT, Entry
-from ..control_plane import lost_sampler
+from ..control_plane import NewRun, lost_sampler
 from ..errors import LoopsError, LostAnswerError, UnsupportedError
-from ..types import CreateRunRequest, CreateSamplerRequest, ProvisioningEvent, Run, Sampler
+from ..types import CreateRunRequest, CreateSamplerRequest, CreateTrainerRequest, ProvisioningEvent, Run, Sampler
 from .deactivation import problem_of_deactivating
 from .lost_runs import find_lost_run, may_be_sampler
 from .readiness import OnStatus, wait_for_trainer
+from .requests import trainer_request
 from .runtime import Runtime
 
 T = TypeVar("T", Run, Sampler)
@@ -44,6 +45,8 @@ class ProvisioningOptions(Struct, frozen=True):
     """Time limit for becoming ready, in seconds."""
     keep_on_failure: bool = False
     on_progress: Callable[[ProvisioningEvent], object] | None = None
+    with_sampler: bool = True
+    """Whether a run is created with its paired sampler."""
 
     def __post_init__(self) -> None:
         force_setattr(self, "ready_timeout", check_positive(self.ready_timeout, "ready_timeout"))
@@ -98,6 +101,10 @@ class Provisioner(Protocol):
         """Return a sampler, or that of a run, when it is ready; never deactivate it."""
         ...
 
+    async def paired_sampler(self, run: Run) -> Sampler:
+        """Return the sampler of a run, which is created if there is none, and may not be ready yet."""
+        ...
+
 
 class ServiceProvisioner:
     """Provisions runs and samplers on a service, for the session and the team of one client."""
@@ -112,8 +119,9 @@ class ServiceProvisioner:
     async def run(self, request: CreateRunRequest, options: ProvisioningOptions) -> AsyncGenerator[Run]:
         with self._entry(f"run of {request.base_model}", request) as entry:
             progress = ProgressReporter("run", options)
-            creation = self._create_run(request)
-            search = partial(self._abandoned_run, request)
+            asked = request if options.with_sampler else trainer_request(request)
+            creation = self._create_run(asked)
+            search = partial(self._abandoned_run, asked)
             async with self._deactivated_on_failure(creation, options, progress, search) as run:
                 entry.id = entry.run_id = run.id
                 await wait_until_ready(self._runtime, run, options, progress)
@@ -164,20 +172,26 @@ class ServiceProvisioner:
     def _entry(self, what: str, request: CreateRunRequest | CreateSamplerRequest) -> Entry:
         return self._runtime.transport.work.begin("provisioning", what, subject=request)
 
-    async def _create_run(self, request: CreateRunRequest) -> Run:
+    async def paired_sampler(self, run: Run) -> Sampler:
+        request = CreateSamplerRequest(session_id=run.session_id, run_id=run.id)
+        return await self._control_plane.create_sampler(request, team_id=self._team_id)
+
+    async def _create_run(self, request: NewRun) -> Run:
         try:
+            if isinstance(request, CreateTrainerRequest):
+                return await self._control_plane.create_trainer(request, team_id=self._team_id)
             return await self._control_plane.create_run(request, team_id=self._team_id)
         except LostAnswerError as lost:
             if request.session_id != self._session_id:  # other clients may create runs in that session
                 raise
             return await self._find_lost_run(request, lost)
 
-    async def _find_lost_run(self, request: CreateRunRequest, lost: LostAnswerError) -> Run:
+    async def _find_lost_run(self, request: NewRun, lost: LostAnswerError) -> Run:
         return await find_lost_run(
             request, lost, self._runtime.ledger, lambda: self._control_plane.list_runs(team_id=self._team_id)
         )
 
-    async def _abandoned_run(self, request: CreateRunRequest) -> Run | None:
+    async def _abandoned_run(self, request: NewRun) -> Run | None:
         """Return the run of a request that was cancelled before it was answered, if it can be found."""
         if request.session_id != self._session_id:
             return None

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .._http.settings import Settings
-from ..types import CreateRunRequest, CreateSamplerRequest
+from ..types import CreateRunRequest, CreateSamplerRequest, CreateTrainerRequest
 
 
 def run_request(settings: Settings, session_id: str, **fields: Any) -> CreateRunRequest:
@@ -18,6 +18,12 @@ def run_request(settings: Settings, session_id: str, **fields: Any) -> CreateRun
         "availability_model": settings.availability_model,
     }
     return CreateRunRequest(session_id=session_id, **_given(defaults) | _given(fields))
+
+
+def trainer_request(request: CreateRunRequest) -> CreateTrainerRequest:
+    """Return the request for the same run without a sampler."""
+    fields = {name: getattr(request, name) for name in CreateTrainerRequest.__struct_fields__ if hasattr(request, name)}
+    return CreateTrainerRequest(**fields)
 
 
 def sampler_request(settings: Settings, session_id: str, **fields: Any) -> CreateSamplerRequest:
