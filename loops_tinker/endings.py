@@ -6,6 +6,7 @@ import atexit
 import logging
 import threading
 from collections.abc import Iterable
+from importlib import import_module
 from typing import Any, Final
 
 import loops_async as loops
@@ -15,6 +16,10 @@ __all__ = ["close", "open_service"]
 
 EXIT_SECONDS: Final = 2.0
 """How long the exit of the interpreter waits for what is open."""
+
+# anyio loads this at its first need. Were that at the exit, Python would forget that Ctrl-C has ended the script, and
+# exit with 1: any text that is executed after an unhandled KeyboardInterrupt, as by a dataclass, lets it forget.
+import_module("anyio._backends._asyncio")
 
 log: logging.Logger = logging.getLogger("loops_tinker")
 

@@ -16,7 +16,7 @@ from .errors import APIConnectionError, UnsupportedError
 from .futures import APIFuture, AwaitableConcurrentFuture, started
 from .settings import key_for_pickled_clients
 
-__all__ = ["BackcompatSamplingClientFuture", "RetryConfig", "SamplingClient"]
+__all__ = ["BackcompatSamplingClientFuture", "RetryConfig", "SamplingClient", "for_scripts"]
 
 
 @dataclass
@@ -36,9 +36,9 @@ class RetryConfig:
 class SamplingClient(SameWhenCopied):
     """Samples from one model. It can be pickled, without the API key, and needs no closing."""
 
-    def __init__(self, core: loops_sync.SamplingClient, retry_config: RetryConfig | None = None) -> None:
+    def __init__(self, core: loops_sync.SamplingClient, seconds: float) -> None:
         self._made = core
-        self._retry_config = retry_config
+        self._made_seconds = seconds
 
     @property
     def _core(self) -> loops_sync.SamplingClient:
@@ -46,8 +46,8 @@ class SamplingClient(SameWhenCopied):
 
     @property
     def _seconds(self) -> float:
-        """The seconds that one sample may take: longer than those of Loops, which scripts do not expect."""
-        return (self._retry_config or RetryConfig()).progress_timeout
+        """The time limit of one sample."""
+        return self._made_seconds
 
     def sample(
         self,
@@ -149,7 +149,7 @@ class SamplingClient(SameWhenCopied):
 
     def get_sampler_handle(self) -> str:
         """Return text, without the API key, of which `from_sampler_handle` makes a client elsewhere."""
-        return base64.urlsafe_b64encode(pickle.dumps(self._core)).decode()
+        return base64.urlsafe_b64encode(pickle.dumps(SamplingClient(self._core, self._seconds))).decode()
 
     @staticmethod
     def from_sampler_handle(handle: str, *, api_key: str | None = None) -> SamplingClient:
@@ -159,13 +159,14 @@ class SamplingClient(SameWhenCopied):
         """
         if api_key is not None:
             os.environ.setdefault("BASETEN_API_KEY", api_key)
-        return _rebuilt(pickle.loads(base64.urlsafe_b64decode(handle)))  # noqa: S301 - as documented
+        made: SamplingClient = pickle.loads(base64.urlsafe_b64decode(handle))  # noqa: S301 - as documented
+        return made
 
     def get_telemetry(self) -> None:
         """Return None: nothing is reported to anybody."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuilt, (self._core, self._retry_config)
+        return _rebuilt, (self._core, self._seconds)
 
     def __repr__(self) -> str:
         return f"<SamplingClient {self.get_base_model()}>"
@@ -186,9 +187,14 @@ class BackcompatSamplingClientFuture(AwaitableConcurrentFuture[SamplingClient], 
         return f"<{type(self).__name__} {'done' if self.done() else 'pending'}>"
 
 
-def _rebuilt(core: loops_sync.SamplingClient, retry_config: RetryConfig | None = None) -> SamplingClient:
+def for_scripts(core: loops_sync.SamplingClient, retry_config: RetryConfig | None) -> SamplingClient:
+    """Return the client of a script, whose samples may take as long as with `tinker`: longer than those of Loops."""
+    return SamplingClient(core, (retry_config or RetryConfig()).progress_timeout)
+
+
+def _rebuilt(core: loops_sync.SamplingClient, seconds: float) -> SamplingClient:
     key_for_pickled_clients()
-    return SamplingClient(core, retry_config)
+    return SamplingClient(core, seconds)
 
 
 def _refuse(**options: object) -> None:

@@ -16,7 +16,7 @@ from .errors import UnsupportedError
 from .futures import AwaitableConcurrentFuture, in_thread
 from .paths import parts, to_loops
 from .rest import RestClient, capabilities
-from .sampling import BackcompatSamplingClientFuture, RetryConfig, SamplingClient
+from .sampling import BackcompatSamplingClientFuture, RetryConfig, SamplingClient, for_scripts
 from .settings import ignore, service_settings
 from .training import BackcompatTrainingClientFuture, TrainingClient, refuse_token
 
@@ -172,7 +172,7 @@ class ServiceClient(SameWhenCopied):
             raise ValueError("Either model_path or base_model must be provided")
 
         def make() -> SamplingClient:
-            return SamplingClient(self._sampler(model_path, base_model), retry_config)
+            return for_scripts(self._sampler(model_path, base_model), retry_config)
 
         return BackcompatSamplingClientFuture(in_thread(make))
 

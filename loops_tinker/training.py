@@ -15,7 +15,7 @@ from . import convert, types
 from .errors import UnsupportedError
 from .futures import APIFuture, AwaitableConcurrentFuture, in_thread, started
 from .paths import from_loops, to_loops
-from .sampling import BackcompatSamplingClientFuture, RetryConfig, SamplingClient
+from .sampling import BackcompatSamplingClientFuture, RetryConfig, SamplingClient, for_scripts
 from .settings import ignore
 
 __all__ = ["BackcompatTrainingClientFuture", "CustomLossFn", "TrainingClient"]
@@ -107,12 +107,13 @@ class TrainingClient(SameWhenCopied):
 
         def loss(_: Any, logprobs: list[Any]) -> Any:
             value, metrics = loss_fn(given, logprobs)
-            returned.update(metrics, **{"loss:sum": float(value)})
+            returned.update(metrics)
             return value, {}
 
         def result(passed: loops.ForwardBackwardOutput) -> types.ForwardBackwardOutput:
+            # What the trainer calls the loss is that of the replay; `loss` is the function's own.
             surrogate = passed.metrics.get("loss:sum", passed.loss)
-            return convert.output(passed, {"surrogate_loss:sum": surrogate, **returned})
+            return convert.output(passed, {"surrogate_loss:sum": surrogate, "loss:sum": passed.loss, **returned})
 
         return started(self._core.forward_backward_custom, convert.custom_data(given), loss, convert=result)
 
@@ -194,7 +195,7 @@ class TrainingClient(SameWhenCopied):
             core = started(self._core.save_weights_and_get_sampling_client, name or f"inflight-{uuid4().hex}")
         else:
             core = started(self._core.snapshot, ttl_seconds=SNAPSHOT_SECONDS)
-        return BackcompatSamplingClientFuture(core, lambda made: SamplingClient(made, retry_config))
+        return BackcompatSamplingClientFuture(core, lambda made: for_scripts(made, retry_config))
 
     def create_sampling_client(
         self, model_path: str, retry_config: RetryConfig | None = None, record_stability_info: bool = False
@@ -204,7 +205,7 @@ class TrainingClient(SameWhenCopied):
         core = self._core
 
         def make() -> SamplingClient:
-            return SamplingClient(core.create_sampling_client(to_loops(model_path)), retry_config)
+            return for_scripts(core.create_sampling_client(to_loops(model_path)), retry_config)
 
         return BackcompatSamplingClientFuture(in_thread(make))
 

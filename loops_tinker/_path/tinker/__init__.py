@@ -4,6 +4,7 @@ import sys
 
 from loops_tinker.old_names import modules, names, tell_of_other
 
-globals().update(names())
 sys.modules.update(modules())
+lib = sys.modules["tinker.lib"]
+globals().update(names())
 tell_of_other()
