@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Generator, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextvars import copy_context
 from functools import partial
 from operator import attrgetter
 from types import ModuleType
@@ -135,9 +136,10 @@ class Blocking(Colour):
             await self.call(scope.__exit__, None, None, None)
 
     async def call(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        """Call a blocking function in a thread."""
+        """Call a blocking function in a thread, with the context that the caller would have in its own."""
         call = self.bound(function, *args, **options)
-        return self.adopt(await asyncio.get_running_loop().run_in_executor(self._threads, call))
+        made = asyncio.get_running_loop().run_in_executor(self._threads, copy_context().run, call)
+        return self.adopt(await made)
 
     def bound(self, function: Callable[..., Any], *args: Any, **options: Any) -> Callable[[], Any]:
         """Return a call of a blocking function, with the colour's own form of all arguments."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from contextvars import ContextVar
 
 import pytest
 
@@ -181,3 +182,20 @@ async def test_a_trainer_whose_client_is_collected_is_not_pinged(heartbeat: Hear
 async def test_nothing_runs_before_the_first_trainer(clock: Clock) -> None:
     Heartbeat(TaskOwner())
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_a_ping_is_no_part_of_what_was_under_way_when_the_heartbeat_began(
+    heartbeat: Heartbeat, clock: Clock
+) -> None:
+    caller = ContextVar("caller", default="nothing")
+    seen: list[str] = []
+
+    async def ping() -> None:
+        seen.append(caller.get())
+        await trainer.ping()
+
+    trainer = Trainer(clock)
+    caller.set("a trace of the program")
+    heartbeat.add("trainer", trainer, ping)
+    await trainer.pinged(1)
+    assert seen[0] == "nothing"
