@@ -65,7 +65,7 @@ NUMBERED: Final = ("creations", "operations", "samples")
 _COMPRESSION: Final = 1
 """zlib's fastest: numbers as text become half as large."""
 
-LAST_STATE: Final = """
+_LAST_STATE: Final = """
 SELECT parts.outcome FROM operations JOIN parts USING (run_id, place)
 WHERE run_id = ? AND name = 'save_state' AND outcome IS NOT NULL ORDER BY place DESC LIMIT 1
 """
@@ -220,8 +220,7 @@ class JournalFile:
 
     def last_state(self, run_id: str) -> str | None:
         """Return the path of the last training state that a run saved."""
-        found = self._db.execute(LAST_STATE, (run_id,)).fetchone()
-        return None if found is None else str(msgspec.json.decode(zlib.decompress(found[0])).get("path") or "") or None
+        return last_state(self._db, run_id)
 
     # --- operations ---
 
@@ -466,6 +465,12 @@ def reading(path: Path) -> Generator[sqlite3.Connection]:
             yield db
     except sqlite3.Error as error:
         raise unreadable(path, error) from None
+
+
+def last_state(db: sqlite3.Connection, run_id: str) -> str | None:
+    """Return the path of the last training state that a run saved."""
+    found = db.execute(_LAST_STATE, (run_id,)).fetchone()
+    return None if found is None else str(msgspec.json.decode(zlib.decompress(found[0])).get("path") or "") or None
 
 
 def unreadable(path: Path, error: sqlite3.Error) -> JournalError:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, TypeAlias
 import typer
 
 from .._version import __version__
-from . import checkpoints, deployments, local, runs, samplers
+from . import checkpoints, deployments, journal, local, runs, samplers
 from ._connection import Connection, prepare
 from ._exit_codes import in_one_sentence
 from ._help import App
@@ -36,6 +36,7 @@ app.command()(sample)
 app.command()(capabilities)
 app.command()(doctor)
 app.command()(completion)
+app.add_typer(journal.app, name="journal")
 app.add_typer(local.app, name="local")
 
 
