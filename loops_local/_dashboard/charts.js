@@ -36,6 +36,11 @@ function path(points, x, y) {
   return data;
 }
 
+/** Whether a point has no neighbour to which a line could lead. */
+function isAlone(_, index, points) {
+  return [points[index - 1], points[index + 1]].every((each) => (each?.[1] ?? null) === null);
+}
+
 const scale = (low, high, start, end) => (value) => start + ((value - low) / (high - low || 1)) * (end - start);
 
 const label = (content, attributes) => {
@@ -74,7 +79,7 @@ export class Chart {
       ...this.columns(spec.xTicks ?? this.steps(first, last, width), width),
       ...this.marks(spec.marks ?? [], width),
       ...spec.series.map((points, index) => svg("path", { class: `line line-${index}`, d: path(points, this.x, this.y) })),
-      ...spec.series.flatMap((points, index) => (points.length === 1 ? this.dots(points, index) : [])),
+      ...spec.series.flatMap((points, index) => this.dots(points.filter(isAlone), index)),
       (this.cursor = svg("g", { class: "cursor" })),
     );
     this.point(this.at ?? null);

@@ -22,8 +22,6 @@ __all__ = ["DashboardData", "Gatherer", "ServiceFacts"]
 
 _MOST: Final = 50
 """The operations, checkpoints and lines of the log that are sent."""
-_OUTLINE: Final = 32
-"""The points of a curve in the list of runs."""
 _MINUTE: Final = 60.0
 _HIDDEN: Final = "[REDACTED]"
 
@@ -272,7 +270,7 @@ def _row(run: Run) -> _Row:
         local=record.local,
         step=run.step,
         version=run.published_version,
-        loss=loss.outline(_OUTLINE),
+        loss=loss.outline,
         last_loss=loss.last,
         tokens_per_second=history.tokens_per_second,
         created_at=record.created_at.timestamp(),

@@ -15,9 +15,10 @@ from typing import Final
 
 from loops_async.types import ForwardBackwardOutput
 
-__all__ = ["MOST_OWN", "MOST_POINTS", "Curve", "RunHistory"]
+__all__ = ["MOST_OWN", "MOST_POINTS", "OUTLINE_POINTS", "Curve", "RunHistory"]
 
 MOST_POINTS: Final = 512
+OUTLINE_POINTS: Final = 32
 MOST_OWN: Final = 64
 LONGEST_NAME: Final = 200
 MOST_VERSIONS: Final = 256
@@ -40,6 +41,7 @@ class Curve:
         self._each = 1
         self._sum = 0.0
         self._count = 0
+        self._outline: list[float] | None = None
         self.last: float | None = None
 
     def add(self, step: int, value: float) -> None:
@@ -47,6 +49,7 @@ class Curve:
         if not self._count:
             self._steps.append(step)
             self._values.append(value)
+        self._outline = None
         self._sum += value
         self._count += 1
         self._steps[-1], self._values[-1], self.last = step, self._sum / self._count, value
@@ -71,7 +74,7 @@ class Curve:
         kept = sum(each <= step for each in self._steps)
         if kept < len(self._steps):
             del self._steps[kept:], self._values[kept:]
-            self._sum, self._count = 0.0, 0
+            self._outline, self._sum, self._count = None, 0.0, 0
             self.last = self._values[-1] if kept else None
 
     @property
@@ -79,13 +82,17 @@ class Curve:
         """The step and the value of each point."""
         return list(zip(self._steps, self._values, strict=True))
 
-    def outline(self, most: int) -> list[float]:
-        """Return at most so many values, each the mean of a part of the curve."""
-        size = math.ceil(len(self._values) / most) or 1
-        if size == 1:
-            return list(self._values)
-        parts = (self._values[at : at + size] for at in range(0, len(self._values), size))
-        return [sum(part) / len(part) for part in parts]
+    @property
+    def outline(self) -> list[float]:
+        """At most `OUTLINE_POINTS` values for a small picture, each the rounded mean of a part of the curve.
+
+        It is kept until the curve changes: most of a thousand runs do not.
+        """
+        if self._outline is None:
+            size = math.ceil(len(self._values) / OUTLINE_POINTS) or 1
+            parts = (self._values[at : at + size] for at in range(0, len(self._values), size))
+            self._outline = [float(f"{sum(part) / len(part):.4g}") for part in parts]
+        return self._outline
 
 
 class RunHistory:
