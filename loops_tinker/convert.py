@@ -24,6 +24,7 @@ __all__ = [
     "model_input",
     "optim_response",
     "output",
+    "pass_output",
     "sample_response",
     "sampling_params",
     "training_run",
@@ -40,6 +41,8 @@ NOT_ZERO: Final = 1e-30
 
 It changes no gradient, since the smallest one that matters is larger by far.
 """
+
+LOSS_SUM: Final = "loss:sum"
 
 SCORED_WHERE_ZERO: Final = frozenset({"importance_sampling", "ppo", "cispo"})
 """The losses that are the advantage times something, so that `NOT_ZERO` adds nothing; ``dro`` has a second term."""
@@ -144,6 +147,15 @@ def output(
         metrics={**_named(result.metrics), **(metrics or {})},
         loss=result.loss,
     )
+
+
+def pass_output(
+    data: Sequence[loops.Datum], loss_fn: Any, config: Mapping[str, Any], result: loops.ForwardBackwardOutput
+) -> types.ForwardBackwardOutput:
+    """Return the result of a pass over `data`, with the sum of its loss, also where the trainer has only the mean."""
+    if LOSS_SUM in result.metrics:
+        return output(result)
+    return output(result, {LOSS_SUM: loops.loss_sum(data, result, loss_fn, config)})
 
 
 def optim_response(result: loops.OptimStepResponse) -> types.OptimStepResponse:

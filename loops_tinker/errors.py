@@ -215,7 +215,7 @@ def translated(error: BaseException) -> BaseException:
 def _of(error: loops.LoopsError) -> TinkerError:
     message = str(error)
     if isinstance(error, loops.ApiError):
-        body = getattr(error, "body", None)
+        body = error.body
         kind = _OF_STATUS.get(error.status, InternalServerError if error.status >= 500 else BadRequestError)
         headers = {} if error.retry_after is None else {"retry-after": f"{error.retry_after:g}"}
         return kind(message, Response(error.status, body, headers), body, request_id=error.request_id)

@@ -8,6 +8,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, Final, Generic, TypeVar
 
 import loops_sync
@@ -68,7 +69,8 @@ class AwaitableConcurrentFuture(Future[T], APIFuture[T]):  # pyright: ignore[rep
     """A future of `concurrent.futures` that can also be awaited, made of another such future.
 
     The error of the other becomes one of this package. With `ends_with_waiter`, the call ends when a task is cancelled
-    that awaits it: for calls on which no other depends.
+    that awaits it: for calls on which no other depends. With `converts_long`, the result is converted in a thread of
+    its own, since the other calls would wait for it.
     """
 
     def __init__(
@@ -77,12 +79,14 @@ class AwaitableConcurrentFuture(Future[T], APIFuture[T]):  # pyright: ignore[rep
         convert: Callable[[Any], T] | None = None,
         *,
         ends_with_waiter: bool = False,
+        converts_long: bool = False,
         call: loops_sync.CallFuture[Any] | None = None,
     ) -> None:
         super().__init__()
         self._source = source
         self._convert = convert
         self._ends_with_waiter = ends_with_waiter
+        self._converts_long = converts_long
         self._call = call
         source.add_done_callback(self._settle)
 
@@ -132,6 +136,11 @@ class AwaitableConcurrentFuture(Future[T], APIFuture[T]):  # pyright: ignore[rep
             super().cancel()
         if not self.set_running_or_notify_cancel():
             return
+        if self._converts_long and _start_thread(partial(self._finish, source)):
+            return
+        self._finish(source)
+
+    def _finish(self, source: Future[Any]) -> None:
         error = source.exception()
         try:
             if error is not None:
@@ -154,11 +163,14 @@ def started(
     *args: Any,
     convert: Callable[[Any], Any] | None = None,
     ends_with_waiter: bool = False,
+    converts_long: bool = False,
     **kwargs: Any,
 ) -> AwaitableConcurrentFuture[Any]:
     """Call a method of an object of `loops_sync` without waiting; calls run in the order in which they are started."""
     call = loops_sync.start(method, *args, **kwargs)
-    return AwaitableConcurrentFuture(call.future(), convert, ends_with_waiter=ends_with_waiter, call=call)
+    return AwaitableConcurrentFuture(
+        call.future(), convert, ends_with_waiter=ends_with_waiter, converts_long=converts_long, call=call
+    )
 
 
 def in_thread(function: Callable[[], T]) -> AwaitableConcurrentFuture[T]:
@@ -175,7 +187,8 @@ def in_thread(function: Callable[[], T]) -> AwaitableConcurrentFuture[T]:
             outcome.set_exception(error)
 
     outcome.set_running_or_notify_cancel()
-    threading.Thread(target=run, name="loops_tinker", daemon=True).start()
+    if not _start_thread(run):
+        outcome.set_exception(RuntimeError("the interpreter is exiting"))
     return AwaitableConcurrentFuture(outcome)
 
 
@@ -184,6 +197,15 @@ def failed(error: Exception) -> AwaitableConcurrentFuture[Any]:
     outcome: Future[Any] = Future()
     outcome.set_exception(error)
     return AwaitableConcurrentFuture(outcome)
+
+
+def _start_thread(function: Callable[[], None]) -> bool:
+    """Call a function in a daemon thread; return False if the interpreter is exiting."""
+    try:
+        threading.Thread(target=function, name="loops_tinker", daemon=True).start()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _warn_in_coroutine() -> None:

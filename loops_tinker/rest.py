@@ -107,8 +107,7 @@ class RestClient(SameWhenCopied):
         """List the checkpoints of all runs, the newest first."""
 
         def find() -> types.CheckpointsListResponse:
-            found = [each for run in self._runs() for each in _converted(self._of_run(run.id))]
-            found.sort(key=lambda each: each.time, reverse=True)
+            found = _converted(self._core().list_all_checkpoints()[::-1])
             cursor = types.Cursor(offset=offset, limit=limit, total_count=len(found))
             return types.CheckpointsListResponse(checkpoints=found[offset : offset + limit], cursor=cursor)
 

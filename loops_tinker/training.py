@@ -84,9 +84,8 @@ class TrainingClient(SameWhenCopied):
     ) -> APIFuture[types.ForwardBackwardOutput]:
         config = convert.loss_config(loss_fn, loss_fn_config)
         datums = convert.loss_data(data, loss_fn)
-        return started(
-            getattr(self._core, name), datums, loss_fn, config, convert=partial(_output, datums, loss_fn, config)
-        )
+        result = partial(convert.pass_output, datums, loss_fn, config)
+        return started(getattr(self._core, name), datums, loss_fn, config, convert=result, converts_long=True)
 
     def forward_backward_custom(
         self,
@@ -115,7 +114,13 @@ class TrainingClient(SameWhenCopied):
             surrogate = passed.metrics.get("loss:sum", passed.loss)
             return convert.output(passed, {"surrogate_loss:sum": surrogate, "loss:sum": passed.loss, **returned})
 
-        return started(self._core.forward_backward_custom, convert.custom_data(given), loss, convert=result)
+        return started(
+            self._core.forward_backward_custom,
+            convert.custom_data(given),
+            loss,
+            convert=result,
+            converts_long=True,
+        )
 
     def optim_step(
         self, optim_params: types.OptimParams | None = None, *, adam_params: types.AdamParams | None = None
@@ -325,9 +330,3 @@ def refuse_token(weights_access_token: str | None) -> None:
     """Refuse a token for the weights of others."""
     if weights_access_token is not None:
         raise UnsupportedError("weights_access_token is not offered by Loops: a checkpoint belongs to its team")
-
-
-def _output(
-    datums: list[loops.Datum], loss_fn: str, config: Mapping[str, Any], passed: loops.ForwardBackwardOutput
-) -> types.ForwardBackwardOutput:
-    return convert.output(passed)

@@ -46,7 +46,9 @@ def test_names_are_found() -> None:
 
 def test_every_variable_is_on_the_page_and_no_other() -> None:
     sources = [
-        path for package in ("loops_async", "loops_sync", "loops_local") for path in (ROOT / package).rglob("*.py")
+        path
+        for package in ("loops_async", "loops_sync", "loops_local", "loops_tinker")
+        for path in (ROOT / package).rglob("*.py")
     ]
     read = {name for path in sources for name in names_in(path.read_text())}
     assert read | READ_BY_OTHERS == DOCUMENTED

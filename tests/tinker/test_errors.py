@@ -83,8 +83,10 @@ def test_scripts_may_make_them() -> None:
 def test_the_service_refuses(trainer: tinker.TrainingClient, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(tinker.RequestFailedError):
         trainer.load_state("tinker://nothing/weights/x").result()
-    with pytest.raises(tinker.NotFoundError, match="nothing"):
+    with pytest.raises(tinker.NotFoundError, match="nothing") as caught:
         tinker.RestClient().get_training_run("nothing").result()
+    assert "nothing" in str(caught.value.body)
+    assert caught.value.response.json() == caught.value.body
     monkeypatch.setenv("BASETEN_API_KEY", "wrong")
     with pytest.raises(tinker.AuthenticationError):
         tinker.ServiceClient().create_lora_training_client("echo").result()

@@ -23,6 +23,7 @@ def test_the_old_generation_without_await(echo: LocalService, datum: types.Datum
     stepped = trainer.optim_step(types.AdamParams(learning_rate=1e-3))
     logprobs = np.concatenate([each["logprobs"].tolist() for each in passed.result().loss_fn_outputs])
     assert logprobs.shape == (3,)
+    assert passed.result().metrics["loss:sum"] == pytest.approx(-logprobs[1:].sum())
     assert stepped.result().metrics
     assert trainer.forward([datum], loss_fn="cross_entropy").result().loss_fn_outputs
     sampler = trainer.save_weights_and_get_sampling_client(name="x")
