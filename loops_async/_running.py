@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from time import monotonic
 from typing import Literal, TypeAlias
 
@@ -29,10 +30,11 @@ class _Up(Struct):
 class Running:
     """The runs and standalone samplers that one client created, and which of all were deactivated through it.
 
-    A paired sampler runs as long as its run, and is not listed beside it.
+    A paired sampler runs as long as its run, and is not listed beside it. `on_deactivated` is called with each id.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_deactivated: Callable[[str], object] | None = None) -> None:
+        self._on_deactivated = on_deactivated
         self._created: dict[str, Run | Sampler] = {}
         self._up: dict[str, _Up] = {}
         self._deactivated: set[str] = set()
@@ -69,6 +71,8 @@ class Running:
         if id_ in self._deactivated:
             return
         self._deactivated.add(id_)
+        if self._on_deactivated is not None:
+            self._on_deactivated(id_)
         seconds, up = 0.0, self._up.get(id_)
         if up is not None:
             up.until = monotonic()

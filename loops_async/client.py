@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Literal, TextIO, TypeVar, get_args
 from urllib.parse import urlsplit
 
-from msgspec import Struct
+from msgspec import UNSET, Struct
 
 from ._arguments import check_at_least, check_positive, check_request
 from ._checkpoints.download import checkpoint_files, download
@@ -20,10 +20,12 @@ from ._copies import SameWhenCopied
 from ._http.endpoint import Endpoint
 from ._http.request_log import request_log_settings
 from ._http.settings import Settings, checked_url, resolve_settings
+from ._journal.journal import Journal, JournalSettings, journal_settings
 from ._other_names import KnowsOtherNames
 from ._session.deactivation import OnExit
 from ._session.local import LocalProvisioner, LocalUrls
 from ._session.provisioning import Provisioner, ProvisioningOptions, ServiceProvisioner
+from ._session.recorded import recorded_session
 from ._session.requests import run_request, sampler_request
 from ._session.runtime import Runtime
 from ._tasks import SingleFlight, run_to_completion
@@ -45,6 +47,7 @@ from .types import (
     CheckpointFilesResponse,
     CreateRunRequest,
     CreateSamplerRequest,
+    CreateSessionRequest,
     DownloadProgress,
     InFlight,
     ProvisioningEvent,
@@ -96,6 +99,12 @@ class ServiceClient(SameWhenCopied, KnowsOtherNames):
             readable for you alone; default ``LOOPS_REQUEST_LOG``, else none. ``LOOPS_REQUEST_LOG_BODIES`` is
             ``short`` (the default: bodies up to 2,000 characters), ``full`` or ``none``.
         budget: limits of what the session may use, e.g. of tokens or of the cost; default none.
+        journal: a file in which this client records what it has the service do, so that a program that was killed can
+            be started again as it is: with the same journal it gets the same session and runs, what was executed is
+            answered and not executed again, and the rest is. It is readable for you alone and holds no key; results
+            are in it, so it grows with them.
+        journal_samples: also record samples, so that what was paid for is not paid for again. A program that trains
+            on what it samples needs that: only so are its data the same again.
 
     Raises:
         ConfigError: neither an API key nor a base_url was given, or an argument is invalid.
@@ -123,6 +132,8 @@ class ServiceClient(SameWhenCopied, KnowsOtherNames):
         on_exit: Literal["deactivate", "warn", "leave"] = "warn",
         request_log: str | PathLike[str] | None = None,
         budget: Budget | None = None,
+        journal: str | PathLike[str] | None = None,
+        journal_samples: bool = False,
     ) -> None:
         if on_exit not in get_args(OnExit):
             raise ConfigError(f"on_exit must be 'deactivate', 'warn' or 'leave'; got {on_exit!r}")
@@ -139,11 +150,14 @@ class ServiceClient(SameWhenCopied, KnowsOtherNames):
             allow_http=allow_http,
             request_log=request_log,
         )
-        self._set_up(settings, None, on_exit)
+        self._set_up(settings, None, on_exit, journal_settings(journal, journal_samples))
         self.budget = budget
 
-    def _set_up(self, settings: Settings, local: LocalUrls | None, on_exit: OnExit) -> None:
+    def _set_up(
+        self, settings: Settings, local: LocalUrls | None, on_exit: OnExit, journal: JournalSettings | None = None
+    ) -> None:
         self._settings = settings
+        self._journal_settings = journal
         self._on_exit: OnExit = on_exit
         self._local = local
         self._session: _Session | None = None
@@ -175,6 +189,7 @@ class ServiceClient(SameWhenCopied, KnowsOtherNames):
 
         Raises:
             ConfigError: there is no such team.
+            JournalError: the journal is in use, is of another service, or its session is gone.
             AuthenticationError: the API key was rejected.
             ConnectError: no server answers at `base_url`.
             ProtocolError: the server at `base_url` is not a Loops service.
@@ -182,8 +197,10 @@ class ServiceClient(SameWhenCopied, KnowsOtherNames):
         async with self._opening:
             self._check_not_closed()
             if self._session is None:
-                runtime = Runtime(self._settings, self._on_exit)
+                runtime = Runtime(self._settings, self._on_exit, self._new_journal())
                 try:
+                    if runtime.journal is not None:
+                        await runtime.journal.open()
                     session = await self._create_session(runtime)
                     self._check_not_closed()
                 except BaseException:
@@ -810,9 +827,17 @@ class ServiceClient(SameWhenCopied, KnowsOtherNames):
             return _Session(runtime, LOCAL_ID, LocalProvisioner(runtime, self._local), SingleFlight(runtime.tasks))
         settings, plane = self._settings, runtime.control_plane
         team_id = None if settings.team is None else await resolve_team(plane, settings.team)
-        session = await plane.create_session(training_project_id=settings.training_project_id, team_id=team_id)
-        provisioner = ServiceProvisioner(runtime, session.id, team_id)
-        return _Session(runtime, session.id, provisioner, SingleFlight(runtime.tasks))
+
+        async def create() -> str:
+            return (await plane.create_session(training_project_id=settings.training_project_id, team_id=team_id)).id
+
+        project = UNSET if settings.training_project_id is None else settings.training_project_id
+        session_id = await recorded_session(runtime, CreateSessionRequest(training_project_id=project), create())
+        provisioner = ServiceProvisioner(runtime, session_id, team_id)
+        return _Session(runtime, session_id, provisioner, SingleFlight(runtime.tasks))
+
+    def _new_journal(self) -> Journal | None:
+        return None if self._journal_settings is None else Journal(self._journal_settings, self._settings.base_url)
 
     async def _state_request(self, path: str) -> CreateRunRequest:
         CheckpointUri.parse(path, kind="weights")

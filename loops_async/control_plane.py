@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
 from functools import cache
 from typing import Annotated, Any, Final, TypeAlias, TypeVar
 from urllib.parse import urlencode
@@ -539,6 +539,15 @@ class RunLedger:
             self.in_flight.remove(request)
         self._created(run)
         return run
+
+    def restore(self, known: Iterable[str], unanswered: Iterable[NewRun]) -> None:
+        """Add what an earlier process has created, or has asked for without an answer."""
+        self.known.update(known)
+        self.unanswered += unanswered
+
+    def created_earlier(self, run: Run) -> None:
+        """Record a run that an earlier process has created."""
+        self._created(run)
 
     def resolve(self, request: NewRun, run: Run) -> None:
         """Record that an unanswered request created this run."""

@@ -12,7 +12,6 @@ from time import monotonic
 from typing import Any, Final, Literal, TypeAlias
 from uuid import uuid4
 
-import msgspec
 from msgspec import UNSET, Struct
 from msgspec.structs import replace
 
@@ -23,6 +22,8 @@ from ._http.endpoint import Endpoint
 from ._http.retry import SAMPLE, Failure, failure_of, retry
 from ._http.settings import checked_url, resolve_settings
 from ._http.transport import MOST_RESULT_BYTES, Answer, Request
+from ._journal.file import Completed
+from ._journal.journal import Journal
 from ._other_names import KnowsOtherNames
 from ._sampling.adaptive import Adaptive
 from ._sampling.completions import read_completions
@@ -36,6 +37,7 @@ from ._session.runtime import Runtime, detached_runtime
 from ._session.served_models import base_model_of, fetch_served_models
 from ._tasks import gather_or_raise
 from ._waiting import TimeLimit
+from ._work.registry import Entry
 from ._work.usage import Counts
 from .errors import (
     ApiError,
@@ -209,36 +211,28 @@ class SamplingClient(SameWhenCopied, KnowsOtherNames):
         if include_routed_experts is not None:
             body.include_routed_experts = bool(include_routed_experts)
         key = str(uuid4())
-        headers = {**self._endpoint.headers, protocol.IDEMPOTENCY_KEY: key, **_affinity_header(affinity_key)}
         request = self._endpoint.request(
             "POST",
             "/sample",
             "sample",
             body=protocol.encode(body),
-            headers=headers,
+            headers={**self._endpoint.headers, protocol.IDEMPOTENCY_KEY: key, **_affinity_header(affinity_key)},
             timeout=self._limit(timeout),
             most_bytes=MOST_RESULT_BYTES,
         )
         runtime = await self._usable_runtime()
-        completions: bytes | msgspec.Raw
         ids = {"id": key, "run_id": self._endpoint.run_id, "sampler_id": self._endpoint.sampler_id}
         with runtime.transport.work.begin("sample", "sample", subject=body, endpoint=self._endpoint, **ids) as entry:
-            async with runtime.admission:
-                if entry.work.budget is not None:
-                    entry.work.admit(entry, _asked(body), most_completions=body.n * (body.max_tokens or 1))
-                if isinstance(self._endpoint.deployment, ServerlessDeployment):
-                    queue = SampleQueue(self._endpoint, runtime.transport)
-                    (completions, request_id), version = await queue.answer(request, key=key), ""
-                else:
-                    answer = await self._answer(runtime, request)
-                    completions, version = answer.body, answer.headers.get(protocol.POLICY_VERSION, "")
-                    request_id = runtime.transport.request_id(answer)
+            if runtime.journal is not None and runtime.journal.records_samples:
+                answer = await self._recorded(runtime, runtime.journal, request, body, entry)
+            else:
+                answer = await self._completed(runtime, request, body, entry)
             entry.result = read_completions(
-                completions,
+                answer.body,
                 prompt=body.prompt,
                 topk=topk_prompt_logprobs,
-                policy_version=version,
-                request_id=request_id,
+                policy_version=answer.version,
+                request_id=answer.request_id,
                 clean=runtime.transport.clean,
                 counts=entry.counts,
                 prompt_length=None if body.model_input_chunks is UNSET else _length(body),
@@ -321,6 +315,8 @@ class SamplingClient(SameWhenCopied, KnowsOtherNames):
             processes = check_at_least(processes, 1, "processes")
             if isinstance(limit, Adaptive | Limiter):
                 raise InputError("limit", f"must be a number with `processes`, which share no limiter; got {limit!r}")
+            if self._runtime and self._runtime.journal and self._runtime.journal.records_samples:
+                raise InputError("processes", "cannot be used with journal_samples=True, which records in this process")
             self._check_key_in_environment()
             sample_chunk = partial(_chunk_outcomes, self, arguments, is_raised)
             most = most_prompts()
@@ -509,6 +505,41 @@ class SamplingClient(SameWhenCopied, KnowsOtherNames):
             case _:
                 pass
         return body
+
+    async def _recorded(
+        self, runtime: Runtime, journal: Journal, request: Request, body: protocol.SampleBody, entry: Entry
+    ) -> Completed:
+        """Return the answer that the journal has, or send the request and record the answer."""
+        # Not the oldest version that may answer: in a loop, that depends on the moment. Older answers are left out.
+        weights = f"{self.run_id}/{self.sampler_id}/{self._weights.checkpoint_path}".encode()
+
+        async def ask(key: str) -> Completed:
+            headers = {**request.headers, protocol.IDEMPOTENCY_KEY: key}
+            return await self._completed(runtime, replace(request, headers=headers), body, entry)
+
+        return await journal.sample(
+            (weights, bytes(request.body or b"")),
+            request.headers[protocol.IDEMPOTENCY_KEY],
+            ask,
+            floor=self._weights.min_policy_version or 0,
+            is_queued=isinstance(self._endpoint.deployment, ServerlessDeployment),
+        )
+
+    async def _completed(
+        self, runtime: Runtime, request: Request, body: protocol.SampleBody, entry: Entry
+    ) -> Completed:
+        """Send a sample when it is one of those that may be in flight."""
+        async with runtime.admission:
+            if entry.work.budget is not None:
+                entry.work.admit(entry, _asked(body), most_completions=body.n * (body.max_tokens or 1))
+            if isinstance(self._endpoint.deployment, ServerlessDeployment):
+                queue = SampleQueue(self._endpoint, runtime.transport)
+                key = request.headers[protocol.IDEMPOTENCY_KEY]
+                completions, request_id = await queue.answer(request, key=key)
+                return Completed(completions, "", request_id)
+            answer = await self._answer(runtime, request)
+            version = answer.headers.get(protocol.POLICY_VERSION, "")
+            return Completed(answer.body, version, runtime.transport.request_id(answer))
 
     async def _answer(self, runtime: Runtime, request: Request) -> Answer:
         await self._ready(runtime, self._endpoint.ready_timeout)

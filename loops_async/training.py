@@ -123,7 +123,11 @@ class TrainingClient(SameWhenCopied, KnowsOtherNames):
         self._paired = PairedSampler(runtime, run, make_sampler, ready_timeout=endpoint.ready_timeout)
         self._is_closed = False
         self._submitter = Submitter(
-            self._endpoint, runtime.turns(run.id), transport=runtime.transport, tasks=runtime.tasks
+            self._endpoint,
+            runtime.turns(run.id),
+            transport=runtime.transport,
+            tasks=runtime.tasks,
+            journal=runtime.journal,
         )
         about = {"run_id": run.id, "base_model": run.base_model, "lora_rank": lora_rank}
         self._log = StepLog(steps, run.id, about, runtime.tasks, OwnMetricsSender(endpoint, runtime))
@@ -776,17 +780,22 @@ class _Policies:
         if self._sampler.known is not None and not self._is_deployed_as(ServerlessDeployment):
             return self._served(await self._client.save_weights_for_sampler(name))
         # A serverless sampler has no current version: each has a checkpoint of its own. So may be one to be created.
-        unique = f"{check_checkpoint_name(name)}-{uuid4().hex}"
+        unique = self._unique(name)
         return self._published(unique, await self._client.save_weights_for_sampler(unique))
 
     async def freeze(self, name: str, *, ttl_seconds: int | None = FROZEN_SECONDS) -> Awaitable[Policy[SamplingClient]]:
         # Unique, since what samples an earlier one may still run.
-        unique = f"{check_checkpoint_name(name)}-{uuid4().hex}"
+        unique = self._unique(name)
         saving = await self._client.save_weights_for_sampler(unique, publish=False, ttl_seconds=ttl_seconds)
         return self._exact(unique, saving)
 
     async def save_state(self, name: str) -> Awaitable[str]:
         return self._path(await self._client.save_state(name))
+
+    def _unique(self, name: str) -> str:
+        """Return a name that no other checkpoint has; with a journal, the same when the program is started again."""
+        name, journal = check_checkpoint_name(name), self._runtime.journal
+        return f"{name}-{uuid4().hex}" if journal is None else journal.unique(name)
 
     def _is_deployed_as(self, kind: type[LocalDeployment | ServerlessDeployment]) -> bool:
         return self._sampler.known is not None and isinstance(self._sampler.known.deployment, kind)

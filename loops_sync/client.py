@@ -76,6 +76,12 @@ class ServiceClient(Opened[_core.ServiceClient]):
             readable for you alone; default ``LOOPS_REQUEST_LOG``, else none. ``LOOPS_REQUEST_LOG_BODIES`` is
             ``short`` (the default: bodies up to 2,000 characters), ``full`` or ``none``.
         budget: limits of what the session may use, e.g. of tokens or of the cost; default none.
+        journal: a file in which this client records what it has the service do, so that a program that was killed can
+            be started again as it is: with the same journal it gets the same session and runs, what was executed is
+            answered and not executed again, and the rest is. It is readable for you alone and holds no key; results
+            are in it, so it grows with them.
+        journal_samples: also record samples, so that what was paid for is not paid for again. A program that trains
+            on what it samples needs that: only so are its data the same again.
 
     Raises:
         ConfigError: neither an API key nor a base_url was given, or an argument is invalid.
@@ -103,6 +109,8 @@ class ServiceClient(Opened[_core.ServiceClient]):
         on_exit: Literal["deactivate", "warn", "leave"] = "warn",
         request_log: str | PathLike[str] | None = None,
         budget: Budget | None = None,
+        journal: str | PathLike[str] | None = None,
+        journal_samples: bool = False,
     ) -> None:
         self._open(
             _core.ServiceClient,
@@ -119,6 +127,8 @@ class ServiceClient(Opened[_core.ServiceClient]):
             on_exit=on_exit,
             request_log=request_log,
             budget=budget,
+            journal=journal,
+            journal_samples=journal_samples,
         )
 
     @classmethod

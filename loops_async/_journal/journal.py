@@ -29,7 +29,7 @@ class JournalSettings(Struct, frozen=True):
     samples: bool = False
 
 
-def journal_settings(path: Any, samples: Any) -> JournalSettings | None:
+def journal_settings(path: str | os.PathLike[str] | None, samples: Any) -> JournalSettings | None:
     """Return what the arguments of a client say; None for no journal.
 
     Raises:
@@ -41,10 +41,9 @@ def journal_settings(path: Any, samples: Any) -> JournalSettings | None:
         if samples:
             raise ConfigError("journal_samples=True needs journal=PATH, where they are recorded")
         return None
-    name: Any = os.fspath(path) if isinstance(path, str | os.PathLike) else None
-    if not isinstance(name, str) or not name:
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
         raise ConfigError(f"journal must be the path of a file; got {path!r}")
-    return JournalSettings(Path(name).absolute(), samples)
+    return JournalSettings(Path(os.fspath(path)).absolute(), samples)
 
 
 class Journal:

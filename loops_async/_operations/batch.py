@@ -17,6 +17,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from .._http.body import Body, Pacer
+from .._journal.content import Content, digest
 from ..errors import InputError, UnsupportedError
 from ..protocol import LOSSES, MAX_REQUEST_BYTES, SKIP_NORMALIZATION, ForwardBody, encode, encode_into
 from ..types import Datum, ForwardBackwardOutput
@@ -30,11 +31,12 @@ _REDUCTIONS: Final[Mapping[str, Callable[[Sequence[float]], float]]] = {"sum": s
 
 
 class DatumArray(Struct):
-    """A JSON array of `count` datums, which have `tokens` positions."""
+    """A JSON array of `count` datums, which have `tokens` positions; `sizes` are the numbers of bytes of each."""
 
     json: bytearray
     count: int
     tokens: int = 0
+    sizes: list[int] = []
 
 
 class Batch:
@@ -63,21 +65,19 @@ class Batch:
                 trained += rule.trained(datum)
                 yield datum
 
-        is_backward = self.name == "forward_backward"
-        data = counted() if is_backward else self._data
+        data = counted() if self.name == "forward_backward" else self._data
         arrays = await encode_data(data, group=rule.group, overhead=overhead)
-        return EncodedBatch(arrays, self._body, is_backward=is_backward, trained_tokens=trained)
+        return EncodedBatch(self.name, arrays, self._body, trained_tokens=trained)
 
 
 class EncodedBatch:
     """The parts of a batch, each of which is one request."""
 
-    def __init__(
-        self, parts: Sequence[DatumArray], body: ForwardBody, *, is_backward: bool, trained_tokens: int
-    ) -> None:
+    def __init__(self, name: str, parts: Sequence[DatumArray], body: ForwardBody, *, trained_tokens: int) -> None:
+        self._name = name
         self._parts = parts
         self._body = body
-        self._is_backward = is_backward
+        self._is_backward = name == "forward_backward"
         self.trained_tokens = trained_tokens
 
     @property
@@ -95,6 +95,10 @@ class EncodedBatch:
     def _body_of(self, part: DatumArray, seq_id: int) -> Body:
         return Body(_HEAD, part.json, _encode_tail(self._body, seq_id))
 
+    def content(self) -> Content:
+        """Return what identifies the batch."""
+        return Content(self._name, encode(self._body), b"".join(map(_digests, self._parts)))
+
     def merge(self, results: Sequence[ForwardBackwardOutput]) -> ForwardBackwardOutput:
         """Merge the results of the parts.
 
@@ -109,6 +113,15 @@ class EncodedBatch:
                 "that optim_step divides by the number of tokens. Load the last saved state to drop them"
             )
         return output
+
+
+def _digests(array: DatumArray) -> bytes:
+    """Return the digest of each datum, joined."""
+    view, start, made = memoryview(array.json), 1, bytearray()
+    for size in array.sizes:
+        made += digest(view[start : start + size])
+        start += size + 1  # and a comma
+    return bytes(made)
 
 
 def _encode_tail(body: ForwardBody, seq_id: int) -> bytes:
@@ -136,12 +149,14 @@ async def encode_data(data: Iterable[Datum], *, group: int, overhead: int) -> li
     numbered = enumerate(data)
     while together := list(islice(numbered, group)):
         array, start = arrays[-1], together[0][0]
-        before = len(array.json)
+        before, sizes = len(array.json), list[int]()
         for index, datum in together:
+            begin = len(array.json)
             try:
                 encode_into(datum, array.json, -1)
             except TypeError as error:
                 raise InputError(f"data[{index}]", str(error)) from None
+            sizes.append(len(array.json) - begin)
             array.json += b","
             await pacer.pause()
         size = len(array.json) - before
@@ -154,6 +169,7 @@ async def encode_data(data: Iterable[Datum], *, group: int, overhead: int) -> li
             del array.json[before:]
         arrays[-1].count += group
         arrays[-1].tokens += sum(datum.model_input.length for _, datum in together)
+        arrays[-1].sizes += sizes
     for array in arrays:
         array.json[-1:] = b"]"
     return arrays

@@ -8,6 +8,7 @@ from typing import Generic, Protocol, TypeAlias, TypeVar
 from msgspec.structs import replace
 
 from .._http.body import Body
+from .._journal.content import Content
 from ..protocol import (
     InitTrainerServerBody,
     LoadStateBody,
@@ -47,6 +48,10 @@ class Encoded(Protocol[T]):
     @property
     def tokens(self) -> int:
         """The number of positions of all datums."""
+        ...
+
+    def content(self) -> Content:
+        """Return what identifies the operation; takes a while for a large one, and may be called in any thread."""
         ...
 
     def merge(self, results: Sequence[T]) -> T:
@@ -102,6 +107,9 @@ class SmallOperation(Generic[T]):
     @property
     def bodies(self) -> Sequence[MakeBody]:
         return [lambda seq_id: Body(encode(replace(self._body, seq_id=seq_id)))]
+
+    def content(self) -> Content:
+        return Content(self.name, encode(self._body))
 
     def merge(self, results: Sequence[T]) -> T:
         return results[0]

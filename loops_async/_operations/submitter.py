@@ -12,6 +12,7 @@ from .. import protocol
 from .._http.endpoint import Endpoint
 from .._http.retry import OPERATION, may_have_acted, retry
 from .._http.transport import Transport
+from .._journal.journal import Journal
 from .._tasks import TaskOwner
 from .._work.registry import CURRENT, Entry
 from .._work.usage import Counts
@@ -26,7 +27,8 @@ from ..errors import (
 )
 from .future import OperationFuture
 from .operation import Encoded, Operation
-from .poller import Poller, accepted_id
+from .poller import Decode, Poller, accepted_id
+from .recording import NoRecording, Recording, RunRecording
 from .results import decoder_for
 from .turns import Turn, Turns
 from .unfinished import Part, mark_failed, mark_not_accepted, new_parts, parts_of
@@ -53,12 +55,23 @@ class Submitter:
     the trainer may have accepted. An operation that ends before it is sent affects neither.
     """
 
-    def __init__(self, endpoint: Endpoint, turns: Turns, *, transport: Transport, tasks: TaskOwner) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        turns: Turns,
+        *,
+        transport: Transport,
+        tasks: TaskOwner,
+        journal: Journal | None = None,
+    ) -> None:
         self._endpoint = endpoint
         self._turns = turns
         self._transport = transport
         self._tasks = tasks
         self._poller = Poller(endpoint, transport, explain=_recognize_shutdown, lost=LOST, at_once=POLLS_AT_ONCE)
+        self._recording: Recording = NoRecording()
+        if journal is not None and endpoint.run_id is not None:
+            self._recording = RunRecording(journal, endpoint.run_id, turns)
 
     async def submit(
         self, operation: Operation[T], *, resume: UnfinishedSubmission | None = None
@@ -125,7 +138,9 @@ class Submitter:
         try:
             encoded = await operation.encode()
             self._transport.work.admit(entry, _counts_of(encoded))
-            return await self._send_parts(operation, entry, encoded, new_parts(encoded))
+            parts = new_parts(encoded)
+            await self._recording.begin(encoded, parts)
+            return await self._send_parts(operation, entry, encoded, parts)
         except BaseException as error:
             entry.end(error)
             raise
@@ -145,7 +160,8 @@ class Submitter:
         await submission.turn.wait()
         parts = await parts_of(operation.name, encoded, resume=resume, latest=self._turns.unfinished)
         self._transport.work.admit(entry, _counts_of(encoded))
-        submission.is_sent = True
+        submission.is_sent = True  # what is recorded is sent
+        await self._recording.begin(encoded, parts)
         self._turns.latest, self._turns.unfinished = parts[0].key, None
         return await self._send_parts(operation, entry, encoded, parts)
 
@@ -156,11 +172,13 @@ class Submitter:
         entry.id, entry.encoded = parts[0].key, encoded
         CURRENT.set(entry)
         try:
-            ids = [await self._send(name, part) for part in parts]
+            ids = [await self._accepted(name, part) for part in parts]
         except LoopsError as error:
             if any(part.operation_id or part.may_be_accepted for part in parts):
                 await mark_not_accepted(error, name, encoded, parts)
                 self._remember(error, parts)
+            else:
+                self._recording.not_accepted(error)
             raise
 
         entry.accepted(ids[0])
@@ -183,9 +201,9 @@ class Submitter:
     ) -> T:
         """Wait for all parts and merge their results."""
         name, decode = operation.name, decoder_for(operation.result)
-        if len(ids) == 1:
-            return encoded.merge([await self._poller.result(name, ids[0], decode)])
-        polls = [self._poller.result(name, each, decode) for each in ids]
+        polls = [self._result(name, part, id_, decode) for part, id_ in zip(parts, ids, strict=True)]
+        if len(polls) == 1:
+            return encoded.merge([await polls[0]])
         outcomes = await asyncio.gather(*polls, return_exceptions=True)
         failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         for failure in failures:
@@ -198,10 +216,23 @@ class Submitter:
                 raise failure
         return encoded.merge([outcome for outcome in outcomes if not isinstance(outcome, BaseException)])
 
+    async def _result(self, name: str, part: Part, operation_id: str, decode: Decode[T]) -> T:
+        """Wait for one part."""
+        return await self._recording.result(part, name, partial(self._poller.result, name, operation_id), decode)
+
     def _remember(self, error: LoopsError, parts: Sequence[Part]) -> None:
         """Let the same call repeat an unfinished operation, unless another one was sent meanwhile."""
         if self._turns.latest == parts[0].key:
             self._turns.unfinished = error.unfinished
+
+    async def _accepted(self, name: str, part: Part) -> str:
+        """Return the operation's id of one part, which is sent unless it was accepted before."""
+        if part.operation_id is not None:
+            self._turns.sent += 1
+            return part.operation_id
+        operation_id = await self._send(name, part)
+        self._recording.accepted(part)
+        return operation_id
 
     async def _send(self, name: str, part: Part) -> str:
         """Send one part until it is accepted, and return its operation's id."""

@@ -40,6 +40,8 @@ class Turns:
 
     def __init__(self) -> None:
         self.sent = 0
+        self.place = 0
+        """The place of the next operation in the journal."""
         self.latest: str | None = None
         """The first idempotency key of the operation that was sent last."""
         self.unfinished: UnfinishedSubmission | None = None

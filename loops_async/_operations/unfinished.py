@@ -25,13 +25,18 @@ ADVICE: Final = (
 
 
 class Part(Struct):
-    """One request of an operation. `operation_id` is known when it was accepted; until then it may be uncertain."""
+    """One request of an operation. `operation_id` is known when it was accepted; until then it may be uncertain.
+
+    `outcome` or `failure`, both JSON, are known where the journal has them.
+    """
 
     body: MakeBody
     key: str
     datums: int
     operation_id: str | None = None
     may_be_accepted: bool = False
+    outcome: bytes | None = None
+    failure: bytes | None = None
 
 
 def new_key() -> str:

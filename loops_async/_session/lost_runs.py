@@ -6,7 +6,7 @@ session that appears in no answer is one whose answer was lost.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Final
@@ -38,17 +38,11 @@ async def find_lost_run(
     async def search() -> Run | None:
         nonlocal candidates
         try:
-            listed = sorted(await list_runs(), key=lambda run: run.created_at)
+            listed = await list_runs()
         except ProtocolError:  # e.g. a gateway's page: it says nothing of the run
             return None
-        candidates = [run for run in listed if run.id not in ledger.known and may_be(request, run)]
-        if not candidates or any(may_be(other, run) for other in ledger.in_flight for run in candidates):
-            return None  # not created yet, or the answer to a pending request will name them
-        # Runs of equal requests are interchangeable; those of different requests cannot be distinguished.
-        if any(other != request and may_be(other, run) for other in ledger.unanswered for run in candidates):
-            return None
-        ledger.resolve(request, candidates[0])  # before any await, so that no other search takes the same run
-        return candidates[0]
+        found, candidates = lost_run_among(listed, request, ledger)
+        return found
 
     found: Run | None = None
     with suppress(LoopsError):  # if runs cannot be listed, none is found
@@ -58,6 +52,19 @@ async def find_lost_run(
     if not candidates:
         raise lost
     raise lost_run(request, lost.__cause__, candidates) from lost.__cause__
+
+
+def lost_run_among(listed: Sequence[Run], request: CreateRunRequest, ledger: RunLedger) -> tuple[Run | None, list[Run]]:
+    """Return the run that an unanswered `request` created, None if that is not certain; and those that it may be."""
+    oldest_first = sorted(listed, key=lambda run: run.created_at)
+    candidates = [run for run in oldest_first if run.id not in ledger.known and may_be(request, run)]
+    if not candidates or any(may_be(other, run) for other in ledger.in_flight for run in candidates):
+        return None, candidates  # not created yet, or the answer to a pending request will name them
+    # Runs of equal requests are interchangeable; those of different requests cannot be distinguished.
+    if any(other != request and may_be(other, run) for other in ledger.unanswered for run in candidates):
+        return None, candidates
+    ledger.resolve(request, candidates[0])  # before any await, so that no other search takes the same run
+    return candidates[0], candidates
 
 
 def may_be(request: NewRun, run: Run) -> bool:

@@ -25,6 +25,7 @@ from ..types import CreateRunRequest, CreateSamplerRequest, CreateTrainerRequest
 from .deactivation import problem_of_deactivating
 from .lost_runs import find_lost_run, may_be_sampler
 from .readiness import OnStatus, wait_for_trainer
+from .recorded import RecordedCreation, RecordedCreations
 from .requests import trainer_request
 from .runtime import Runtime
 
@@ -114,15 +115,22 @@ class ServiceProvisioner:
         self._control_plane = runtime.control_plane
         self._session_id = session_id
         self._team_id = team_id
+        self._recorded = RecordedCreations(runtime, team_id)
 
     @asynccontextmanager
     async def run(self, request: CreateRunRequest, options: ProvisioningOptions) -> AsyncGenerator[Run]:
         with self._entry(f"run of {request.base_model}", request) as entry:
             progress = ProgressReporter("run", options)
             asked = request if options.with_sampler else trainer_request(request)
-            creation = self._create_run(asked)
+            recorded = await self._recorded.run(asked)
+            if recorded.existing is not None:  # never deactivated: what it has learned would be lost
+                entry.id = entry.run_id = recorded.existing.id
+                await recorded.ready(wait_until_ready(self._runtime, recorded.existing, options, progress))
+                yield recorded.existing
+                return
+            creation = recorded.kept(self._create_run(asked))
             search = partial(self._abandoned_run, asked)
-            async with self._deactivated_on_failure(creation, options, progress, search) as run:
+            async with self._deactivated_on_failure(creation, options, progress, recorded, search) as run:
                 entry.id = entry.run_id = run.id
                 await wait_until_ready(self._runtime, run, options, progress)
                 yield run
@@ -136,8 +144,13 @@ class ServiceProvisioner:
     async def sampler(self, request: CreateSamplerRequest, options: ProvisioningOptions) -> Sampler:
         with self._entry(f"sampler of {request.base_model}", request) as entry:
             progress = ProgressReporter("sampler", options)
-            creation = self._create_sampler(request)
-            async with self._deactivated_on_failure(creation, options, progress) as sampler:
+            recorded = await self._recorded.sampler(request)
+            if recorded.existing is not None:
+                entry.id = entry.sampler_id = recorded.existing.id
+                await recorded.ready(self._wait_for_sampler(recorded.existing, options, progress))
+                return recorded.existing
+            creation = recorded.kept(self._create_sampler(request))
+            async with self._deactivated_on_failure(creation, options, progress, recorded) as sampler:
                 entry.id = entry.sampler_id = sampler.id
                 await self._wait_for_sampler(sampler, options, progress)
                 return sampler
@@ -219,6 +232,7 @@ class ServiceProvisioner:
         creation: Coroutine[Any, Any, T],
         options: ProvisioningOptions,
         progress: ProgressReporter,
+        recorded: RecordedCreation[T],
         search: Callable[[], Awaitable[T | None]] | None = None,
     ) -> AsyncGenerator[T]:
         """Yield the result of `creation`; deactivate it if the block fails or is cancelled.
@@ -233,8 +247,8 @@ class ServiceProvisioner:
         except BaseException as failure:
             with anyio.CancelScope(shield=True):
                 abandoned = await _settle(task, progress.kind, search, failure)
-                if abandoned is not None:
-                    await self._clean_up(abandoned, options, progress, failure)
+                if abandoned is not None and await self._clean_up(abandoned, options, progress, failure):
+                    await recorded.forget()
             raise
 
     async def _clean_up(
@@ -243,7 +257,8 @@ class ServiceProvisioner:
         options: ProvisioningOptions,
         progress: ProgressReporter,
         failure: BaseException,
-    ) -> None:
+    ) -> bool:
+        """Deactivate what did not become ready, unless it is to be kept; return whether it is gone."""
         name = f"{progress.kind} {created.id}"
         # A callback that fails must not stop the cleanup.
         with suppress(BaseException):
@@ -251,15 +266,16 @@ class ServiceProvisioner:
         if options.keep_on_failure:
             self._runtime.running.leave(created.id)
             failure.add_note(f"{name} was kept (keep_on_failure) and costs money until it is deactivated")
-            return
+            return False
         problem = await problem_of_deactivating(self._control_plane, created, DEACTIVATE_SECONDS)
         if problem is not None:
             failure.add_note(f"{name} could not be deactivated and may still cost money: {problem}")
             log.warning("%s could not be deactivated and may still cost money: %s", name, problem)
-            return
+            return False
         self._runtime.running.deactivated(created.id, progress.kind)
         with suppress(BaseException):
             progress.report(created, "deactivated")
+        return True
 
 
 @contextmanager

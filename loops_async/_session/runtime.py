@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 from .._http.endpoint import Endpoint
 from .._http.settings import Settings
 from .._http.transport import Transport
+from .._journal.journal import Journal
 from .._operations.turns import Turns
 from .._running import Running
 from .._tasks import SingleFlight, TaskOwner, run_to_completion
@@ -46,14 +47,15 @@ class Admission(asyncio.Semaphore):
 
 
 class Runtime:
-    """The shared state of one open service client; belongs to one event loop."""
+    """The shared state of one open service client; belongs to one event loop. It closes the `journal` that it gets."""
 
-    def __init__(self, settings: Settings, on_exit: OnExit = "leave") -> None:
+    def __init__(self, settings: Settings, on_exit: OnExit = "leave", journal: Journal | None = None) -> None:
         self.settings: Settings = settings
+        self.journal: Journal | None = journal
         self.transport: Transport = Transport(settings)
         self.tasks: TaskOwner = TaskOwner()
         self.heartbeat: Heartbeat = Heartbeat(self.tasks)
-        self.running: Running = Running()
+        self.running: Running = Running(None if journal is None else journal.ended)
         self.transport.work.up = self.running.up
         self.ledger: RunLedger = RunLedger(self.running)
         self.control_plane: ControlPlane = control_plane(self.transport, settings.base_url, self.ledger, self.running)
@@ -94,7 +96,8 @@ class Runtime:
     def warn_if_unclosed(self, client: str) -> None:
         """Close this and name `client` in a warning when no client refers to this any longer, or when the loop ends."""
         self.transport.work.client = client
-        self._guard = UnclosedGuard(self, client, partial(_abandon, self.tasks, self.leftovers, self.transport))
+        abandon = partial(_abandon, self.tasks, self.leftovers, self.transport, self.journal)
+        self._guard = UnclosedGuard(self, client, abandon)
 
     async def close(self) -> None:
         """End all tasks, settle what was created, then close all connections, even if the caller is cancelled."""
@@ -107,15 +110,19 @@ class Runtime:
             await self.tasks.close()
             await self.leftovers.settle()
             await self.transport.close()
+            if self.journal is not None:
+                await self.journal.close()
 
 
-async def _abandon(tasks: TaskOwner, leftovers: Leftovers, transport: Transport) -> None:
+async def _abandon(tasks: TaskOwner, leftovers: Leftovers, transport: Transport, journal: Journal | None) -> None:
     """Close the parts of a runtime that nothing refers to: it only names what runs, since the loop may be ending."""
 
     async def close() -> None:
         await tasks.close()
         leftovers.name()
         await transport.close()
+        if journal is not None:
+            await journal.close()
 
     await run_to_completion(close())
 

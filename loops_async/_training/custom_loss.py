@@ -70,6 +70,7 @@ class Replay:
         self.datums = batch.datums
         self.trained_tokens = batch.trained_tokens
         self.tokens = batch.tokens
+        self.content = batch.content
         self._batch = batch
         self._report = report
 

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -117,7 +118,7 @@ def test_a_folder_that_is_missing_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("path", "samples"), [("", False), (3, False), (None, True), ("x", "yes")])
-def test_arguments_are_checked(path: object, samples: object) -> None:
+def test_arguments_are_checked(path: Any, samples: object) -> None:
     with pytest.raises(ConfigError, match="journal"):
         journal_settings(path, samples)
 
