@@ -26,6 +26,7 @@ from ._rollouts.executor import Executor
 from ._rollouts.failures import FailurePolicy
 from ._rollouts.options import Advantages, Options
 from ._rollouts.policy import Policy
+from ._rollouts.recorded import RecordedBatches
 from ._rollouts.state import RolloutState
 from ._rollouts.stream import RolloutStream
 from ._sampling.adaptive import Adaptive
@@ -471,8 +472,17 @@ class TrainingClient(SameWhenCopied, KnowsOtherNames):
             seed=seed,
             name=name,
         )
+        journal = self._runtime.journal
         return RolloutStream(
-            self._policies(), rollout, tasks, options, limit=limit, executor=executor, state=state, agents=agents
+            self._policies(),
+            rollout,
+            tasks,
+            options,
+            limit=limit,
+            executor=executor,
+            state=state,
+            agents=agents,
+            recorded=None if journal is None else RecordedBatches(journal, self.run_id),
         )
 
     # --- saving and loading ---

@@ -353,18 +353,9 @@ class JournalFile:
 
     # --- batches of rollouts ---
 
-    def batches(self, stream: str, start: int, most: int) -> list[bytes]:
-        """Return recorded batches of a stream, in order."""
-        rows = self._db.execute(
-            "SELECT batch FROM batches WHERE stream = ? AND place >= ? ORDER BY place LIMIT ?", (stream, start, most)
-        )
-        return [zlib.decompress(row[0]) for row in rows]
-
-    def last_batch(self, stream: str) -> bytes | None:
-        """Return the last recorded batch of a stream."""
-        row = self._db.execute(
-            "SELECT batch FROM batches WHERE stream = ? ORDER BY place DESC LIMIT 1", (stream,)
-        ).fetchone()
+    def batch(self, stream: str, place: int) -> bytes | None:
+        """Return a recorded batch of a stream."""
+        row = self._first("SELECT batch FROM batches WHERE stream = ? AND place = ?", stream, place)
         return None if row is None else zlib.decompress(row[0])
 
     def put_batch(self, stream: str, place: int, batch: bytes) -> None:

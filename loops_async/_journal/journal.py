@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from msgspec import Struct
 
@@ -17,6 +17,8 @@ from ..protocol import encode
 from .content import Content, digest
 from .file import Completed, Creation, JournalFile, RecordedOperation
 from .thread import JournalThread
+
+T = TypeVar("T")
 
 KEPT_SECONDS: Final = 50 * 60.0
 """How long the service certainly knows a key: it keeps an outcome for about an hour (data-plane reference 1.1)."""
@@ -70,10 +72,14 @@ class Journal:
         """Write what was recorded, and end the thread."""
         await self._thread.close()
 
+    def numbered(self, what: str) -> str:
+        """Return `what` with a number: that of this call for `what`, which is the same each time the program starts."""
+        number = self._numbers[what] = self._numbers.get(what, 0) + 1
+        return f"{what}, {number}"
+
     def unique(self, name: str) -> str:
         """Return a name that no other call gets, in no other journal; the n-th for `name` is the same at each start."""
-        number = self._numbers[name] = self._numbers.get(name, 0) + 1
-        return f"{name}-{digest(f'{self._id}/{name}/{number}'.encode()).hex()}"
+        return f"{name}-{digest(f'{self._id}/{self.numbered(name)}'.encode()).hex()}"
 
     # --- creations ---
 
@@ -204,14 +210,15 @@ class Journal:
 
     # --- batches of rollouts ---
 
-    async def batches(self, stream: str, start: int, most: int) -> list[bytes]:
-        """Return recorded batches of a stream."""
-        return await self._thread.run(lambda file: file.batches(stream, start, most))
+    async def batch(self, stream: str, place: int, decode: Callable[[bytes], T]) -> T | None:
+        """Return a recorded batch of a stream."""
 
-    async def last_batch(self, stream: str) -> bytes | None:
-        """Return the last recorded batch of a stream."""
-        return await self._thread.run(lambda file: file.last_batch(stream))
+        def read(file: JournalFile) -> T | None:
+            found = file.batch(stream, place)
+            return None if found is None else decode(found)
 
-    async def put_batch(self, stream: str, place: int, batch: bytes) -> None:
+        return await self._thread.run(read)
+
+    async def put_batch(self, stream: str, place: int, batch: Callable[[], bytes]) -> None:
         """Record a batch before it is handed out."""
-        await self._thread.run(lambda file: file.put_batch(stream, place, batch))
+        await self._thread.run(lambda file: file.put_batch(stream, place, batch()))

@@ -17,7 +17,7 @@ from .advantages import group_advantages
 from .episode import Episode
 from .options import Options
 
-__all__ = ["RolloutBatch", "RolloutGroup", "prepare"]
+__all__ = ["RolloutBatch", "RolloutGroup", "add_examples", "prepare"]
 
 DRIFT_PREFIX: Final = "drift/"
 
@@ -118,11 +118,16 @@ async def prepare(group: RolloutGroup, options: Options) -> bool:
     for episode, advantage in zip(group.episodes, _advantages(group.rewards, options), strict=True):
         is_masked = options.mask_truncated and episode.is_truncated
         group.advantages.append(0.0 if is_masked else advantage)
+    await add_examples(group)
+    return any(group.advantages)
+
+
+async def add_examples(group: RolloutGroup) -> None:
+    """Give a group that has its advantages its training examples."""
     for episode, advantage in zip(group.episodes, group.advantages, strict=True):
         for sequence in (episode, *episode.branches):
             group.data.append(sequence.datum(advantage))
             await asyncio.sleep(0)  # long episodes take a while
-    return any(group.advantages)
 
 
 def _advantages(rewards: list[float], options: Options) -> Sequence[float]:

@@ -298,6 +298,18 @@ class StalenessGate:
                 self._taken = 0
             return taken
 
+    def _skip(self, count: int, *, is_last_of_step: bool, state: GateState) -> None:
+        """Count groups that were handed out before a restart, after which the gate had this state."""
+        with self._lock:
+            self._ended.update(accepted=count)
+            self._ended.update(dropped=state.dropped - self._ended["dropped"])
+            self._ended.update(failed=state.failed - self._ended["failed"])
+            self._taken += count
+            if is_last_of_step:
+                self._unfilled += self._groups_per_step - self._taken
+                self._step += 1
+                self._taken = 0
+
     def _can_wait(self, count: int, places: int) -> bool:
         """Whether all groups but the `count` oldest finished ones can be trained in time.
 

@@ -18,16 +18,20 @@ class Progress:
     """
 
     def __init__(self, state: RolloutState) -> None:
+        self._part: list[int] = []
+        """Handed out in a step that is not whole yet."""
+        self.restore(state)
+
+    def restore(self, state: RolloutState) -> None:
+        """Go on from this state, before any task is begun."""
         self._first_new = state.next_index
         self._again = frozenset(state.pending)
         self._next_index = state.next_index
         self._pending = set(state.pending)
-        self._part: list[int] = []
-        """Handed out in a step that is not whole yet."""
 
     def is_wanted(self, index: int) -> bool:
         """Whether to roll out this task; otherwise that was done before the stream was restored."""
-        return index >= self._first_new or index in self._again
+        return (index >= self._first_new or index in self._again) and index not in self._part
 
     def begun(self, index: int) -> None:
         """Count a task whose group was admitted."""

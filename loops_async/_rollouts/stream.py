@@ -31,6 +31,7 @@ from .policy import Trainer
 from .producer import Producer, Tasks
 from .progress import Progress, gate_state
 from .publisher import Publisher
+from .recorded import RecordedBatch, RecordedBatches
 from .rolling import Roller, is_plain_function
 from .state import RolloutState
 from .watch import LoopWatch, warn_of_waiting
@@ -89,6 +90,7 @@ class RolloutStream:
         executor: Executor | None = None,
         state: RolloutState | None = None,
         agents: Mapping[str, Any] | None = None,
+        recorded: RecordedBatches | None = None,
     ) -> None:
         check_options(options)
         self._agents = None if agents is None else check_gateway_options(agents)
@@ -120,6 +122,7 @@ class RolloutStream:
         self._is_silent = True
         """Whether the program has had no batch yet, and was not told why there is none."""
         self._parts: Parts | None = None
+        self._recorded = recorded
         self._last_state: RolloutState | None = None
         """The state when the stream was left."""
 
@@ -163,6 +166,8 @@ class RolloutStream:
 
     async def __anext__(self) -> RolloutBatch:
         parts = self._opened()
+        if self._recorded is not None and (recorded := await self._recorded.next()) is not None:
+            return self._handed_out_again(self._opened(), recorded)
         with parts.meter.waiting(), warn_of_waiting(self._describe_waiting):
             while (batch := self._next_batch(parts)) is None:
                 if parts.producer.has_ended:
@@ -172,7 +177,32 @@ class RolloutStream:
                 self._change.clear()
                 await self._change.wait()
                 parts = self._opened()
+        if self._recorded is not None:
+            await self._recorded.put(batch, self.state())
         return batch
+
+    def _handed_out_again(self, parts: Parts, recorded: RecordedBatch) -> RolloutBatch:
+        """Hand out a batch that the journal has, as if its groups had just ended."""
+        batch, state = recorded.batch, recorded.state
+        self._is_silent = False
+        self._gate._skip(  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - not for programs
+            len(batch.groups), is_last_of_step=batch.is_last_of_step, state=gate_state(state)
+        )
+        self._progress.restore(state)
+        self._count_groups(batch)
+        self._trainer.log(batch.metrics)
+        self._start_rollouts(parts)
+        return batch
+
+    def _start_rollouts(self, parts: Parts) -> None:
+        """Begin to roll out, unless there are batches to be handed out again before."""
+        if self._recorded is None or self._recorded.is_over:
+            parts.producer.start(self._source)
+
+    def _count_groups(self, batch: RolloutBatch) -> None:
+        self._in_step = 0 if batch.is_last_of_step else self._in_step + len(batch.groups)
+        indices = [group.index for group in batch.groups]
+        self._progress.handed_out(indices, is_last_of_step=batch.is_last_of_step)
 
     def _end(self, producer: Producer) -> None:
         """Let no program take a stream without a batch for one that was trained on."""
@@ -198,10 +228,8 @@ class RolloutStream:
 
     def _batch(self, parts: Parts, groups: list[RolloutGroup], step: int) -> RolloutBatch:
         self._is_silent = False
-        is_last = self._gate.step > step
-        self._in_step = 0 if is_last else self._in_step + len(groups)
-        self._progress.handed_out([group.index for group in groups], is_last_of_step=is_last)
-        batch = RolloutBatch(groups=groups, step=step, is_last_of_step=is_last)
+        batch = RolloutBatch(groups=groups, step=step, is_last_of_step=self._gate.step > step)
+        self._count_groups(batch)
         batch.metrics = parts.meter.read(
             batch.episodes, [group.version for group in groups], step=step, policy=self.policy_version
         )
@@ -353,7 +381,9 @@ class RolloutStream:
             parts.resources.max_episode_tokens = await self._max_episode_tokens()
             await self._publisher.publish(wait=True)
             parts.resources.agents = await self._open_gateway(parts.resources.max_episode_tokens)
-            parts.producer.start(self._source)
+            if self._recorded is not None:
+                await self._recorded.open()
+            self._start_rollouts(parts)
         except BaseException:
             await run_to_completion(self._close())
             raise

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from msgspec.structs import replace
 
 from loops_async import (
     AdamParams,
     ConfigError,
+    Episode,
     InputError,
     JournalError,
     JournalMismatchError,
     LoopsError,
     RemoteOpError,
+    RolloutContext,
     ServiceClient,
     UnknownRequestError,
 )
@@ -29,6 +33,7 @@ from loops_local.engine.base import SampleJob
 from tests.support.colours import Colour
 from tests.support.engines import WatchedEngine
 from tests.support.killed import Program, Restartable
+from tests.support.rollouts import PAIRS, loop, one_turn
 from tests.support.secrecy import all_that_it_shows
 from tests.support.work import FEW_TOKENS, PROMPT, REFUSED, example
 
@@ -381,3 +386,90 @@ async def test_a_failed_creation_is_tried_again(
     with pytest.raises(Exception, match="422"):
         await started(program).run()
     assert await started(program).run() == await started(program).run()
+
+
+# --- rollouts ---
+
+
+def rolling(engine: WatchedEngine, *, minibatches: int = 1) -> Program:
+    """Return a program that trains on rollouts."""
+
+    async def program(service: ServiceClient) -> list[Any]:
+        seen: list[Any] = []
+        trainer = await service.create_lora_training_client(engine.name, rank=4)
+        options: dict[str, Any] = {**PAIRS, "max_staleness": 1, "minibatches": minibatches, "seed": 3}
+        async with trainer.rollouts(one_turn, range(8), **options) as stream:
+            async for batch in stream:
+                number = len(seen) + 1
+                step = await trainer.forward_backward(batch.data, "importance_sampling")
+                if batch.is_last_of_step:
+                    await trainer.optim_step(AdamParams(learning_rate=number))
+                    await stream.publish()
+                seen.append(
+                    [json.loads(batch.to_json()), (await step).loss, stream.version, stream.gate.accepted >= number]
+                )
+            seen.append(stream.state())
+        return seen
+
+    return program
+
+
+@pytest.mark.parametrize(
+    ("route", "number", "is_executed"),
+    [
+        ("POST */optim_step", 1, False),
+        ("POST */forward_backward", 3, True),
+        ("POST */save_weights_for_sampler", 4, True),
+        ("POST */save_weights_for_sampler", 5, True),
+    ],
+)
+@pytest.mark.parametrize("minibatches", [1, 2])
+async def test_a_killed_loop_of_rollouts_trains_on_each_batch_once(
+    started: Callable[..., Restartable],
+    engine: WatchedEngine,
+    jobs: list[SampleJob],
+    route: str,
+    number: int,
+    is_executed: bool,
+    minibatches: int,
+) -> None:
+    program = started(rolling(engine, minibatches=minibatches), journal_samples=True)
+    await program.kill_at(route, number, is_executed=is_executed)
+    seen = await program.run()
+    assert [each for each in engine.done if each[0] == "optim_step"] == [
+        ("optim_step", minibatches * step) for step in (1, 2, 3, 4)
+    ]
+    assert [name for name, _ in engine.done].count("forward_backward") == 4 * minibatches
+    tasks = [group["index"] for batch, *_ in seen[:-1] for group in batch["groups"]]
+    assert sorted(tasks) == list(range(8))
+    paid = len(jobs)
+    assert await program.run() == seen
+    assert len(jobs) == paid
+
+
+async def test_recorded_batches_need_no_rollout(
+    started: Callable[..., Restartable], engine: WatchedEngine, jobs: list[SampleJob]
+) -> None:
+    program = started(rolling(engine))
+    seen = await program.run()
+    assert len(jobs) == 16
+    assert await program.run() == seen
+    assert len(jobs) == 16
+
+
+async def test_tasks_without_a_json_form_are_not_recorded(
+    started: Callable[..., Restartable], engine: WatchedEngine
+) -> None:
+    tasks: list[Any] = [object(), {"id": 1, "of": np.arange(2)}]
+
+    async def rollout(ctx: RolloutContext, task: object) -> Episode:
+        return await one_turn(ctx, ctx.index)
+
+    async def program(service: ServiceClient) -> list[Any]:
+        trainer = await service.create_lora_training_client(engine.name, rank=4)
+        async with trainer.rollouts(rollout, tasks, **PAIRS) as stream:
+            return [group.task for batch in await loop(trainer, stream) for group in batch.groups]
+
+    journaled = started(program)
+    assert await journaled.run() == tasks
+    assert await journaled.run() == [None, {"id": 1, "of": [0, 1]}]
