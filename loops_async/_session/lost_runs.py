@@ -54,7 +54,7 @@ async def find_lost_run(
     raise lost_run(request, lost.__cause__, candidates) from lost.__cause__
 
 
-def lost_run_among(listed: Sequence[Run], request: CreateRunRequest, ledger: RunLedger) -> tuple[Run | None, list[Run]]:
+def lost_run_among(listed: Sequence[Run], request: NewRun, ledger: RunLedger) -> tuple[Run | None, list[Run]]:
     """Return the run that an unanswered `request` created, None if that is not certain; and those that it may be."""
     oldest_first = sorted(listed, key=lambda run: run.created_at)
     candidates = [run for run in oldest_first if run.id not in ledger.known and may_be(request, run)]
