@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any, Final, TypeGuard, TypeVar, cast
@@ -107,7 +107,7 @@ def check_request(value: Any, kind: type[S]) -> S:
 
 
 @contextmanager
-def as_config_errors() -> Iterator[None]:
+def as_config_errors() -> Generator[None]:
     """Raise `ConfigError` in place of `InputError`: inside are checks of what configures a client or a server."""
     try:
         yield
