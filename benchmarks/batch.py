@@ -2,7 +2,8 @@
 
 ``python -m benchmarks.batch`` samples 200,000 rows with `sample_file`; ``tools/ray.sh -m benchmarks.batch --on-ray``
 does so with `loops_async.ray.sample_files` too, and prints the ratio; ``--save`` keeps the figures in
-``results/batch.json``. ``--quick`` takes 2,000 rows.
+``results/batch.json``, from where ``tools/guide_tables.py`` writes them into ``docs/scaling.md``. ``--quick`` takes
+2,000 rows.
 
 A steady rate is that from a tenth of the output to nine tenths, so without the start of processes. CPU is that of all
 processes but the service, which other programs on the machine affect less than they affect rates. Needs Linux.
@@ -225,7 +226,13 @@ def main() -> None:
         show("one process", in_one_process, "out.jsonl")
         if given.on_ray:
             show("on Ray", on_ray(given.workers), "out")
-    result = {"rows": rows, "tokens": TOKENS, "load_before": round(load, 1), **to_builtins(found)}
+    result = {
+        "rows": rows,
+        "tokens": TOKENS,
+        "workers": given.workers,
+        "load_before": round(load, 1),
+        **to_builtins(found),
+    }
     if given.on_ray:
         alone, ray = found["one process"], found["on Ray"]
         result["ratio"] = round(ray.rows_per_second / alone.rows_per_second, 2)

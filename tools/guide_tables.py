@@ -1,4 +1,4 @@
-"""Write the tables of the guides of `docs/` that state facts of the code, from the code.
+"""Write the tables of the guides of `docs/` that state facts of the code or measurements, from these.
 
 Usage: python tools/guide_tables.py [--check]
 """
@@ -6,12 +6,13 @@ Usage: python tools/guide_tables.py [--check]
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -23,6 +24,7 @@ from loops_async.protocol import LOSSES, SCORE_ALL, LossRule, Setting
 from tools.tables_in_pages import replaced, table, write_or_check
 
 DOCS: Final = ROOT / "docs"
+MEASURED: Final = ROOT / "benchmarks" / "results" / "batch.json"
 BEGIN: Final = "<!-- {}, from the code: python tools/guide_tables.py -->\n"
 END: Final = "<!-- end of {} -->\n"
 
@@ -88,6 +90,33 @@ def meaning(kind: type[LoopsError]) -> str:
     return re.sub(r" \([\dx, ]+\)", "", re.split(r"(?<!e\.g)\. ", paragraph)[0]).removesuffix(".")
 
 
+def rates_of_batches() -> Rows:
+    """What `python -m benchmarks.batch --on-ray --save` has measured."""
+    found = json.loads(MEASURED.read_text())
+    head = [f"{found['rows']:,} rows of {found['tokens']} tokens", "rows a second", "without its start", "CPU a row"]
+    ratio = [f"{found[name]:.2f}" for name in ("ratio", "steady_ratio")]
+    return [
+        [*head, "memory after a fifth, and at most"],
+        ["one process", *figures_of(found["one process"]), memory(found["one process"]["driver_mb"])],
+        [
+            f"on Ray, {found['workers']} workers",
+            *figures_of(found["on Ray"]),
+            f"driver {memory(found['on Ray']['driver_mb'])}; a worker {memory(found['on Ray']['largest_worker_mb'])}",
+        ],
+        ["Ray / one process", *ratio, "", ""],
+    ]
+
+
+def figures_of(run: dict[str, Any]) -> list[str]:
+    """Return the rates of a run, and its CPU."""
+    return [f"{run['rows_per_second']:,}", f"{run['steady_rows_per_second']:,}", f"{run['cpu_ms_per_row']:.2f} ms"]
+
+
+def memory(megabytes: Sequence[int]) -> str:
+    """Return memory after a fifth of the rows, and at most."""
+    return f"{megabytes[0]} and {megabytes[1]} MB"
+
+
 def codes(names: Sequence[str]) -> str:
     """Return names as they are in Markdown."""
     return ", ".join(f"`{name}`" for name in names) or "-"
@@ -96,6 +125,7 @@ def codes(names: Sequence[str]) -> str:
 PAGES: Final = {
     "losses": {"inputs of losses": loss_inputs, "settings of losses": loss_settings},
     "errors": {"tree of errors": error_tree},
+    "scaling": {"rates of batches": rates_of_batches},
 }
 
 

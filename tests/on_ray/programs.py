@@ -15,7 +15,7 @@ from typing import Any
 from loops_async import BatchReport, BatchSettings, SamplingClient, SamplingParams, ServiceClient
 from loops_local import LocalService
 
-PATIENCE_SECONDS = 240.0
+PATIENCE_SECONDS = 120.0
 
 SETTINGS = BatchSettings(base_model="counting", sampling_params=SamplingParams(max_tokens=200))
 """As of a sampler of a run, which has the same weights and another id when it is started again."""

@@ -15,7 +15,7 @@ from ray.data._internal.logical.optimizers import get_execution_plan
 
 from loops_async import BatchSettings, ConfigError, InputError, SamplingClient, SamplingParams
 from loops_async._batch.lock import only_run
-from loops_async.ray import Sampler, sample
+from loops_async.ray import Sampler, SharedLimit, sample
 from loops_local import LocalService
 
 from .conftest import API_KEY, CountingEngine
@@ -124,8 +124,10 @@ async def test_a_worker_says_what_its_node_lacks(
         await Sampler(there, settings=SETTINGS, limit=100)(pa.Table.from_pylist(rows(1)))
     monkeypatch.setenv("BASETEN_API_KEY", API_KEY)
     monkeypatch.setattr("loops_async._http.settings.open_file_limit", lambda: 64)
-    [record] = (await Sampler(there, settings=SETTINGS, limit=100)(pa.Table.from_pylist(rows(1)))).to_pylist()
+    limit = SharedLimit(100)
+    [record] = (await Sampler(there, settings=SETTINGS, limit=limit)(pa.Table.from_pylist(rows(1)))).to_pylist()
     assert record["completions"]
+    assert await limit.sampled() == (1, 0)  # also of a worker that Ray ends now
     assert "run `ulimit -n 134` before the program" in caplog.text
 
 
