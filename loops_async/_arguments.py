@@ -19,6 +19,7 @@ from ._values import place_and_rule
 from .errors import ConfigError, InputError
 from .protocol import LOGPROBS, MASK, LossRule, checked_loss_data, is_for_all_positions, loss_rule, loss_settings
 from .types import Datum, EncodedTextChunk, ImageChunk, ModelInput, TensorData
+from .types.array_numbers import ArrayNumbers
 from .types.inputs import text_input
 from .types.tensors import DTYPES, FLOATS, is_list_like, plain_number, plain_scalar
 
@@ -205,8 +206,8 @@ def _check_tensor(tensor: Any, path: str, positions: int, name: str) -> None:
         raise InputError(path, f"expected TensorData, got {type(tensor).__name__}")
     if tensor.dtype not in DTYPES:
         raise InputError(path, f"dtype must be one of {', '.join(sorted(DTYPES))}; got {tensor.dtype!r}")
-    if math.prod(tensor.shape) != len(tensor.data):
-        raise InputError(path, f"shape {tensor.shape} does not hold {len(tensor.data)} numbers")
+    if math.prod(tensor.shape) != len(tensor.numbers):
+        raise InputError(path, f"shape {tensor.shape} does not hold {len(tensor.numbers)} numbers")
     if tensor.shape[:1] != [positions] and not is_for_all_positions(name, tensor):
         raise InputError(path, f"needs one entry for each of the {positions} positions; shape is {tensor.shape}")
     _check_numbers(tensor, path, is_logprob=name in LOGPROBS)
@@ -233,7 +234,11 @@ def _are_plainly_right(tensor: TensorData, *, is_logprob: bool) -> bool:
 
     The sum is an int only if every number is one, and finite only if every number is. False says that it is uncertain.
     """
-    data: Any = tensor.data
+    data: Any = tensor.numbers
+    if isinstance(data, ArrayNumbers):
+        if tensor.dtype in FLOATS:
+            return data.lie_within(-_LARGEST, _ROUNDING if is_logprob else _LARGEST)
+        return tensor.dtype != "bool" and data.are_integers()
     if tensor.dtype == "bool" or not data or isinstance(data[0], bool):
         return False
     try:

@@ -248,13 +248,13 @@ class LossRule(Struct, frozen=True, kw_only=True):
         """Return the number of positions whose weight or advantage is not 0; see `counted`."""
         positions = datum.model_input.length
         targets, factors = datum.loss_fn_inputs.get(TARGET_TOKENS), datum.loss_fn_inputs.get(self.excluding)
-        if targets is not None and len(targets.data) != positions:  # several targets for each position
+        if targets is not None and len(targets.numbers) != positions:  # several targets for each position
             return sum(self.counted(datum))
         if factors is None:
-            return positions if targets is None else positions - targets.data.count(IGNORED_TARGET)
-        if len(factors.data) == 1:
-            return positions if factors.data[0] else 0
-        return positions - factors.data.count(0)
+            return positions if targets is None else positions - int(targets.numbers.count(IGNORED_TARGET))
+        if len(factors.numbers) == 1:
+            return positions if factors.numbers[0] else 0
+        return positions - int(factors.numbers.count(0))
 
 
 # The reference lists skip_token_normalization for cross_entropy only. Every loss has it here, since "More facts" there

@@ -11,6 +11,7 @@ from msgspec.structs import force_setattr
 
 from .._values import Value
 from ..errors import InputError
+from .array_numbers import array_numbers, keep_arrays, kept_numbers
 from .tensors import ArrayLike, SupportsToList, TensorData, is_list_like, plain_number, plain_scalars
 
 __all__ = ["Datum", "EncodedTextChunk", "ExternalRef", "ImageAssetPointerChunk", "ImageChunk", "ModelInput"]
@@ -30,12 +31,18 @@ class EncodedTextChunk(Value, Struct, frozen=True, tag="encoded_text", tag_field
 
     def __post_init__(self) -> None:
         # A copy: what is done to the caller's list later must not change what is sent.
-        force_setattr(self, "tokens", token_ids(self.tokens, path="tokens"))
+        given = kept_numbers(self, "tokens")
+        numbers = array_numbers(given) if len(getattr(given, "shape", ())) == 1 else None
+        is_array = numbers is not None and numbers.are_integers()
+        force_setattr(self, "tokens", numbers if is_array else token_ids(given, path="tokens"))
 
     @property
     def length(self) -> int:
         """Positions that the chunk takes in the model's input."""
-        return len(self.tokens)
+        return len(kept_numbers(self, "tokens"))
+
+
+keep_arrays(EncodedTextChunk, "tokens")
 
 
 class ImageChunk(Value, Struct, frozen=True, tag="image", tag_field="type", kw_only=True):

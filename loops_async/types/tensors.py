@@ -13,6 +13,7 @@ from msgspec.structs import force_setattr
 
 from .._values import Value
 from ..errors import InputError
+from .array_numbers import ArrayNumbers, array_numbers, keep_arrays, kept_numbers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,6 +53,10 @@ class TensorData(Value, Struct, frozen=True, kw_only=True):
     `dtype` is one of float32, float16, bfloat16, float64, int32, int64, int8, bool. JSON has no NaN, so it is sent and
     received as ``null``; a ``null`` in a float tensor becomes NaN.
 
+    Numbers given as a numpy array are copied and stay an array, until `data` is read or the tensor is sent: making the
+    datums of a large batch takes little time. To encode such a tensor yourself, use `to_json` or `to_dict`, or read
+    `data` before.
+
     Example:
         >>> from loops_async import TensorData
         >>> TensorData.from_list([[1, 2], [3, 4]], dtype="int64")
@@ -63,8 +68,14 @@ class TensorData(Value, Struct, frozen=True, kw_only=True):
     shape: list[int]
 
     def __post_init__(self) -> None:
-        if self.dtype in FLOATS and not _are_numbers(self.data):
-            force_setattr(self, "data", [math.nan if x is None else x for x in self.data])
+        held = kept_numbers(self, "data")
+        if isinstance(held, ArrayNumbers):
+            return
+        numbers = array_numbers(held)
+        if numbers is not None:
+            force_setattr(self, "data", numbers)
+        elif self.dtype in FLOATS and not _are_numbers(held):
+            force_setattr(self, "data", [math.nan if x is None else x for x in held])
 
     @classmethod
     def of(cls, value: ArrayLike, dtype: str | None = None, *, path: str = "tensor") -> TensorData:
@@ -81,12 +92,15 @@ class TensorData(Value, Struct, frozen=True, kw_only=True):
         if isinstance(value, TensorData):
             if dtype in (None, value.dtype):
                 return value
-            return cls(data=value.data, dtype=_known(dtype, value.dtype, path), shape=value.shape)
+            return cls(data=value.numbers, dtype=_known(dtype, value.dtype, path), shape=value.shape)
         if is_list_like(value):
             shape = _shape_of(value)
             flat, own_dtype = _numbers(_flatten(value, shape, path), path)
         elif isinstance(value, SupportsToList):
             shape = [int(n) for n in value.shape] or [1]
+            numbers: Any = array_numbers(value)
+            if numbers is not None:
+                return cls(data=numbers, dtype=_known(dtype, str(value.dtype), path), shape=shape)
             flat = value.tolist() if value.shape else [value.tolist()]
             for _ in shape[1:]:
                 flat = list(chain.from_iterable(flat))
@@ -110,6 +124,11 @@ class TensorData(Value, Struct, frozen=True, kw_only=True):
         """Make a tensor from a torch tensor, with its dtype and shape."""
         return cls.of(tensor.detach())
 
+    @property
+    def numbers(self) -> Any:
+        """What holds the numbers: a list, or an `ArrayNumbers`, which has of a list what this library needs."""
+        return kept_numbers(self, "data")
+
     def tolist(self) -> list[Any]:
         """Return the numbers as lists nested according to `shape`."""
         nested: list[Any] = list(self.data)
@@ -122,7 +141,8 @@ class TensorData(Value, Struct, frozen=True, kw_only=True):
         import numpy as np
 
         dtype = "float32" if self.dtype == "bfloat16" else self.dtype
-        return np.array(self.data, dtype=dtype).reshape(self.shape)
+        held = self.numbers
+        return np.array(held.array if isinstance(held, ArrayNumbers) else held, dtype=dtype).reshape(self.shape)
 
     def to_torch(self) -> torch.Tensor:
         """Return a torch tensor of `shape` and `dtype`; needs the ``torch`` extra."""
@@ -131,6 +151,9 @@ class TensorData(Value, Struct, frozen=True, kw_only=True):
         except ImportError as missing:
             raise ImportError("TensorData.to_torch needs torch: pip install 'loops-async[torch]'") from missing
         return torch.tensor(self.data, dtype=getattr(torch, self.dtype)).reshape(self.shape)
+
+
+keep_arrays(TensorData, "data")
 
 
 def is_list_like(value: Any) -> TypeGuard[Sequence[Any]]:
@@ -149,7 +172,9 @@ def _known(wanted: str | None, own: str, path: str) -> str:
 
 
 def plain_scalar(value: Any) -> Any:
-    """Return the Python number of a numpy or torch scalar; every encoder uses this as its hook."""
+    """Return the Python numbers of an array or a scalar of numpy or torch; every encoder uses this as its hook."""
+    if type(value) is ArrayNumbers:
+        return value.tolist()
     if isinstance(value, SupportsToList):
         return value.tolist()
     raise TypeError(f"{type(value).__name__} is not JSON serializable")

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from loops_async.errors import InputError
+from loops_async.protocol import encode
 from loops_async.types import LogLevel
 
 from .._errors import HttpError
@@ -39,7 +40,7 @@ async def run_to_outcome(work: Work, *, name: str, operation_id: str, log: Deplo
 
     started = time.perf_counter()
     try:
-        outcome = msgspec.json.encode({"status": "done", "result": await work()})
+        outcome = encode({"status": "done", "result": await work()})
     except (RefusedError, InputError, HttpError) as refused:
         write("WARNING", f"refused: {refused}")
         # The wire's examples name Python's own class for a bad argument.

@@ -20,11 +20,12 @@ from loops_async import (
     InputError,
     ModelInput,
     TensorData,
+    protocol,
 )
 
 
 def on_the_wire(value: Any) -> Any:
-    return msgspec.json.decode(msgspec.json.encode(value))
+    return msgspec.json.decode(protocol.encode(value))
 
 
 @pytest.mark.parametrize(
@@ -129,7 +130,7 @@ def test_images_take_the_positions_that_they_expect() -> None:
     with pytest.raises(TypeError, match="ImageChunk"):
         mixed.to_ints()
     assert on_the_wire(image) == {"type": "image", "data": "iVBORw==", "format": "png", "expected_tokens": 7}
-    assert msgspec.json.decode(msgspec.json.encode(mixed), type=ModelInput) == mixed
+    assert msgspec.json.decode(protocol.encode(mixed), type=ModelInput) == mixed
     assert image.to_bytes() == b"\x89PNG"
 
 
@@ -163,7 +164,7 @@ def test_datum_on_the_wire() -> None:
     routed = Datum(model_input=[1], routed_experts_ref=ExternalRef(uri="bt://x", version=1))
     assert on_the_wire(routed)["routed_experts_ref"] == {"uri": "bt://x", "version": 1}
     for datum in (plain, routed):
-        assert msgspec.json.decode(msgspec.json.encode(datum), type=Datum) == datum
+        assert msgspec.json.decode(protocol.encode(datum), type=Datum) == datum
 
 
 @pytest.mark.parametrize("inputs", [None, [1, 2], "weights"])

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from loops_async import InputError, TensorData
+from loops_async import InputError, TensorData, protocol
 
 
 class TorchLike:
@@ -96,7 +96,7 @@ def test_unknown_dtype_is_refused_with_the_known_ones() -> None:
 )
 def test_numpy_survives_the_wire(array: np.ndarray[Any, Any]) -> None:
     array = np.where(np.isinf(array), 0, array).astype(array.dtype)  # JSON has no infinity
-    sent = msgspec.json.encode(TensorData.from_numpy(array))
+    sent = protocol.encode(TensorData.from_numpy(array))
     back = msgspec.json.decode(sent, type=TensorData)
     assert back.to_numpy().dtype == array.dtype
     np.testing.assert_array_equal(back.to_numpy(), array)
@@ -104,7 +104,7 @@ def test_numpy_survives_the_wire(array: np.ndarray[Any, Any]) -> None:
 
 
 def test_nan_travels_as_null_both_ways() -> None:
-    sent = msgspec.json.encode(TensorData.of([1.0, math.nan]))
+    sent = protocol.encode(TensorData.of([1.0, math.nan]))
     assert msgspec.json.decode(sent) == {"data": [1.0, None], "dtype": "float32", "shape": [2]}
     back = msgspec.json.decode(sent, type=TensorData)
     assert back.data[0] == 1.0
