@@ -48,7 +48,7 @@ def test_the_defaults_of_time_limits() -> None:
         assert name, call
         assert str(default(name["dotted"], name["arguments"])) == said, call
         checked += 1
-    assert checked == 11
+    assert checked == 12
 
 
 def test_the_defaults_that_stand_in_sentences() -> None:
