@@ -16,7 +16,7 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from .errors import InputError
-from .types import AdamParams, Datum, TensorData
+from .types import AdamParams, Datum, ModelInput, TensorData
 from .types.identifiers import GivenId
 from .types.inputs import Chunk, ExternalRef
 from .types.tensors import plain_number, plain_scalar
@@ -388,6 +388,12 @@ class SampleBody(Struct, kw_only=True, gc=False):
     include_routed_experts: bool | UnsetType = UNSET
     model: str | None | UnsetType = UNSET
     lora: str | None | UnsetType = UNSET
+
+    @property
+    def length(self) -> int:
+        """Positions of the prompt, with those of its images."""
+        chunks = self.model_input_chunks
+        return len(self.prompt) if chunks is UNSET else ModelInput(chunks).length
 
 
 class PromptLogprob(Struct):

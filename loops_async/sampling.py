@@ -235,7 +235,7 @@ class SamplingClient(SameWhenCopied, KnowsOtherNames):
                 request_id=answer.request_id,
                 clean=runtime.transport.clean,
                 counts=entry.counts,
-                prompt_length=None if body.model_input_chunks is UNSET else _length(body),
+                prompt_length=None if body.model_input_chunks is UNSET else body.length,
             )
         response: SampleResponse = entry.result
         return response
@@ -718,15 +718,9 @@ def _tokens(prompt: ModelInput) -> list[int]:
     return only.tokens if len(prompt.chunks) == 1 and isinstance(only, EncodedTextChunk) else prompt.to_ints()
 
 
-def _length(body: protocol.SampleBody) -> int:
-    """Return the positions of the prompt, with those of its images."""
-    chunks = body.model_input_chunks
-    return len(body.prompt) if chunks is UNSET else ModelInput(chunks).length
-
-
 def _asked(body: protocol.SampleBody) -> Counts:
     """Return what a sample uses for certain; each completion has at least one token."""
-    return Counts(samples=1, prompt_tokens=_length(body), completion_tokens=body.n, requests=1)
+    return Counts(samples=1, prompt_tokens=body.length, completion_tokens=body.n, requests=1)
 
 
 def _affinity_header(key: str | None) -> dict[str, str]:

@@ -7,11 +7,9 @@ from functools import lru_cache
 from typing import TypeAlias
 from urllib.parse import urlsplit
 
-from msgspec import UNSET
-
 from .._work.registry import Entry
 from ..protocol import SampleBody
-from ..types import EncodedTextChunk, ImageChunk, SampleResponse
+from ..types import SampleResponse
 from . import names
 
 Attributes: TypeAlias = dict[str, str | int | float | bool | list[str]]
@@ -57,14 +55,6 @@ def came_of_it(entry: Entry) -> Attributes:
             return {}
 
 
-def input_tokens(body: SampleBody) -> int:
-    """Return the number of positions of a prompt, with those of its images."""
-    chunks = body.model_input_chunks
-    if chunks is UNSET:
-        return len(body.prompt)
-    return sum(chunk.length for chunk in chunks if isinstance(chunk, EncodedTextChunk | ImageChunk))
-
-
 def output_tokens(response: SampleResponse) -> int:
     """Return the number of tokens of all completions."""
     return sum(len(sequence.tokens) for sequence in response.sequences)
@@ -91,7 +81,7 @@ def _settings(body: SampleBody) -> Attributes:
 def _answer(body: SampleBody, response: SampleResponse) -> Attributes:
     counts: Attributes = {
         names.GEN_AI_FINISH_REASONS: [sequence.stop_reason for sequence in response.sequences],
-        names.GEN_AI_INPUT_TOKENS: input_tokens(body),
+        names.GEN_AI_INPUT_TOKENS: body.length,
         names.GEN_AI_OUTPUT_TOKENS: output_tokens(response),
     }
     ids = {names.GEN_AI_RESPONSE_ID: response.request_id, names.POLICY_VERSION: response.policy_version}

@@ -8,7 +8,7 @@ from opentelemetry.metrics import Meter, UpDownCounter
 
 from .._work.registry import Entry
 from . import names
-from .attributes import Attributes, error_type, input_tokens, of_sample, output_tokens
+from .attributes import Attributes, error_type, of_sample, output_tokens
 from .harmless import harmless
 
 
@@ -66,7 +66,7 @@ class Metrics:
             group = of_sample(entry)
             self._gen_ai_duration.record(seconds, group | failure)
             if entry.result is not None:
-                self._gen_ai_tokens.record(input_tokens(entry.subject), group | {names.GEN_AI_TOKEN_TYPE: "input"})
+                self._gen_ai_tokens.record(entry.subject.length, group | {names.GEN_AI_TOKEN_TYPE: "input"})
                 self._gen_ai_tokens.record(output_tokens(entry.result), group | {names.GEN_AI_TOKEN_TYPE: "output"})
         elif entry.kind == "operation":
             operation: Attributes = {names.OPERATION: entry.what, names.GEN_AI_MODEL: entry.endpoint.base_model}
