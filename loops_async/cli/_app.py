@@ -17,6 +17,7 @@ from .completion import completion
 from .doctor import doctor
 from .running import down, ps
 from .sample import sample
+from .top import top
 
 __all__ = ["app", "prepare"]
 
@@ -31,6 +32,7 @@ app.add_typer(samplers.app, name="samplers")
 app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(deployments.app, name="deployments")
 app.command()(ps)
+app.command()(top)
 app.command()(down)
 app.command()(sample)
 app.command()(capabilities)

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from .._text import one_line, visible, visible_json
 from ._exit_codes import CLOSED_PIPE
-from ._table import field_lines, lay_out
+from ._table import Layout, field_lines, lay_out
 
 T = TypeVar("T")
 
@@ -70,6 +70,11 @@ errors = _console(stderr=True)
 def is_live() -> bool:
     """Whether a display on standard error can be redrawn in place."""
     return errors.is_terminal and not errors.is_dumb_terminal
+
+
+def is_terminal() -> bool:
+    """Whether the answer of a command can be redrawn in place."""
+    return out.is_terminal and not out.is_dumb_terminal
 
 
 def columns_of_terminal() -> int | None:
@@ -150,14 +155,27 @@ def show_table(columns: Columns[T], rows: Sequence[T]) -> None:
     if not rows:
         note("none")
         return
+    layout = _layout(columns, rows)
+    for line in _styled(layout):
+        out.print(line)
+    if layout.left_out:
+        note(f"not shown for lack of width: {', '.join(layout.left_out)}; --json has all")
+
+
+def table_lines(columns: Columns[T], rows: Sequence[T]) -> list[Text]:
+    """Return the lines of a table, for a display that is redrawn in place."""
+    return _styled(_layout(columns, rows)) if rows else [Text("none")]
+
+
+def _layout(columns: Columns[T], rows: Sequence[T]) -> Layout:
     names = list(columns)
     least = max((names.index(name) + 1 for name in ESSENTIAL if name in names), default=1)
     cells = [[as_text(value_of(row)) for value_of in columns.values()] for row in rows]
-    layout = lay_out(names, cells, width=columns_of_terminal(), least=least)
-    for number, line in enumerate(layout.lines):
-        out.print(Text(line, style="bold" if number < layout.head else ""))
-    if layout.left_out:
-        note(f"not shown for lack of width: {', '.join(layout.left_out)}; --json has all")
+    return lay_out(names, cells, width=columns_of_terminal(), least=least)
+
+
+def _styled(layout: Layout) -> list[Text]:
+    return [Text(line, style="bold" if number < layout.head else "") for number, line in enumerate(layout.lines)]
 
 
 def show_fields(fields: Columns[T], found: T) -> None:

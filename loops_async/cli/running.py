@@ -45,6 +45,7 @@ class Entry(Struct, frozen=True, kw_only=True):
     age_seconds: float
     idle_seconds: float | None = None
     """The time since the last request; at least that long if there was none in the last hour."""
+    deployment_id: str | None = None
     switches_off: str | None = None
     """``off`` where it was scaled to zero, and costs nothing until its next use."""
     owner: str | None = None
@@ -70,7 +71,7 @@ def ps(
     as_json: AsJson = False,
 ) -> None:
     """Show the runs and standalone samplers that were not deactivated: they may cost money."""
-    found = on_control_plane(context, partial(_running, context, everyone=everyone))
+    found = on_control_plane(context, partial(running, context, everyone=everyone))
     emit_rows(COLUMNS, found, as_json=as_json, quiet=quiet)
 
 
@@ -89,7 +90,7 @@ def down(
         raise typer.BadParameter("give the ids of runs and samplers (see `loops ps`), or --all")
     chosen = list(dict.fromkeys(ids or []))
     if everything:
-        found = on_control_plane(context, partial(_running, context, everyone=False))
+        found = on_control_plane(context, partial(running, context, everyone=False))
         chosen = [row.id for row in found]
         if found and not yes:
             confirm(f"Deactivate all {len(found)}: {', '.join(f'{row.kind} {row.id} ({row.model})' for row in found)}?")
@@ -113,7 +114,7 @@ async def _named(plane: ControlPlane, id_: str) -> Run | Sampler:
         raise
 
 
-async def _running(context: typer.Context, plane: ControlPlane, *, everyone: bool) -> list[Entry]:
+async def running(context: typer.Context, plane: ControlPlane, *, everyone: bool) -> list[Entry]:
     """Return what runs, the newest first."""
     team: str | None = await team_id(context, plane)
     scope: Scope | None = "org" if everyone else None
@@ -143,10 +144,18 @@ async def _running(context: typer.Context, plane: ControlPlane, *, everyone: boo
 async def _run_row(plane: ControlPlane, run: Run, deployment: Deployment | None, now: datetime) -> Entry:
     if deployment is None:
         return _row(run, run.status.name, now)
-    return _row(run, deployment.status.name, now, await _idle_seconds(plane, deployment.id, run.created_at, now))
+    idle = await _idle_seconds(plane, deployment.id, run.created_at, now)
+    return _row(run, deployment.status.name, now, idle_seconds=idle, deployment_id=deployment.id)
 
 
-def _row(found: Run | Sampler, status: str | None, now: datetime, idle_seconds: float | None = None) -> Entry:
+def _row(
+    found: Run | Sampler,
+    status: str | None,
+    now: datetime,
+    *,
+    idle_seconds: float | None = None,
+    deployment_id: str | None = None,
+) -> Entry:
     return Entry(
         id=found.id,
         kind=kind_of(found),
@@ -157,6 +166,7 @@ def _row(found: Run | Sampler, status: str | None, now: datetime, idle_seconds: 
         age_seconds=_seconds(now - found.created_at),
         idle_seconds=idle_seconds,
         switches_off="off" if status == SCALED_TO_ZERO else None,
+        deployment_id=deployment_id or found.deployment_id,
         owner=found.user.email if found.user else None,
     )
 

@@ -141,7 +141,7 @@ async def test_what_a_service_does_not_tell_is_unknown(monkeypatch: pytest.Monke
     monkeypatch.setattr(running, "datetime", SimpleNamespace(now=lambda _: NOW))
     plane: Any = Plane()
     context: Any = SimpleNamespace(obj=_connection.Connection(base_url="http://127.0.0.1:1"))
-    rows = {row.id: row for row in await running._running(context, plane, everyone=True)}
+    rows = {row.id: row for row in await running.running(context, plane, everyone=True)}
     alone = {"alone-ACTIVE", "alone-SCALED_TO_ZERO", "alone-UNHEALTHY", "alone-None"}
     assert rows.keys() == alone | {"older", "newer", "newer-idle", "unknown"}
     shown = {id_: [str(running.COLUMNS[name](row)) for name in ("age", "idle")] for id_, row in rows.items()}
