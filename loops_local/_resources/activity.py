@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Final
 
@@ -55,7 +55,7 @@ class Activity:
         """When the last slice ended, and the samples up to then."""
 
     @contextmanager
-    def sample(self) -> Iterator[None]:
+    def sample(self) -> Generator[None]:
         """Count a call of `sample`: as under way inside the block, and as a sample if it succeeds."""
         started = time.monotonic()
         self.samples_under_way += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,7 +22,7 @@ PHONE = {"width": 390, "height": 844}
 
 
 @contextmanager
-def started() -> Iterator[Any]:
+def started() -> Generator[Any]:
     """Start a browser, for all tests of a session."""
     playwright = pytest.importorskip("playwright.sync_api", reason="NOT TESTED: pages in a browser need playwright")
     path = shutil.which("chromium") or pytest.skip("NOT TESTED: pages in a browser need chromium")
