@@ -20,8 +20,6 @@ from .programs import SMALL, Driver, eventually, kill, processes, run
 from .rows import records, rows, write
 
 ROWS = 500
-MOST_BUSY = int(SMALL["limit"] - SMALL["workers"])
-"""So many are surely in flight when the limit is used: its parts are whole numbers."""
 IN_WORKER = int(SMALL["rows_per_block"] * SMALL["blocks_per_worker"])
 
 pytestmark = pytest.mark.usefixtures("connected")
@@ -61,8 +59,7 @@ async def test_workers_are_killed(
     running = asyncio.create_task(run(sampler, source, target))
     for answered, name in plan:
         engine.one.hold(answered)
-        busy = min(MOST_BUSY, ROWS - answered)
-        await eventually(lambda: engine.one.in_flight >= busy, lambda: check_runs(running))  # noqa: B023 - in this turn
+        await eventually(lambda: engine.one.is_holding, lambda: check_runs(running))
         kill((processes(name) - others).pop())
     engine.one.release()
     report = await running
@@ -125,9 +122,7 @@ async def test_a_machine_is_killed(
     raylet = machine.all_processes["raylet"][0].process.pid
     engine.one.hold(150)
     running = asyncio.create_task(run(sampler, source, target))
-    await eventually(
-        lambda: engine.one.in_flight >= MOST_BUSY and processes(SAMPLES, raylet), lambda: check_runs(running)
-    )
+    await eventually(lambda: engine.one.is_holding and processes(SAMPLES, raylet), lambda: check_runs(running))
     kill(raylet)
     engine.one.release()
     report = await running
