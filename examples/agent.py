@@ -78,15 +78,10 @@ class OneWord:
         return loops.ParsedReply("", [("search", "{}")]) if text.strip() == "search" else loops.ParsedReply(text)
 
 
-def agent_with(shared: openai.AsyncOpenAI) -> loops.Rollout:
-    """Return the rollout: one answer of the agent. All share the connections of one client: to make one takes 50 ms."""
-
-    async def rollout(ctx: loops.RolloutContext, task: tuple[str, str]) -> float:
-        question, fact = task
-        client = shared.with_options(base_url=ctx.openai.base_url, api_key=ctx.openai.api_key)
-        return reward(*await answer(client, question, fact), fact)
-
-    return rollout
+async def rollout(ctx: loops.RolloutContext, task: tuple[str, str]) -> float:
+    """Let the agent answer one question; return the reward."""
+    question, fact = task
+    return reward(*await answer(ctx.openai.openai_client(), question, fact), fact)
 
 
 def reward(said: str, searched: int, fact: str) -> float:
@@ -100,8 +95,7 @@ async def main(base_model: str) -> int:
         "An agent learns to use its tool", {"reward/mean": "mean reward", "evaluation/reward_mean": "mean reward"}
     )
     agents = {"chat_template": TEMPLATE, "tool_parser": OneWord(), "force": {"temperature": 1.0, "top_p": 1.0}}
-    async with connected(base_model) as service, openai.AsyncOpenAI(base_url="http://unused", api_key="none") as shared:
-        rollout = agent_with(shared)
+    async with connected(base_model) as service:
         trainer = await service.create_lora_training_client(base_model, rank=16, seed=1)
         options: dict[str, Any] = {"group_size": 8, "groups_per_step": 2, "max_staleness": 1, "seed": 1}
         async with trainer.rollouts(rollout, TAUGHT * ROUNDS, agents=agents, **options) as stream:

@@ -38,9 +38,6 @@ class _Client:
 
 
 class AsyncOpenAI(_Client):
-    def with_options(self, *, base_url: str, api_key: str) -> AsyncOpenAI:
-        return AsyncOpenAI(base_url=base_url, api_key=api_key)
-
     async def close(self) -> None:
         self.is_closed = True
 
