@@ -1,6 +1,6 @@
 """What OpenTelemetry costs a sample: CPU with everything off and with it on, in turn, in one process.
 
-On, each sample is two spans and four numbers, which the SDK keeps in memory. "without an SDK" is what the
+On, each sample is two spans and five numbers, which the SDK keeps in memory. "without an SDK" is what the
 instrumentation costs a program that turns it on and sets no provider.
 """
 

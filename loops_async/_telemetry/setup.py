@@ -46,13 +46,10 @@ def instrument(tracer_provider: TracerProvider | None = None, meter_provider: Me
         ::
 
             from opentelemetry import trace
-            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-            from opentelemetry.sdk.trace import TracerProvider
-            from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-            trace.set_tracer_provider(TracerProvider())
-            trace.get_tracer_provider().add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
             loops.instrument()
+            with trace.get_tracer("my program").start_as_current_span("evaluate"):
+                await sampler.sample(prompt)
     """
     try:
         from opentelemetry import metrics, trace

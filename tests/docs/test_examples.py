@@ -16,7 +16,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from opentelemetry.metrics import NoOpMeterProvider
+from opentelemetry.trace import NoOpTracerProvider
 
+import loops_async
 import loops_local
 import loops_sync
 from tests.support import openai_stub
@@ -88,6 +91,16 @@ def test_it_draws_its_curves(example: ModuleType, tmp_path: Path, capsys: pytest
     picture = tmp_path / f"{example.__name__}.png"
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert f"curves drawn in {picture.name}" in capsys.readouterr().out
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("example", ["tracing"], indirect=True)
+def test_it_draws_its_trace(example: ModuleType, tmp_path: Path) -> None:
+    try:
+        assert asyncio.run(example.main()) == 0
+    finally:
+        loops_async.instrument(NoOpTracerProvider(), NoOpMeterProvider())
+    assert (tmp_path / "tracing.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_it_continues_after_it_was_killed(echo_service: loops_local.LocalService, tmp_path: Path) -> None:
