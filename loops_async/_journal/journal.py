@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -195,6 +195,7 @@ class Journal:
             is_queued: whether the receiver executes what has the same key once, so that an answer that an earlier
                 process did not see can still be had.
         """
+        self._thread.check()
         made, number = digest(*request), 0
         if self._has_samples or is_queued:
             oldest = time.time() - KEPT_SECONDS
@@ -205,7 +206,8 @@ class Journal:
                 return found.answer
             number, key = found.number, found.key
         answer = await ask(key)
-        await asyncio.shield(self._thread.run(lambda file: file.sampled(made, number, answer)))
+        with suppress(JournalError):  # it is logged, and ends the next call; this answer is paid for
+            await self._thread.run(lambda file: file.sampled(made, number, answer))
         return answer
 
     # --- batches of rollouts ---

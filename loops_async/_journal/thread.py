@@ -51,6 +51,7 @@ class JournalThread:
         self._loop = asyncio.get_running_loop()
         self._queue: SimpleQueue[_Job[Any] | None] = SimpleQueue()
         self._opened: asyncio.Future[JournalFile] = self._loop.create_future()
+        self._opened.add_done_callback(_take_exception)  # a caller that was cancelled does not wait for it
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._is_closing = False
         self._broken: BaseException | None = None
@@ -60,6 +61,11 @@ class JournalThread:
     async def opened(self) -> JournalFile:
         """Wait until the file is open; only its constants may be read here."""
         return await asyncio.shield(self._opened)
+
+    def check(self) -> None:
+        """Raise why nothing is recorded any longer, if that is so."""
+        if self._broken is not None:
+            raise self._broken
 
     def run(self, work: Callable[[JournalFile], T]) -> asyncio.Future[T]:
         """Do `work`, and return its result when it is on disk.
@@ -157,6 +163,11 @@ def _settle(jobs: Sequence[_Job[Any]]) -> None:
 def _succeed(future: asyncio.Future[T], result: T) -> None:
     if not future.done():
         future.set_result(result)
+
+
+def _take_exception(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled():
+        future.exception()
 
 
 def _fail(future: asyncio.Future[Any], error: BaseException) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,10 @@ from loops_async._http import retry
 from loops_async._journal import journal
 from loops_async._operations import submitter
 from loops_async._session import lost_runs
-from loops_local import LocalService
+from loops_local import LocalService, serve_in_thread
 from loops_local.engine.base import SampleJob
 from tests.support.colours import Colour
-from tests.support.engines import WatchedEngine
+from tests.support.engines import Engines, WatchedEngine
 from tests.support.killed import Program, Restartable
 from tests.support.rollouts import PAIRS, loop, one_turn
 from tests.support.secrecy import all_that_it_shows
@@ -386,6 +386,46 @@ async def test_a_failed_creation_is_tried_again(
     with pytest.raises(Exception, match="422"):
         await started(program).run()
     assert await started(program).run() == await started(program).run()
+
+
+# --- serverless ---
+
+
+@pytest.fixture(scope="module")
+def serverless(engines: Engines) -> Iterator[LocalService]:
+    with serve_in_thread(engine=engines, provisioning_seconds=0.0, serverless=True) as local:
+        yield local
+
+
+@pytest.mark.parametrize(
+    ("route", "is_executed"),
+    [
+        ("POST */save_weights_for_sampler", True),  # whose name is a new one each time
+        ("POST */sample", True),  # which is not executed again under the same key
+        ("GET */queue/operations/*", False),
+    ],
+)
+async def test_a_queue_executes_a_killed_sample_once(
+    colour: Colour,
+    serverless: LocalService,
+    engine: WatchedEngine,
+    jobs: list[SampleJob],
+    path: Path,
+    route: str,
+    is_executed: bool,
+) -> None:
+    async def program(service: ServiceClient) -> Any:
+        trainer = await service.create_lora_training_client(engine.name, rank=4)
+        await trainer.optim_step(AdamParams(learning_rate=1))
+        sampler = await trainer.save_weights_and_get_sampling_client("policy")
+        return [sampler.checkpoint_path, (await sampler.sample(PROMPT, 1, FEW_TOKENS)).sequences]
+
+    journaled = Restartable(colour, serverless, path, program, journal_samples=True)
+    await journaled.kill_at(route, is_executed=is_executed)
+    seen = await journaled.run()
+    assert await journaled.run() == seen
+    assert len(jobs) == 1
+    assert engine.done == [("optim_step", 1)]
 
 
 # --- rollouts ---

@@ -293,6 +293,23 @@ async def test_what_waits_is_written_at_once(path: Path) -> None:
     await journal.close()
 
 
+async def _never(key: str) -> Completed:
+    raise AssertionError(key)
+
+
+async def test_a_sample_that_cannot_be_recorded_is_returned(path: Path) -> None:
+    journal = Journal(JournalSettings(path, samples=True), URL)
+    await journal.open()
+    answer = Completed(b"paid")
+
+    async def ask(key: str) -> Completed:
+        journal._thread.post(lambda file: file._db.execute("INSERT INTO nowhere VALUES (1)"))
+        return answer
+
+    assert await journal.sample([b"request"], "key", ask, floor=0, is_queued=False) == answer
+    await journal.close()
+
+
 async def test_a_file_that_cannot_be_written_fails_what_is_asked_next(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -302,4 +319,6 @@ async def test_a_file_that_cannot_be_written_fails_what_is_asked_next(
     with pytest.raises(JournalError, match="cannot be read or written: no such table"):
         await journal.begin("r", 0, lambda: STEP, ["k"], repeats=False)
     assert "the journal ends here" in caplog.text
+    with pytest.raises(JournalError):  # before it is paid for
+        await journal.sample([b"request"], "key", _never, floor=0, is_queued=False)
     await journal.close()
