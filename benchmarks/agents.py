@@ -135,7 +135,10 @@ class Measured:
     async def turns(self, text: str, *route: str, stream: bool = False) -> list[float]:
         """Return the milliseconds of each turn of one conversation."""
         async with self._gateway.rollout() as rollout:
-            return await self._there(converse, rollout.base_url, rollout.api_key, text, *route, stream=stream)
+            times: list[float] = await self._there(
+                converse, rollout.base_url, rollout.api_key, text, *route, stream=stream
+            )
+        return times
 
     async def seconds_at_once(self, count: int, text: str) -> float:
         """Return how long so many conversations take together."""

@@ -483,11 +483,11 @@ def _checked_host(host: Any) -> str:
 
 
 def _checked_names(names: Any, path: str) -> list[str] | None:
-    if names is None:
-        return None
-    if isinstance(names, str) or not isinstance(names, Collection) or not all(isinstance(name, str) for name in names):
-        raise InputError(path, f"must be a list of names; got {names!r}")
-    return list(names)
+    try:
+        checked: list[str] | None = msgspec.convert(names, list[str] | None)
+    except msgspec.ValidationError:
+        raise InputError(path, f"must be a list of names; got {names!r}") from None
+    return checked
 
 
 def _at_least(value: Any, smallest: int, path: str) -> int | None:

@@ -115,9 +115,13 @@ class Fields:
 
     def needed(self, name: str, kind: type[T]) -> T:
         """Return a field that must be there."""
+        return checked(self.needed_any(name), kind, name)
+
+    def needed_any(self, name: str) -> Any:
+        """Return a field of any type that must be there."""
         if name not in self:
             raise bad_request(name, "is required", "missing_required_parameter")
-        return checked(self._body[name], kind, name)
+        return self._body[name]
 
     def refuse(self, neutral: Mapping[str, Collection[Any]]) -> None:
         """Refuse what would change the meaning and is not served; `neutral` lists the values that change nothing."""
@@ -150,7 +154,7 @@ class Fields:
         return given
 
 
-def checked(value: Any, kind: Any, path: str | None) -> Any:
+def checked(value: Any, kind: type[T], path: str | None) -> T:
     """Return a value if it is of a type."""
     try:
         return msgspec.convert(value, kind)

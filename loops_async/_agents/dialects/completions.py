@@ -34,7 +34,7 @@ class Completions(Dialect):
         return AgentRequest(
             route=self.route,
             model=fields.get("model", str, ""),
-            prompt=_prompt(fields.needed("prompt", Any)),
+            prompt=_prompt(fields.needed_any("prompt")),
             params={**fields.sampling(SAMPLING), **structured_outputs(fields)},
             count=most_samples(fields),
             stream=fields.get("stream", bool, False),
@@ -65,7 +65,7 @@ def _prompt(given: Any) -> str | list[int]:
     elif _holds(given, str | list):
         if len(given) > 1:
             raise bad_request("prompt", "only one prompt is served at a time", "unsupported_value")
-        prompt = checked(given[0], str | list[TokenId], "prompt[0]")
+        prompt = given[0] if isinstance(given[0], str) else checked(given[0], list[TokenId], "prompt[0]")
     else:
         prompt = checked(given, list[TokenId], "prompt")
     if not prompt:

@@ -190,7 +190,7 @@ def _messages(fields: Fields) -> Iterator[Message]:
     """Yield the messages, with what one reply became put together again."""
     if instructions := fields.get("instructions", str, ""):
         yield Message(role="system", content=instructions)
-    given = fields.needed("input", Any)
+    given = fields.needed_any("input")
     if isinstance(given, str):
         yield Message(role="user", content=given)
         return
