@@ -265,6 +265,25 @@ async def test_messages_and_their_blocks_continue(http: Http, script: Script) ->
     assert len(http.rollout.calls) == 2
 
 
+async def test_streams_of_items_and_blocks_have_tool_calls(http: Http, script: Script) -> None:
+    script.texts = ["so " + CALL] * 2
+    tool = {"type": "function", **WEATHER["function"]}  # type: ignore[dict-item]  # a part of a test's value
+    events = await http.events("responses", {"input": "hi", "tools": [tool]})
+    [arguments] = [each for each in events if each["type"] == "response.function_call_arguments.done"]
+    assert (arguments["name"], arguments["arguments"]) == ("weather", '{"city": "Rome"}')
+    items = [each["item"] for each in events if each["type"] == "response.output_item.done"]
+    assert items == events[-1]["response"]["output"]
+    assert [each["type"] for each in items] == ["message", "function_call"]
+    assert [each["sequence_number"] for each in events] == [*range(len(events))]
+
+    events = await http.events("messages", {**CHAT, "tools": [{"name": "weather", "input_schema": {}}]})
+    begun = [each["content_block"] for each in events if each["type"] == "content_block_start"]
+    assert [(each["type"], each.get("input")) for each in begun] == [("text", None), ("tool_use", {})]
+    deltas = [each["delta"] for each in events if each["type"] == "content_block_delta"]
+    assert deltas[1] == {"type": "input_json_delta", "partial_json": '{"city":"Rome"}'}
+    assert events[-2]["delta"]["stop_reason"] == "tool_use"
+
+
 async def test_models_are_whatever_an_agent_calls_them(http: Http, sampler: SamplingClient) -> None:
     async with http.send("GET", "models") as answer:
         assert [each["id"] for each in (await answer.json())["data"]] == [sampler.get_base_model()]
@@ -575,6 +594,19 @@ async def test_a_large_body_is_refused(
     assert (status, body["error"]["type"]) == (413, "request_too_large")
 
 
+async def test_a_rollout_may_have_a_sampler_and_a_key_of_its_own(
+    colour: Colour, gateway: AgentGateway, trainer: TrainingClient, session: aiohttp.ClientSession
+) -> None:
+    await (await trainer.optim_step(AdamParams()))
+    own = await trainer.save_weights_and_get_sampling_client("own")
+    http = Http(gateway.rollout(sampler=own, affinity_key="task-1"), session)
+    await http.post("chat/completions", CHAT)
+    assert http.rollout.calls[0].policy_version == 1
+    for option in ({"affinity_key": "a\nb"}, {"max_calls": -1}):
+        with pytest.raises(ConfigError, match=next(iter(option))):
+            colour.own(gateway).rollout(**option)
+
+
 async def test_the_number_of_calls_has_a_limit(gateway: AgentGateway, session: aiohttp.ClientSession) -> None:
     http = Http(gateway.rollout(max_calls=1), session)
     await http.post("chat/completions", CHAT)
@@ -622,6 +654,28 @@ async def test_a_retry_joins_its_attempt_or_gets_the_recorded_answer(
     again = await http.post("chat/completions", CHAT, **{"x-stainless-retry-count": "1"})
     assert equal["id"] == again["id"] != (await first)["id"]
     assert len(script.jobs) == len(http.rollout.calls) == 2
+
+
+async def test_a_retry_finds_the_attempt_whose_connection_was_lost(
+    colour: Colour,
+    sampler: SamplingClient,
+    tokenizer: ByteTokenizer,
+    engine: WatchedEngine,
+    script: Script,
+    session: aiohttp.ClientSession,
+) -> None:
+    async with colour.gateway(sampler, tokenizer=tokenizer, grace=PATIENCE_SECONDS) as gateway:
+        http = Http(gateway.rollout(), session)
+        engine.hold_samples()
+        asked = asyncio.create_task(http.post("chat/completions", CHAT))
+        await eventually(lambda: engine.waiting_samples == 1)
+        asked.cancel()
+        await asyncio.wait([asked])
+        retried = asyncio.create_task(http.post("chat/completions", CHAT, **{"x-stainless-retry-count": "1"}))
+        engine.release_samples()
+        [call] = http.rollout.calls
+        assert (await retried)["id"] == call.id
+    assert len(script.jobs) == 1
 
 
 async def test_a_lost_connection_cancels_its_sample(http: Http, engine: WatchedEngine) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loops_async import InputError
 from loops_async._agents.trajectories import trajectories_of
 from loops_async.agents import AgentCall, Trajectory
 from tests.support.agents import TIME, WEATHER, Agent
@@ -308,6 +310,21 @@ async def test_what_is_not_selected_is_context_only() -> None:
     [trajectory] = trajectories_of(agent.recorder.calls, merge=True, select=lambda call: call.model == "main")
     assert trajectory.tokens == second.prompt_tokens + second.tokens
     assert trajectory.mask.count(True) == len(second.tokens)
+
+
+async def test_each_call_has_an_advantage() -> None:
+    agent = agent_of("smollm2")
+    await agent.reply("a", "<|im_end|>", messages=[user()])
+    [call] = agent.calls
+    [trajectory] = trajectories_of(agent.recorder.calls, merge=True, select=None)
+    for advantage in (2.0, {call.id: 2.0}, {call.id: 2.0}.__getitem__):
+        datum = trajectory.to_datum(advantage)
+        assert set(datum.loss_fn_inputs["advantages"].data) == {0.0, 2.0}
+    for wrong in ({}, {call.id: math.nan}, math.inf, lambda _: "high"):
+        with pytest.raises(InputError, match="advantage"):
+            trajectory.to_datum(wrong)  # type: ignore[arg-type]  # what users may pass
+    with pytest.raises(InputError, match="two tokens"):
+        Trajectory(tokens=[1], mask=[False], logprobs=[0.0]).to_datum()
 
 
 async def test_memory_is_linear_in_what_is_added() -> None:
