@@ -65,6 +65,12 @@ def log_to_stderr(level: Literal["debug", "info", "warning", "off"] = "info") ->
         logger.addHandler(_handler)  # twice is once
 
 
+def is_shown() -> bool:
+    """Whether `log_to_stderr` or ``LOOPS_LOG`` has switched the log on."""
+    logger = logging.getLogger(LOGGERS[0])
+    return _handler in logger.handlers and logger.level <= logging.WARNING
+
+
 def log_as_the_environment_says() -> None:
     """Do what ``LOOPS_LOG`` says; another word is answered with a line that lists the words."""
     level = os.environ.get(VARIABLE, "").strip().lower()

@@ -11,11 +11,14 @@ from typing import Final, TextIO
 from .._text import one_line
 from ..types import InFlight
 from .registry import Work, open_works
+from .watchdog import stack_of_loop
 
 __all__ = ["dump", "dump_all", "inflight"]
 
 MOST_SHOWN: Final = 50
 LONGEST_NEWS: Final = 200
+LEAST_LAG: Final = 0.1
+"""In seconds; less is no hold."""
 
 
 def inflight(work: Work) -> list[InFlight]:
@@ -53,7 +56,7 @@ def _described(work: Work) -> str:
     shown = inflight(work)
     lines = [f"{work.client}: {len(shown)} under way", *_counts(shown)]
     lines += [f"  {name}: {fact()}" for name, fact in list(work.facts.items())]
-    lines.append(f"  event loop: {f'held for {work.lag:.1f} s' if work.lag >= 0.1 else 'runs'}")
+    lines.append(f"  event loop: {_loop(work)}")
     lines.append(f"  used: {_used(work)}")
     lines += [f"  {_line(each)}" for each in shown[:MOST_SHOWN]]
     if len(shown) > MOST_SHOWN:
@@ -70,6 +73,13 @@ def _used(work: Work) -> str:
     usage = work.usage()
     used = {name: getattr(usage, name) for name in usage.__struct_fields__ if name != "by_run"}
     return ", ".join(f"{number:,.10g} {name}" for name, number in used.items() if number) or "nothing"
+
+
+def _loop(work: Work) -> str:
+    if work.lag < LEAST_LAG:
+        return "runs"
+    stack = stack_of_loop(work)
+    return f"held for {work.lag:.1f} s" + (f", in {', called by '.join(stack)}" if stack else "")
 
 
 def _line(each: InFlight) -> str:

@@ -1,7 +1,8 @@
 """A thread that looks at the event loops of all clients, and says what holds one while it is held.
 
-The loop itself could only say afterwards that it was held, and never, if that does not end. There is one thread for the
-process, which sleeps while nothing is under way.
+The loop itself can only say afterwards that it was held, and never, if that does not end. A client has no thread by
+itself, so this one runs only where the log is shown on standard error: one for the process, while anything is under
+way.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import time
 from contextlib import suppress
 from typing import Final
 
+from .._logs import is_shown
 from .._waiting import HELD_SECONDS, hold_warning
 from .places import stack_of
 from .registry import Work, open_works
@@ -21,32 +23,27 @@ LOOK_SECONDS: Final = 0.25
 
 
 class Watchdog:
-    """Looks at the loops in a daemon thread, which starts with the first work of a process."""
+    """Looks at the loops in a daemon thread, which exists while anything is under way."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
-        self._has_work = threading.Event()
 
     def watch(self) -> None:
-        """Look from now on, while anything is under way; called on event loops."""
-        if self._thread is None or not self._thread.is_alive():  # a forked child has no thread of its parent
-            self._has_work = threading.Event()
-            self._thread = threading.Thread(
-                target=self._look, args=(self._has_work,), name="loops_async: watchdog", daemon=True
-            )
+        """Look from now on, while anything is under way, if the log is shown; called on event loops."""
+        if is_shown() and (self._thread is None or not self._thread.is_alive()):  # it is not in a forked child
+            self._thread = threading.Thread(target=self._look, name="loops_async: watchdog", daemon=True)
             self._thread.start()
-        self._has_work.set()
 
-    def _look(self, has_work: threading.Event) -> None:
-        while True:
-            has_work.wait()
-            has_work.clear()
-            while _check_all():
-                time.sleep(LOOK_SECONDS)
+    def _look(self) -> None:
+        while look():
+            time.sleep(LOOK_SECONDS)
+        self._thread = None
+        if look():  # it began before the line above, and `watch` found this thread
+            self.watch()
 
 
-def _check_all() -> bool:
-    """Check all loops; return whether anything is under way in any of them."""
+def look() -> bool:
+    """Say what holds any of the loops; return whether anything is under way in one of them."""
     watched = [work for work in open_works() if work.thread_id is not None]
     for work in watched:
         _check(work)
@@ -57,11 +54,16 @@ def _check(work: Work) -> None:
     held = work.lag
     if held < HELD_SECONDS:
         return
-    # The documented way to the stack of another thread.
-    frames = sys._current_frames()  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
-    stack = stack_of(frames.get(work.thread_id or 0))
+    stack = stack_of_loop(work)
     if stack and work.lag >= held:  # otherwise it has gone on meanwhile
         hold_warning.say_while_held(held, _task_of(work), stack)
+
+
+def stack_of_loop(work: Work) -> list[str]:
+    """Return the places of the program's own code that run in the thread of a loop."""
+    # The documented way to the stack of another thread.
+    frames = sys._current_frames()  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    return stack_of(frames.get(work.thread_id or 0))
 
 
 def _task_of(work: Work) -> str:

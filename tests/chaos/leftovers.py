@@ -56,5 +56,4 @@ def _files() -> Iterator[str]:
 
 def _threads() -> Iterator[str]:
     for thread in threading.enumerate():
-        if thread.name != "loops_async: watchdog":  # of the process, from its first client on
-            yield f"thread {thread.name}"
+        yield f"thread {thread.name}"

@@ -21,6 +21,7 @@ from loops_async import (
     TrainingClient,
 )
 from loops_async._rollouts import watch
+from loops_async._waiting import HoldWarning
 from loops_local import LocalService
 from tests.support.colours import Async
 from tests.support.engines import WatchedEngine
@@ -338,6 +339,7 @@ async def test_a_held_event_loop_is_warned_of(
 ) -> None:
     monkeypatch.setattr(watch, "LOOK_SECONDS", 0.01)
     monkeypatch.setattr(watch, "HELD_SECONDS", 0.05)
+    monkeypatch.setattr(watch, "hold_warning", HoldWarning())
 
     async def rollout(ctx: RolloutContext, task: int) -> Episode:
         episode = await one_turn(ctx, task)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 
 import pytest
@@ -25,6 +26,7 @@ def soon_said(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "hold_warning", warning)
     for module in (_waiting, watchdog):
         monkeypatch.setattr(module, "HELD_SECONDS", 0.05)
+    monkeypatch.setattr(watchdog, "is_shown", lambda: True)
 
 
 def grade(caplog: pytest.LogCaptureFixture) -> None:
@@ -56,22 +58,62 @@ async def test_what_holds_the_loop_is_said_while_it_does(
     assert f"in grade ({__file__}:" in said[0]
 
 
-def test_the_watchdog_sleeps_while_nothing_is_under_way(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+async def test_a_dump_names_what_holds_the_loop(
+    monkeypatch: pytest.MonkeyPatch, colour: Colour, service: ServiceClient, engine: WatchedEngine
 ) -> None:
-    checked = 0
+    monkeypatch.setattr(registry, "BEAT_SECONDS", 0.05)
+    sampler = await service.create_sampling_client(engine.name)
+    engine.hold_samples()
+    sample = asyncio.ensure_future(sampler.sample(PROMPT, 1, FEW_TOKENS))
+    await eventually(lambda: engine.waiting_samples == 1)
+    is_dumped, dumps = threading.Event(), [""]
 
-    def check_all() -> bool:
-        nonlocal checked
-        checked += 1
-        return checked < 3
+    def hold() -> None:
+        is_dumped.wait(PATIENCE_SECONDS)
 
-    monkeypatch.setattr(watchdog, "_check_all", check_all)
+    def dump_until_held() -> None:
+        while "event loop: held for" not in dumps[-1] and not is_dumped.wait(0.01):
+            dumps.append(loops.dump_all())
+        is_dumped.set()
+
+    dumping = threading.Thread(target=dump_until_held)
+    dumping.start()
+    if colour.module is loops:
+        hold()
+    else:
+        current().call(hold)
+    dumping.join()
+    engine.release_samples()
+    await sample
+    assert f" s, in hold ({__file__}:" in dumps[-1]
+
+
+async def test_a_client_has_no_thread_for_this_unless_the_log_is_shown(service: ServiceClient) -> None:
+    await service.get_server_capabilities()
+    await eventually(lambda: not _dogs())  # that of an earlier test may still see that nothing is under way
+    await service.get_server_capabilities()
+    assert not _dogs()
+
+
+def test_the_thread_ends_when_nothing_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds = [True, True, False, False]  # the last look is that after its end
+    answers: list[bool] = []
+
+    def look() -> bool:
+        return answers.pop(0)
+
+    monkeypatch.setattr(watchdog, "is_shown", lambda: True)
+    monkeypatch.setattr(watchdog, "look", look)
     monkeypatch.setattr(watchdog, "LOOK_SECONDS", 0.0)
     dog = watchdog.Watchdog()
-    for most in (3, 4):
+    for _ in range(2):
+        answers[:] = rounds
         dog.watch()
         began = time.monotonic()
-        while checked < most and time.monotonic() < began + PATIENCE_SECONDS:
+        while _dogs() and time.monotonic() < began + PATIENCE_SECONDS:
             time.sleep(0.001)
-        assert checked == most
+        assert (answers, _dogs()) == ([], [])
+
+
+def _dogs() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "loops_async: watchdog"]
