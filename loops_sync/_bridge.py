@@ -77,6 +77,12 @@ class Bridge:
         self._check_usable()
         return cast("asyncio.AbstractEventLoop", self._loop)
 
+    @property
+    def worker(self) -> Worker | None:
+        """The worker that this is called in, if it is one of this bridge's."""
+        thread = threading.current_thread()
+        return thread if isinstance(thread, Worker) and thread.owner is self.workers else None
+
     def run(self, function: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a coroutine function on the loop, and return its result or raise its error.
 
@@ -139,9 +145,8 @@ class Bridge:
         when that function is: it gets a `CancelledError`, as the coroutine in its place would.
         """
         self._check_usable()
-        thread = threading.current_thread()
-        worker = thread if isinstance(thread, Worker) and thread.owner is self.workers else None
-        seconds = WAKE_SECONDS if thread is threading.main_thread() else CHECK_SECONDS
+        worker = self.worker
+        seconds = WAKE_SECONDS if threading.current_thread() is threading.main_thread() else CHECK_SECONDS
         try:
             self.post(start if worker is None else partial(worker.begin, outcome, start, cancel))
             while not outcome.wait(seconds):

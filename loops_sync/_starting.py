@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, ParamSpec, TypeVar, cast, overload
@@ -71,7 +72,28 @@ def start(call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> CallFuture[
         value = await call_and_wait()
         return value if wrap is None else wrap(value, handle)
 
-    return CallFuture(loop, wrapped, name=function.__name__)
+    return StartedCall(bridge, loop, wrapped, name=function.__name__)
+
+
+class StartedCall(CallFuture[T]):
+    """A future whose `result`, in a function of a rollout, is interrupted when that is cancelled, as all calls are."""
+
+    def __init__(
+        self,
+        bridge: Bridge,
+        loop: asyncio.AbstractEventLoop,
+        call: Callable[[], Coroutine[Any, Any, T]],
+        *,
+        name: str,
+    ) -> None:
+        super().__init__(loop, call, name=name)
+        self._bridge = bridge
+
+    def result(self, timeout: float | None = None) -> T:
+        """Wait in this thread, and return the result; see `CallFuture.result`."""
+        if self._bridge.worker is not None:
+            return self._bridge.run(self.result_async, timeout)
+        return super().result(timeout)
 
 
 class Starting(Bridge):

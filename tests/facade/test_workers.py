@@ -17,6 +17,7 @@ from itertools import pairwise
 import pytest
 from workshop import BlockingBelt, BlockingTool, BlockingWorkshop, Stuck, eventually
 
+import loops_sync
 from loops_async import ClosedError, InputError
 from loops_sync import _bridge, _workers
 from loops_sync._bridge import Bridge, current, stepped_in_worker_threads
@@ -262,6 +263,25 @@ class TestCancelling:
         with shop.belt(stuck, range(1)):
             assert stuck.has_begun.wait(PATIENCE_SECONDS)
         assert stuck.seen == ["cancelled 0", "tool 0"]
+
+    def test_leaving_cancels_the_wait_for_a_call_that_was_started(self, shop: BlockingWorkshop) -> None:
+        """And not that call, which the function may cancel itself."""
+        has_begun, seen = threading.Event(), []
+
+        def work(tool: BlockingTool, number: int) -> None:
+            napping = loops_sync.start(tool.nap)
+            has_begun.set()
+            try:
+                napping.result()
+            except asyncio.CancelledError:
+                seen.append(f"cancelled {napping.done()}")
+                raise
+            finally:
+                seen.append(f"{tool.use()} {napping.cancel()}")
+
+        with shop.belt(work, range(1)):
+            assert has_begun.wait(PATIENCE_SECONDS)
+        assert seen == ["cancelled False", "tool 0 True"]
 
     def test_an_error_of_the_body_leaves_too(self, shop: BlockingWorkshop) -> None:
         stuck = Stuck()
