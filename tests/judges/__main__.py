@@ -15,9 +15,10 @@ import asyncio
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 import loops_async as loops
 from loops_local import serve_in_thread
@@ -37,6 +38,7 @@ CLOSE = 1e-4
 LOOKED_AT = 8
 """Of many conversations, the trainer computes the logprobs of so many."""
 PATIENCE_SECONDS = 240
+FAILED = "FAILED"
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
 
 
@@ -105,39 +107,54 @@ class Scripted:
         return loops.SampleResponse(sequences=[sequence] * count, policy_version=0)
 
 
-async def judge(
-    gateway: loops.AgentGateway,
-    trainer: loops.TrainingClient,
-    python: Path,
-    name: str,
-    *,
-    stream: bool,
-    tools: bool,
-    many: int,
-) -> str:
-    """Let a client converse; return the figures of the record, or raise `AssertionError`."""
-    rollouts = [gateway.rollout() for _ in range(many)]
-    asked = {
-        "judge": name,
-        "stream": stream,
-        "tools": tools,
-        "rollouts": [{"base_url": each.base_url, "api_key": each.api_key} for each in rollouts],
-    }
-    began = time.monotonic()
-    said = json.loads(await _run(python, json.dumps(asked)))
-    seconds = time.monotonic() - began
-    for rollout in rollouts:
+class Way(Struct):
+    """A round of a client: how it converses, and in how many rollouts at once."""
+
+    stream: bool
+    tools: bool
+    rollouts: list[loops.AgentRollout]
+
+    def __str__(self) -> str:
+        return f"{'streamed' if self.stream else 'plain':8} {'with tools' if self.tools else '':10}"
+
+
+async def judge(trainer: loops.TrainingClient, python: Path, name: str, ways: list[Way]) -> list[str]:
+    """Let a client converse in each way; return the figures of each record, or what is wrong with it."""
+    rounds = [
+        {
+            "stream": way.stream,
+            "tools": way.tools,
+            "rollouts": [{"base_url": each.base_url, "api_key": each.api_key} for each in way.rollouts],
+        }
+        for way in ways
+    ]
+    said = json.loads(await _run(python, json.dumps({"judge": name, "rounds": rounds})))
+    return [await _figures(trainer, name, way, each) for way, each in zip(ways, said, strict=True)]
+
+
+async def _figures(trainer: loops.TrainingClient, name: str, way: Way, said: dict[str, Any]) -> str:
+    for rollout in way.rollouts:
         await rollout.close()
-    for rollout, last in zip(rollouts, said, strict=True):
-        calls = rollout.calls
-        expected = (1 if name == "verifiers" else 2) * (2 if tools else 1)
-        assert [call.status for call in calls] == ["ok"] * expected, [call.error for call in calls]
-        assert [call.branch for call in calls] == ["new", *[None] * (len(calls) - 1)], [call.branch for call in calls]
-        assert len(rollout.trajectories()) == 1
-        assert last == (calls[-1].reply or {})["content"] or not tools, last
-    distance = await _distance(trainer, [datum for each in rollouts[:LOOKED_AT] for datum in each.to_datums(1.0)])
-    assert distance < CLOSE, distance
-    return f"{many:4} conversations  {seconds:5.1f} s  logprobs differ by {distance:.1e}"
+    try:
+        assert "error" not in said, said["error"][-600:]
+        for rollout, last in zip(way.rollouts, said["said"], strict=True):
+            _check(name, way, rollout, last)
+        datums = [datum for each in way.rollouts[:LOOKED_AT] for datum in each.to_datums(1.0)]
+        distance = await _distance(trainer, datums)
+        assert distance < CLOSE, distance
+    except AssertionError as problem:
+        return f"{FAILED}: {problem!r:.1500}"
+    return f"{len(way.rollouts):4} conversations  {said['seconds']:5.1f} s  logprobs differ by {distance:.1e}"
+
+
+def _check(name: str, way: Way, rollout: loops.AgentRollout, last: str) -> None:
+    """Look at the record of one conversation: each call continues the one before."""
+    calls = rollout.calls
+    expected = (1 if name == "verifiers" else 2) * (2 if way.tools else 1)
+    assert [call.status for call in calls] == ["ok"] * expected, [call.error for call in calls]
+    assert [call.branch for call in calls] == ["new", *[None] * (len(calls) - 1)], [call.branch for call in calls]
+    assert len(rollout.trajectories()) == 1
+    assert last == (calls[-1].reply or {})["content"] or not way.tools, last
 
 
 async def _run(python: Path, asked: str) -> str:
@@ -173,7 +190,7 @@ async def main() -> int:
     arguments = parser.parse_args()
     failed = 0
     with serve_in_thread(engine="torch", model="tiny", provisioning_seconds=0.0) as local:
-        async with loops.ServiceClient(base_url=local.base_url, api_key=local.api_key) as service:
+        async with loops.ServiceClient(base_url=local.base_url, api_key=local.api_key, on_exit="deactivate") as service:
             trainer = await service.create_lora_training_client("tiny", rank=8)
             sampler = await trainer.save_weights_and_get_sampling_client("judges")
             scripted: Any = Scripted(sampler, await sampler.get_tokenizer())
@@ -198,18 +215,20 @@ async def _all_ways(
     gateway: loops.AgentGateway, trainer: loops.TrainingClient, python: Path, label: str, many: int
 ) -> int:
     """Let a client converse in every way; return how many went wrong."""
-    failed = 0
-    streams = (False,) if label.endswith("verifiers") else (False, True)
-    ways = [(stream, tools, 1) for tools in (False, True) for stream in streams]
-    for stream, tools, count in [*ways, (streams[-1], True, many)]:
-        way = f"{label:28} {'streamed' if stream else 'plain':8} {'with tools' if tools else '':10}"
-        try:
-            figures = await judge(gateway, trainer, python, label.split()[1], stream=stream, tools=tools, many=count)
-        except (AssertionError, TimeoutError) as problem:
-            failed += 1
-            figures = f"FAILED: {problem!r:.1500}"
-        print(f"{way} {figures}", flush=True)
-    return failed
+    name = label.split()[1]
+    streams = (False,) if name == "verifiers" else (False, True)
+    chosen = [(stream, tools, 1) for tools in (False, True) for stream in streams]
+    ways = [
+        Way(stream, tools, [gateway.rollout() for _ in range(count)])
+        for stream, tools, count in [*chosen, (streams[-1], True, many)]
+    ]
+    try:
+        figures = await judge(trainer, python, name, ways)
+    except (AssertionError, TimeoutError) as problem:
+        figures = [f"{FAILED}: {problem!r:.1500}"] * len(ways)
+    for way, each in zip(ways, figures, strict=True):
+        print(f"{label:28} {way} {each}", flush=True)
+    return sum(each.startswith(FAILED) for each in figures)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """Conversations of real clients, which know nothing of this library; runs where one set of them is installed.
 
-Reads JSON: ``{"judge": name, "stream": bool, "tools": bool, "rollouts": [{"base_url": ..., "api_key": ...}, ...]}``.
-Each rollout has one conversation, all at once: a question, a tool call where there are tools, and one more question.
-Writes JSON: for each rollout what the model said last.
+Reads JSON: ``{"judge": name, "rounds": [{"stream": bool, "tools": bool, "rollouts": [{"base_url": ..., "api_key": ...},
+...]}, ...]}``. Each rollout has one conversation: a question, a tool call where there are tools, and one more question.
+Those of a round are all at once; one round follows another in the same process, since to import a client takes
+seconds. Writes JSON: for each round ``{"seconds": ..., "said": [...]}``, with what the model said last in each
+conversation; or ``{"error": ...}``.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import time
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import redirect_stdout
 from importlib.util import module_from_spec, spec_from_file_location
@@ -245,12 +249,21 @@ JUDGES: dict[str, Judge] = {
 async def main() -> None:
     asked = json.load(sys.stdin)
     judge = JUDGES[asked["judge"]]
-    conversations = [
-        judge(each["base_url"], each["api_key"], asked["stream"], asked["tools"]) for each in asked["rollouts"]
-    ]
     with redirect_stdout(sys.stderr):  # some of them print
+        rounds = [await _round(judge, each) for each in asked["rounds"]]
+    json.dump(rounds, sys.stdout)
+
+
+async def _round(judge: Judge, asked: dict[str, Any]) -> dict[str, Any]:
+    began = time.monotonic()
+    conversations = (
+        judge(each["base_url"], each["api_key"], asked["stream"], asked["tools"]) for each in asked["rollouts"]
+    )
+    try:
         said = await asyncio.gather(*conversations)
-    json.dump(said, sys.stdout)
+    except Exception:
+        return {"error": traceback.format_exc()}
+    return {"seconds": time.monotonic() - began, "said": said}
 
 
 if __name__ == "__main__":
