@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib import pyplot as plt
@@ -84,11 +85,11 @@ def _draw_row(axes: Axes, row: int, span: ReadableSpan, depth: int, *, start: fl
     for event in span.events:
         x = _ms(event.timestamp) - start
         axes.plot(x, row, marker="D", color="white", markeredgecolor="black", ms=3.5, zorder=3)
-    beside = {"textcoords": "offset points", "va": "center"}
+    beside: dict[str, Any] = {"textcoords": "offset points", "va": "center"}
     note, shade = f"{end - begin:.0f} ms{_result(span)}", "tab:red" if is_error else "0.35"
     axes.annotate(note, (end, row), (4, 0), fontsize=7.5, color=shade, **beside)
     label, shade = f"{'    ' * depth}{_label(span)}", "0.45" if is_request else "black"
-    left = {"xycoords": ("axes fraction", "data"), "annotation_clip": False}
+    left: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "annotation_clip": False}
     axes.annotate(label, (0, row), (-225, 0), fontsize=8.5, color=shade, **left, **beside)
 
 
@@ -110,7 +111,7 @@ def _label(span: ReadableSpan) -> str:
 
 
 def _result(span: ReadableSpan) -> str:
-    facts = span.attributes or {}
+    facts: Mapping[str, Any] = span.attributes or {}
     parts = [
         str(facts.get("http.response.status_code", "")),
         f"resend {facts['http.request.resend_count']}" if "http.request.resend_count" in facts else "",
