@@ -10,6 +10,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from opentelemetry import baggage
+from opentelemetry.context import attach as set_in_this_task
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from opentelemetry.trace import SpanKind, StatusCode, format_span_id, format_trace_id
 from opentelemetry.trace import get_tracer_provider as global_tracer_provider
@@ -20,6 +22,7 @@ from loops_async._telemetry import setup
 from loops_local import LocalService, serve_in_thread
 from tests.support.colours import Colour
 from tests.support.engines import Engines, WatchedEngine
+from tests.support.held import Held
 from tests.support.rollouts import PAIRS
 from tests.support.telemetry import Recorded, events, facts
 from tests.support.work import FEW_TOKENS, PROMPT, REFUSED, eventually, example, run_python
@@ -166,6 +169,7 @@ async def test_the_service_hears_of_the_span_of_each_request(
     recorded: Recorded, service: ServiceClient, local: LocalService, engine: WatchedEngine
 ) -> None:
     seen = local.faults.watch("* *", times=1000)
+    set_in_this_task(baggage.set_baggage("user", "of the program"))
     with recorded.tracer.start_as_current_span("caller") as caller:
         trainer = await service.create_lora_training_client(engine.name)
         await (await trainer.forward_backward([example()]))
@@ -177,6 +181,7 @@ async def test_the_service_hears_of_the_span_of_each_request(
     assert told == {(trace, format_span_id(span.context.span_id)) for span in requests}
     routes = {request.path.split("/")[1] for request in seen}
     assert {"v1", "trainers", "samplers"} <= routes  # control plane, trainer and sampler
+    assert not any("baggage" in request.headers for request in seen)
 
 
 async def test_requests_that_are_part_of_nothing_make_no_traces(
@@ -280,6 +285,31 @@ async def test_what_is_cancelled_ends(
     request = recorded.children(span)[-1]
     assert (request.name, facts(request)["error.type"]) == ("POST", "CancelledError")
     await eventually(lambda: {point.value for _, point in recorded.points("loops.client.in_flight")} == {0})
+
+
+async def test_an_operation_that_is_cancelled_before_its_turn_ends(
+    recorded: Recorded,
+    colour: Colour,
+    service: ServiceClient,
+    trainer: TrainingClient,
+    local: LocalService,
+    engine: WatchedEngine,
+) -> None:
+    held = Held(local.faults, f"POST */{trainer.run_id}/forward_backward")
+    start, own = colour.module.start, colour.own(trainer)
+    first = await asyncio.to_thread(start, own.forward_backward, [example()])
+    await eventually(lambda: len(held.arrived) == 1)
+    second = await asyncio.to_thread(start, own.optim_step, AdamParams())
+    await eventually(lambda: [each.waiting_for for each in service.inflight() if each.what == "optim_step"] == ["turn"])
+    second.cancel()
+    await eventually(lambda: recorded.named("optim_step"))
+    held.let_go()
+    await first
+    assert facts(recorded.one(f"optim_step {engine.name}")) == {
+        "loops.operation.name": "optim_step",
+        "loops.run_id": trainer.run_id,
+        "error.type": "CancelledError",
+    }
 
 
 async def test_a_started_call_is_below_the_span_of_its_thread(
