@@ -104,6 +104,16 @@ SAMPLING = [
             (10_000, 10_000, 5, WITHOUT_PUBLISHED),
         )
     ),
+    Case(
+        "sample, 64 in flight, by a script for tinker",
+        "sample",
+        3_200,
+        "cpu_us",
+        ("ours", "ours_tinker"),
+        64,
+        rounds=5,
+        budgets=[Budget("at most 1.5 x our own", "ours_tinker", "cpu_us", most=1.5, over=("ours", "cpu_us"))],
+    ),
     *(
         Case(
             f"sample, {in_flight:,} in flight, names of tokens",

@@ -120,19 +120,20 @@ def adam_params(given: Any) -> loops.AdamParams:
 
 def sample_response(response: loops.SampleResponse) -> types.SampleResponse:
     """Return what was sampled."""
+    unique = uuid4().hex
     return types.SampleResponse(
-        sequences=[_sequence(sequence) for sequence in response.sequences],
+        sequences=[_sequence(sequence, f"{unique}-{index}") for index, sequence in enumerate(response.sequences)],
         prompt_logprobs=response.prompt_logprobs,
         topk_prompt_logprobs=response.topk_prompt_logprobs,
     )
 
 
-def _sequence(sequence: loops.SampledSequence) -> types.SampledSequence:
+def _sequence(sequence: loops.SampledSequence, sequence_id: str) -> types.SampledSequence:
     return types.SampledSequence(
         tokens=sequence.tokens,
         logprobs=sequence.logprobs,
         stop_reason="stop" if sequence.stop_reason == "stop" else "length",
-        sequence_id=uuid4().hex,
+        sequence_id=sequence_id,
     )
 
 

@@ -7,7 +7,8 @@ import logging
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final, Generic, TypeVar
 
@@ -83,7 +84,7 @@ class AwaitableConcurrentFuture(Future[T], APIFuture[T]):  # pyright: ignore[rep
         call: loops_sync.CallFuture[Any] | None = None,
     ) -> None:
         super().__init__()
-        self._source = source
+        self._source: Future[Any] | None = source
         self._convert = convert
         self._ends_with_waiter = ends_with_waiter
         self._converts_long = converts_long
@@ -97,12 +98,21 @@ class AwaitableConcurrentFuture(Future[T], APIFuture[T]):  # pyright: ignore[rep
         return super().result()
 
     async def result_async(self, timeout: float | None = None) -> T:
-        if self.done():
+        # Not `asyncio.wrap_future`, which leaves a cycle of references to each result.
+        if not self.done():
+            loop = asyncio.get_running_loop()
+            here: asyncio.Future[None] = loop.create_future()
+            self.add_done_callback(partial(_wake, loop, here))
+            try:
+                await asyncio.wait_for(here, timeout)
+            except asyncio.CancelledError:
+                if self._ends_with_waiter:
+                    self.cancel()
+                raise
+        try:
             return super().result()
-        here = asyncio.wrap_future(self)
-        if self._ends_with_waiter and timeout is None:
-            return await here
-        return await asyncio.wait_for(asyncio.shield(here), timeout)
+        except CancelledError as cancelled:
+            raise asyncio.CancelledError(*cancelled.args) from None
 
     def future(self) -> Future[T]:
         return self
@@ -110,17 +120,19 @@ class AwaitableConcurrentFuture(Future[T], APIFuture[T]):  # pyright: ignore[rep
     def cancel(self) -> bool:
         """Cancel the call, if it has not ended; of an operation that was sent, only the result is lost."""
         is_cancelled = super().cancel()
-        if is_cancelled:
-            self._source.cancel()
+        source = self._source
+        if is_cancelled and source is not None:
+            source.cancel()
         return is_cancelled
 
     def _wait(self, timeout: float | None) -> None:
-        if self._call is not None:
+        call = self._call
+        if call is not None:
             try:
-                self._call.result(timeout)
+                call.result(timeout)
             except Exception:
                 # What the call raised is raised by `result`, as the error of this package that it has become.
-                if not self._call.done():
+                if not call.done():
                     raise
             return
         has_ended = threading.Event()
@@ -149,6 +161,9 @@ class AwaitableConcurrentFuture(Future[T], APIFuture[T]):  # pyright: ignore[rep
             self.set_result(value if self._convert is None else self._convert(value))
         except BaseException as problem:
             self.set_exception(problem.with_traceback(None))
+        finally:
+            # They refer to this future; so does each to a result, which a cycle would keep until garbage is collected.
+            self._source = self._call = None
 
     def __copy__(self) -> Any:
         return self
@@ -197,6 +212,15 @@ def failed(error: Exception) -> AwaitableConcurrentFuture[Any]:
     outcome: Future[Any] = Future()
     outcome.set_exception(error)
     return AwaitableConcurrentFuture(outcome)
+
+
+def _wake(loop: asyncio.AbstractEventLoop, waiter: asyncio.Future[None], _: Future[Any]) -> None:
+    def wake() -> None:
+        if not waiter.done():
+            waiter.set_result(None)
+
+    with suppress(RuntimeError):  # the loop that waited is closed
+        loop.call_soon_threadsafe(wake)
 
 
 def _start_thread(function: Callable[[], None]) -> bool:
