@@ -474,8 +474,8 @@ class Transport:
         text = self._redactor.text(_text_of(body))
         if len(body) <= LONGEST_ERROR_BODY:
             with suppress(UnreadableError):
-                return decode_json(text.encode(), object)
-        return text[:LONGEST_ERROR_BODY] or None
+                return _without_queries_in(decode_json(text.encode(), object))
+        return _without_queries(text[:LONGEST_ERROR_BODY]) or None
 
     def request_id(self, answer: Answer) -> str | None:
         """Return the id of an answer to quote to support, if it has one."""
@@ -592,8 +592,26 @@ def _session(connector: Connector) -> aiohttp.ClientSession:
 
 
 def _cleaned(settings: Settings, text: str, most: int = LONGEST_MESSAGE) -> str:
-    text = _PASSWORD.sub("…@", _QUERY.sub("?…", text))
+    text = _without_queries(text)
     return one_line(settings.api_key.scrub(text) if settings.api_key else text, most)
+
+
+def _without_queries(text: str) -> str:
+    """Mask the queries, also of a mere path, and the passwords of URLs."""
+    return _PASSWORD.sub("…@", _QUERY.sub("?…", text))
+
+
+def _without_queries_in(value: Any) -> Any:
+    match value:
+        case str():
+            return _without_queries(value)
+        case list():
+            return [_without_queries_in(one) for one in cast("list[Any]", value)]
+        case dict():
+            fields = cast("dict[str, Any]", value)
+            return {_without_queries(name): _without_queries_in(one) for name, one in fields.items()}
+        case _:
+            return value
 
 
 def _request_log(settings: Settings) -> RequestLog | None:
