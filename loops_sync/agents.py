@@ -196,7 +196,7 @@ class AgentRollout(Closing[_core.AgentRollout]):
     def openai_client(self, *, blocking: bool = True) -> Any:
         """Return a client of the package `openai` for this rollout, which is closed with it.
 
-        It is an ``openai.OpenAI``; with ``blocking=False`` an ``openai.AsyncOpenAI``, for coroutines.
+        It is an ``openai.OpenAI``; with ``blocking=False`` an ``openai.AsyncOpenAI``.
 
         There is one for each rollout, which takes half a millisecond to make. It uses no proxy. The first one in a
         program imports the package, which takes seconds, unless that was done before.
@@ -207,19 +207,13 @@ class AgentRollout(Closing[_core.AgentRollout]):
         Raises:
             ImportError: the package is not installed: ``pip install openai``.
             ClosedError: the rollout is closed.
-
-        Example:
-            ::
-
-                client = rollout.openai_client()
-                answer = client.chat.completions.create(model="any", messages=messages)
         """
         return self._impl.openai_client(blocking=blocking)
 
     def anthropic_client(self, *, blocking: bool = True) -> Any:
         """Return a client of the package `anthropic` for this rollout; all else is as with `openai_client`.
 
-        It is an ``anthropic.Anthropic``; with ``blocking=False`` an ``anthropic.AsyncAnthropic``, for coroutines.
+        It is an ``anthropic.Anthropic``; with ``blocking=False`` an ``anthropic.AsyncAnthropic``.
 
         Args:
             blocking: whether it is to be for code that blocks.

@@ -25,10 +25,10 @@ PROSE: Final = {
         "The server runs in the thread that makes all calls of this package, so agents may block, in any other thread."
     ),
     "AgentRollout.openai_client": (
-        "It is an ``openai.OpenAI``; with ``blocking=False`` an ``openai.AsyncOpenAI``, for coroutines."
+        "It is an ``openai.OpenAI``; with ``blocking=False`` an ``openai.AsyncOpenAI``."
     ),
     "AgentRollout.anthropic_client": (
-        "It is an ``anthropic.Anthropic``; with ``blocking=False`` an ``anthropic.AsyncAnthropic``, for coroutines."
+        "It is an ``anthropic.Anthropic``; with ``blocking=False`` an ``anthropic.AsyncAnthropic``."
     ),
     "RolloutContext.run": (
         "Each rollout has a thread of its own, so it may block and wait by itself. This is for what takes long on the "

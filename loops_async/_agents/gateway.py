@@ -102,12 +102,6 @@ class AgentRollout:
         Raises:
             ImportError: the package is not installed: ``pip install openai``.
             ClosedError: the rollout is closed.
-
-        Example:
-            ::
-
-                client = rollout.openai_client()
-                answer = await client.chat.completions.create(model="any", messages=messages)
         """
         return self._client("openai", blocking=blocking)
 

@@ -49,7 +49,7 @@ def instrument(tracer_provider: TracerProvider | None = None, meter_provider: Me
 
             loops.instrument()
             with trace.get_tracer("my program").start_as_current_span("evaluate"):
-                await sampler.sample(prompt)
+                ...  # the spans of calls that are made here are children of this one
     """
     try:
         from opentelemetry import metrics, trace

@@ -178,7 +178,8 @@ async def test_checkpoints_are_found_by_run_model_and_path(api: Api) -> None:
 async def test_validate_accepts_a_sampler_checkpoint_only(api: Api) -> None:
     run = await api.run()
     path = (await api.publish(run))["path"]
-    assert await api.post("/v1/loops/checkpoints/validate", {"checkpoint_path": path}) == {}
+    [checkpoint] = (await api.get(f"/v1/loops/checkpoints?checkpoint_path={path}"))["checkpoints"]
+    assert await api.post("/v1/loops/checkpoints/validate", {"checkpoint_path": path}) == {"id": checkpoint["id"]}
     for bad in (path + "x", "nonsense", path.replace("sampler_weights", "weights")):
         error = await api.post("/v1/loops/checkpoints/validate", {"checkpoint_path": bad}, status=400)
         assert error["details"] == {"field": "checkpoint_path"}
