@@ -24,9 +24,7 @@ PROSE: Final = {
     "AgentGateway": (
         "The server runs in the thread that makes all calls of this package, so agents may block, in any other thread."
     ),
-    "AgentRollout.openai_client": (
-        "It is an ``openai.OpenAI``; with ``blocking=False`` an ``openai.AsyncOpenAI``."
-    ),
+    "AgentRollout.openai_client": ("It is an ``openai.OpenAI``; with ``blocking=False`` an ``openai.AsyncOpenAI``."),
     "AgentRollout.anthropic_client": (
         "It is an ``anthropic.Anthropic``; with ``blocking=False`` an ``anthropic.AsyncAnthropic``."
     ),

@@ -168,6 +168,8 @@ def test_docstrings_are_found() -> None:
 
 
 def test_nothing_that_is_documented_is_asynchronous() -> None:
-    words = re.compile(r"event loop|corouti|\bawait|\basync(?!io\.CancelledError|OpenAI|Anthropic)|`open\b|open`", re.IGNORECASE)
+    words = re.compile(
+        r"event loop|corouti|\bawait|\basync(?!io\.CancelledError|OpenAI|Anthropic)|`open\b|open`", re.IGNORECASE
+    )
     assert [where for where, doc in DOCUMENTED.items() if words.search(doc)] == []
     assert [where for where, doc in DOCUMENTED.items() if "loops_async" in doc.partition("::\n")[2]] == []
