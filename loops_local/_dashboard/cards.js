@@ -6,7 +6,7 @@ import { NONE } from "./format.js";
 
 export class Card {
   constructor(title, names, height) {
-    this.values = names.map((name, index) => element("span", { className: `value value-${index}` }, element("b"), name));
+    this.values = names.map((name, index) => element("span", { className: `value value-${index}` }, element("b"), ` ${name}`));
     this.chart = new Chart(height, title);
     this.at = element("span", { className: "at" });
     this.element = element("article", {},

@@ -63,7 +63,7 @@ class _Row(Struct, frozen=True, kw_only=True):
     local: bool
     step: int
     version: int | None
-    loss: list[float]
+    loss: Sequence[float | None]
     last_loss: float | None
     tokens_per_second: float | None
     created_at: float
@@ -71,10 +71,10 @@ class _Row(Struct, frozen=True, kw_only=True):
 
 
 class _Line(Struct, frozen=True, kw_only=True):
-    """A curve: points ``(step, value)``, and the newest value."""
+    """A curve: points ``(step, value)``, and the newest value; null where it is not a number."""
 
     name: str
-    points: list[tuple[int, float]]
+    points: Sequence[tuple[int, float | None]]
     last: float | None
 
 

@@ -13,6 +13,8 @@ import pytest
 from yarl import URL
 
 from loops_local import LocalService
+from loops_local._dashboard import routes
+from loops_local._resources.activity import MOST_SLICES, Activity
 from loops_local._resources.history import MOST_OWN, MOST_POINTS, OUTLINE_POINTS, Curve, RunHistory
 from tests.service.api import MODEL, Api, Gate, datum
 from tests.support.patience import PATIENCE_SECONDS
@@ -289,3 +291,42 @@ async def test_own_metrics_are_added_once_also_when_they_are_sent_again(api: Api
 async def test_own_metrics_that_are_none_are_refused(api: Api, body: Any) -> None:
     run = await api.run()
     await api.post(f"{run['base_url']}/metrics", body, status=422)
+
+
+# Figures over time.
+
+
+async def test_the_service_measures_when_no_page_is_open(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routes, "SLICE_SECONDS", 0.01)
+    api = await serve()
+    run = await api.run()
+    await api.sample(run["sampler"]["base_url"])
+
+    async def is_measured() -> bool:
+        found = await data(api)
+        return found["samples"]["per_second"] > 0 and any(one["samples_per_second"] > 0 for one in found["slices"])
+
+    await api.until(is_measured)
+
+
+def test_a_slice_has_the_samples_that_ended_in_it() -> None:
+    activity = Activity()
+    for _ in range(3):
+        with activity.sample():
+            assert activity.samples_under_way == 1
+    with pytest.raises(ZeroDivisionError), activity.sample():
+        _ = 1 / 0
+    activity.measure(2, 5)
+    activity.measure(0, 0)
+    first, second = activity.slices
+    assert first.samples_per_second > 0 == second.samples_per_second
+    assert first.p50 is not None
+    assert second.p50 is None
+    assert (first.under_way, first.waiting, activity.samples, activity.samples_under_way) == (2, 5, 3, 0)
+
+
+def test_figures_over_time_are_bounded() -> None:
+    activity = Activity()
+    for _ in range(2 * MOST_SLICES):
+        activity.measure(0, 0)
+    assert len(activity.slices) == MOST_SLICES

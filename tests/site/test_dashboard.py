@@ -212,6 +212,24 @@ def test_a_thousand_runs_are_found(opened: Open, trainer: loops.TrainingClient) 
     assert rows.count() == 1000
 
 
+def test_the_figures_of_the_last_minutes_are_drawn(opened: Open, trainer: loops.TrainingClient) -> None:
+    def busy(route: Any) -> None:
+        data = route.fetch().json()
+        figures = {"under_way": 3, "waiting": 2, "memory": 5e8, "p50": 0.02, "p95": 0.5, "samples_per_second": 12.5}
+        slices = [{**figures, "time": data["now"] - ago} for ago in (15, 10, 5)]
+        samples = {"per_second": 12.5, "p50": 0.02, "p95": 0.5, "under_way": 3}
+        route.fulfill(json={**data, "samples": samples, "slices": slices, "memory": 5e8})
+
+    page = opened()
+    page.route("**/dashboard/data*", busy)
+    look_again(page)
+    page.locator("#figures .value b", has_text="12.5").wait_for()
+    shown = page.locator("#figures .value").all_inner_texts()
+    assert [shown[index].strip() for index in (0, 1, 2, -1)] == ["12.5", "20 ms p50", "500 ms p95", "500 MB"]
+    assert page.locator("#figures path.line").count() == 6
+    assert {"10", "400 ms", "400 MB", "now"} <= set(page.locator("#figures text").all_text_contents())
+
+
 def test_without_its_token_it_asks_and_takes_the_api_key(
     opened: Open, local: LocalService, trainer: loops.TrainingClient
 ) -> None:
