@@ -154,7 +154,7 @@ class StepLog:
             self._add(_Pending(future, 0, own))
 
     async def close(self) -> None:
-        """Tell of the steps whose results are known, and finish the W&B run; takes 30 s at most."""
+        """Tell of the steps whose results are known, finish the W&B run, send what waits; takes 35 s at most."""
         self._is_closed = True
         if self._task is not None:
             self._task.cancel()
