@@ -606,7 +606,7 @@ def _without_queries_in(value: Any) -> Any:
         case str():
             return _without_queries(value)
         case list():
-            return [_without_queries_in(one) for one in cast("list[Any]", value)]
+            return [_without_queries_in(one) for one in cast("list[object]", value)]
         case dict():
             fields = cast("dict[str, Any]", value)
             return {_without_queries(name): _without_queries_in(one) for name, one in fields.items()}

@@ -96,7 +96,7 @@ async def _show_live(context: typer.Context, runtime: Runtime, *, tells_losses: 
 async def _rows(context: typer.Context, runtime: Runtime, *, tells_losses: bool, everyone: bool) -> list[Row]:
     plane = runtime.control_plane
     found = await running(context, plane, everyone=everyone)
-    figures = await _figures(runtime) if tells_losses else {}
+    figures: Mapping[str, _RunFigures] = await _figures(runtime) if tells_losses else {}
     rows, _ = await all_of(_row(plane, entry, figures.get(entry.id)) for entry in found)
     return rows
 
