@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import aclosing, contextmanager
 from functools import partial
 from time import monotonic
 from typing import Any, Final, Literal, TypeAlias
@@ -49,7 +49,6 @@ from .errors import (
     ProtocolError,
     SampleTimeoutError,
     UnsupportedError,
-    WorkerDiedError,
     without_quote,
 )
 from .types import (
@@ -320,9 +319,15 @@ class SamplingClient(SameWhenCopied, KnowsOtherNames):
             self._check_key_in_environment()
             sample_chunk = partial(_chunk_outcomes, self, arguments, is_raised)
             most = most_prompts()
-            lost = partial(_lost_outcomes, is_raised)
+            watch = partial(self._chunk, await self._usable_runtime(), num_samples, sampling_params or SamplingParams())
             outcomes = map_in_processes(
-                prompts, sample_chunk, lost=lost, processes=processes, limit=most, ordered=ordered
+                prompts,
+                sample_chunk,
+                watch=watch,
+                lost=partial(_lost_outcomes, is_raised),
+                processes=processes,
+                limit=most,
+                ordered=ordered,
             )
         async with aclosing(outcomes):
             async for index, outcome in outcomes:
@@ -478,6 +483,26 @@ class SamplingClient(SameWhenCopied, KnowsOtherNames):
                 "processes: worker processes read the API key from BASETEN_API_KEY, since a key is never pickled; set "
                 "it in the environment instead of passing api_key"
             )
+
+    @contextmanager
+    def _chunk(
+        self, runtime: Runtime, num_samples: int, params: SamplingParams, prompts: Sequence[_Prompt]
+    ) -> Generator[Callable[[Sequence[SampleResponse | LoopsError]], None]]:
+        """Have a chunk of prompts under way that a worker process samples; what is yielded counts its answers."""
+        work, completions = runtime.transport.work, num_samples * len(prompts)
+        lengths = [_length(prompt) for prompt in prompts]
+        ids = {"run_id": self._endpoint.run_id, "sampler_id": self._endpoint.sampler_id}
+        with work.begin("sample", f"{len(prompts)} prompts in a process", endpoint=self._endpoint, **ids) as entry:
+            entry.turn_to("answer")
+            asked = Counts(samples=len(prompts), prompt_tokens=sum(lengths), completion_tokens=completions)
+            work.admit(entry, asked, most_completions=completions * (params.max_tokens or 1))
+
+            def count(outcomes: Sequence[SampleResponse | LoopsError]) -> None:
+                for length, outcome in zip(lengths, outcomes, strict=True):
+                    if isinstance(outcome, SampleResponse):
+                        entry.counts.sampled(length, sum(len(sequence.tokens) for sequence in outcome.sequences))
+
+            yield count
 
     def _checked_body(
         self,
@@ -681,10 +706,8 @@ async def _chunk_outcomes(
     return await gather_or_raise([_outcome(sample, is_raised, prompt) for prompt in prompts])
 
 
-def _lost_outcomes(
-    is_raised: bool, prompts: Sequence[_Prompt], error: WorkerDiedError
-) -> list[SampleResponse | LoopsError]:
-    """Return the outcomes of a chunk whose process ended: no answer is known, and some may have been paid for."""
+def _lost_outcomes(is_raised: bool, prompts: Sequence[_Prompt], error: LoopsError) -> list[SampleResponse | LoopsError]:
+    """Return the outcomes of a chunk whose process ended, so that no answer is known, or that was never begun."""
     if is_raised:
         raise error
     return [error for _ in prompts]
@@ -710,6 +733,13 @@ def _sample_body(
         stop_token_ids=stop_token_ids,
         structured_outputs=UNSET if params.structured_outputs is None else params.structured_outputs,
     )
+
+
+def _length(prompt: Any) -> int:
+    """Return the length of a prompt that is not checked yet; 0 for what is none."""
+    if isinstance(prompt, ModelInput):
+        return prompt.length
+    return len(prompt) if hasattr(prompt, "__len__") else 0
 
 
 def _tokens(prompt: ModelInput) -> list[int]:

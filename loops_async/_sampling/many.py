@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing
 from functools import partial
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 from .._executors.processes import LocalProcess, Processes
 from .._executors.waiting import close_all
-from ..errors import WorkerDiedError
+from ..errors import BudgetExceededError, LoopsError, WorkerDiedError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -102,22 +102,26 @@ async def map_in_processes(
     source: Source[T],
     work: Callable[[list[T]], Awaitable[list[R]]],
     *,
-    lost: Callable[[list[T], WorkerDiedError], list[R]],
+    watch: Callable[[list[T]], AbstractContextManager[Callable[[list[R]], object]]],
+    lost: Callable[[list[T], LoopsError], list[R]],
     processes: int,
     limit: int,
     ordered: bool,
 ) -> AsyncGenerator[tuple[int, R]]:
     """Yield ``(index, result)`` of a coroutine function that worker processes call with chunks of the source.
 
-    `lost` gives the results of a chunk whose process ended, or raises.
+    `watch` is entered for the time of each chunk; it may refuse the chunk with a `BudgetExceededError`, and its value
+    gets the results. `lost` gives the results of a chunk that was refused, or whose process ended, or raises.
     """
     size = max(1, limit // (processes * CHUNKS_PER_PROCESS))
     workers = Processes(processes, CHUNKS_PER_PROCESS, partial(LocalProcess, are_rollouts=True))
 
     async def submit(chunk: list[T]) -> list[R]:
         try:
-            results: list[R] = await asyncio.wrap_future(workers.start(work, (chunk,)))
-        except WorkerDiedError as error:
+            with watch(chunk) as count:
+                results: list[R] = await asyncio.wrap_future(workers.start(work, (chunk,)))
+                count(results)
+        except (WorkerDiedError, BudgetExceededError) as error:
             return lost(chunk, error)
         return results
 

@@ -213,6 +213,20 @@ async def test_many_prompts_stop_at_a_budget(service: ServiceClient, engine: Wat
     assert service.usage.samples == 3
 
 
+async def test_a_budget_also_holds_for_worker_processes(
+    service: ServiceClient, engine: WatchedEngine, local: LocalService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BASETEN_API_KEY", local.api_key)
+    sampler = await service.create_sampling_client(engine.name)
+    service.budget = Budget(samples=2)
+    many = sampler.sample_many([PROMPT] * 4, sampling_params=FEW_TOKENS, limit=2, processes=1, on_error="return")
+    outcomes = [type(done.error) async for done in many]
+    assert outcomes.count(type(None)) == 2
+    assert outcomes.count(BudgetExceededError) == 2
+    assert (service.usage.samples, service.usage.prompt_tokens, service.usage.completion_tokens) == (2, 4, 8)
+    assert service.inflight() == []
+
+
 @pytest.mark.parametrize(
     ("given", "path"),
     [
