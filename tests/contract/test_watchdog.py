@@ -102,6 +102,7 @@ def test_the_thread_ends_when_nothing_is_under_way(monkeypatch: pytest.MonkeyPat
     def look() -> bool:
         return answers.pop(0)
 
+    _wait_for_the_last_one()  # of the test before: it would take the answers of this one
     monkeypatch.setattr(watchdog, "is_shown", lambda: True)
     monkeypatch.setattr(watchdog, "look", look)
     monkeypatch.setattr(watchdog, "LOOK_SECONDS", 0.0)
@@ -109,10 +110,13 @@ def test_the_thread_ends_when_nothing_is_under_way(monkeypatch: pytest.MonkeyPat
     for _ in range(2):
         answers[:] = rounds
         dog.watch()
-        began = time.monotonic()
-        while _dogs() and time.monotonic() < began + PATIENCE_SECONDS:
-            time.sleep(0.001)
+        _wait_for_the_last_one()
         assert (answers, _dogs()) == ([], [])
+
+
+def _wait_for_the_last_one() -> None:
+    for thread in _dogs():
+        thread.join(PATIENCE_SECONDS)
 
 
 def _dogs() -> list[threading.Thread]:
