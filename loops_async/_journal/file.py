@@ -60,6 +60,9 @@ CREATE INDEX samples_by_digest ON samples (digest, number);
 CREATE TABLE batches (stream TEXT, place INTEGER, batch BLOB NOT NULL, PRIMARY KEY (stream, place));
 """
 
+SYNCHRONOUS: Final = "FULL"
+"""A commit is on disk when it returns, so that it also survives a machine that loses its power."""
+
 NUMBERED: Final = ("creations", "operations", "samples")
 
 _COMPRESSION: Final = 1
@@ -397,7 +400,7 @@ def _connected(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, isolation_level=None, cached_statements=64)
     try:
         db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")  # a commit is on disk when it returns
+        db.execute(f"PRAGMA synchronous = {SYNCHRONOUS}")
         db.execute("CREATE TEMP TABLE taken (digest BLOB PRIMARY KEY, number INTEGER NOT NULL) WITHOUT ROWID")
     except sqlite3.Error as error:
         db.close()

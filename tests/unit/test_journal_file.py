@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loops_async import ConfigError, JournalError, JournalMismatchError
+from loops_async._journal import file as journal_file
 from loops_async._journal.content import Content, digest, first_difference
 from loops_async._journal.file import Completed, JournalFile
 from loops_async._journal.journal import Journal, JournalSettings, journal_settings
@@ -25,6 +26,11 @@ from tests.support.work import eventually
 
 URL = "https://service.test"
 STEP = Content("optim_step", b'{"adam_params":{"learning_rate":0.1,"beta1":0.9},"seq_id":0}')
+
+
+@pytest.fixture(autouse=True)
+def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_file, "SYNCHRONOUS", "OFF")  # no machine loses its power here
 
 
 def pass_of(*datums: bytes) -> Content:
