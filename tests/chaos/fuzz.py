@@ -171,8 +171,9 @@ def _problem(error: BaseException, call: Call, secret: str) -> str | None:
     if not isinstance(error, loops.LoopsError):
         if isinstance(error, OSError) and call.name == "download_checkpoint":
             return None
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        return f"{type(error).__name__} at {Path(last.filename).name}:{last.lineno}"
+        places = traceback.extract_tb(error.__traceback__)
+        where = f"{Path(places[-1].filename).name}:{places[-1].lineno}" if places else str(error)
+        return f"{type(error).__name__} at {where}"
     text = str(error)
     if len(text) > LONGEST_ERROR:
         return f"{type(error).__name__} with a text of over {LONGEST_ERROR} characters"
