@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from contextlib import suppress
 from importlib import import_module
-from time import monotonic
 from typing import Any
 
 import loops_async as loops
