@@ -22,7 +22,8 @@ DATUM = loops.Datum(model_input=[1, 20, 30], loss_fn_inputs={"target_tokens": [2
 PARAMS = loops.SamplingParams(max_tokens=3)
 CASE_SECONDS = 0.7
 """A call that still repeats its request after this is cancelled: its patience is tested elsewhere."""
-CANCEL_SECONDS = 10.0
+CANCEL_SECONDS = 20.0
+"""Twice the longest delay of a cancelled creation, which deactivates what it may have made."""
 
 
 class Change:
