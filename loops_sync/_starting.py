@@ -12,7 +12,7 @@ from loops_async._futures import copied, resolved
 
 from ._bridge import Bridge, Held, Items, Relay
 from ._future import OperationFuture
-from ._handle import Handle
+from ._handle import Handle, Opened
 
 __all__ = ["start"]
 
@@ -57,6 +57,8 @@ def start(call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> CallFuture[
     handle, function = getattr(call, "__self__", None), getattr(call, "__func__", None)
     if not isinstance(handle, Handle) or function is None:
         raise InputError("call", f"must be a method of an object of loops_sync, e.g. trainer.forward; got {call!r}")
+    if isinstance(handle, Opened) and function.__name__ == "close":
+        raise InputError("call", "close ends all calls, also those that are started: call it when they have ended")
     bridge = handle._bridge  # pyright: ignore[reportPrivateUsage] - private to users of handles
     loop = bridge.loop
     starting = Starting(bridge, function.__name__)

@@ -227,6 +227,8 @@ async def test_what_needs_a_thread_that_waits_cannot_be_started(local: LocalServ
             sampler = service.create_sampling_client(engine.name)
             with pytest.raises(InputError, match=r"call: sample_many returns an iterator.*cannot be started"):
                 loops_sync.start(sampler.sample_many, [PROMPT])
+            with pytest.raises(InputError, match="call: close ends all calls"):
+                loops_sync.start(service.close)
             with pytest.raises(InputError, match="call: training_run returns a context"):
                 loops_sync.start(service.training_run, engine.name)
             with pytest.raises(InputError, match="call: create_lora_training_client has a callback"):
