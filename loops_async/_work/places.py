@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import sysconfig
+import os
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -11,10 +11,11 @@ from typing import Any, Final
 MOST_PLACES: Final = 4
 
 _FOREIGN: Final = (
-    sysconfig.get_path("stdlib"),
+    str(Path(os.__file__).parent),  # Python's own modules
     *(str(Path(__file__).parents[2] / name) for name in ("loops_async", "loops_sync")),
+    "<frozen",
 )
-_LIBRARIES: Final = tuple({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
+_LIBRARIES: Final = ("site-packages", "dist-packages")
 
 
 def place_of(task: asyncio.Task[Any] | None) -> str | None:
@@ -35,7 +36,8 @@ def stack_of(frame: FrameType | None) -> list[str]:
 
 def is_own(frame: FrameType) -> bool:
     """Whether a frame is of the program, and not of Python, a library or ours."""
-    return not frame.f_code.co_filename.startswith((*_FOREIGN, *_LIBRARIES, "<frozen"))
+    file = frame.f_code.co_filename
+    return not file.startswith(_FOREIGN) and not any(name in file for name in _LIBRARIES)
 
 
 def place(frame: FrameType) -> str:
