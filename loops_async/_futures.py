@@ -108,7 +108,7 @@ class CallFuture(SameWhenCopied, KnowsOtherNames, Generic[T]):
                     f"waiting for {self._name} on the event loop that runs it would never end: `await` it there"
                 )
         deadline = None if timeout is None else monotonic() + timeout
-        seconds = WAKE_SECONDS if threading.current_thread() is threading.main_thread() else CHECK_SECONDS
+        seconds = wake_interval()
         while not self.done():
             left = seconds if deadline is None else min(seconds, deadline - monotonic())
             if left <= 0:
@@ -290,6 +290,11 @@ def start(call: Callable[..., Coroutine[Any, Any, Any]], /, *args: Any, **kwargs
         raise ClosedError(f"{call.__name__} would start after what this event loop awaits next: await the call instead")
     copies = {name: copied(value) for name, value in kwargs.items()}
     return CallFuture(loop, resolved(partial(call, *map(copied, args), **copies)), name=call.__name__)
+
+
+def wake_interval() -> float:
+    """Return how often this thread wakes up while it waits, in seconds."""
+    return WAKE_SECONDS if threading.current_thread() is threading.main_thread() else CHECK_SECONDS
 
 
 def resolved(call: Callable[[], Coroutine[Any, Any, Any]]) -> Callable[[], Coroutine[Any, Any, Any]]:

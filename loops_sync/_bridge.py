@@ -28,6 +28,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, Final, Generic, ParamSpec, TypeVar, cast
 
+from loops_async._futures import WAKE_SECONDS, wake_interval
 from loops_async._tasks import cancel_and_wait
 from loops_async.errors import ClosedError
 
@@ -46,12 +47,6 @@ CLEANUP_SECONDS: Final = 60.0
 
 EXIT_SECONDS: Final = 2.0
 """How long the exit of the interpreter waits for everything that is still open."""
-
-WAKE_SECONDS: Final = 0.5
-"""How often the main thread wakes up while it waits; on Windows it notices Ctrl-C only then."""
-
-CHECK_SECONDS: Final = 10.0
-"""How often other threads, perhaps thousands, wake up to check that the loop's thread is alive."""
 
 EXITING: Final = "the interpreter is exiting, and the event loop of loops_sync has ended"
 
@@ -146,7 +141,7 @@ class Bridge:
         """
         self._check_usable()
         worker = self.worker
-        seconds = WAKE_SECONDS if threading.current_thread() is threading.main_thread() else CHECK_SECONDS
+        seconds = wake_interval()
         try:
             self.post(start if worker is None else partial(worker.begin, outcome, start, cancel))
             while not outcome.wait(seconds):
