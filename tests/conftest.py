@@ -13,6 +13,7 @@ import pytest
 import loops_local
 from loops_async._http.settings import FROM_ENVIRONMENT
 from loops_async._logs import LOGGERS
+from tests.support import torch_engine
 from tests.support.clock import Clock
 from tests.support.colours import Async, Blocking, Colour
 from tests.support.warnings import TOLERATED
@@ -38,6 +39,14 @@ def pytest_configure(config: pytest.Config) -> None:
 def echo_service() -> Iterator[loops_local.LocalService]:
     """One service on the echo engine for the whole session; nothing in it is shared between runs."""
     with loops_local.serve_in_thread(engine="echo", provisioning_seconds=0.02) as local:
+        yield local
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Iterator[loops_local.LocalService]:
+    """One service that really trains, for the tests of numbers; importing torch takes seconds."""
+    torch_engine.import_it_here()
+    with loops_local.serve_in_thread(engine="torch", model="tiny", provisioning_seconds=0.0) as local:
         yield local
 
 

@@ -12,7 +12,6 @@ from loops_async import ServiceClient, TrainingClient
 from loops_async._http import retry
 from loops_local import LocalService, serve_in_thread
 from loops_local.engine.base import SampleJob
-from tests.support import torch_engine
 from tests.support.colours import Colour
 from tests.support.engines import Engines, WatchedEngine
 
@@ -40,14 +39,6 @@ def engines() -> Engines:
 def local(engines: Engines) -> Iterator[LocalService]:
     """One service for all tests of a module: runs share nothing, and everything is provisioned at once."""
     with serve_in_thread(engine=engines, provisioning_seconds=0.0) as local:
-        yield local
-
-
-@pytest.fixture(scope="session")
-def tiny() -> Iterator[LocalService]:
-    """One service that really trains, for the tests of numbers; importing torch takes seconds."""
-    torch_engine.import_it_here()
-    with serve_in_thread(engine="torch", model="tiny", provisioning_seconds=0.0) as local:
         yield local
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 import loops_tinker as tinker
-from loops_local import LocalService, serve_in_thread
+from loops_local import LocalService
 
 
 @pytest.fixture
@@ -15,15 +13,6 @@ def echo(echo_service: LocalService, monkeypatch: pytest.MonkeyPatch) -> LocalSe
     monkeypatch.setenv("LOOPS_BASE_URL", echo_service.base_url)
     monkeypatch.setenv("BASETEN_API_KEY", echo_service.api_key)
     return echo_service
-
-
-@pytest.fixture(scope="session")
-def tiny() -> Iterator[LocalService]:
-    from tests.support import torch_engine
-
-    torch_engine.import_it_here()
-    with serve_in_thread(engine="torch", model="tiny", provisioning_seconds=0.0) as local:
-        yield local
 
 
 @pytest.fixture
