@@ -5,7 +5,7 @@ RUN = .venv/bin/python -m
 # More workers than these would mostly import torch.
 PARALLEL = -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test check mypy pyright sync fix bench chaos fuzz soak lock dist release docs site
+.PHONY: demo test check mypy pyright public-types sync fix bench chaos fuzz soak lock dist release docs site
 
 demo: .venv/installed-demo
 	@.venv/bin/python examples/quickstart.py
@@ -19,13 +19,16 @@ check: .venv/installed-dev
 	$(RUN) ruff check
 	.venv/bin/python tools/gen_sync.py --check
 	.venv/bin/python tools/check_layers.py
-	@$(MAKE) --no-print-directory -j 2 mypy pyright # at once, each on a core
+	@$(MAKE) --no-print-directory -j 2 mypy pyright public-types # two at once, each on a core
 
 mypy: .venv/installed-dev
 	$(RUN) mypy
 
 pyright: .venv/installed-dev
 	$(RUN) pyright --pythonpath .venv/bin/python
+
+public-types: .venv/installed-dev
+	PYTHONPATH='$(CURDIR)' tools/public_types.sh .venv/bin/python loops_async loops_sync loops_tinker loops_local
 
 # Compares with the limit and, once `make test` has installed it, the published client.
 bench: .venv/installed-dev

@@ -136,7 +136,7 @@ class LocalService:
         result_retention_seconds: float = 3600.0,
         file_url_seconds: float = 900.0,
     ) -> None:
-        self.faults = Faults()
+        self.faults: Faults = Faults()
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
         self._engine = engine

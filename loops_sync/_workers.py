@@ -135,7 +135,7 @@ class Worker(threading.Thread):
     def __init__(self, owner: Workers) -> None:
         super().__init__(name=IDLE, daemon=True)
         self.owner = owner
-        self.is_ending = False
+        self.is_ending: bool = False
         self._calls: SimpleQueue[Call[Any] | None] = SimpleQueue()
         self._outcome: Outcome[Any] | None = None
         self._cancel_outcome: Callable[[], None] | None = None
@@ -151,7 +151,8 @@ class Worker(threading.Thread):
         """Call `function` in this thread, which must be idle."""
         name = _task_name()
         call = Call(function)
-        self.name, self._is_cancelled = f"loops_sync: {name}", False
+        _rename(self, f"loops_sync: {name}")
+        self._is_cancelled = False
         self._calls.put(call)
         try:
             await call.has_ended.wait()
@@ -161,7 +162,8 @@ class Worker(threading.Thread):
             call.raise_failure()
             raise
         finally:
-            self.name, self._outcome, self._cancel_outcome = IDLE, None, None
+            _rename(self, IDLE)
+            self._outcome, self._cancel_outcome = None, None
         return call.result()
 
     def begin(self, outcome: Outcome[Any], start: Callable[[], None], cancel: Callable[[], None]) -> None:
@@ -232,6 +234,10 @@ class Call(Generic[T]):
         """Raise the function's error, unless that is its cancellation."""
         if self._error is not None and not isinstance(self._error, asyncio.CancelledError):
             self.result()
+
+
+def _rename(thread: threading.Thread, name: str) -> None:
+    thread.name = name
 
 
 def _task_name() -> str:

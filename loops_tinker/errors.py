@@ -125,7 +125,7 @@ class APIResponseValidationError(APIError):
     def __init__(self, response: Any = None, body: object = None, message: str | None = None) -> None:
         super().__init__(message or "Data returned by API invalid for expected schema.", body=body)
         self.response = response
-        self.status_code = getattr(response, "status_code", None)
+        self.status_code: int | None = getattr(response, "status_code", None)
 
 
 class APIStatusError(APIError):

@@ -71,8 +71,8 @@ class EchoTrainer:
     _pending: _Pending
 
     def __init__(self, rank: int) -> None:
-        self.rank = rank
-        self.step = 0
+        self.rank: int = rank
+        self.step: int = 0
         self._pending = _Pending()
 
     def forward(
@@ -171,7 +171,9 @@ class EchoEngine:
     """The engine; it accepts any `name`."""
 
     def __init__(self, name: str) -> None:
-        self.model = ModelInfo(name=name, arch="echo", max_seq_len=MAX_SEQ_LEN, vocab_size=byte_tokenizer.VOCAB_SIZE)
+        self.model: ModelInfo = ModelInfo(
+            name=name, arch="echo", max_seq_len=MAX_SEQ_LEN, vocab_size=byte_tokenizer.VOCAB_SIZE
+        )
 
     def trainer(self, rank: int, seed: int | None = None) -> EchoTrainer:
         """Return a trainer; nothing is random, so `seed` has no effect."""

@@ -96,7 +96,7 @@ class FaultProxy:
     ) -> None:
         if URL(to).scheme not in ("http", "https") or not URL(to).host:
             raise ValueError(f"to must be an absolute http or https URL; got {to!r}")
-        self.seed = random.randrange(2**32) if seed is None else seed  # noqa: S311 - keeps no secret
+        self.seed: int = random.randrange(2**32) if seed is None else seed  # noqa: S311 - keeps no secret
         self._to = to.rstrip("/")
         self._plan = list(plan)
         self._rules = [RuleCounts(fault=_name(fault), route=fault.route) for fault in self._plan]

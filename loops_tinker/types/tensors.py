@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,7 +119,7 @@ class TensorData(Value):
             return NotImplemented
         return self.dtype == other.dtype and np.array_equal(self.to_numpy(), other.to_numpy(), equal_nan=True)
 
-    __hash__ = None  # type: ignore[assignment]  # holds lists, as every value that cannot be a key
+    __hash__: ClassVar[None] = None  # type: ignore[assignment]  # holds lists, as every value that cannot be a key
 
     def __repr__(self) -> str:
         return f"TensorData(dtype={self.dtype!r}, shape={self.shape}, data={np.array2string(self._flat, threshold=8)})"

@@ -65,12 +65,12 @@ class Prefill:
     """
 
     def __init__(self, positions: int, prefixes: Sequence[Prefix | None] = (), done: int = 0) -> None:
-        self.done = done
+        self.done: int = done
         self.positions = positions
         self.mask: Tensor | None = None
         """(count, length): what to add to the scores of the next positions; None in the first pass."""
         # Declared as a class, and only called.
-        self.cache = Cache(layer_class_to_replicate=cast("Any", partial(_PrefillLayer, self)))
+        self.cache: Cache = Cache(layer_class_to_replicate=cast("Any", partial(_PrefillLayer, self)))
         if done:
             own = zip(*(prefix.layers for prefix in prefixes if prefix), strict=True)
             for index, rows in enumerate(own):

@@ -14,9 +14,9 @@ class Adam:
     """Adam's moments. `step` is the number of updates."""
 
     def __init__(self, size: int) -> None:
-        self.mean = torch.zeros(size)
-        self.square = torch.zeros(size)
-        self.step = 0
+        self.mean: Tensor = torch.zeros(size)
+        self.square: Tensor = torch.zeros(size)
+        self.step: int = 0
 
     def update(self, weights: Tensor, gradient: Tensor, params: AdamParams) -> Tensor:
         """Return the weights after one step, with decoupled weight decay; the argument is not changed.

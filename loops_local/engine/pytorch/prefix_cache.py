@@ -31,7 +31,7 @@ class PrefixCache:
 
     def __init__(self) -> None:
         self._entries: list[_Entry] = []
-        self.nbytes = 0
+        self.nbytes: int = 0
 
     def find(self, adapter: LoraAdapter | None, tokens: Sequence[int]) -> tuple[Prefix | None, int]:
         """Return the prefix that has most of these tokens, and how many it has.
