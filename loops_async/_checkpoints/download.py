@@ -225,18 +225,20 @@ class Progress:
         self.bytes_fetched = 0
         self._on_progress = on_progress
         self._bytes: dict[Path, int] = {}
+        self._furthest: dict[Path, int] = {}
         self._bytes_done = self._files_done = 0
         self._bytes_total = sum(item.file.size_bytes for item in items)
         self._files_total = len(items)
 
-    def size(self, item: Item) -> int:
-        """Return how many bytes of a file are there."""
-        return self._bytes.get(item.target, 0)
+    def furthest(self, item: Item) -> int:
+        """Return the most bytes of a file that were there at once; it may have been begun anew since."""
+        return self._furthest.get(item.target, 0)
 
     def set_size(self, item: Item, size: int) -> None:
         """Record the number of bytes of a file that are on disk."""
         self._bytes_done += size - self._bytes.get(item.target, 0)
         self._bytes[item.target] = size
+        self._furthest[item.target] = max(size, self.furthest(item))
         self._report()
 
     def finish(self, item: Item) -> None:
@@ -327,7 +329,7 @@ async def _fetch(runtime: Runtime, item: Item, urls: FileUrls, progress: Progres
             DOWNLOAD,
             what=f"{item.name} is not complete yet",
             budget=runtime.transport.retry_budget,
-            progress=lambda: progress.size(item),
+            progress=lambda: progress.furthest(item),
         )
     except ProtocolError:
         await _discard_partial(item)

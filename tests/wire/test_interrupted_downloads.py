@@ -24,10 +24,11 @@ from aiohttp import web
 from loops_async import CheckpointFile, ConnectError, LoopsError, PermissionDeniedError, ProtocolError, ServiceClient
 from loops_async._checkpoints import download
 from loops_async._checkpoints.download import Item, Staging
+from loops_async._http.retry import OUTAGE
 from tests.support.clock import Clock
 from tests.support.files import SIGNED, FileStore, entry, found_in
 from tests.support.patience import PATIENCE_SECONDS
-from tests.support.scripted import KEY, Hold, Say, ScriptedService, hang_up_in_the_body
+from tests.support.scripted import KEY, Hold, Reply, Say, ScriptedService, hang_up_in_the_body
 from tests.support.secrecy import all_that_it_shows
 from tests.support.work import eventually
 
@@ -169,6 +170,33 @@ async def test_a_broken_connection_goes_on_where_it_broke(
     first, second = service.seen_at("GET", "/store/c1/0")
     assert "Range" not in first.headers
     assert 0 < int(second.headers["Range"].removeprefix("bytes=").removesuffix("-")) <= 50_000
+
+
+async def test_a_store_that_always_begins_anew_is_not_asked_for_ever(
+    client: ServiceClient, store: FileStore, service: ScriptedService, tmp_path: Path, quick: Clock
+) -> None:
+    received: list[int] = []
+
+    def break_off_at(size: int) -> Reply:
+        async def break_off(request: web.BaseRequest) -> web.StreamResponse:
+            response = web.StreamResponse(headers={"Content-Length": str(len(CONTENT))})
+            await response.prepare(request)
+            await response.write(CONTENT[:size])
+            while received[-1:] != [size]:  # noqa: ASYNC110 - nothing else tells
+                await asyncio.sleep(0)
+            assert request.transport is not None
+            request.transport.close()
+            return response
+
+        return break_off
+
+    store.holds({"a": CONTENT})
+    service.answer("GET", "/store/c1/0", *map(break_off_at, (3000, 1000, 2000) * 20))
+    with pytest.raises(ConnectError):
+        await client.download_checkpoint(
+            "c1", dest_dir=tmp_path, on_progress=lambda progress: received.append(progress.bytes_done)
+        )
+    assert quick.now == pytest.approx(OUTAGE.seconds)
 
 
 async def test_a_silent_store_is_asked_again_for_the_rest(
