@@ -29,6 +29,7 @@ log = logging.getLogger("loops_async.operations")
 
 POLL_SECONDS: Final = protocol.POLL_HOLD_SECONDS + 5
 SHORTEST_HOLD: Final = 0.05
+LONGEST_STATUS: Final = 50
 CUT_HOLD: Final = 5.0
 """A poll that was held this long and is then cut ran into the patience of a gateway: the operation is not done yet."""
 
@@ -85,6 +86,7 @@ class Poller:
         )
         # Operations finish in order: the oldest hold the gate until they are done.
         async with self._turn(operation, operation_id) as wait:
+            unknown: str | None = None
             while True:
                 polled = await self._poll(request, operation, operation_id, wait)
                 if polled is None:
@@ -100,7 +102,11 @@ class Poller:
                     )
                 if poll.status == "done":
                     return await self._decode(request, answer, poll.result, decode)
-                log.warning("%s: answered with the unknown status %r; polling again", operation, poll.status)
+                status = self._transport.clean(poll.status, LONGEST_STATUS)
+                if status != unknown:
+                    unknown = status
+                    wait.heard(f"the unknown status {status!r}")
+                    log.warning("%s: answered with the unknown status %r; polling again", operation, status)
                 await tape.pause(1.0)
 
     @asynccontextmanager

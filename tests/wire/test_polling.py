@@ -93,6 +93,16 @@ async def test_a_status_that_is_not_known_is_asked_again_after_a_second(
     assert any("unknown status" in record.getMessage() for record in caplog.records)
 
 
+async def test_a_status_that_is_not_known_is_told_once_in_a_short_line(
+    step: Submit, quick: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    await (await step(*[Say(200, {"status": f"\x1b[2J {KEY} " + "x" * 5000})] * 3))
+    [told] = [record.getMessage() for record in caplog.records if "unknown status" in record.getMessage()]
+    assert KEY not in told
+    assert told.isprintable()
+    assert len(told) < 200
+
+
 @pytest.mark.parametrize(
     "body", ["<html>hello</html>", "", "null", "[]", '{"status": 5}', '{"status": "done"'], ids=repr
 )
