@@ -133,10 +133,11 @@ class TrainingClient(SameWhenCopied, KnowsOtherNames):
         about = {"run_id": run.id, "base_model": run.base_model, "lora_rank": lora_rank}
         self._log = StepLog(steps, run.id, about, runtime.tasks, OwnMetricsSender(endpoint, runtime))
         self._heartbeat_name = f"the trainer of run {run.id}"
-        transport, request = runtime.transport, health_request(endpoint)
+        transport, request, running = runtime.transport, health_request(endpoint), runtime.running
 
         async def ping() -> None:
-            await transport.ask(request)
+            if not running.is_deactivated(run.id):
+                await transport.ask(request)
 
         runtime.heartbeat.add(self._heartbeat_name, self, ping)
 

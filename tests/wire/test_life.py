@@ -219,6 +219,20 @@ async def test_a_trainer_is_pinged_until_the_last_of_its_clients_is_closed(
     assert len(service.seen_at("GET", HEALTH)) == pings
 
 
+async def test_a_trainer_whose_run_was_deactivated_is_not_pinged(
+    clock: Clock, client: ServiceClient, service: ScriptedService, trainer: TrainingClient
+) -> None:
+    service.always("GET", "/v1/loops/capabilities", Say(body={"supported_models": []}))
+    service.always("POST", "/v1/loops/runs/r1/deactivate", Say(body={"id": "r1"}))
+    await service.until_seen("GET", HEALTH, 2)
+    await client.control_plane.deactivate_run("r1")  # not the trainer's own method, which also closes it
+    await client.get_server_capabilities()  # after a ping that was under way
+    pings = len(service.seen_at("GET", HEALTH))
+    for _ in range(5):
+        await client.get_server_capabilities()
+    assert len(service.seen_at("GET", HEALTH)) == pings
+
+
 async def test_closing_ends_a_pause_before_a_retry_at_once_and_quietly(
     service: ScriptedService, caplog: pytest.LogCaptureFixture
 ) -> None:
