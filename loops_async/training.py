@@ -439,7 +439,8 @@ class TrainingClient(SameWhenCopied, KnowsOtherNames):
             on_failure: which failures are tolerated; `FailurePolicy()` when None.
             episode_timeout: the longest time of one attempt at an episode in seconds, in which it also waits for its
                 turn in `limit`; None has no limit, since slow is not stuck.
-            max_episode_tokens: the longest episode; None is the longest sequence of the run.
+            max_episode_tokens: the longest episode; None is the longest sequence of the run. Answers end there, and
+                what was observed beyond it is left out.
             executor: where `RolloutContext.run` calls functions, e.g. a `ProcessExecutor`; worker threads when None.
             drop_last: leave out the last step if there are too few groups for it.
             seed: makes sampling repeatable, as far as the order in which weights are published allows.

@@ -190,7 +190,8 @@ class RolloutContext(Handle[_core.RolloutContext]):
             counts as truncated.
 
         Raises:
-            InputError: an argument is invalid, e.g. `slice_tokens` together with stop strings.
+            InputError: an argument is invalid, e.g. `slice_tokens` together with stop strings; or the episode was
+                changed meanwhile, e.g. by another `sample` of it.
             LoopsError: the errors of `SamplingClient.sample`. The stream repeats the episode if that may help.
         """
         return self._bridge.run(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from msgspec import Struct
@@ -14,7 +14,7 @@ from ..drift import loops_compute_kl_sample_train
 from ..errors import InputError
 from ..types import Datum, StepResult
 from .advantages import group_advantages
-from .episode import Episode
+from .episode import Episode, fit
 from .options import Options
 
 __all__ = ["RolloutBatch", "RolloutGroup", "add_examples", "prepare"]
@@ -110,11 +110,15 @@ class RolloutBatch(Value, Struct, kw_only=True):
             return {}
 
 
-async def prepare(group: RolloutGroup, options: Options) -> bool:
+async def prepare(group: RolloutGroup, options: Options, longest: int | None) -> bool:
     """Give a group its advantages and training examples; return whether there is something to learn.
 
-    Truncated episodes that are masked have no advantage, but their rewards are part of the others' baseline.
+    Truncated episodes that are masked have no advantage, but their rewards are part of the others' baseline. An
+    observation at the end of an episode may exceed `longest`: the trainer would refuse the whole batch for it.
     """
+    if longest is not None:
+        for episode in group.episodes:
+            fit(episode, longest)
     for episode, advantage in zip(group.episodes, _advantages(group.rewards, options), strict=True):
         is_masked = options.mask_truncated and episode.is_truncated
         group.advantages.append(0.0 if is_masked else advantage)
@@ -133,7 +137,10 @@ async def add_examples(group: RolloutGroup) -> None:
 def _advantages(rewards: list[float], options: Options) -> Sequence[float]:
     if not callable(options.advantages):
         return group_advantages(rewards, options.advantages)
-    advantages = [check_finite(each, "advantages") for each in options.advantages(list(rewards))]
+    returned: Any = options.advantages(list(rewards))
+    if not isinstance(returned, Iterable):
+        raise InputError("advantages", f"must return one number for each reward; got {returned!r:.100}")
+    advantages = [check_finite(each, "advantages") for each in returned]
     if len(advantages) != len(rewards):
         raise InputError("advantages", f"must return one number for each of {len(rewards)}; got {len(advantages)}")
     return advantages

@@ -190,7 +190,8 @@ class RolloutContext:
             counts as truncated.
 
         Raises:
-            InputError: an argument is invalid, e.g. `slice_tokens` together with stop strings.
+            InputError: an argument is invalid, e.g. `slice_tokens` together with stop strings; or the episode was
+                changed meanwhile, e.g. by another `sample` of it.
             LoopsError: the errors of `SamplingClient.sample`. The stream repeats the episode if that may help.
         """
         if not isinstance(episode, Episode):
@@ -261,7 +262,12 @@ class RolloutContext:
     # --- requests ---
 
     async def _act(self, episode: Episode, params: SamplingParams) -> SampledSequence:
+        size = len(episode.tokens)
         answer, version = await self._ask(episode.tokens, 1, params)
+        if len(episode.tokens) != size:  # the answer would follow other tokens than those that it was sampled for
+            raise InputError(
+                "episode", "was changed while its next answer was sampled; sample and observe one after the other"
+            )
         episode.act(answer.sequences[0], policy_version=version)
         return answer.sequences[0]
 

@@ -16,7 +16,7 @@ from ..types import Datum, ModelInput, SampledSequence
 from ..types.inputs import token_ids
 from ..types.tensors import SupportsToList
 
-__all__ = ["Episode"]
+__all__ = ["Episode", "fit"]
 
 UNKNOWN_VERSION: Final = -1
 
@@ -166,6 +166,19 @@ class Episode(Value, Struct, kw_only=True):
         if self.reward is not None:
             check_finite(self.reward, "reward")
         return answers
+
+
+def fit(episode: Episode, longest: int) -> None:
+    """Drop the tokens beyond `longest`, from which nothing can be learned: they were observed, and no answer followed.
+
+    Raises:
+        InputError: one of them was sampled.
+    """
+    for each in (episode, *episode.branches):
+        if True in each.mask[longest:]:
+            raise InputError("tokens", f"has {len(each.tokens)}, with sampled ones beyond max_episode_tokens={longest}")
+        for values in (each.tokens, each.logprobs, each.mask, each.versions):
+            del values[longest:]
 
 
 def _stretches(mask: list[bool]) -> Iterator[tuple[int, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterable, Callable, Iterable
 from contextlib import aclosing
 from typing import Any, TypeAlias
@@ -12,15 +13,16 @@ from .._sampling.many import each
 from .._tasks import TaskOwner, is_being_cancelled
 from ..errors import RolloutError
 from .batch import RolloutGroup, prepare
-from .context import Group
+from .context import Group, Resources
 from .failures import Breaker
 from .gate import StalenessGate, Ticket
-from .metrics import Meter
 from .options import Options
 from .progress import Progress
 from .rolling import Dropped, Failed, Roller
 
 __all__ = ["Producer", "Tasks"]
+
+log = logging.getLogger("loops_async")
 
 Tasks: TypeAlias = Iterable[Any] | AsyncIterable[Any]
 
@@ -38,7 +40,7 @@ class Producer:
         *,
         gate: StalenessGate,
         progress: Progress,
-        meter: Meter,
+        resources: Resources,
         tasks: TaskOwner,
         affinity: str,
         on_change: Callable[[], None],
@@ -47,7 +49,8 @@ class Producer:
         self._options = options
         self._gate = gate
         self._progress = progress
-        self._meter = meter
+        self._resources = resources
+        self._meter = resources.meter
         self._tasks = tasks
         self._affinity = affinity
         self._on_change = on_change
@@ -100,11 +103,25 @@ class Producer:
                     else:
                         await pacer.pause()  # there may be millions of them
                     index += 1
+            self._warn_of_missing_tasks(index)
         except asyncio.CancelledError as cancelled:
             if is_being_cancelled():
                 raise
             # Otherwise the data would seem to have ended.
             raise RolloutError("`tasks` raised CancelledError, though nobody had cancelled it") from cancelled
+
+    def _warn_of_missing_tasks(self, count: int) -> None:
+        """Warn of tasks that are certainly not those that were meant."""
+        begun = self._progress.first_new
+        if count < begun:
+            log.warning(
+                "`tasks` ended after %d, but the stream continues from a state in which %d had been begun: `tasks` "
+                "must come from the first on again, in the same order",
+                count,
+                begun,
+            )
+        elif not count:
+            log.warning("`tasks` is empty, so there is nothing to roll out; an iterator can be used only once")
 
     def _begin(self, index: int, task: Any, ticket: Ticket) -> None:
         self._progress.begun(index)
@@ -143,7 +160,7 @@ class Producer:
             return result
         finished = RolloutGroup(index=group.index, task=group.task, version=group.version, episodes=result)
         try:
-            is_constant = not await prepare(finished, self._options)
+            is_constant = not await prepare(finished, self._options, self._resources.max_episode_tokens)
         except Exception as error:  # e.g. of a function of the user's that computes advantages
             return Failed(error)
         is_dropped = is_constant and not self._options.keep_constant_groups

@@ -29,6 +29,11 @@ class Progress:
         self._next_index = state.next_index
         self._pending = set(state.pending)
 
+    @property
+    def first_new(self) -> int:
+        """The number of tasks that had been begun before the stream was restored."""
+        return self._first_new
+
     def is_wanted(self, index: int) -> bool:
         """Whether to roll out this task; otherwise that was done before the stream was restored."""
         return (index >= self._first_new or index in self._again) and index not in self._part

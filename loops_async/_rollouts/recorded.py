@@ -60,10 +60,9 @@ class RecordedBatches:
 
     async def next(self) -> RecordedBatch | None:
         """Return the next batch that an earlier process has handed out; None if there is none left."""
-        if self._upcoming is None:
+        record = self._upcoming
+        if record is None:
             return None
-        record, self._upcoming = self._upcoming, await self._read(self._place + 1)
-        self._place += 1
         groups = [
             RolloutGroup(
                 index=group.index,
@@ -79,6 +78,8 @@ class RecordedBatches:
         batch = RolloutBatch(
             groups=groups, step=record.step, is_last_of_step=record.is_last_of_step, metrics=record.metrics
         )
+        self._upcoming = await self._read(self._place + 1)
+        self._place += 1  # only now, so that a caller that is cancelled misses no batch
         return RecordedBatch(batch, record.state)
 
     async def put(self, batch: RolloutBatch, state: RolloutState) -> None:

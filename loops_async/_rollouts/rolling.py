@@ -11,6 +11,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from .._arguments import check_finite
 from .._tasks import cancel_and_wait, is_being_cancelled, run_to_completion, take_exception
 from .._waiting import TimeLimit
 from ..errors import InputError
@@ -65,7 +66,7 @@ class Roller:
             while running and missing <= spare:
                 ended, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                 for task in ended:
-                    member, result = running.pop(task), task.result()
+                    member, result = running.pop(task), _result_of(task)
                     if isinstance(result, Episode):
                         episodes[member] = result
                         continue
@@ -84,7 +85,12 @@ class Roller:
 
     async def _whole(self, group: Group) -> list[Episode] | Failed:
         """Return the episodes of a rollout that makes all members of a group."""
-        result = await self._repeated(group, 0)
+        task = self._start(group, 0)
+        try:
+            await asyncio.wait([task])
+        finally:
+            await cancel_and_wait([task])
+        result = _result_of(task)
         if isinstance(result, Failed):
             return result
         return [] if result is None else [each for each in result if each is not None]
@@ -145,6 +151,13 @@ class Roller:
         return [None if each is None else _checked_episode(each, f"member {i}") for i, each in enumerate(result)]
 
 
+def _result_of(rollout: asyncio.Task[Any]) -> Any:
+    """Return the result of a rollout; one that was cancelled though its group was not, e.g. by itself, has failed."""
+    if rollout.cancelled():
+        return Failed(asyncio.CancelledError("the rollout was cancelled, though not by its stream"))
+    return rollout.result()
+
+
 def is_plain_function(rollout: Any) -> bool:
     """Whether a rollout is a plain ``def``; a lambda or an object that is called may return an awaitable."""
     while isinstance(rollout, partial):
@@ -185,4 +198,5 @@ def _checked_episode(episode: Any, source: str) -> Episode:
             "rollout", f"{source} has nothing that was sampled: call `ctx.sample(episode)`, in loops_async with `await`"
         )
     episode.check()
+    episode.reward = check_finite(episode.reward, "reward")  # a float, also where it was numpy's or torch's
     return episode

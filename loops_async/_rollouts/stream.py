@@ -123,6 +123,8 @@ class RolloutStream:
         """Whether the program has had no batch yet, and was not told why there is none."""
         self._parts: Parts | None = None
         self._recorded = recorded
+        self._missed: RolloutBatch | None = None
+        """A batch whose caller was cancelled while it was recorded."""
         self._last_state: RolloutState | None = None
         """The state when the stream was left."""
 
@@ -166,6 +168,9 @@ class RolloutStream:
 
     async def __anext__(self) -> RolloutBatch:
         parts = self._opened()
+        if (missed := self._missed) is not None:
+            self._missed = None
+            return missed
         if self._recorded is not None and (recorded := await self._recorded.next()) is not None:
             return self._handed_out_again(self._opened(), recorded)
         with parts.meter.waiting(), warn_of_waiting(self._describe_waiting):
@@ -178,7 +183,11 @@ class RolloutStream:
                 await self._change.wait()
                 parts = self._opened()
         if self._recorded is not None:
-            await self._recorded.put(batch, self.state())
+            try:
+                await self._recorded.put(batch, self.state())
+            except asyncio.CancelledError:
+                self._missed = batch
+                raise
         return batch
 
     def _handed_out_again(self, parts: Parts, recorded: RecordedBatch) -> RolloutBatch:
@@ -417,7 +426,7 @@ class RolloutStream:
             self._options,
             gate=self._gate,
             progress=self._progress,
-            meter=meter,
+            resources=resources,
             tasks=self._background,
             affinity=f"{self._trainer.run_id}/{self._options.name}",
             on_change=self._change.set,

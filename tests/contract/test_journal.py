@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,10 +31,10 @@ from loops_async._operations import submitter
 from loops_async._session import lost_runs
 from loops_local import LocalService, serve_in_thread
 from loops_local.engine.base import SampleJob
-from tests.support.colours import Colour
+from tests.support.colours import Async, Colour
 from tests.support.engines import Engines, WatchedEngine
 from tests.support.killed import Program, Restartable
-from tests.support.rollouts import PAIRS, loop, one_turn
+from tests.support.rollouts import PAIRS, loop, one_turn, tasks_of
 from tests.support.secrecy import all_that_it_shows
 from tests.support.work import FEW_TOKENS, PROMPT, REFUSED, example
 
@@ -511,3 +512,26 @@ async def test_tasks_without_a_json_form_are_not_recorded(
     journaled = started(program)
     assert await journaled.run() == tasks
     assert await journaled.run() == [None, {"id": 1, "of": [0, 1]}]
+
+
+async def test_a_caller_that_is_cancelled_misses_no_batch(
+    local: LocalService, engine: WatchedEngine, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, is_recorded = journal.Journal.put_batch, asyncio.Event()
+
+    async def held(self: journal.Journal, *args: Any) -> None:
+        await put(self, *args)
+        if not is_recorded.is_set():
+            is_recorded.set()
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(journal.Journal, "put_batch", held)
+    async with Async().connected(base_url=local.base_url, api_key=local.api_key, journal=path) as service:
+        trainer = await service.create_lora_training_client(engine.name, rank=4)
+        async with trainer.rollouts(one_turn, range(4), **PAIRS) as stream:
+            impatient = asyncio.ensure_future(anext(stream))
+            await is_recorded.wait()
+            impatient.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await impatient
+            assert sorted(tasks_of(await loop(trainer, stream))) == [0, 1, 2, 3]

@@ -17,6 +17,7 @@ from loops_async import (
     InputError,
     RolloutContext,
     RolloutError,
+    RolloutState,
     SamplingParams,
     TrainingClient,
 )
@@ -217,6 +218,43 @@ async def test_an_error_of_a_function_of_advantages_fails_the_group(trainer: Tra
             await anext(stream)
 
 
+@pytest.mark.parametrize("returned", [1.0, None])
+async def test_a_function_of_advantages_that_returns_no_list_is_told_so(trainer: TrainingClient, returned: Any) -> None:
+    policy = FailurePolicy(max_failures_in_a_row=1)
+    options: dict[str, Any] = {"advantages": lambda _: returned, "on_failure": policy, **PAIRS}
+    async with trainer.rollouts(one_turn, range(4), **options) as stream:
+        with pytest.raises(RolloutError, match="InputError: advantages: must return one number for each reward"):
+            await anext(stream)
+
+
+async def test_what_was_sampled_beyond_the_limit_fails_the_group(trainer: TrainingClient) -> None:
+    async def rollout(ctx: RolloutContext, task: int) -> Episode:
+        episode = Episode.start([1, 2, 3])
+        answer = await ctx.sampler.sample(episode.tokens, 1, SamplingParams(max_tokens=8))
+        return rewarded(episode.act(answer.sequences[0]), float(ctx.member))
+
+    policy = FailurePolicy(max_failures_in_a_row=1)
+    async with trainer.rollouts(rollout, range(2), max_episode_tokens=10, on_failure=policy, **PAIRS) as stream:
+        with pytest.raises(RolloutError, match="tokens: has 11, with sampled ones beyond max_episode_tokens=10"):
+            await anext(stream)
+
+
+@pytest.mark.parametrize("unit", ["episode", "group"])
+async def test_a_rollout_that_is_cancelled_by_others_is_not_lost_in_silence(local: LocalService, unit: Any) -> None:
+    async def rollout(ctx: RolloutContext, task: int) -> Any:
+        current = asyncio.current_task()
+        assert current is not None
+        current.cancel()
+        await asyncio.sleep(0)
+
+    async with Async().connected(base_url=local.base_url, api_key=local.api_key) as service:
+        trainer = await service.create_lora_training_client("cancelled", rank=8)
+        async with trainer.rollouts(rollout, range(2), unit=unit, **PAIRS) as stream:
+            with pytest.raises(RolloutError, match="2 CancelledError"):
+                await anext(stream)
+            assert stream.gate.failed == 2
+
+
 # --- the end of the tasks ---------------------------------------------------------------------------------------------
 
 
@@ -295,6 +333,23 @@ async def test_the_end_without_a_batch_is_warned_of_once(
             assert await loop(trainer, stream) == []
     (warning,) = [message for message in caplog.messages if "without a batch" in message]
     assert said in warning
+
+
+async def test_tasks_that_are_used_up_are_warned_of(trainer: TrainingClient, caplog: pytest.LogCaptureFixture) -> None:
+    used_up = iter(range(0))
+    async with trainer.rollouts(one_turn, used_up, **PAIRS) as stream:
+        assert await loop(trainer, stream) == []
+    assert any("`tasks` is empty" in message for message in caplog.messages)
+
+
+async def test_fewer_tasks_than_the_state_has_are_warned_of(
+    trainer: TrainingClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = RolloutState(version=1, next_index=4, pending=[1, 3])
+    async with trainer.rollouts(one_turn, range(2), state=state, **PAIRS) as stream:
+        assert tasks_of(await loop(trainer, stream)) == [1]
+    (warning,) = [message for message in caplog.messages if message.startswith("`tasks` ended after 2")]
+    assert "4 had been begun" in warning
 
 
 # --- warnings --------------------------------------------------------------------------------------------------------

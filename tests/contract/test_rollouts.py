@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from loops_async import (
@@ -33,7 +34,7 @@ from loops_async.protocol import AFFINITY
 from loops_local import LocalService
 from loops_local.engine.base import SampleJob
 from loops_local.engine.echo import MAX_SEQ_LEN, logprob
-from tests.support.colours import Colour
+from tests.support.colours import Async, Colour
 from tests.support.engines import WatchedEngine
 from tests.support.graders import double, hang, is_alive
 from tests.support.rollouts import (
@@ -142,6 +143,25 @@ async def test_an_episode_never_outgrows_its_limit(trainer: TrainingClient, jobs
     assert len(jobs) == 8
 
 
+async def test_what_was_observed_beyond_the_limit_is_not_trained(trainer: TrainingClient) -> None:
+    async def rollout(ctx: RolloutContext, task: int) -> Episode:
+        episode = Episode.start([1, 2, 3])
+        answer = await ctx.sample(episode, SAMPLED)
+        episode.observe([9] * MAX_SEQ_LEN)
+        assert (await ctx.sample(episode, SAMPLED)).tokens == []
+        assert episode.tokens == [1, 2, 3, *answer.tokens, *[9] * MAX_SEQ_LEN]
+        episode.reward = float(ctx.member)
+        return episode
+
+    async with trainer.rollouts(rollout, range(2), max_episode_tokens=10, **PAIRS) as stream:
+        (batch,) = await loop(trainer, stream)
+    for episode, datum in zip(batch.episodes, batch.data, strict=True):
+        assert episode.tokens[7:] == [9, 9, 9]
+        assert episode.is_truncated
+        assert [len(episode.logprobs), len(episode.mask), len(episode.versions)] == [10, 10, 10]
+        assert datum.model_input.to_ints() == episode.tokens[:-1]
+
+
 async def test_without_a_limit_an_answer_may_be_as_long_as_the_model_permits(
     trainer: TrainingClient, jobs: list[SampleJob]
 ) -> None:
@@ -167,6 +187,27 @@ async def test_the_length_is_at_most_that_of_the_run(
     with pytest.raises(InputError, match="max_episode_tokens: must be at most 12"):
         async with trainer.rollouts(one_turn, range(2), max_episode_tokens=13, **PAIRS):
             pass
+
+
+async def test_an_answer_never_follows_other_tokens_than_it_was_sampled_for(
+    local: LocalService, engine: WatchedEngine
+) -> None:
+    async def rollout(ctx: RolloutContext, task: int) -> Episode:
+        episode = Episode.start([1, 2, 3])
+        answers = [asyncio.ensure_future(ctx.sample(episode, SAMPLED)) for _ in range(2)]
+        await asyncio.wait(answers)
+        (refused,) = [answer.exception() for answer in answers if answer.exception()]
+        assert isinstance(refused, InputError)
+        assert refused.path == "episode"
+        episode.reward = float(ctx.member)
+        return episode
+
+    async with Async().connected(base_url=local.base_url, api_key=local.api_key) as service:
+        trainer = await service.create_lora_training_client(engine.name, rank=8)
+        async with trainer.rollouts(rollout, range(2), **PAIRS) as stream:
+            (batch,) = await loop(trainer, stream)
+    assert {episode.sampled_tokens for episode in batch.episodes} == {4}
+    assert {episode.turns for episode in batch.episodes} == {1}
 
 
 async def test_examples_are_those_of_an_independent_computation(trainer: TrainingClient) -> None:
@@ -247,6 +288,20 @@ async def test_advantages_may_be_a_function(trainer: TrainingClient) -> None:
     async with trainer.rollouts(one_turn, range(2), advantages=doubled, **PAIRS) as stream:
         (batch,) = await loop(trainer, stream)
     assert [group.advantages for group in batch.groups] == [[-1.0, 1.0]] * 2
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.array, np.bool_, bool], ids=["float32", "array", "np.bool", "bool"])
+async def test_rewards_are_floats_whatever_they_were(trainer: TrainingClient, kind: Any) -> None:
+    async def rollout(ctx: RolloutContext, task: int) -> Episode:
+        episode = await one_turn(ctx, task)
+        episode.reward = kind(ctx.member)
+        return episode
+
+    async with trainer.rollouts(rollout, range(2), **PAIRS) as stream:
+        (batch,) = await loop(trainer, stream)
+    assert batch.groups[0].rewards == [0.0, 1.0]
+    assert {type(each) for each in batch.groups[0].rewards} == {float}
+    assert type(batch.metrics["reward/mean"]) is type(batch.metrics["reward/trained_mean"]) is float
 
 
 # --- batches ---------------------------------------------------------------------------------------------------------
