@@ -143,9 +143,9 @@ class JournalFile:
                 self.id: str = str(self._fact("id"))
                 self._earlier: dict[str, int] = {table: self._last(table) for table in NUMBERED}
                 """The number of the last row that an earlier process has written."""
-            except BaseException:
+            except BaseException as error:
                 self._db.close()
-                raise
+                raise journal_error(path, error) from None
         except BaseException:
             self._lock.release()
             raise
@@ -404,7 +404,7 @@ def _connected(path: Path) -> sqlite3.Connection:
         db.execute("CREATE TEMP TABLE taken (digest BLOB PRIMARY KEY, number INTEGER NOT NULL) WITHOUT ROWID")
     except sqlite3.Error as error:
         db.close()
-        raise unreadable(path, error) from None
+        raise journal_error(path, error) from None
     return db
 
 
@@ -414,17 +414,14 @@ def _prepare(db: sqlite3.Connection, path: Path, base_url: str) -> None:
     Raises:
         JournalError: the file is no journal, or is of another service or version.
     """
-    try:
-        if not db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
-            db.executescript(
-                f"BEGIN; {_SCHEMA} PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {VERSION}; COMMIT;"
-            )
-            facts = {"base_url": base_url, "created": str(time.time()), "id": uuid4().hex}
-            db.executemany("INSERT INTO about VALUES (?, ?)", facts.items())
-        check_format(db, path)
-        recorded = dict(db.execute("SELECT name, value FROM about")).get("base_url")
-    except sqlite3.Error as error:
-        raise unreadable(path, error) from None
+    if not db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
+        db.executescript(
+            f"BEGIN; {_SCHEMA} PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {VERSION}; COMMIT;"
+        )
+        facts = {"base_url": base_url, "created": str(time.time()), "id": uuid4().hex}
+        db.executemany("INSERT INTO about VALUES (?, ?)", facts.items())
+    check_format(db, path)
+    recorded = dict(db.execute("SELECT name, value FROM about")).get("base_url")
     if recorded != base_url:
         raise JournalError(
             f"the journal {path} is of the service at {recorded}, and this client is for {base_url}: its runs are not "
@@ -457,8 +454,8 @@ def reading(path: Path) -> Generator[sqlite3.Connection]:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
             check_format(db, path)
             yield db
-    except sqlite3.Error as error:
-        raise unreadable(path, error) from None
+    except (sqlite3.Error, zlib.error) as error:
+        raise journal_error(path, error) from None
 
 
 def last_state(db: sqlite3.Connection, run_id: str) -> str | None:
@@ -467,9 +464,13 @@ def last_state(db: sqlite3.Connection, run_id: str) -> str | None:
     return None if found is None else str(msgspec.json.decode(zlib.decompress(found[0])).get("path") or "") or None
 
 
-def unreadable(path: Path, error: sqlite3.Error) -> JournalError:
-    """Return the error for what SQLite says."""
-    return JournalError(f"the journal {path} cannot be read or written: {error}")
+def journal_error(path: Path, error: BaseException) -> BaseException:
+    """Return the error for what SQLite or zlib says of the file; any other error as it is."""
+    if not isinstance(error, sqlite3.Error | zlib.error):
+        return error
+    is_full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+    advice = ". Make room, and start the program again: it goes on from what is recorded" if is_full else ""
+    return JournalError(f"the journal {path} cannot be read or written: {error}{advice}")
 
 
 def _mismatch(path: Path, what: str, difference: Difference | None) -> JournalMismatchError:

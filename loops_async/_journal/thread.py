@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -12,7 +11,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Final, Generic, TypeVar
 
 from ..errors import ClosedError, JournalError
-from .file import JournalFile, unreadable
+from .file import JournalFile, journal_error
 
 T = TypeVar("T")
 
@@ -119,7 +118,7 @@ class JournalThread:
                     for job in jobs:
                         _run(job, file)
         except BaseException as error:
-            self._break(unreadable(file.path, error) if isinstance(error, sqlite3.Error) else error)
+            self._break(journal_error(file.path, error))
         if self._broken is not None:
             for job in jobs:
                 job.error = self._broken

@@ -118,6 +118,15 @@ def test_other_files_are_refused_and_left_as_they_are(path: Path) -> None:
     assert path.read_text() == "my notes\n" * 100
 
 
+def test_a_damaged_file_is_said(path: Path) -> None:
+    JournalFile(path, URL).close()
+    with path.open("r+b") as file:
+        file.seek(4096)  # behind the page that says what the file is
+        file.write(b"\xff" * 40_000)
+    with pytest.raises(JournalError, match="cannot be read or written"):
+        JournalFile(path, URL)
+
+
 def test_a_folder_that_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(JournalError, match=r"nowhere.*No such file"):
         JournalFile(tmp_path / "nowhere" / "train.journal", URL)
@@ -327,4 +336,26 @@ async def test_a_file_that_cannot_be_written_fails_what_is_asked_next(
     assert "the journal ends here" in caplog.text
     with pytest.raises(JournalError):  # before it is paid for
         await journal.sample([b"request"], "key", _never, floor=0, is_queued=False)
+    await journal.close()
+
+
+async def test_a_full_disk_is_said_with_what_to_do(path: Path) -> None:
+    journal = Journal(JournalSettings(path), URL)
+    await journal.open()
+    journal._thread.post(lambda file: file._db.execute("PRAGMA max_page_count = 1"))  # as few as it has
+    big = Content("forward_backward", b"x" * 100_000)
+    with pytest.raises(JournalError, match=r"disk is full\. Make room, and start the program again"):
+        await journal.begin("r", 0, lambda: big, ["k"], repeats=False)
+    await journal.close()
+
+
+async def test_an_entry_that_is_damaged_is_said(path: Path) -> None:
+    with closing(JournalFile(path, URL)) as file, file.transaction():
+        file.begin("r", 0, STEP, ["k"], repeats=False)
+        file.done("r", "k", b"{}")
+        file._db.execute("UPDATE parts SET outcome = x'00'")
+    journal = Journal(JournalSettings(path), URL)
+    await journal.open()
+    with pytest.raises(JournalError, match="cannot be read or written"):
+        await journal.begin("r", 0, lambda: STEP, ["k"], repeats=False)
     await journal.close()
