@@ -6,6 +6,8 @@ import asyncio
 import logging
 import os
 import pickle
+import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -99,10 +101,25 @@ class _Channel:
         self._connection = connection
         self._sending = threading.Lock()
         self.worker: Final = f"worker process {os.getpid()}"
+        self._logs = _SendLogs(self)
         root = logging.getLogger()
         root.setLevel(level)
-        root.addHandler(_SendLogs(self))
+        root.addHandler(self._logs)
+        # Ctrl-C in a terminal reaches every process; what is to end here, the process that started this one ends.
+        # Not SIG_IGN, which programs that a call starts would inherit.
+        signal.signal(signal.SIGINT, _go_on)
+        if sys.platform != "win32":
+            os.register_at_fork(after_in_child=self._leave)
         self.send(("ready", 0, None))
+
+    def _leave(self) -> None:
+        """Give up what belongs to the worker, in a process that a call has forked.
+
+        Its connection would stay open there after the end of the worker, which nothing would notice then.
+        """
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        logging.getLogger().removeHandler(self._logs)
+        self._connection.close()
 
     def send(self, message: tuple[str, int, Any]) -> None:
         """Send a message; safe in any thread."""
@@ -126,6 +143,10 @@ class _Channel:
                 receive(pickle.loads(self._connection.recv_bytes()))  # noqa: S301 - from the process that started this one
         except (EOFError, OSError):
             os._exit(0)
+
+
+def _go_on(_number: int, _frame: object) -> None:
+    pass
 
 
 class _SendLogs(QueueHandler):

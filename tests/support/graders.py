@@ -40,6 +40,27 @@ def hang(file: Path) -> None:
     time.sleep(1000.0)
 
 
+def end_after_a_fork(file: Path) -> None:
+    """End the worker, and leave a process that it has forked."""
+    if os.fork() == 0:
+        note(file, str(os.getpid()))
+        time.sleep(1000.0)
+        os._exit(0)
+    while not file.exists():
+        time.sleep(0.01)
+    os._exit(3)
+
+
+def interrupt() -> str:
+    """Do what Ctrl-C in a terminal does to every process."""
+    os.kill(os.getpid(), signal.SIGINT)
+    return "went on"
+
+
+async def interrupt_rolling_out(policy: Any, task: Any) -> str:
+    return interrupt()
+
+
 def is_alive(process: int) -> bool:
     try:
         os.kill(process, 0)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from loops_async import ClosedError, InLoopExecutor, InputError, ProcessExecutor
 from loops_async._executors import processes
 from tests.support import graders
 from tests.support.executor_law import ExecutorLaw, ProcessLaw, is_written, result
+from tests.support.patience import PATIENCE_SECONDS
 from tests.support.work import eventually
 
 
@@ -60,6 +63,25 @@ class TestProcessExecutor(ProcessLaw):
             await executor.run(graders.give_back, threading.Lock(), 1)
         assert await result(executor, graders.double, 4) == 8
         assert executor.capacity == 4
+
+    async def test_a_forked_process_does_not_hide_the_end_of_its_worker(
+        self, executor: ProcessExecutor, tmp_path: Path
+    ) -> None:
+        file = tmp_path / "forked"
+        dying = asyncio.create_task(result(executor, graders.end_after_a_fork, file))
+        await eventually(lambda: is_written(file))
+        forked = int(file.read_text())
+        try:
+            done, _ = await asyncio.wait([dying], timeout=PATIENCE_SECONDS)
+        finally:
+            os.kill(forked, signal.SIGKILL)
+        assert done
+        with pytest.raises(WorkerDiedError, match="exit code 3"):
+            await dying
+
+    async def test_interrupting_a_worker_ends_nothing(self, executor: ProcessExecutor) -> None:
+        assert await result(executor, graders.interrupt) == "went on"
+        assert await executor.run(graders.interrupt_rolling_out, None, None) == "went on"
 
     def test_the_blocking_form_takes_plain_functions(self) -> None:
         with loops_sync.ProcessExecutor(1) as executor:
