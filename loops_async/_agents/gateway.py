@@ -20,7 +20,7 @@ from .clients import Clients, Package
 from .parsers import PARSERS, ToolParser, parser_for
 from .prompts import History, Prompter
 from .recorder import Kit, Recorder, Sample
-from .records import AgentCall
+from .records import AgentCall, shown
 from .requests import Sampling
 from .server import LOOPBACK, Door, Server
 from .templates import OWN_RULE, OWN_VARIABLES, ChatTemplate
@@ -127,7 +127,7 @@ class AgentRollout:
     @property
     def calls(self) -> list[AgentCall]:
         """Every call so far, in the order of their arrival."""
-        return [call.snapshot() for call in list(self._recorder.calls)]
+        return list(shown(list(self._recorder.calls)).values())
 
     @property
     def closed(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 from uuid import uuid4
 
@@ -12,7 +12,7 @@ from msgspec import Struct
 from .._values import Value
 from .messages import Message
 
-__all__ = ["AgentCall", "Branch", "Call", "Prompt", "Route", "Status"]
+__all__ = ["AgentCall", "Branch", "Call", "Prompt", "Route", "Status", "shown"]
 
 Route: TypeAlias = Literal["chat", "completions", "responses", "messages"]
 Status: TypeAlias = Literal["running", "ok", "cancelled", "failed"]
@@ -171,11 +171,9 @@ class Call:
         """Return the tokens of the prompt and of the reply."""
         return [*self.prompt.tokens(), *self.tokens]
 
-    def snapshot(self, messages: list[dict[str, Any]] | None = None, tokens: list[int] | None = None) -> AgentCall:
-        """Return the call as users see it; `messages` and `tokens` are those of its prompt, where they are known."""
+    def shown(self, before: Mapping[Call, AgentCall]) -> AgentCall:
+        """Return the call as users see it. What it shares with a call in `before` is taken from there."""
         status, prompt = self.status, self.prompt  # the status first, since it is set last
-        if messages is None:
-            messages = [each.to_chat() for each in prompt.messages()]
         return AgentCall(
             id=self.id,
             route=self.route,
@@ -183,10 +181,10 @@ class Call:
             status=status,
             parent_id=prompt.parent_id,
             branch=prompt.branch,
-            messages=None if self.route == "completions" else messages,
+            messages=None if self.route == "completions" else _messages(prompt, before),
             tools=prompt.tools,
             reply=None if self.reply is None else self.reply.to_chat(),
-            prompt_tokens=prompt.tokens() if tokens is None else tokens,
+            prompt_tokens=_tokens(prompt, before),
             tokens=list(self.tokens),
             logprobs=list(self.logprobs),
             policy_version=self.policy_version,
@@ -196,6 +194,41 @@ class Call:
             started=self.started,
             seconds=time.monotonic() - self._began if self._seconds is None else self._seconds,
         )
+
+
+def shown(calls: Iterable[Call]) -> dict[Call, AgentCall]:
+    """Return calls, given by arrival, as users see them.
+
+    Each is made of the one that it continues: a hundred turns have ten thousand messages between them.
+    """
+    made: dict[Call, AgentCall] = {}
+    for call in calls:
+        made[call] = call.shown(made)
+    return made
+
+
+def _messages(prompt: Prompt, before: Mapping[Call, AgentCall]) -> list[dict[str, Any]]:
+    parent = _finished(prompt.parent, before)
+    if parent is None:
+        return [each.to_chat() for each in prompt.messages()]
+    reply = [] if parent.reply is None else [parent.reply]
+    return [*(parent.messages or ()), *reply, *(each.to_chat() for each in prompt.added)]
+
+
+def _tokens(prompt: Prompt, before: Mapping[Call, AgentCall]) -> list[int]:
+    base = _finished(prompt.base, before)
+    if base is None:
+        return prompt.tokens()
+    tokens = base.prompt_tokens + base.tokens
+    del tokens[prompt.shared :]
+    tokens += prompt.rest
+    return tokens
+
+
+def _finished(call: Call | None, before: Mapping[Call, AgentCall]) -> AgentCall | None:
+    """Return a call that is known, unless it was looked at before it had ended: it has changed since then."""
+    known = None if call is None else before.get(call)
+    return known if known is not None and known.status == "ok" else None
 
 
 def _common(left: Sequence[int], right: Sequence[int]) -> int:

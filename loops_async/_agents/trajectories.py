@@ -13,7 +13,7 @@ from .._datums import policy_datum
 from .._values import Value
 from ..errors import InputError
 from ..types import Datum
-from .records import AgentCall, Call
+from .records import AgentCall, Call, shown
 
 __all__ = ["Advantage", "Select", "Trajectory", "datums_of", "trajectories_of"]
 
@@ -86,9 +86,9 @@ class Trajectory(Value, Struct, kw_only=True):
 def trajectories_of(calls: Sequence[Call], *, merge: bool, select: Select | None) -> list[Trajectory]:
     """Return the sequences of finished calls: one for each leaf, or for each call where they are not to be merged."""
     finished = [call for call in calls if call.status == "ok"]
-    chosen = [call for call in finished if select is None or select(call.snapshot())]
+    chosen = finished if select is None else [call for call, each in shown(finished).items() if select(each)]
     if not merge:
-        return [_alone(call) for call in chosen]
+        return [_alone(*each) for each in shown(chosen).items()]
     inner = {id(each) for call in chosen for each in call.chain()[:-1]}
     untrained = {id(call) for call in chosen}
     return [_merged(call, untrained) for call in chosen if id(call) not in inner]
@@ -101,25 +101,19 @@ def datums_of(trajectories: Sequence[Trajectory], advantage: Advantage) -> list[
 
 def _merged(leaf: Call, untrained: set[int]) -> Trajectory:
     """Return the sequence that ends with a call; those of its calls that are still untrained are trained here."""
-    trajectory = Trajectory()
-    messages: list[dict[str, Any]] = []
-    for call in leaf.chain():
+    calls = shown(leaf.chain())
+    trajectory = Trajectory(calls=list(calls.values()))
+    for call in calls:
         # What a prompt adds to the call before; the first one has all of its own.
-        added = call.prompt.rest if call.prompt.parent is not None else call.prompt.tokens()
-        _add_prompt(trajectory, added)
-        messages += [each.to_chat() for each in call.prompt.added]
-        # Given what is here already, since a hundred turns have ten thousand messages between them.
-        snapshot = call.snapshot(list(messages), list(trajectory.tokens))
-        trajectory.calls.append(snapshot)
-        messages += [] if snapshot.reply is None else [snapshot.reply]
+        _add_prompt(trajectory, call.prompt.rest if call.prompt.parent is not None else call.prompt.tokens())
         _add_reply(trajectory, call, is_trained=id(call) in untrained)
         untrained.discard(id(call))
     return trajectory
 
 
-def _alone(call: Call) -> Trajectory:
-    trajectory = Trajectory(calls=[call.snapshot()])
-    _add_prompt(trajectory, call.prompt.tokens())
+def _alone(call: Call, as_shown: AgentCall) -> Trajectory:
+    trajectory = Trajectory(calls=[as_shown])
+    _add_prompt(trajectory, as_shown.prompt_tokens)
     _add_reply(trajectory, call, is_trained=True)
     return trajectory
 

@@ -12,7 +12,7 @@ from loops_async._agents.messages import Message
 from loops_async._agents.parsers import parser_for
 from loops_async._agents.prompts import Prompter
 from loops_async._agents.recorder import Kit, Recorder
-from loops_async._agents.records import AgentCall
+from loops_async._agents.records import AgentCall, shown
 from loops_async._agents.requests import Sampling
 from loops_async._agents.templates import ChatTemplate
 from loops_async._agents.tokens import Tokens
@@ -60,7 +60,7 @@ class Agent:
 
     @property
     def calls(self) -> list[AgentCall]:
-        return [call.snapshot() for call in self.recorder.calls]
+        return list(shown(self.recorder.calls).values())
 
     async def ask(self, **body: Any) -> dict[str, Any]:
         """Send a chat request; return the body of the answer."""
