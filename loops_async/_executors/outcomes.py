@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import WorkerError
 
-__all__ = ["failed", "outcome_of", "portable", "read", "result_of", "succeeded"]
+__all__ = ["failed", "outcome_of", "portable", "read", "succeeded"]
 
 
 def succeeded(value: Any) -> bytes:
@@ -42,14 +42,6 @@ def read(outcome: bytes) -> tuple[Any, Exception | None]:
         return value, None
     value.add_note(note)
     return None, value
-
-
-def result_of(outcome: bytes) -> Any:
-    """Return the result of a call, or raise its error."""
-    value, error = read(outcome)
-    if error is not None:
-        raise error
-    return value
 
 
 def portable(error: BaseException, worker: str, text: str | None = None) -> Exception:

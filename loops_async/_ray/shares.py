@@ -89,10 +89,6 @@ class Shares:
         self._grant(held)
         return held.share
 
-    def leave(self, worker: str) -> None:
-        """Free the share of a worker that has ended."""
-        self._held.pop(worker, None)
-
     def _grant(self, held: _Held) -> None:
         """Move the share of a worker towards its part of the limit."""
         unseen = max(0, self._workers - len(self._held))
