@@ -100,10 +100,10 @@ def _log_failure(task: asyncio.Task[None]) -> None:
         log.error("the background task %s failed", task.get_name(), exc_info=error)
 
 
-def take_exception(task: asyncio.Task[Any]) -> None:
+def take_exception(future: asyncio.Future[Any]) -> None:
     """Keep asyncio from logging a failure whose waiters have all been cancelled."""
-    if not task.cancelled():
-        task.exception()
+    if not future.cancelled():
+        future.exception()
 
 
 class SingleFlight(Generic[K, T]):

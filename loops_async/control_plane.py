@@ -477,7 +477,7 @@ class ControlPlane(SameWhenCopied, KnowsOtherNames):
     ) -> T:
         """Return the answer's body, or only its field `within`."""
         encoded = None if body is None else encode(body)
-        # A connection that was idle may break under a request, and then nobody knows whether it was executed.
+        # A connection that was idle may break under a request, and then it is not known whether it was executed.
         request = Request(
             method=method, url=url, what=what, body=encoded, timeout=timeout, new_connection=call is CREATION
         )
@@ -537,7 +537,7 @@ class RunLedger:
             raise
         finally:
             self.in_flight.remove(request)
-        self._created(run)
+        self.created(run)
         return run
 
     def restore(self, known: Iterable[str], unanswered: Iterable[NewRun]) -> None:
@@ -545,16 +545,13 @@ class RunLedger:
         self.known.update(known)
         self.unanswered += unanswered
 
-    def created_earlier(self, run: Run) -> None:
-        """Record a run that an earlier process has created."""
-        self._created(run)
-
     def resolve(self, request: NewRun, run: Run) -> None:
         """Record that an unanswered request created this run."""
         self.unanswered.remove(request)
-        self._created(run)
+        self.created(run)
 
-    def _created(self, run: Run) -> None:
+    def created(self, run: Run) -> None:
+        """Record a run that this client created, in this process or an earlier one."""
         self.known.add(run.id)
         self._running.add(run)
 

@@ -63,6 +63,9 @@ LOCAL_ID: Final = "local"
 
 # --- statuses --------------------------------------------------------------------------------------------------------
 
+NO_SUCH_ROUTE: Final = (404, 405, 501)
+"""How a service answers that does not have a route, e.g. an older one."""
+
 SAMPLER_READY: Final = "ACTIVE"
 SCALED_TO_ZERO: Final = "SCALED_TO_ZERO"
 SAMPLER_TERMINAL: Final = frozenset(

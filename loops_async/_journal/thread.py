@@ -10,6 +10,7 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any, Final, Generic, TypeVar
 
+from .._tasks import take_exception
 from ..errors import ClosedError, JournalError
 from .file import JournalFile, journal_error
 
@@ -50,7 +51,7 @@ class JournalThread:
         self._loop = asyncio.get_running_loop()
         self._queue: SimpleQueue[_Job[Any] | None] = SimpleQueue()
         self._opened: asyncio.Future[JournalFile] = self._loop.create_future()
-        self._opened.add_done_callback(_take_exception)  # a caller that was cancelled does not wait for it
+        self._opened.add_done_callback(take_exception)  # a caller that was cancelled does not wait for it
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._is_closing = False
         self._broken: BaseException | None = None
@@ -162,11 +163,6 @@ def _settle(jobs: Sequence[_Job[Any]]) -> None:
 def _succeed(future: asyncio.Future[T], result: T) -> None:
     if not future.done():
         future.set_result(result)
-
-
-def _take_exception(future: asyncio.Future[Any]) -> None:
-    if not future.cancelled():
-        future.exception()
 
 
 def _fail(future: asyncio.Future[Any], error: BaseException) -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Final, Literal, TypeAlias, get_args
 
-from .._arguments import check_finite
+from .._arguments import check_finite, check_not_negative
 from ..errors import InputError
 from ..types.tensors import SupportsToList
 
@@ -54,8 +54,7 @@ def group_advantages(
     """
     if method not in get_args(AdvantageMethod):
         raise InputError("method", f"must be one of {', '.join(get_args(AdvantageMethod))}; got {method!r}")
-    if check_finite(epsilon, "epsilon") < 0.0:
-        raise InputError("epsilon", f"must not be negative; got {epsilon!r}")
+    check_not_negative(epsilon, "epsilon")
     listed: Any = rewards.tolist() if isinstance(rewards, SupportsToList) else rewards
     numbers = [_reward(reward, f"rewards[{index}]") for index, reward in enumerate(listed)]
     if not _differ(numbers):

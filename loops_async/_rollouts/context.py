@@ -13,6 +13,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from .._agents.gateway import AgentGateway, AgentRollout, gateway_rollout, shut_rollout
+from .._agents.requests import stops_of
 from .._arguments import check_at_least, check_finite
 from .._sampling.limiter import Limiter, slots
 from ..errors import InputError, ProtocolError
@@ -378,8 +379,7 @@ def _reshaped(params: SamplingParams) -> str:
 
 def _slice_size(slice_tokens: int, params: SamplingParams) -> int:
     size = check_at_least(slice_tokens, 1, "slice_tokens")
-    stops = [params.stop] if isinstance(params.stop, str) else params.stop or []
-    if any(isinstance(stop, str) for stop in stops):
+    if stops_of(params):
         raise InputError("slice_tokens", "cannot be used with stop strings, which may span two slices; use token ids")
     if params.structured_outputs is not None:
         raise InputError("slice_tokens", "cannot be used with structured_outputs, which each slice would begin anew")

@@ -291,11 +291,7 @@ class StalenessGate:
                 return None
             taken = self._finished[:count]
             del self._finished[:count]
-            self._taken += count
-            if is_last or self._taken == self._groups_per_step:
-                self._unfilled += self._groups_per_step - self._taken
-                self._step += 1
-                self._taken = 0
+            self._hand_out(count, is_last_of_step=is_last or count == left)
             return taken
 
     def _skip(self, count: int, *, is_last_of_step: bool, state: GateState) -> None:
@@ -304,11 +300,14 @@ class StalenessGate:
             self._ended.update(accepted=count)
             self._ended.update(dropped=state.dropped - self._ended["dropped"])
             self._ended.update(failed=state.failed - self._ended["failed"])
-            self._taken += count
-            if is_last_of_step:
-                self._unfilled += self._groups_per_step - self._taken
-                self._step += 1
-                self._taken = 0
+            self._hand_out(count, is_last_of_step=is_last_of_step)
+
+    def _hand_out(self, count: int, *, is_last_of_step: bool) -> None:
+        self._taken += count
+        if is_last_of_step:
+            self._unfilled += self._groups_per_step - self._taken
+            self._step += 1
+            self._taken = 0
 
     def _can_wait(self, count: int, places: int) -> bool:
         """Whether all groups but the `count` oldest finished ones can be trained in time.

@@ -15,6 +15,7 @@ from .._http.settings import DEFAULT_BASE_URL
 from .._running import Running, kind_of
 from ..control_plane import ControlPlane
 from ..errors import ApiError, LoopsError, ProtocolError, UnsupportedError
+from ..protocol import NO_SUCH_ROUTE
 from ..types import Deployment, Run, Sampler
 
 log = logging.getLogger("loops_async.provisioning")
@@ -27,8 +28,6 @@ END_SECONDS: Final = 30.0
 
 MOST_NAMED: Final = 5
 """More runs and samplers than this are counted instead."""
-
-NO_SUCH_ROUTE: Final = (404, 405, 501)
 
 
 async def deactivate(control_plane: ControlPlane, created: Run | Sampler) -> None:

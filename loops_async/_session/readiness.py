@@ -37,7 +37,6 @@ log = logging.getLogger("loops_async.provisioning")
 HEALTH_SECONDS: Final = 30.0
 VERSION_REQUEST_SECONDS: Final = 10.0
 VERSION_PAUSE_SECONDS: Final = 2.0
-NO_SUCH_ROUTE: Final = (404, 405, 501)
 LONGEST_LOG_EXCERPT: Final = 500
 
 OnStatus: TypeAlias = Callable[[str | None], object]
@@ -107,7 +106,7 @@ async def wait_for_version(sampler: Endpoint, version: int, transport: Transport
         answer = await _ask(transport, request)
         if not isinstance(answer, Answer):
             # Without this route, the minimum version in each request is the only check, and it is enough.
-            return None if getattr(answer, "status", None) in NO_SUCH_ROUTE else str(answer)
+            return None if getattr(answer, "status", None) in protocol.NO_SUCH_ROUTE else str(answer)
         try:
             served = transport.decode(request, answer, protocol.PolicyVersion).policy_version
         except ProtocolError as error:

@@ -86,7 +86,7 @@ class RecordedCreations:
             lost = await self._lost_run(self._journal, creation, request)
             return RecordedCreation(self._journal, replace(creation, id=lost and lost.id), lost)
         run = await self._found(self._journal, creation, self._control_plane.get_run(creation.id))
-        self._runtime.ledger.created_earlier(run)
+        self._runtime.ledger.created(run)
         return RecordedCreation(self._journal, creation, run)
 
     async def sampler(self, request: CreateSamplerRequest) -> RecordedCreation[Sampler]:
