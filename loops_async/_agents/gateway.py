@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from secrets import token_urlsafe
 from types import TracebackType
 from typing import Any, Literal, TypeAlias, cast, get_args
@@ -276,7 +276,7 @@ class AgentGateway:
         self._rollouts: list[AgentRollout] = []
         self._kit: Kit | None = None
         self._port = 0
-        self._stop: Any = None
+        self._stop: Callable[[], Awaitable[None]] | None = None
 
     @property
     def url(self) -> str:
@@ -349,7 +349,8 @@ class AgentGateway:
         stop, self._stop, self._kit = self._stop, None, None
         for rollout in self._rollouts:
             await rollout.close()
-        await stop()
+        if stop is not None:
+            await stop()
 
     async def _new_kit(self) -> Kit:
         tokenizer = await self._sampler.get_tokenizer() if self._tokenizer is None else self._tokenizer
@@ -453,8 +454,7 @@ def _checked_parser(parser: Any) -> ToolParser | None:
         if parser not in PARSERS:
             allowed = ", ".join(map(repr, PARSERS))
             raise InputError("tool_parser", f"must be 'auto', {allowed} or an object; got {parser!r}")
-        named: ToolParser = PARSERS[parser]
-        return named
+        return PARSERS[parser]
     if not isinstance(parser, ToolParser):
         raise InputError("tool_parser", f"needs `name` and `parse`; got {type(parser).__name__}")
     return parser

@@ -151,7 +151,7 @@ def _objects(text: str) -> Iterator[str]:
             at += 1
 
 
-PARSERS: Final[dict[str, Any]] = {
+PARSERS: Final[dict[str, ToolParser]] = {
     "hermes": _Marked("hermes", r"<tool_call>(.*?)(?:</tool_call>|\Z)", _read),
     "llama3_json": _Llama(),
     # To the end of the text: Mistral writes its calls last, as a list, or each with its own mark.
@@ -167,5 +167,4 @@ def parser_for(template: str) -> ToolParser:
         name = "llama3_json"
     else:
         name = "hermes"
-    parser: ToolParser = PARSERS[name]
-    return parser
+    return PARSERS[name]

@@ -38,7 +38,7 @@ class AgentRequest(Struct, kw_only=True):
     wants_ids: bool = False
 
 
-NAMES: Final = tuple(name for name in SamplingParams.__struct_fields__)
+NAMES: Final = SamplingParams.__struct_fields__
 
 
 class Sampling:

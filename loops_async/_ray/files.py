@@ -24,14 +24,14 @@ PART_BYTES: Final = 8 << 20
 
 TAIL_BYTES: Final = 1 << 16
 
-KINDS: Final = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
-
 UNREADABLE: Final = (pa.ArrowInvalid, ValueError, KeyError)
 """What reading half a file raises."""
 
 LOCK: Final = "_loops_batch.lock"
 
 Kind = Literal["jsonl", "parquet"]
+
+KINDS: Final[dict[str, Kind]] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
 
 
 class Part(Struct, frozen=True):
@@ -75,7 +75,7 @@ class Folder:
         """
         kinds = {KINDS.get(Path(path).suffix) for path in files}
         if len(kinds) == 1 and (kind := kinds.pop()) is not None:
-            return kind  # type: ignore[return-value]
+            return kind
         raise InputError(
             self.name, f"must be files of JSON lines (.jsonl), or Parquet (.parquet); found {len(files)} in {self.path}"
         )
