@@ -108,7 +108,7 @@ class Producer:
             if is_being_cancelled():
                 raise
             # Otherwise the data would seem to have ended.
-            raise RolloutError("`tasks` raised CancelledError, though nobody had cancelled it") from cancelled
+            raise RolloutError("`tasks` raised CancelledError, though the stream was not cancelled") from cancelled
 
     def _warn_of_missing_tasks(self, count: int) -> None:
         """Warn of tasks that are certainly not those that were meant."""

@@ -106,7 +106,7 @@ class Roller:
             except asyncio.CancelledError as cancelled:
                 if is_being_cancelled():
                     raise
-                error: BaseException = cancelled  # raised by a library, though nobody cancelled this rollout
+                error: BaseException = cancelled  # raised by a library: this rollout was not cancelled
             except Exception as failure:
                 error = failure
             if attempt >= policy.retries or not policy.may_pass(error):

@@ -45,7 +45,7 @@ class _Console(Console):
 
 
 def leave_closed_pipe() -> NoReturn:
-    """End silently, since nobody reads the output; what Python still writes at its end goes nowhere."""
+    """End silently, since the output is not read; what Python still writes at its end goes nowhere."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     raise SystemExit(CLOSED_PIPE)
 

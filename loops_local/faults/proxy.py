@@ -143,7 +143,7 @@ class FaultProxy:
     async def _open(self) -> None:
         self._session = await self._stack.enter_async_context(
             aiohttp.ClientSession(
-                # A connection for each request: one that was kept and has ended would be a fault that nobody planned.
+                # A connection for each request: one that was kept and has ended would be a fault that was not planned.
                 connector=aiohttp.TCPConnector(limit=0, force_close=True),
                 auto_decompress=False,
                 cookie_jar=aiohttp.DummyCookieJar(),
