@@ -21,6 +21,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "_values",
         "errors",
         "_text",
+        "_files",
         "_copies",
         "_tasks",
         "_logs",

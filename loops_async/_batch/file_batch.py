@@ -17,11 +17,12 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from .._arguments import check_at_least
+from .._files import flush
 from .._sampling.adaptive import Adaptive
 from .._sampling.limiter import Limiter
 from ..errors import InputError, LoopsError
 from ..sampling import SamplingClient
-from .files import STANDARD, Fate, Found, Source, Target, flush
+from .files import STANDARD, Fate, Found, Source, Target
 from .index import Index
 from .lock import only_run
 from .progress import has_terminal, told_each_minute

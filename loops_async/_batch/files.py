@@ -14,6 +14,7 @@ from typing import Annotated, BinaryIO, Final
 import msgspec
 from msgspec import Meta, Struct
 
+from .._files import flush, write_whole
 from .._http.decoding import UnreadableError, decode_json
 from ..errors import InputError
 from .records import Record
@@ -162,23 +163,11 @@ class Target:
         return self.path.open("ab")
 
     def _replace(self, path: Path, lines: Iterable[bytes]) -> None:
-        """Write a file anew; whenever the process is killed, either the old or the new one is there."""
-        new = path.with_name(f"{path.name}.new")
-        with new.open("wb") as file:
-            file.writelines(lines)
-            flush(file)
-        if path.exists():
-            shutil.copymode(path, new)
-        new.replace(path)
+        # Always the same draft: what a killed run leaves may be large, and the next run removes it.
+        write_whole(path, lines, draft=path.with_name(f"{path.name}.new"))
 
     def _beside(self, ending: str) -> Path:
         return self.path.with_name(self.path.name + ending)
-
-
-def flush(file: BinaryIO) -> None:
-    """Write a file through to the disk."""
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def write_records(file: BinaryIO, records: Iterable[Record]) -> None:

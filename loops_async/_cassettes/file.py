@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Self
-from uuid import uuid4
 
 import msgspec
 from msgspec import UNSET, Struct
 
 from .. import errors
+from .._files import write_whole
 from ..errors import InputError, LoopsError
 
 FORMAT: Final = 1
@@ -135,20 +133,9 @@ class Cassette(Struct, kw_only=True):
         Raises:
             OSError: it cannot be written.
         """
-        lines = [_Head(cassette=FORMAT, base_url=self.base_url), *self.exchanges]
-        text = "".join(_line(line) for line in lines)
+        lines = (_Head(cassette=FORMAT, base_url=self.base_url), *self.exchanges)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{uuid4().hex}")
-        try:
-            opened = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(opened, "wb") as file:
-                file.write(text.encode("utf-8", "surrogatepass"))
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        finally:
-            with suppress(FileNotFoundError):
-                partial.unlink()
+        write_whole(path, map(_line, lines), is_private=True)
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -175,13 +162,13 @@ def _read(path: Path, number: int, line: bytes, kind: type[Any]) -> Any:
         raise InputError(str(path), f"line {number} is not that of a cassette: {problem}") from None
 
 
-def _line(value: Struct) -> str:
+def _line(value: Struct) -> bytes:
     fields: dict[str, Any] = msgspec.to_builtins(value)
     for part in (fields.get("request"), fields.get("answer")):
         if part:
             part["headers"] = part.pop("headers", {})
             part.update({name: part.pop(name) for name in ("body", "text", "base64") if name in part})  # as on the wire
-    return json.dumps(fields, ensure_ascii=False) + "\n"
+    return (json.dumps(fields, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
 
 
 def _is_kept(header: str) -> bool:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
-from uuid import uuid4
 
 import msgspec
 from msgspec import Meta, Struct
 
+from .._files import write_whole
 from .._values import Value
 from ..errors import InputError
 
@@ -48,17 +47,7 @@ class RolloutState(Value, Struct, frozen=True, kw_only=True):
         Raises:
             OSError: the file cannot be written, e.g. its folder does not exist.
         """
-        target = Path(file)
-        partial = target.with_name(f".{target.name}.{uuid4().hex}")
-        try:
-            with partial.open("xb") as opened:
-                opened.write(msgspec.json.format(msgspec.json.encode(self)) + b"\n")
-                opened.flush()
-                os.fsync(opened.fileno())
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
-        _flush_folder(target.parent)
+        write_whole(Path(file), [msgspec.json.format(msgspec.json.encode(self)), b"\n"])
 
     @classmethod
     def read(cls, file: str | os.PathLike[str]) -> RolloutState | None:
@@ -84,13 +73,3 @@ class RolloutState(Value, Struct, frozen=True, kw_only=True):
             raise InputError(
                 "pending", f"must be different numbers of tasks before next_index={self.next_index}; got {self.pending}"
             )
-
-
-def _flush_folder(folder: Path) -> None:
-    """Flush the new name of a file to disk, where the system can."""
-    with suppress(OSError):  # Windows opens no folders, and some network disks flush none
-        opened = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(opened)
-        finally:
-            os.close(opened)

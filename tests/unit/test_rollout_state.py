@@ -25,7 +25,7 @@ def test_what_was_written_is_read(tmp_path: Path, kind: Any) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["rollouts.json"]
 
 
-@pytest.mark.parametrize("cut", ["write", "fsync", "rename"])
+@pytest.mark.parametrize("cut", ["fsync", "mode", "rename"])
 def test_a_file_that_could_not_be_written_is_as_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: str
 ) -> None:
@@ -36,10 +36,10 @@ def test_a_file_that_could_not_be_written_is_as_before(
         raise OSError(28, "no space left on device")
 
     match cut:
-        case "write":
-            monkeypatch.setattr("msgspec.json.format", fail)
         case "fsync":
             monkeypatch.setattr(os, "fsync", fail)
+        case "mode":
+            monkeypatch.setattr("shutil.copymode", fail)
         case _:
             monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(OSError, match="no space"):
