@@ -22,6 +22,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "errors",
         "_text",
         "_files",
+        "_locks",
         "_copies",
         "_tasks",
         "_logs",

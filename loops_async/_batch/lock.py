@@ -8,6 +8,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .._locks import FileLock, LockedError
 from ..errors import InputError
 
 
@@ -15,8 +16,8 @@ from ..errors import InputError
 def only_run(lock: Path, target: str) -> Generator[None]:
     """Be the only run that writes an output, as long as this lasts.
 
-    The lock is the operating system's, on a file beside the output: it ends with its process, however that ends, and
-    the file that a killed process leaves is taken over. Windows, and file systems without locks, have none.
+    The lock is the operating system's, on a file beside the output: the file that a killed process leaves is taken
+    over. File systems without locks have none.
 
     Args:
         lock: the file, which is removed in the end.
@@ -26,58 +27,25 @@ def only_run(lock: Path, target: str) -> Generator[None]:
         InputError: another run holds the lock.
         OSError: the file cannot be made.
     """
+    here = f"process {os.getpid()} on {platform.node()}"
     try:
-        file = _locked(lock)
-    except BlockingIOError:
+        held = FileLock(lock, mode=0o644, is_required=False)
+    except LockedError as locked:
+        holder = here if locked.is_here else _holder(lock)
         raise InputError(
             target,
-            f"another run{_holder(lock)} writes to it: wait until that has ended, or choose another output. "
-            "Nothing was sent or changed",
+            f"another run{holder and f', {holder},'} writes to it: wait until that has ended, or choose another "
+            "output. Nothing was sent or changed",
         ) from None
     try:
-        if file is not None:
-            os.truncate(file, 0)
-            os.write(file, f"process {os.getpid()} on {platform.node()}".encode())
+        held.write(here)
         yield
     finally:
-        if file is not None:
-            lock.unlink(missing_ok=True)  # while it is held, so that none is removed that another run has made
-            os.close(file)
-
-
-def _locked(lock: Path) -> int | None:
-    """Return the open file, which is locked where the system can do so.
-
-    Raises:
-        BlockingIOError: another process has locked it.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return None
-    while True:
-        file = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(file)
-            raise
-        except OSError:  # this file system has no locks
-            return file
-        if _is_there(file, lock):
-            return file
-        os.close(file)  # the run that held it has removed it since we opened it
-
-
-def _is_there(file: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file), path.stat())
-    except FileNotFoundError:
-        return False
+        held.release(removes_file=True)
 
 
 def _holder(lock: Path) -> str:
     try:
-        return f", {holder}," if (holder := lock.read_text()) else ""
-    except FileNotFoundError:  # it has just ended
+        return lock.read_text()
+    except OSError:  # it has just ended, or the system lets only the holder read
         return ""

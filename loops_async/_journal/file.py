@@ -28,9 +28,9 @@ from uuid import uuid4
 import msgspec
 from msgspec import Struct
 
+from .._locks import FileLock, LockedError
 from ..errors import JournalError, JournalMismatchError
 from .content import Content, Difference, first_difference, first_difference_of_json
-from .lock import Lock
 
 APPLICATION: Final = 0x4C4A524E
 """Marks a database as a journal, "LJRN"."""
@@ -377,9 +377,9 @@ class JournalFile:
         return self._db.execute(query, values).fetchone()
 
 
-def _locked(path: Path) -> Lock:
+def _locked(path: Path) -> FileLock:
     try:
-        lock = Lock(path)
+        lock = FileLock(Path(f"{os.path.realpath(path)}-lock"), mode=0o600)
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
             try:
@@ -391,6 +391,13 @@ def _locked(path: Path) -> Lock:
         except BaseException:
             lock.release()
             raise
+    except LockedError as locked:
+        holder = (
+            "client of this program: close that first"
+            if locked.is_here
+            else "program: wait until it has ended, or give this one a journal of its own"
+        )
+        raise JournalError(f"the journal {path} is in use by another {holder}") from None
     except OSError as error:
         raise JournalError(f"the journal {path} cannot be used: {error.strerror}") from None
     return lock
