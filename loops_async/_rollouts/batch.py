@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from msgspec import Struct
 
@@ -140,7 +140,8 @@ def _advantages(rewards: list[float], options: Options) -> Sequence[float]:
     returned: Any = options.advantages(list(rewards))
     if not isinstance(returned, Iterable):
         raise InputError("advantages", f"must return one number for each reward; got {returned!r:.100}")
-    advantages = [check_finite(each, "advantages") for each in cast("Iterable[Any]", returned)]
+    numbers: Iterable[Any] = returned
+    advantages = [check_finite(number, "advantages") for number in numbers]
     if len(advantages) != len(rewards):
         raise InputError("advantages", f"must return one number for each of {len(rewards)}; got {len(advantages)}")
     return advantages
