@@ -414,7 +414,8 @@ class Transport:
         try:
             return decode_answer(answer.body, kind)
         except UnreadableError as problem:
-            raise self.protocol_error(request, answer, str(problem)) from problem
+            # The frames of its traceback hold the body, in which a service may have echoed the key.
+            raise self.protocol_error(request, answer, str(problem)) from problem.with_traceback(None)
 
     def protocol_error(self, request: Request, answer: Answer, problem: str) -> ProtocolError:
         """Return the error for an answer that does not follow the Loops protocol."""

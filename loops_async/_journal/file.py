@@ -112,6 +112,10 @@ class Completed(Struct, frozen=True, gc=False):
     version: str = ""
     request_id: str | None = None
 
+    def __repr__(self) -> str:
+        # As of `Answer`: tracebacks that show local variables must not show what a service echoed.
+        return f"<Completed of request {self.request_id}>"
+
 
 class RecordedSample(Struct, frozen=True):
     """A sample: its row, the key that it was sent under, and the answer if it has come."""

@@ -154,7 +154,7 @@ class Poller:
         try:
             return await decode(raw)
         except UnreadableError as problem:
-            raise self._transport.protocol_error(request, answer, str(problem)) from problem
+            raise self._transport.protocol_error(request, answer, str(problem)) from problem.with_traceback(None)
 
 
 def accepted_id(transport: Transport, request: Request, answer: Answer) -> str:

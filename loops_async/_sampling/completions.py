@@ -89,7 +89,11 @@ def read_completions(
     try:
         answer = _with_ids(_decode(body))
     except UNREADABLE as error:
-        answer = _read_malformed(bytes(body), error, clean)
+        malformed = _read_malformed(bytes(body), error, clean)
+        if isinstance(malformed, ProtocolError):
+            del body  # tracebacks that show local variables must not show what a service echoed
+            raise malformed from error.with_traceback(None)
+        answer = malformed
     first = answer.choices[0] if answer.choices else None
     expanded = first.prompt_token_ids if first else None
     scored = first.prompt_logprobs if first else None
@@ -193,8 +197,8 @@ def _number_in(text: str) -> int | None:
 # --- malformed answers -----------------------------------------------------------------------------------------------
 
 
-def _read_malformed(body: bytes, error: Exception, clean: Callable[[str], str]) -> _Completions:
-    """Read the valid parts of an answer that is damaged or has invalid fields."""
+def _read_malformed(body: bytes, error: Exception, clean: Callable[[str], str]) -> _Completions | ProtocolError:
+    """Read the valid parts of an answer that is damaged or has invalid fields; return the error if it has none."""
     text = body.decode("utf-8-sig", "replace")
     raw = _object_in(text)
     choices = raw.get("choices")
@@ -205,7 +209,7 @@ def _read_malformed(body: bytes, error: Exception, clean: Callable[[str], str]) 
             "The sample may have been paid for, so it is not repeated"
         )
         failure.quote = begin
-        raise failure from error
+        return failure
     return _Completions(
         choices=[_malformed_choice(_dict(choice)) for choice in choices], usage=_converted(raw.get("usage"), _Usage)
     )

@@ -5,25 +5,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from loops_async import (
+    AdamParams,
     AuthenticationError,
     ConnectError,
     LoopsError,
     ProtocolError,
     RequestTimeoutError,
+    SamplingClient,
     ServiceClient,
+    TrainingClient,
 )
 from loops_async._checkpoints import download
 from loops_async._http import transport as transport_module
 from tests.support.clock import Clock
 from tests.support.files import FILES, SIGNED, entry, page
-from tests.support.scripted import KEY, Hold, Reply, Say, ScriptedService, hang_up, hang_up_in_the_body
+from tests.support.scripted import KEY, Hold, Reply, Say, ScriptedService, done, hang_up, hang_up_in_the_body
 from tests.support.secrecy import all_that_it_shows
 
 SESSIONS = "/v1/loops/sessions"
@@ -162,6 +166,30 @@ async def test_the_answer_that_comes_back_is_the_request(service: ScriptedServic
     error = await open_error(service.url)
     assert_readable(error)
     assert "Bearer ***" in str(error)
+
+
+async def test_a_key_in_an_answer_is_not_in_the_local_variables_of_a_traceback(
+    client: ServiceClient, sampler: SamplingClient, trainer: TrainingClient, service: ScriptedService
+) -> None:
+    # Reports of crashes show them.
+    garbled = Say(body=f"<html>you sent: Authorization: Bearer {KEY}")
+    service.answer("GET", CAPABILITIES, garbled)
+    service.answer("POST", "/sampler/sample", garbled)
+    service.answer("POST", "/trainer/optim_step", Say(202, {"operation_id": "op-7", "schema_version": 1}))
+    service.always("GET", "/trainer/operations/op-7", done(KEY))
+    step = await trainer.optim_step(AdamParams())
+    for call in (client.get_server_capabilities(), sampler.sample([1]), step):
+        with pytest.raises(ProtocolError) as raised:
+            await call
+        assert KEY not in str(list(_local_variables(raised.value)))
+
+
+def _local_variables(error: BaseException) -> Iterator[object]:
+    """Yield those of all frames of the library in the tracebacks of an error, and of those that it hangs on."""
+    for one in (error, error.__cause__, error.__context__):
+        for frame, _ in traceback.walk_tb(one.__traceback__ if one else None):
+            if frame.f_globals["__name__"].startswith("loops_async"):
+                yield from frame.f_locals.values()
 
 
 @pytest.mark.parametrize("before", range(170, 201, 3))
