@@ -7,8 +7,11 @@ import re
 import sys
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
 from difflib import get_close_matches
 from typing import Any, Final, TypeGuard, TypeVar, cast
+from uuid import UUID
 
 import msgspec
 import msgspec.inspect
@@ -24,6 +27,12 @@ from .types.inputs import text_input
 from .types.tensors import DTYPES, FLOATS, is_list_like, plain_number, plain_scalar
 
 S = TypeVar("S", bound=Struct)
+
+_LARGEST: Final = sys.float_info.max
+"""An int may be larger, and is no float then."""
+
+_OTHER_TYPES: Final = (bytes, bytearray, memoryview, datetime, date, time, timedelta, Decimal, UUID)
+"""What msgspec would turn into text, e.g. bytes into base64: a field for text must refuse it."""
 
 
 def check(value: S, *, path: str = "") -> S:
@@ -43,9 +52,9 @@ def check(value: S, *, path: str = "") -> S:
 
 
 def _plain_fields(value: Struct, path: str) -> dict[str, Any]:
-    """Return the fields that are set, as JSON types."""
+    """Return the fields that are set, as JSON types, or of types that no field for those takes."""
     try:
-        raw: dict[str, Any] = msgspec.to_builtins(value, enc_hook=plain_scalar)
+        raw: dict[str, Any] = msgspec.to_builtins(value, enc_hook=plain_scalar, builtin_types=_OTHER_TYPES)
     except TypeError:
         raise _unserializable(value, path) from None
     return raw
@@ -56,7 +65,7 @@ def _unserializable(value: Struct, path: str) -> InputError:
     for name in value.__struct_fields__:
         given = getattr(value, name)
         try:
-            msgspec.to_builtins(None if given is UNSET else given, enc_hook=plain_scalar)
+            msgspec.to_builtins(None if given is UNSET else given, enc_hook=plain_scalar, builtin_types=_OTHER_TYPES)
         except TypeError as error:
             return InputError(_join(path, name), f"{error}; got {given!r}")
     raise AssertionError("every field is JSON serializable, but the struct is not")
@@ -119,7 +128,7 @@ def as_config_errors() -> Generator[None]:
 def check_positive(value: Any, path: str) -> float:
     """Return a number of seconds if it is positive and finite."""
     seconds = plain_number(value)
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds <= _LARGEST:
         raise InputError(path, f"must be a number of seconds greater than 0; got {value!r}")
     return seconds
 
@@ -135,7 +144,7 @@ def check_at_least(value: Any, smallest: int, path: str) -> int:
 def check_finite(value: Any, path: str) -> float:
     """Return a number as a float if it is finite."""
     number = plain_number(value)
-    if not isinstance(number, int | float) or not math.isfinite(number):
+    if not isinstance(number, int | float) or not -_LARGEST <= number <= _LARGEST:
         raise InputError(path, f"must be a finite number; got {value!r}")
     return float(number)
 
@@ -213,7 +222,7 @@ def _check_tensor(tensor: Any, path: str, positions: int, name: str) -> None:
     _check_numbers(tensor, path, is_logprob=name in LOGPROBS)
 
 
-_LARGEST: Final = sys.float_info.max
+_INT64: Final = range(-(1 << 63), 1 << 63)
 _ROUNDING: Final = 1e-3
 """How far above 0 a logprob may be, because samplers compute with rounded numbers."""
 
@@ -246,14 +255,15 @@ def _are_plainly_right(tensor: TensorData, *, is_logprob: bool) -> bool:
     except (TypeError, OverflowError):  # e.g. None, an int of 400 digits
         return False
     if tensor.dtype not in FLOATS:
-        return type(total) is int
+        return type(total) is int and total in _INT64
     return -_LARGEST <= total <= _LARGEST and not (is_logprob and max(data) > _ROUNDING)
 
 
 def _problem(value: Any, *, numbers: type, is_logprob: bool) -> str | None:
     """Say what is wrong with one number of a tensor; None for nothing."""
     if numbers is not float:
-        return None if type(value) is numbers else f"must hold {numbers.__name__} values, as its dtype says"
+        is_right = type(value) is numbers and (numbers is bool or value in _INT64)
+        return None if is_right else f"must hold {numbers.__name__} values, as its dtype says"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return "must hold numbers"
     if value != value:  # NaN, which travels as null

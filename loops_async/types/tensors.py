@@ -176,7 +176,9 @@ def plain_scalar(value: Any) -> Any:
     if type(value) is ArrayNumbers:
         return value.tolist()
     if isinstance(value, SupportsToList):
-        return value.tolist()
+        plain: Any = value.tolist()
+        if type(plain) is not type(value):  # Python has no number for numpy.longdouble
+            return plain
     raise TypeError(f"{type(value).__name__} is not JSON serializable")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import pickle
+from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any, get_args
 
 import numpy as np
@@ -28,12 +30,15 @@ from loops_async._arguments import (
     check,
     check_at_least,
     check_config,
+    check_finite,
     check_kind,
     check_model_input,
     check_positive,
     checked_data,
 )
 from loops_async.protocol import LOSSES
+
+HUGE = pytest.param(10**400, id="400 digits")
 
 
 def refusal(call: Any, *arguments: Any, **named: Any) -> InputError:
@@ -146,9 +151,22 @@ def test_the_wrong_kind(value: Any) -> None:
     assert "expected AdamParams, got" in str(refusal(check_kind, value, AdamParams, "adam_params"))
 
 
-@pytest.mark.parametrize("value", [0, -1, 0.0, math.nan, math.inf, "1", None, True])
+@pytest.mark.parametrize("value", [0, -1, 0.0, math.nan, math.inf, HUGE, "1", None, True])
 def test_seconds(value: Any) -> None:
     assert refusal(check_positive, value, "timeout").path == "timeout"
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf, HUGE, "1", None])
+def test_finite_numbers(value: Any) -> None:
+    assert refusal(check_finite, value, "lag").path == "lag"
+
+
+@pytest.mark.parametrize(
+    "value", [b"\n", datetime(2026, 1, 1, tzinfo=UTC), Decimal(1), np.datetime64(3, "s"), np.longdouble(3)], ids=repr
+)
+def test_what_is_neither_text_nor_a_number_is_not_made_text(value: Any) -> None:
+    assert refusal(check, SamplingParams(stop=value)).path == "stop"
+    assert refusal(check, SamplingParams(stop=[value])).path in ("stop", "stop[0]")
 
 
 @pytest.mark.parametrize("value", [0, -5, 1.0, "1", None, True])
@@ -435,6 +453,7 @@ def test_a_mask_has_one_entry_for_each_position() -> None:
         ("cross_entropy", {"weights": raw(data=["1", 2.0])}, "weights", "must hold numbers; got '1'"),
         ("cross_entropy", {"target_tokens": raw(data=[1.5, 2], dtype="int64")}, "target_tokens", "hold int values"),
         ("cross_entropy", {"target_tokens": raw(data=[None, 2], dtype="int64")}, "target_tokens", "got None"),
+        ("cross_entropy", {"target_tokens": [1, 1 << 63]}, "target_tokens", "got 9223372036854775808 at position 1"),
     ],
 )
 def test_numbers_that_cannot_be_sent(loss_fn: str, inputs: dict[str, Any], name: str, said: str) -> None:
