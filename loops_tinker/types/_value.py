@@ -44,7 +44,7 @@ def _plain(value: Any, *, is_json: bool, exclude_none: bool) -> Any:
         return _plain(each, is_json=is_json, exclude_none=exclude_none)
 
     if isinstance(value, Value):
-        fields = {name: getattr(value, name) for name in value.__dataclass_fields__}
+        fields = {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
         return {name: inner(each) for name, each in fields.items() if not (exclude_none and each is None)}
     if isinstance(value, Mapping):
         return {name: inner(each) for name, each in cast("Mapping[str, Any]", value).items()}

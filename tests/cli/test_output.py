@@ -80,7 +80,7 @@ def terminal(local: LocalService) -> Terminal:
 MODEL = "an-organization/a-model-with-a-rather-long-name"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # as long as the service: a module that is entered twice would make a second row
 def run_id(local: LocalService) -> str:
     with loops_sync.ServiceClient(base_url=local.base_url, api_key=local.api_key, on_exit="leave") as service:
         return service.create_lora_training_client(MODEL, name="a-name").run_id
