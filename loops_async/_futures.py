@@ -103,7 +103,7 @@ class CallFuture(SameWhenCopied, KnowsOtherNames, Generic[T]):
         """
         if not self.done():
             self._check_usable()
-            if _is_running_here(self._loop):
+            if is_running_here(self._loop):
                 raise ClosedError(
                     f"waiting for {self._name} on the event loop that runs it would never end: `await` it there"
                 )
@@ -151,16 +151,16 @@ class CallFuture(SameWhenCopied, KnowsOtherNames, Generic[T]):
             return
         self._check_usable()
         loop, is_done = asyncio.get_running_loop(), asyncio.Event()
-
-        def wake(_: Future[T]) -> None:
-            with suppress(RuntimeError):  # the loop that waited is closed
-                loop.call_soon_threadsafe(is_done.set)
-
-        self._future.add_done_callback(wake)
+        self._future.add_done_callback(lambda _: self._call_soon(loop, is_done.set))
         while not self.done():
             with TimeLimit(CHECK_SECONDS):
                 await is_done.wait()
             self._check_usable()
+
+    def _call_soon(self, loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> None:
+        """Call `function` on a loop that waits."""
+        with suppress(RuntimeError):  # it is closed
+            loop.call_soon_threadsafe(function)
 
     def _check_usable(self) -> None:
         """Raise if the future can never be done."""
@@ -286,7 +286,7 @@ def start(call: Callable[..., Coroutine[Any, Any, Any]], /, *args: Any, **kwargs
     if not isinstance(client, _OfOneLoop) or not iscoroutinefunction(call):
         raise InputError("call", f"must be a coroutine method of a client, e.g. trainer.forward_backward; got {call!r}")
     loop = client._event_loop()  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - private to users of clients
-    if _is_running_here(loop):
+    if is_running_here(loop):
         raise ClosedError(f"{call.__name__} would start after what this event loop awaits next: await the call instead")
     copies = {name: copied(value) for name, value in kwargs.items()}
     return CallFuture(loop, resolved(partial(call, *map(copied, args), **copies)), name=call.__name__)
@@ -316,7 +316,8 @@ def copied(argument: Any) -> Any:
     return argument.copy() if type(argument) in (list, dict) else argument
 
 
-def _is_running_here(loop: asyncio.AbstractEventLoop) -> bool:
+def is_running_here(loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether this code is run by `loop`."""
     try:
         return asyncio.get_running_loop() is loop
     except RuntimeError:

@@ -33,6 +33,7 @@ from loops_async._tasks import cancel_and_wait
 from loops_async.errors import ClosedError
 
 from ._outcome import Outcome
+from ._wakeups import wakeups
 from ._workers import Worker, Workers
 
 __all__ = ["Bridge", "Held", "Items", "Relay", "current", "stepped_in_worker_threads"]
@@ -214,15 +215,16 @@ class Bridge:
 
 
 def _serve(loop: asyncio.AbstractEventLoop) -> None:
-    while True:
-        try:
-            loop.run_forever()
-            break
-        except (SystemExit, KeyboardInterrupt):
-            # Raised by a task; the calls of other threads must continue.
-            log.exception("a background task tried to end the thread of loops_sync")
-    loop.run_until_complete(_cancel_all())
-    loop.run_until_complete(loop.shutdown_asyncgens())
+    with wakeups.gathering(loop):
+        while True:
+            try:
+                loop.run_forever()
+                break
+            except (SystemExit, KeyboardInterrupt):
+                # Raised by a task; the calls of other threads must continue.
+                log.exception("a background task tried to end the thread of loops_sync")
+        loop.run_until_complete(_cancel_all())
+        loop.run_until_complete(loop.shutdown_asyncgens())
     loop.close()
 
 

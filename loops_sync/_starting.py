@@ -13,6 +13,7 @@ from loops_async._futures import copied, resolved
 from ._bridge import Bridge, Held, Items, Relay
 from ._future import OperationFuture
 from ._handle import Handle, Opened
+from ._wakeups import wakeups
 
 __all__ = ["start"]
 
@@ -96,6 +97,9 @@ class StartedCall(CallFuture[T]):
         if self._bridge.worker is not None:
             return self._bridge.run(self.result_async, timeout)
         return super().result(timeout)
+
+    def _call_soon(self, loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> None:
+        wakeups.call_soon(loop, function)
 
 
 class Starting(Bridge):

@@ -8,11 +8,11 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
 from concurrent.futures import CancelledError, Future
-from contextlib import suppress
 from functools import partial
 from typing import Any, Final, Generic, TypeVar
 
 import loops_sync
+from loops_sync._wakeups import wakeups
 
 from .errors import translated
 
@@ -100,9 +100,8 @@ class AwaitableConcurrentFuture(Future[T], APIFuture[T]):  # pyright: ignore[rep
     async def result_async(self, timeout: float | None = None) -> T:
         # Not `asyncio.wrap_future`, which leaves a cycle of references to each result.
         if not self.done():
-            loop = asyncio.get_running_loop()
-            here: asyncio.Future[None] = loop.create_future()
-            self.add_done_callback(partial(_wake, loop, here))
+            here: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self.add_done_callback(partial(_wake, here))
             try:
                 await asyncio.wait_for(here, timeout)
             except asyncio.CancelledError:
@@ -214,13 +213,13 @@ def failed(error: Exception) -> AwaitableConcurrentFuture[Any]:
     return AwaitableConcurrentFuture(outcome)
 
 
-def _wake(loop: asyncio.AbstractEventLoop, waiter: asyncio.Future[None], _: Future[Any]) -> None:
-    def wake() -> None:
-        if not waiter.done():
-            waiter.set_result(None)
+def _wake(waiter: asyncio.Future[None], _: Future[Any]) -> None:
+    wakeups.call_soon(waiter.get_loop(), partial(_end_wait, waiter))
 
-    with suppress(RuntimeError):  # the loop that waited is closed
-        loop.call_soon_threadsafe(wake)
+
+def _end_wait(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 def _start_thread(function: Callable[[], None]) -> bool:

@@ -14,6 +14,7 @@ import pytest
 
 import loops_tinker as tinker
 from loops_local import LocalService, serve_in_thread
+from loops_sync._bridge import current
 from loops_tinker import types
 from loops_tinker.futures import AwaitableConcurrentFuture, in_thread
 from tests.support.patience import PATIENCE_SECONDS
@@ -108,6 +109,28 @@ async def test_waiting_without_await_in_a_coroutine_works_and_is_said(caplog: py
     threading.Timer(0.05, go.set).start()
     assert future.result()
     assert [record.message for record in caplog.records if "holds the event loop" in record.message]
+
+
+async def test_calls_that_end_together_wake_a_loop_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, woken = asyncio.get_running_loop(), list[str]()
+    call_soon = loop.call_soon_threadsafe
+
+    def count(*args: Any, **kwargs: Any) -> asyncio.Handle:
+        woken.append(threading.current_thread().name)
+        return call_soon(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "call_soon_threadsafe", count)
+    sources = [Future[int]() for _ in range(8)]
+    waiting = [asyncio.create_task(AwaitableConcurrentFuture[int](source).coroutine()) for source in sources]
+    await asyncio.sleep(0)
+
+    def end() -> None:
+        for number, source in enumerate(sources):
+            source.set_result(number)
+
+    current().loop.call_soon_threadsafe(end)
+    assert await asyncio.gather(*waiting) == list(range(8))
+    assert woken == ["loops_sync"]
 
 
 def test_an_error_is_raised_to_each_waiter() -> None:
