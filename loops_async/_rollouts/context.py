@@ -46,6 +46,8 @@ class Group:
         self.priority = priority
         self.began: float = asyncio.get_running_loop().time()
         self.heard_at: float = self.began
+        self.is_ending: bool = False
+        """Whether its rollouts are being cancelled, so that none may begin again."""
 
     def heard(self) -> None:
         """Note that a rollout of this group makes progress."""

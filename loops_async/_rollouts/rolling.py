@@ -73,6 +73,7 @@ class Roller:
                     missing += 1
                     failure = result if isinstance(result, Failed) else failure
         finally:
+            group.is_ending = True
             await cancel_and_wait(running)
         if failure is not None and missing > spare:
             return failure
@@ -81,7 +82,9 @@ class Roller:
     def _start(self, group: Group, member: int) -> asyncio.Task[Any]:
         # The blocking form names the rollout's thread so, too.
         name = f"loops_async: roll out task {group.index}, member {member}"
-        return asyncio.create_task(self._repeated(group, member), name=name)
+        task = asyncio.create_task(self._repeated(group, member), name=name)
+        task.add_done_callback(take_exception)
+        return task
 
     async def _whole(self, group: Group) -> list[Episode] | Failed:
         """Return the episodes of a rollout that makes all members of a group."""
@@ -89,6 +92,7 @@ class Roller:
         try:
             await asyncio.wait([task])
         finally:
+            group.is_ending = True
             await cancel_and_wait([task])
         result = _result_of(task)
         if isinstance(result, Failed):
@@ -109,6 +113,8 @@ class Roller:
                 error: BaseException = cancelled  # raised by a library: this rollout was not cancelled
             except Exception as failure:
                 error = failure
+            if group.is_ending:
+                return Failed(error)  # which a cancellation became
             if attempt >= policy.retries or not policy.may_pass(error):
                 self._warn_once(error, context)
                 return Failed(error)

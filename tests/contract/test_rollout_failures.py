@@ -239,6 +239,27 @@ async def test_what_was_sampled_beyond_the_limit_fails_the_group(trainer: Traini
             await anext(stream)
 
 
+async def test_a_cancelled_rollout_is_not_begun_again_whatever_it_raises(
+    trainer: TrainingClient, engine: WatchedEngine
+) -> None:
+    engine.hold_samples()
+    attempts: list[int] = []
+
+    async def rollout(ctx: RolloutContext, task: int) -> Episode:
+        attempts.append(ctx.attempt)
+        if task == ctx.member == 0:
+            await eventually(lambda: engine.waiting_samples == 3)
+            raise OddError
+        try:
+            return await one_turn(ctx, task)
+        except asyncio.CancelledError:
+            raise TimeoutError from None  # as some libraries do
+
+    async with trainer.rollouts(rollout, range(2), **PAIRS) as stream:
+        await eventually(lambda: stream.gate.failed == 1)
+    assert attempts == [0, 0, 0, 0]
+
+
 @pytest.mark.parametrize("unit", ["episode", "group"])
 async def test_a_rollout_that_is_cancelled_by_others_is_not_lost_in_silence(local: LocalService, unit: Any) -> None:
     async def rollout(ctx: RolloutContext, task: int) -> Any:
