@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from secrets import token_urlsafe
 from types import TracebackType
-from typing import Any, Literal, TypeAlias, cast, get_args
+from typing import Any, Final, Literal, TypeAlias, cast, get_args
 from uuid import uuid4
 
 import msgspec
@@ -29,6 +29,8 @@ from .trajectories import Trajectory, datums_of, trajectories_of
 from .worker import LONG_TEXT, Worker
 
 __all__ = ["AgentGateway", "AgentRollout", "check_gateway_options", "gateway_rollout", "shut_rollout"]
+
+LARGEST_PORT: Final = 65_535
 
 Sampler: TypeAlias = Callable[[], Sample]
 """Returns what samples for a call that begins now."""
@@ -264,7 +266,7 @@ class AgentGateway:
             self._max_context: int | None = _at_least(max_context, 1, "max_context")
             self._grace: float = check_not_negative(grace, "grace")
             self._host: str = _checked_host(host)
-            self._wanted_port: int = check_at_least(port, 0, "port")
+            self._wanted_port: int = _checked_port(port)
             self._door: Door = Door()
             self._server: Server = Server(
                 self._door,
@@ -321,7 +323,8 @@ class AgentGateway:
         """
         with as_config_errors():
             own = None if sampler is None else _checked_sampler(sampler)
-            if affinity_key is not None and not (affinity_key and affinity_key.isprintable()):
+            own_key: Any = affinity_key
+            if own_key is not None and not (isinstance(own_key, str) and own_key and own_key.isprintable()):
                 raise InputError("affinity_key", f"must be a printable text; got {affinity_key!r}")
             most = _at_least(max_calls, 0, "max_calls")
         key = affinity_key or uuid4().hex
@@ -474,6 +477,12 @@ def _checked_host(host: Any) -> str:
         f"must be one of {', '.join(LOOPBACK)}, since the server is for programs on this machine; a remote sandbox "
         f"needs a tunnel. Got {host!r}",
     )
+
+
+def _checked_port(port: Any) -> int:
+    if check_at_least(port, 0, "port") > LARGEST_PORT:
+        raise InputError("port", f"must be at most {LARGEST_PORT}; got {port!r}")
+    return int(port)
 
 
 def _checked_names(names: Any, path: str) -> list[str] | None:

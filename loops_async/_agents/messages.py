@@ -29,6 +29,14 @@ class ToolCall(Struct, frozen=True):
         except (msgspec.DecodeError, RecursionError):
             return self.arguments
 
+    @property
+    def meaning(self) -> Any:
+        """The arguments as they are compared: 1.0 is the number 1, as which JavaScript writes it."""
+        try:
+            return _without_fractions(self.parsed)
+        except RecursionError:
+            return self.arguments
+
 
 class Message(Struct, frozen=True, kw_only=True):
     """One message. `reasoning` is what a model thought before it answered; None where it is not known."""
@@ -48,7 +56,7 @@ class Message(Struct, frozen=True, kw_only=True):
 
     def canonical(self) -> bytes:
         """Return what two messages have in common that mean the same: not the ids of calls, and not the reasoning."""
-        calls = [[call.name, call.parsed] for call in self.tool_calls]
+        calls = [[call.name, call.meaning] for call in self.tool_calls]
         return msgspec.json.encode([self.role, self.content, self.name, calls], order="sorted")
 
     def to_chat(self) -> dict[str, Any]:
@@ -66,6 +74,19 @@ class Message(Struct, frozen=True, kw_only=True):
         if self.tool_call_id is not None:
             message["tool_call_id"] = self.tool_call_id
         return message
+
+
+def _without_fractions(value: Any) -> Any:
+    """Return a JSON value with 1 in place of 1.0."""
+    match value:
+        case float() if value.is_integer():
+            return int(value)
+        case dict():
+            return {name: _without_fractions(each) for name, each in value.items()}
+        case list():
+            return [_without_fractions(each) for each in value]
+        case _:
+            return value
 
 
 def running_hashes(messages: Sequence[Message], begin: bytes = b"") -> list[bytes]:

@@ -59,6 +59,8 @@ def checked_sampling(given: Mapping[str, Any] | None, path: str) -> dict[str, An
     Raises:
         InputError: one is unknown, or has a value that is not allowed.
     """
+    if given is not None and not isinstance(given, Mapping):
+        raise InputError(path, f"must be a dict of sampling parameters; got {given!r:.100}")
     named = dict(given or {})
     if unknown := sorted(set(named) - set(NAMES)):
         raise InputError(path, f"unknown sampling parameter {unknown[0]!r}; there are {', '.join(NAMES)}")

@@ -110,7 +110,7 @@ class Server:
 
         try:
             # Whatever the port: a tunnel may have another one.
-            if request.url.host not in LOOPBACK or "Origin" in request.headers:
+            if _host(request) not in LOOPBACK or "Origin" in request.headers:
                 raise RefusedCall(403, "forbidden", "only programs on this machine may call, and no web page")
             return await handler(request)
         except RefusedCall as refused:
@@ -224,6 +224,14 @@ def _dialect_of(path: str) -> Dialect | None:
     """Return the dialect of a path, also of one below that of a dialect."""
     tail = path.rpartition("/v1/")[2]
     return next((each for each in DIALECTS if tail == each.path or tail.startswith(f"{each.path}/")), None)
+
+
+def _host(request: web.Request) -> str | None:
+    """Return the name by which the server was called; None where that is none."""
+    try:
+        return request.url.host
+    except ValueError:
+        return None
 
 
 def _is_retry(request: web.Request) -> bool:

@@ -570,7 +570,7 @@ async def test_only_the_key_of_an_open_rollout_is_let_in(
 
 
 async def test_web_pages_are_kept_out(http: Http) -> None:
-    for headers in ({"Host": "evil.example"}, {"Origin": "http://evil.example"}):
+    for headers in ({"Host": "evil.example"}, {"Host": "localhost:x"}, {"Origin": "http://evil.example"}):
         status, body, _ = await http.refused("chat/completions", CHAT, **headers)
         assert (status, body["error"]["type"]) == (403, "permission_error")
     async with http.send("GET", "models", Host="localhost:1") as answer:  # as through a tunnel
@@ -864,7 +864,9 @@ async def test_a_package_that_is_missing_is_named(colour: Colour, http: Http, mo
         ("history", "all"),
         ("defaults", {"tokens": 1}),
         ("force", {"temperature": -1}),
+        ("defaults", 1),
         ("port", -1),
+        ("port", 65_536),
         ("max_context", 0),
         ("grace", -1),
         ("ignore", "logit_bias"),
@@ -882,6 +884,12 @@ async def test_wrong_arguments_are_named(colour: Colour, sampler: SamplingClient
     with pytest.raises(ConfigError, match=option):
         async with colour.gateway(sampler, **{option: value}):
             pass
+
+
+@pytest.mark.parametrize(("option", "value"), [("affinity_key", ""), ("affinity_key", 3), ("max_calls", -1)])
+async def test_wrong_arguments_of_a_rollout_are_named(gateway: AgentGateway, option: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=option):
+        gateway.rollout(**{option: value})
 
 
 async def test_wrong_templates_and_end_tokens_are_named(colour: Colour, sampler: SamplingClient) -> None:

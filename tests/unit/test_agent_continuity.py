@@ -273,9 +273,9 @@ async def test_other_tools_are_another_branch() -> None:
 
 async def test_ids_of_calls_and_the_order_of_arguments_make_no_difference() -> None:
     agent = agent_of("qwen3")
-    reply = await agent.reply(hermes(city="Rome", day=1), "<|im_end|>", messages=[user()], tools=[WEATHER])
+    reply = await agent.reply(hermes(city="Rome", day=1.0), "<|im_end|>", messages=[user()], tools=[WEATHER])
     [call] = reply["tool_calls"]
-    call |= {"id": "other", "function": {"name": "weather", "arguments": '{"day":1, "city":"Rome"}'}}
+    call |= {"id": "other", "function": {"name": "weather", "arguments": '{"day":1, "city":"Rome"}'}}  # as JavaScript
     await agent.reply("b", "<|im_end|>", messages=[user(), reply, *tail_of(reply, "sunny")], tools=[WEATHER])
     assert agent.calls[1].branch is None
 
