@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 __all__ = ["KnowsOtherNames"]
 
 OTHER_NAMES: Final = {
+    "aclose": "close",
     "create_rest_client": "control_plane",
     "get_checkpoint_archive_url": "get_checkpoint_files",
     "get_training_run": "get_run",

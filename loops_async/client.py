@@ -462,12 +462,15 @@ class ServiceClient(SameWhenCopied, KnowsOtherNames):
         timeout: float = 600.0,
         ready_timeout: float = 3600.0,
         wandb_config: WandbConfig | None = None,
+        on_progress: Callable[[ProvisioningEvent], object] | None = None,
         on_step: Callable[[StepMetrics], object] | None = None,
     ) -> TrainingClient:
         """Return a client of an existing run, which continues from the run's current weights, optimizer and step.
 
         Nothing is reset, not even accumulated gradients. The trainer runs this client's operations after all that it
         has accepted before, from any client; clients of one run that the same service client created share one order.
+        `on_progress` is called with each change of state of the trainer, in order; the other arguments are those of
+        `create_lora_training_client`.
 
         Raises:
             NotFoundError: there is no such run.
@@ -476,7 +479,7 @@ class ServiceClient(SameWhenCopied, KnowsOtherNames):
         """
         timeout = check_positive(timeout, "timeout")
         steps = StepOptions(wandb_config, on_step).checked()
-        run = await self.wait_for_run(run_id, ready_timeout=ready_timeout)
+        run = await self.wait_for_run(run_id, ready_timeout=ready_timeout, on_progress=on_progress)
         runtime = self._open_session.runtime
         trainer = training_client(runtime, run, timeout=timeout, ready_timeout=ready_timeout, steps=steps)
         return await logging_begun(trainer)

@@ -393,25 +393,30 @@ class ServiceClient(Opened[_core.ServiceClient]):
         timeout: float = 600.0,
         ready_timeout: float = 3600.0,
         wandb_config: WandbConfig | None = None,
+        on_progress: Callable[[ProvisioningEvent], object] | None = None,
         on_step: Callable[[StepMetrics], object] | None = None,
     ) -> TrainingClient:
         """Return a client of an existing run, which continues from the run's current weights, optimizer and step.
 
         Nothing is reset, not even accumulated gradients. The trainer runs this client's operations after all that it
         has accepted before, from any client; clients of one run that the same service client created share one order.
+        `on_progress` is called with each change of state of the trainer, in order; the other arguments are those of
+        `create_lora_training_client`.
 
         Raises:
             NotFoundError: there is no such run.
             ProvisioningError: its deployment has ended.
             NotReadyError: its trainer was not ready within `ready_timeout`.
         """
+        relay = self._bridge.relay(on_progress)
         return TrainingClient._of(
-            self._bridge.run(
+            relay.run(
                 self._impl.attach_training_client,
                 run_id=run_id,
                 timeout=timeout,
                 ready_timeout=ready_timeout,
                 wandb_config=wandb_config,
+                on_progress=relay.post,
                 on_step=on_step,
             ),
             self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from loops_async import AdamParams, NotFoundError, ServiceClient, TrainingClient
+from loops_async import AdamParams, NotFoundError, ProvisioningEvent, ServiceClient, TrainingClient
 from loops_local import LocalService
 from tests.support.colours import Colour
 from tests.support.engines import WatchedEngine
@@ -16,7 +16,10 @@ async def test_it_goes_on_where_the_run_stands(
     await (await trainer.optim_step(AdamParams()))
     resets = local.faults.watch("POST */init_trainer_server")
     async with colour.connected(base_url=local.base_url, api_key=local.api_key) as elsewhere:
-        attached = await elsewhere.attach_training_client(trainer.run_id)
+        stages: list[ProvisioningEvent] = []
+        attached = await elsewhere.attach_training_client(trainer.run_id, on_progress=stages.append)
+        assert [stage.id for stage in stages] == [trainer.run_id] * len(stages)
+        assert stages[-1].stage == "ready"
         assert await attached.policy_version() == 1
         step = await (await attached.optim_step(AdamParams()))
     assert step.metrics is not None

@@ -113,6 +113,7 @@ def test_properties_of_the_blocking_client(owner: str, name: str) -> None:
         ("TrainingClient", "forward_backward_async", "forward_backward"),
         ("SamplingClient", "sample_async", "sample"),
         ("OperationFuture", "result_async", "result"),
+        ("TrainingClient", "aclose", "close"),
         ("TrainingClient", "model_id", "run_id"),
         ("ServiceClient", "list_user_checkpoints", "list_all_checkpoints"),
         ("ControlPlane", "list_training_runs_async", "list_runs"),
