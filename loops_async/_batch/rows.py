@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -95,7 +96,7 @@ def row_of(given: Any, settings: BatchSettings, *, index: int | None = None, whe
 def row_of_line(line: bytes, settings: BatchSettings, *, index: int, where: str) -> Row:
     """Do the same for a line of JSON."""
     try:
-        given = decode_json(line, dict[str, Any])
+        given = decode_json(line.removeprefix(BOM_UTF8), dict[str, Any])  # with which Windows begins files
     except UnreadableError as problem:
         key = digest_of(settings.digest.encode(), line.strip())
         return Row(fields={}, key=key, index=index, problem=f"is not a JSON object: {problem}")

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+from codecs import BOM_UTF8
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,15 @@ async def test_lines_that_are_no_rows_stop_nothing(batch: Batch, jobs: list[Samp
     batch.give([*rows(1, 5), *rows(2)])  # corrected
     assert (await batch.run()).answered == 3
     assert prompts_of(jobs) == Counter([5])
+
+
+async def test_files_of_windows_have_the_same_rows(batch: Batch, jobs: list[SampleJob]) -> None:
+    batch.give(rows(3))
+    await batch.run()
+    jobs.clear()
+    batch.source.write_bytes(BOM_UTF8 + b"\r\n".join(json.dumps(row).encode() for row in rows(3)))
+    assert await batch.run() == BatchReport(rows=3, already=3, answered=3)
+    assert not jobs
 
 
 async def test_rows_with_a_name_of_ours_are_refused(batch: Batch, jobs: list[SampleJob]) -> None:
