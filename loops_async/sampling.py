@@ -543,7 +543,7 @@ class SamplingClient(SameWhenCopied, KnowsOtherNames):
             return await self._completed(runtime, replace(request, headers=headers), body, entry)
 
         return await journal.sample(
-            (weights, bytes(request.body or b"")),
+            (weights, request.content),
             request.headers[protocol.IDEMPOTENCY_KEY],
             ask,
             floor=self._weights.min_policy_version or 0,

@@ -11,7 +11,6 @@ from urllib.parse import urlsplit
 
 from msgspec import UNSET, Struct
 
-from .._http.body import Body
 from .._http.redaction import Redactor
 from .._http.transport import Request
 from .file import RecordedRequest
@@ -39,8 +38,7 @@ def recorded(request: Request, redactor: Redactor) -> RecordedRequest:
         url=redactor.url(request.url, is_signed=request.has_signed_url),
         headers=redactor.headers(request.headers),
     )
-    raw = b"".join(request.body.parts) if isinstance(request.body, Body) else bytes(request.body or b"")
-    written.put_json(redactor.text(raw.decode("utf-8", "replace")))
+    written.put_json(redactor.text(request.content.decode("utf-8", "replace")))
     return written
 
 

@@ -121,7 +121,7 @@ class Request(Struct, kw_only=True, gc=False):
     method: str
     url: str
     what: str
-    body: bytes | Any = None
+    body: bytes | Body | None = None
     headers: Mapping[str, str] = {}
     timeout: float | None = 60.0
     new_connection: bool = False
@@ -132,6 +132,11 @@ class Request(Struct, kw_only=True, gc=False):
     """Whether the URL must be sent exactly as it is written."""
     most_bytes: int = MOST_BYTES
     """The largest answer that is read, before and after decompression."""
+
+    @property
+    def content(self) -> bytes:
+        """The whole body; empty where there is none."""
+        return b"".join(self.body.parts) if isinstance(self.body, Body) else self.body or b""
 
 
 class Answer(Struct, gc=False):
@@ -356,19 +361,15 @@ class Transport:
     ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
         self.check_usable()
         headers = _headers(request, authorization) if attempt is None else attempt.headers
-        data: Any = request.body
+        body = request.body
         counts = CURRENT.get().counts
         counts.requests += 1
-        if isinstance(data, Body):
-            counts.bytes_sent += data.size
-            data = data.stream()
-        elif data is not None:
-            counts.bytes_sent += len(data)
+        counts.bytes_sent += body.size if isinstance(body, Body) else len(body or b"")
         session = self._new_connections if request.new_connection else self._session
         return session.request(
             request.method,
             _as_written(request.url) if request.has_signed_url else request.url,
-            data=data,
+            data=body.stream() if isinstance(body, Body) else body,
             headers=headers,
             timeout=_time_limits(request.idle_timeout),
             allow_redirects=False,
@@ -442,19 +443,12 @@ class Transport:
         if details is None and status in (404, 405):
             return self.protocol_error(request, answer, "an error page without a message")
         kind = _ERRORS.get(status) or (ServerError if status >= 500 else ApiError)
-        request_id = self.request_id(answer)
         text = self.clean(details.message) if details else self._excerpt(_text_of(answer.body))
+        request_id = self.request_id(answer)
+        quoted = f" [request id {request_id}]" if request_id else ""
+        advice = f" {_ADVICE[status]}" if status in _ADVICE else ""
         error = kind(
-            " ".join(
-                filter(
-                    None,
-                    (
-                        f"{_described(request)}: answered {status}: {text}",
-                        f"[request id {request_id}]" if request_id else "",
-                        _ADVICE.get(status, ""),
-                    ),
-                )
-            ),
+            f"{_described(request)}: answered {status}: {text}{quoted}{advice}",
             status=status,
             code=self._label(details.code) if details else None,
             reason=self._label(details.reason) if details else None,
@@ -472,7 +466,7 @@ class Transport:
 
     def _shown_body(self, body: bytes) -> Any:
         """Return the body of an error as a program may read it: without secrets, and not endless."""
-        text = self._redactor.text(_text_of(body))
+        text = self._redactor.text(_text_of(body, 2 * LONGEST_ERROR_BODY))  # twice, since it may become shorter
         if len(body) <= LONGEST_ERROR_BODY:
             with suppress(UnreadableError):
                 return _without_queries_in(decode_json(text.encode(), object))
@@ -676,10 +670,10 @@ async def _up_to(response: aiohttp.ClientResponse, most: int) -> bytes:
     return b"".join(pieces)
 
 
-def _text_of(body: bytes) -> str:
+def _text_of(body: bytes, most: int = LONGEST_TEXT) -> str:
     """Return the beginning of a body as text, without a last word that was cut: it may be half a secret."""
-    text = body[:LONGEST_TEXT].decode("utf-8", "replace")
-    return text if len(body) <= LONGEST_TEXT else "".join(text.rsplit(maxsplit=1)[:1])
+    text = body[:most].decode("utf-8", "replace")
+    return text if len(body) <= most else "".join(text.rsplit(maxsplit=1)[:1])
 
 
 def is_final(answer: Answer) -> bool:
