@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 from msgspec import UNSET, Struct
 
 from ._arguments import check_at_least, check_positive, check_request
-from ._checkpoints.download import checkpoint_files, download
-from ._checkpoints.listing import checkpoints_of_all_runs
+from ._checkpoints.download import download
+from ._checkpoints.listing import checkpoint_files, checkpoints_of_all_runs
 from ._copies import SameWhenCopied
 from ._http.endpoint import Endpoint
 from ._http.request_log import request_log_settings
@@ -718,7 +718,7 @@ class ServiceClient(SameWhenCopied, KnowsOtherNames):
                 async for file in service.checkpoint_files(checkpoint.id):
                     print(file.relative_file_name, file.size_bytes)
         """
-        async with aclosing(checkpoint_files(self._open_session.runtime, checkpoint_id, page_size=page_size)) as files:
+        async with aclosing(checkpoint_files(self.control_plane, checkpoint_id, page_size=page_size)) as files:
             async for file in files:
                 yield file
 

@@ -1,1 +1,1 @@
-"""Downloading checkpoints."""
+"""Checkpoints: listing them and their files, and downloading these."""

@@ -1,4 +1,4 @@
-"""Checkpoint files: listing them page by page, and downloading them all or not at all."""
+"""Downloading the files of a checkpoint, all of them or none."""
 
 from __future__ import annotations
 
@@ -17,24 +17,26 @@ import anyio
 from anyio import to_thread
 from msgspec import Struct
 
+from .._files import flush
 from .._http.retry import DOWNLOAD, retry
+from .._http.tape import OpenAnswer
 from .._http.transport import Request
 from .._session.runtime import Runtime
 from .._tasks import SingleFlight
 from .._work.registry import Entry
-from ..errors import ApiError, ConnectError, InputError, LoopsError, ProtocolError, UnsupportedError
+from ..errors import ApiError, ConnectError, InputError, ProtocolError
 from ..protocol import encode, segment
 from ..types import CheckpointDownload, CheckpointFile, DownloadProgress
 from .checksums import stated_checksum, stated_version
+from .listing import checkpoint_files
 from .paths import local_paths, name_errors, reject_symlinks
 
-__all__ = ["checkpoint_files", "download"]
+__all__ = ["download"]
 
 log = logging.getLogger("loops_async.checkpoints")
 
 FILES_AT_ONCE: Final = 8
 BLOCK_BYTES: Final = 1 << 20
-PAGE_SIZE: Final = 1000
 IDLE_SECONDS: Final = 60.0
 """The longest time without new data; the total time of a file is not limited."""
 
@@ -48,53 +50,6 @@ RANGE_NOT_SATISFIABLE: Final = 416
 """The status of a store that does not have the rest of a partial file, which is then downloaded anew."""
 
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-")
-
-
-async def checkpoint_files(
-    runtime: Runtime, checkpoint_id: str, *, page_size: int = PAGE_SIZE
-) -> AsyncGenerator[CheckpointFile]:
-    """Yield every file of a checkpoint, fetching pages as they are needed.
-
-    Raises:
-        UnsupportedError: the checkpoint is stored where there are no file URLs.
-        ProtocolError: the pages are not one consistent listing.
-    """
-    token, count, total = 0, 0, 0
-    while True:
-        try:
-            page = await runtime.control_plane.get_checkpoint_files(
-                checkpoint_id, page_size=page_size, page_token=token
-            )
-        except ApiError as error:
-            if error.reason != "NOT_PRESIGNABLE":
-                raise
-            raise await _without_urls(runtime, checkpoint_id, error) from error
-        for file in page.presigned_urls:
-            yield file
-        count, total = count + len(page.presigned_urls), max(total, page.total_count)
-        if page.next_page_token is None:
-            break
-        if page.next_page_token <= token:
-            raise ProtocolError(
-                f"checkpoint {checkpoint_id}: page {token} of its files names {page.next_page_token} as the next"
-            )
-        token = page.next_page_token
-    if count < total:
-        raise ProtocolError(f"checkpoint {checkpoint_id}: its pages list {count} files of {total}; call again")
-
-
-async def _without_urls(runtime: Runtime, checkpoint_id: str, error: ApiError) -> UnsupportedError:
-    """Return the error that says where the files are stored and how to read them."""
-    try:
-        source = await runtime.control_plane.get_checkpoint_source(checkpoint_id)
-    except LoopsError:  # an older service, which does not report it
-        return UnsupportedError(str(error))
-    if source.kind == "volume":
-        return UnsupportedError(
-            f"checkpoint {checkpoint_id} is on volume {source.volume_ref}, in directory {source.path!r}, and has no "
-            "file URLs. It cannot be downloaded; to read it, mount that volume in a deployment of your workspace."
-        )
-    return UnsupportedError(f"{error}. The checkpoint's source is of kind {source.kind!r}, which has no file URLs.")
 
 
 async def download(
@@ -131,7 +86,7 @@ async def _download(
 ) -> CheckpointDownload:
     if await anyio.Path(root).is_file():
         raise InputError("dest_dir", f"must be a directory; {root} is a file")
-    files = [file async for file in checkpoint_files(runtime, checkpoint_id)]
+    files = [file async for file in checkpoint_files(runtime.control_plane, checkpoint_id)]
     entry.tell("listed")
     # Adapters of different steps have the same file names and sizes, so partial files of one must not pass for another.
     staging = Staging(root, f".{segment(checkpoint_id)}.part")
@@ -262,7 +217,7 @@ class FileUrls:
     """The signed URLs of a checkpoint's files. When one has expired, all are renewed together."""
 
     def __init__(self, runtime: Runtime, checkpoint_id: str, files: list[CheckpointFile]) -> None:
-        self._runtime = runtime
+        self._plane = runtime.control_plane
         self._checkpoint_id = checkpoint_id
         self._urls = _urls_of(files)
         self._renewals: SingleFlight[str, None] = SingleFlight(runtime.tasks)
@@ -279,7 +234,7 @@ class FileUrls:
             await self._renewals.get("new URLs", self._renew)
 
     async def _renew(self) -> None:
-        self._urls = _urls_of([fresh async for fresh in checkpoint_files(self._runtime, self._checkpoint_id)])
+        self._urls = _urls_of([fresh async for fresh in checkpoint_files(self._plane, self._checkpoint_id)])
         self._renewals.discard("new URLs")
 
 
@@ -340,7 +295,7 @@ async def _fetch(runtime: Runtime, item: Item, urls: FileUrls, progress: Progres
 def _mark_complete(item: Item) -> None:
     """Flush a checked file to disk, so that it survives a crash, and move it to the complete files."""
     with item.partial.open("r+b") as file:  # Windows flushes only files that are open for writing
-        os.fsync(file.fileno())
+        flush(file)
     if item.modified is not None:
         os.utime(item.partial, (item.modified, item.modified))
     item.complete.parent.mkdir(parents=True, exist_ok=True)
@@ -349,10 +304,7 @@ def _mark_complete(item: Item) -> None:
 
 async def _fetch_remaining(runtime: Runtime, item: Item, url: str, progress: Progress) -> None:
     """Fetch the rest of a partial file, then check its size and checksum."""
-    size = item.file.size_bytes
-    offset = await to_thread.run_sync(_size, item.partial)
-    # If all bytes are there but unchecked, the last one is fetched again, since the answer carries the checksum.
-    offset = max(0, size - 1) if offset == size else offset if offset < size else 0
+    offset = _first_missing(await to_thread.run_sync(_size, item.partial), item.file.size_bytes)
     resumed = await to_thread.run_sync(_read_version, item.validator) if offset else ""
     request = Request(
         method="GET",
@@ -363,40 +315,60 @@ async def _fetch_remaining(runtime: Runtime, item: Item, url: str, progress: Pro
         timeout=None,
         idle_timeout=IDLE_SECONDS,
     )
-    async with runtime.transport.stream(request) as response:
-        start = offset if response.status == 206 else 0
-        if start and not _starts_at(response.headers.get("Content-Range", ""), start):
-            raise ProtocolError(
-                f"{item.name}: requested bytes from {start}, got {response.headers.get('Content-Range')}"
-            )
-        version = stated_version(response.headers)
-        if start and resumed and version and version != resumed:
-            await _discard_partial(item)
-            raise ConnectError(f"{item.name} was changed at its store while it was downloaded")
-        checksum = stated_checksum(response.headers)
-        async with _open_file(item.partial, "r+b" if start else "wb") as out:
-            await out.truncate(start)
-            await out.seek(start)
-            if not start:
-                # Written after the old bytes are gone, and before the new ones come.
-                await anyio.Path(item.validator).write_text(version, encoding="utf-8")
-            written = start
-            progress.set_size(item, written)
-            async for block in response.content.iter_chunked(BLOCK_BYTES):
-                written += len(block)
-                if written > size:
-                    break
-                await out.write(block)
-                progress.bytes_fetched += len(block)
-                progress.set_size(item, written)
-    if written != size:
-        kind = ConnectError if written < size else ProtocolError
+    async with runtime.transport.stream(request) as answer:
+        start = await _start(item, answer, offset, resumed)
+        checksum = stated_checksum(answer.headers)
+        written = await _receive(item, answer, start, progress)
+    if written != item.file.size_bytes:
+        kind = ConnectError if written < item.file.size_bytes else ProtocolError
         await _discard_partial(item)
-        raise kind(f"{item.name} has {written:,} bytes; the listing says {size:,}")
+        raise kind(f"{item.name} has {written:,} bytes; the listing says {item.file.size_bytes:,}")
     if checksum is not None and not await to_thread.run_sync(checksum.matches, item.partial):
         raise ProtocolError(
             f"{item.name} does not have the {checksum.algorithm} that its store states; download it again"
         )
+
+
+def _first_missing(there: int, size: int) -> int:
+    """Return the first byte to fetch of a file of which some bytes are there."""
+    if there > size:
+        return 0
+    # If all are there but unchecked, the last one is fetched again, since the answer carries the checksum.
+    return min(there, max(0, size - 1))
+
+
+async def _start(item: Item, answer: OpenAnswer, offset: int, resumed: str) -> int:
+    """Return the byte with which an answer begins: `offset`, or 0 if the store sends the whole file."""
+    if not offset or answer.status != 206:
+        return 0
+    content_range = answer.headers.get("Content-Range", "")
+    if not _starts_at(content_range, offset):
+        raise ProtocolError(f"{item.name}: requested bytes from {offset}, got {content_range or None}")
+    version = stated_version(answer.headers)
+    if resumed and version and version != resumed:
+        await _discard_partial(item)
+        raise ConnectError(f"{item.name} was changed at its store while it was downloaded")
+    return offset
+
+
+async def _receive(item: Item, answer: OpenAnswer, start: int, progress: Progress) -> int:
+    """Write what an answer sends behind the first `start` bytes; return how many there are then, or would be."""
+    async with _open_file(item.partial, "r+b" if start else "wb") as out:
+        await out.truncate(start)
+        await out.seek(start)
+        if not start:
+            # Written after the old bytes are gone, and before the new ones come.
+            await anyio.Path(item.validator).write_text(stated_version(answer.headers), encoding="utf-8")
+        written = start
+        progress.set_size(item, written)
+        async for block in answer.content.iter_chunked(BLOCK_BYTES):
+            written += len(block)
+            if written > item.file.size_bytes:
+                break
+            await out.write(block)
+            progress.bytes_fetched += len(block)
+            progress.set_size(item, written)
+    return written
 
 
 def _headers(offset: int, version: str) -> dict[str, str]:
