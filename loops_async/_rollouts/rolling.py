@@ -14,7 +14,7 @@ from msgspec import Struct
 from .._arguments import check_finite
 from .._tasks import cancel_and_wait, is_being_cancelled, run_to_completion, take_exception
 from .._waiting import TimeLimit
-from ..errors import InputError
+from ..errors import BudgetExceededError, InputError
 from ..types.tensors import is_list_like, plain_number
 from .context import Group, Resources, Rollout, RolloutContext, agent_episode, leave, shut
 from .episode import Episode
@@ -100,7 +100,11 @@ class Roller:
         return [] if result is None else [each for each in result if each is not None]
 
     async def _repeated(self, group: Group, member: int) -> Any:
-        """Return the result of a rollout, repeated while its failure may pass; `Failed` if it does not."""
+        """Return the result of a rollout, repeated while its failure may pass; `Failed` if it does not.
+
+        Raises:
+            BudgetExceededError: the budget of the client allows no more samples.
+        """
         policy, attempt = self._options.on_failure, 0
         while True:
             is_group = self._options.unit == "group"
@@ -111,6 +115,8 @@ class Roller:
                 if is_being_cancelled():
                     raise
                 error: BaseException = cancelled  # raised by a library: this rollout was not cancelled
+            except BudgetExceededError:
+                raise  # every other group would get it, too: the stream ends, and the task counts as not begun
             except Exception as failure:
                 error = failure
             if group.is_ending:

@@ -24,6 +24,7 @@ from loops_async import (
 from loops_local import LocalService, serve_in_thread
 from tests.support.colours import Colour
 from tests.support.engines import Engines, WatchedEngine
+from tests.support.rollouts import PAIRS, loop, one_turn
 from tests.support.work import FEW_TOKENS, PROMPT, eventually, example
 
 HALF = Datum(model_input=[1, 2, 3, 4], loss_fn_inputs={"target_tokens": [2, 3, 4, 5], "weights": [0.0, 1.0, 0.5, 0.0]})
@@ -225,6 +226,17 @@ async def test_a_budget_also_holds_for_worker_processes(
     assert outcomes.count(BudgetExceededError) == 2
     assert (service.usage.samples, service.usage.prompt_tokens, service.usage.completion_tokens) == (2, 4, 8)
     assert service.inflight() == []
+
+
+async def test_a_stream_of_rollouts_ends_at_a_budget_and_counts_no_group_as_failed(
+    service: ServiceClient, trainer: TrainingClient
+) -> None:
+    service.budget = Budget(samples=6)  # a step and a half
+    async with trainer.rollouts(one_turn, range(100), max_staleness=0, **PAIRS) as stream:
+        with pytest.raises(BudgetExceededError, match="samples=6"):
+            await loop(trainer, stream)
+        state = await stream.save("end")
+    assert (state.version, state.pending, state.failed) == (1, [2, 3], 0)
 
 
 @pytest.mark.parametrize(
