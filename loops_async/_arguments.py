@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from difflib import get_close_matches
-from typing import Any, Final, TypeGuard, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 from uuid import UUID
 
 import msgspec
@@ -18,6 +18,7 @@ import msgspec.inspect
 from msgspec import UNSET, Struct
 from msgspec.structs import replace
 
+from ._kinds import is_mapping
 from ._values import place_and_rule
 from .errors import ConfigError, InputError
 from .protocol import LOGPROBS, MASK, LossRule, checked_loss_data, is_for_all_positions, loss_rule, loss_settings
@@ -177,7 +178,7 @@ def check_config(loss_fn: Any, config: Any) -> dict[str, Any] | None:
     loss_rule(loss_fn)
     if config is None:
         return None
-    if not _is_mapping(config):
+    if not is_mapping(config):
         raise InputError("loss_fn_config", f"expected a dict, got {type(config).__name__}")
     settings = loss_settings(loss_fn, config)
     return {name: settings[name] for name in config}
@@ -335,7 +336,3 @@ def listed(data: Any) -> list[Any]:
     if not data:
         raise InputError("data", "must have at least one Datum")
     return list(data)  # a copy: the caller may change the list before it is sent
-
-
-def _is_mapping(value: Any) -> TypeGuard[Mapping[Any, Any]]:
-    return isinstance(value, Mapping)

@@ -14,11 +14,12 @@ from functools import cache
 from itertools import islice
 from numbers import Real
 from pathlib import PurePath
-from typing import Any, ClassVar, Final, NamedTuple, Self, TypeAlias, TypeGuard, cast
+from typing import Any, ClassVar, Final, NamedTuple, Self, TypeAlias, cast
 
 import msgspec
 from msgspec import NODEFAULT, Struct, structs
 
+from ._kinds import is_dict, is_list, is_mapping
 from ._other_names import KnowsOtherNames
 
 _Shown: TypeAlias = list[tuple[str, str]]
@@ -248,7 +249,7 @@ def _entries(values: Any, style: _Style, name: str, depth: int) -> str:
     begin: list[Any] = list(islice(values, size if is_whole else _FIRST))
     if depth > _DEEPEST:
         return f"<{size}>"
-    if _is_mapping(values):
+    if is_mapping(values):
         texts = [f"{_text_of(key, style, '', depth)}: {_text_of(values[key], style, str(key), depth)}" for key in begin]
         brackets = "{}"
     elif begin and all(isinstance(each, Struct) for each in begin):
@@ -319,20 +320,12 @@ def _rows(value: Struct) -> Iterator[tuple[str, str]]:
 
 def _parts(given: Any) -> Iterator[tuple[str, Any]]:
     """Yield what has a row of its own: the entries of a dict, and of a list of values or dicts."""
-    if _is_mapping(given):
+    if is_mapping(given):
         for key, part in given.items():
             yield _text_of(key, _LINE), part
-    elif _is_list(given) and given and isinstance(given[0], Struct | Mapping):
+    elif is_list(given) and given and isinstance(given[0], Struct | Mapping):
         for index, part in enumerate(given):
             yield str(index), part
-
-
-def _is_mapping(value: Any) -> TypeGuard[Mapping[Any, Any]]:
-    return isinstance(value, Mapping)
-
-
-def _is_list(value: Any) -> TypeGuard[list[Any]]:
-    return isinstance(value, list)
 
 
 def _cell(value: Any, name: str = "") -> str:
@@ -361,9 +354,8 @@ def _plain(value: Any) -> Any:
 
 def _json_types(plain: Any) -> Any:
     """Return what msgspec gave with lists for tuples, and texts for members of a `StrEnum`."""
-    if isinstance(plain, dict):
-        fields = cast("dict[str, Any]", plain)
-        return {name: _json_types(each) for name, each in fields.items()}
+    if is_dict(plain):
+        return {name: _json_types(each) for name, each in plain.items()}
     if isinstance(plain, list | tuple):
         entries = cast("list[Any]", plain)
         # The kinds are found much faster than each of a million numbers is looked at.

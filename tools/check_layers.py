@@ -18,6 +18,7 @@ from typing import NamedTuple
 ORDER: dict[str, tuple[str, ...]] = {
     "loops_async": (
         "_other_names",
+        "_kinds",
         "_values",
         "errors",
         "_text",

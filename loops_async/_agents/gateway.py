@@ -6,12 +6,13 @@ import inspect
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from secrets import token_urlsafe
 from types import TracebackType
-from typing import Any, Final, Literal, TypeAlias, cast, get_args
+from typing import Any, Final, Literal, TypeAlias, get_args
 from uuid import uuid4
 
 import msgspec
 
 from .._arguments import as_config_errors, check_at_least, check_not_negative
+from .._kinds import is_mapping
 from .._tasks import run_to_completion
 from ..errors import ClosedError, ConfigError, InputError
 from ..sampling import SamplingClient
@@ -401,9 +402,9 @@ def check_gateway_options(options: Any) -> dict[str, Any]:
         ConfigError: one is unknown or wrong.
     """
     known = inspect.signature(AgentGateway).parameters.keys() - {"sampler"}
-    if not isinstance(options, Mapping):
+    if not is_mapping(options):
         raise ConfigError(f"agents: must be keyword arguments of AgentGateway, e.g. {{}}; got {options!r}")
-    named: dict[str, Any] = dict(cast("Mapping[str, Any]", options))
+    named: dict[str, Any] = dict(options)
     if unknown := sorted(named.keys() - known):
         raise ConfigError(f"agents: AgentGateway has no argument {unknown[0]!r}, only {', '.join(sorted(known))}")
     AgentGateway(SamplingClient.__new__(SamplingClient), **named)  # of the sampler, it looks at the class only

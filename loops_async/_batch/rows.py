@@ -10,9 +10,10 @@ import msgspec
 from msgspec import Struct
 
 from .._http.decoding import UnreadableError, decode_json
+from .._kinds import is_mapping
 from .._values import place_and_rule
 from ..errors import InputError
-from .settings import BatchSettings, canonical, digest_of, is_object
+from .settings import BatchSettings, canonical, digest_of
 
 IDENTITY: Final = ("id", "messages", "prompt")
 """The fields that identify a row."""
@@ -85,7 +86,7 @@ def row_of(given: Any, settings: BatchSettings, *, index: int | None = None, whe
     Raises:
         InputError: it has a field with the name of a record's.
     """
-    if not is_object(given):
+    if not is_mapping(given):
         key = digest_of(settings.digest.encode(), msgspec.json.encode(given))
         return Row(fields={}, key=key, index=index, problem="is not a JSON object")
     if taken := sorted({*RESERVED, *prompt_fields(settings)} & given.keys()):

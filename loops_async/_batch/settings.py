@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from hashlib import blake2b
-from typing import Annotated, Any, Final, Protocol, TypeGuard
+from typing import Annotated, Any, Final, Protocol
 
 import msgspec
 from msgspec import Meta, Struct
 
 from .._arguments import check_kind
 from .._http.decoding import UnreadableError, decode_json
+from .._kinds import is_list, is_mapping
 from .._values import Value
 from ..errors import InputError
 from ..types import SamplingParams
@@ -114,20 +115,11 @@ def canonical(value: Any) -> bytes:
 
 
 def _without_nulls(value: Any) -> Any:
-    if is_object(value):
+    if is_mapping(value):
         return {name: _without_nulls(each) for name, each in value.items() if each is not None}
-    if _is_list(value) and any(isinstance(each, Mapping | list) for each in value):
+    if is_list(value) and any(isinstance(each, Mapping | list) for each in value):
         return [_without_nulls(each) for each in value]
     return value
-
-
-def is_object(value: Any) -> TypeGuard[Mapping[str, Any]]:
-    """Whether a value is a JSON object, or a row of a table."""
-    return isinstance(value, Mapping)
-
-
-def _is_list(value: Any) -> TypeGuard[list[Any]]:
-    return isinstance(value, list)
 
 
 # --- the file beside the output ---
@@ -196,7 +188,7 @@ def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[
 
 def _flat(fields: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for name, value in fields.items():
-        if name == "sampling_params" and is_object(value):
+        if name == "sampling_params" and is_mapping(value):
             yield from value.items()
         else:
             yield name, value

@@ -6,13 +6,14 @@ import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final, cast
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from msgspec import UNSET, Struct
 
 from .._http.redaction import Redactor
 from .._http.transport import Request
+from .._kinds import is_dict, is_list
 from .file import RecordedRequest
 
 MOST_DIFFERENCES: Final = 8
@@ -126,11 +127,11 @@ def _leaves_of(request: RecordedRequest) -> dict[str, Any]:
 
 
 def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
-        for name, each in cast("Mapping[str, Any]", value).items():
+    if is_dict(value) and value:
+        for name, each in value.items():
             yield from _leaves(f"{path}.{name}", each)
-    elif isinstance(value, list) and value:
-        for index, each in enumerate(cast("Sequence[Any]", value)):
+    elif is_list(value) and value:
+        for index, each in enumerate(value):
             yield from _leaves(f"{path}[{index}]", each)
     else:
         yield path, value

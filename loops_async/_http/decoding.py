@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cache
-from typing import Any, Final, TypeGuard, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 from msgspec import Raw
@@ -28,6 +28,8 @@ from msgspec.inspect import (
     UnionType,
     type_info,
 )
+
+from .._kinds import is_dict, is_list
 
 T = TypeVar("T")
 
@@ -105,21 +107,21 @@ def _tolerated(value: Any, kind: Type) -> Any:
         return _time(value) or value
     if isinstance(kind, UnionType):
         return _tolerated_in_union(value, kind)
-    if isinstance(kind, StructType) and _is_dict(value):
+    if isinstance(kind, StructType) and is_dict(value):
         fields = {field.encode_name: field for field in kind.fields}
         found = {name: _tolerated(each, fields[name].type) if name in fields else each for name, each in value.items()}
         return {name: each for name, each in found.items() if each is not None or not _is_default(fields.get(name))}
-    if isinstance(kind, DictType) and _is_dict(value) and not _is_plain(kind.value_type):
+    if isinstance(kind, DictType) and is_dict(value) and not _is_plain(kind.value_type):
         return {name: _tolerated(each, kind.value_type) for name, each in value.items()}
-    if isinstance(kind, ListType) and _is_list(value) and not _is_plain(kind.item_type):
+    if isinstance(kind, ListType) and is_list(value) and not _is_plain(kind.item_type):
         return [_tolerated(each, kind.item_type) for each in value]
     return value
 
 
 def _tolerated_in_union(value: Any, union: UnionType) -> Any:
-    if _is_dict(value):
+    if is_dict(value):
         wanted: tuple[type[Type], ...] = (StructType, DictType)
-    elif _is_list(value):
+    elif is_list(value):
         wanted = (ListType,)
     elif value is None or any(isinstance(kind, StrType) for kind in union.types):
         return value
@@ -164,11 +166,3 @@ def _time_of_text(text: str) -> datetime:
         return datetime.fromisoformat(text.strip())
     except ValueError:
         return parsedate_to_datetime(text)
-
-
-def _is_dict(value: Any) -> TypeGuard[dict[str, Any]]:
-    return isinstance(value, dict)
-
-
-def _is_list(value: Any) -> TypeGuard[list[Any]]:
-    return isinstance(value, list)

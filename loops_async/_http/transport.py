@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Awaitable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from email.utils import parsedate_to_datetime
 from functools import cache, lru_cache, partial
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 import aiohttp
@@ -20,6 +20,7 @@ from msgspec.structs import replace
 from yarl import URL
 
 from .. import protocol
+from .._kinds import is_dict, is_list
 from .._tasks import check_loop
 from .._text import one_line
 from .._version import __version__
@@ -545,16 +546,13 @@ class ErrorBody(Struct, kw_only=True):
             raw = decode_json(body, object)
         except UnreadableError:
             return None
-        if not isinstance(raw, dict):
+        if not is_dict(raw):
             return None
-        fields = cast("dict[str, Any]", raw)
-        texts = [
-            source.get(key) for source in (fields, _dict(fields, "error")) for key in ("detail", "error", "message")
-        ]
+        texts = [source.get(key) for source in (raw, _dict(raw, "error")) for key in ("detail", "error", "message")]
         return cls(
             message=next((text for text in texts if isinstance(text, str) and text), _text_of(body)),
-            code=_text(fields.get("code")),
-            reason=_text(_dict(fields, "details").get("reason")),
+            code=_text(raw.get("code")),
+            reason=_text(_dict(raw, "details").get("reason")),
         )
 
 
@@ -597,16 +595,13 @@ def _without_queries(text: str) -> str:
 
 
 def _without_queries_in(value: Any) -> Any:
-    match value:
-        case str():
-            return _without_queries(value)
-        case list():
-            return [_without_queries_in(one) for one in cast("list[object]", value)]
-        case dict():
-            fields = cast("dict[str, Any]", value)
-            return {_without_queries(name): _without_queries_in(one) for name, one in fields.items()}
-        case _:
-            return value
+    if isinstance(value, str):
+        return _without_queries(value)
+    if is_list(value):
+        return [_without_queries_in(each) for each in value]
+    if is_dict(value):
+        return {_without_queries(name): _without_queries_in(each) for name, each in value.items()}
+    return value
 
 
 def _request_log(settings: Settings) -> RequestLog | None:
@@ -714,7 +709,7 @@ def _seconds(text: str | None) -> float | None:
 
 def _dict(fields: dict[str, Any], name: str) -> dict[str, Any]:
     value = fields.get(name)
-    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+    return value if is_dict(value) else {}
 
 
 def _text(value: object) -> str | None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import msgspec
 from msgspec import Struct
+
+from .._kinds import is_dict
 
 DIGEST_BYTES: Final = 16
 """The size of a digest: two different contents have the same one by chance in 1 of 10^38 cases."""
@@ -77,7 +79,7 @@ def _leaves(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
     for name, each in value.items():
         if not prefix and name in OF_THE_PLACE:
             continue
-        if isinstance(each, dict):
-            yield from _leaves(cast("dict[str, Any]", each), f"{prefix}{name}.")
+        if is_dict(each):
+            yield from _leaves(each, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", each

@@ -7,13 +7,14 @@ import logging
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any, Final, TypeAlias, TypeGuard, TypeVar, cast
+from typing import Annotated, Any, Final, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Meta, Raw, Struct
 
 from .. import protocol
 from .._http.decoding import UNREADABLE
+from .._kinds import is_dict, is_list
 from .._work.usage import Counts
 from ..errors import ProtocolError
 from ..types import ExternalRef, SampledSequence, SampleResponse
@@ -202,7 +203,7 @@ def _read_malformed(body: bytes, error: Exception, clean: Callable[[str], str]) 
     text = body.decode("utf-8-sig", "replace")
     raw = _object_in(text)
     choices = raw.get("choices")
-    if not _is_list(choices):
+    if not is_list(choices):
         begin = repr(clean(text[:_EXCERPT_READ])[:_EXCERPT])
         failure = ProtocolError(
             f"the sampler answered 200 with a body that is not a completion: {error}; it begins with {begin}. "
@@ -245,7 +246,7 @@ def _malformed_choice(raw: dict[str, Any]) -> _Choice:
         text=_text(raw.get("text")),
         finish_reason=None if reason is None else _text(str(reason)),
         token_ids=_token_ids(raw.get("token_ids"), logprobs.get("tokens")),
-        logprobs=_Logprobs([_number(score) for score in scores]) if _is_list(scores) else None,
+        logprobs=_Logprobs([_number(score) for score in scores]) if is_list(scores) else None,
         prompt_logprobs=_prompt_logprobs(raw.get("prompt_logprobs")),
         prompt_token_ids=_converted(raw.get("prompt_token_ids"), _TokenIds),
         routed_experts_ref=_converted(raw.get("routed_experts_ref"), ExternalRef),
@@ -254,7 +255,7 @@ def _malformed_choice(raw: dict[str, Any]) -> _Choice:
 
 def _token_ids(*candidates: Any) -> list[int]:
     """Return the first list of ids, or of names like ``"token_id:7"``; [] if there is none."""
-    given = [names for names in candidates if _is_list(names)]
+    given = [names for names in candidates if is_list(names)]
     for names in given:
         try:
             return msgspec.convert([_token_id(name) for name in names], _TokenIds)
@@ -274,7 +275,7 @@ def _token_id(name: Any) -> Any:
 def _prompt_logprobs(scored: Any) -> protocol.PromptLogprobs | None:
     """Read all positions, or each by itself; one that cannot be read has no logprobs."""
     whole = _converted(scored, protocol.PromptLogprobs)
-    if whole is not None or not _is_list(scored):
+    if whole is not None or not is_list(scored):
         return whole
     return [_converted(position, dict[str, protocol.PromptLogprob], is_logged=False) for position in scored]
 
@@ -315,9 +316,5 @@ def _integer(digits: str) -> float:
 _json: Final = json.JSONDecoder(parse_int=_integer, strict=False)
 
 
-def _is_list(value: Any) -> TypeGuard[list[Any]]:
-    return isinstance(value, list)
-
-
 def _dict(value: Any) -> dict[str, Any]:
-    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+    return value if is_dict(value) else {}

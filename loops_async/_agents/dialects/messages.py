@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import msgspec
 from msgspec import Struct
 
+from ..._kinds import is_dict
 from ..errors import RefusedCall, bad_request
 from ..messages import Message, ToolCall
 from ..records import Call
@@ -190,7 +191,7 @@ def _blocks(call: Call) -> list[Body]:
 def _input(call: ToolCall) -> Body:
     """Return the arguments, which must be an object here."""
     parsed = call.parsed
-    return cast("Body", parsed) if isinstance(parsed, dict) else {}
+    return parsed if is_dict(parsed) else {}
 
 
 def _messages(fields: Fields) -> list[Message]:

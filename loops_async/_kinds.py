@@ -1,0 +1,23 @@
+"""Whether a value of unknown type is a dict or a list, so that type checkers also know what its items are: anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeGuard
+
+__all__ = ["is_dict", "is_list", "is_mapping"]
+
+
+def is_dict(value: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether a value is a dict, e.g. an object of decoded JSON."""
+    return isinstance(value, dict)
+
+
+def is_list(value: Any) -> TypeGuard[list[Any]]:
+    """Whether a value is a list."""
+    return isinstance(value, list)
+
+
+def is_mapping(value: Any) -> TypeGuard[Mapping[str, Any]]:
+    """Whether a value is a dict or another mapping, e.g. a row of a table."""
+    return isinstance(value, Mapping)
