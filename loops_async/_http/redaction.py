@@ -1,7 +1,7 @@
 """What is written down of requests and answers, without secrets: the one place of these rules.
 
-Everything that stores whole requests or answers uses a `Redactor`: the request log and the cassettes of tests. Error
-messages and repr need less; `Transport.clean` and `ApiKey.scrub` are for them.
+Everything that stores whole requests or answers uses a `Redactor`: the request log, the cassettes of tests and the
+bodies of errors. Error messages and repr need less: `Transport.clean`, which uses `without_queries` and `ApiKey.scrub`.
 
 Secrets are the API key wherever it appears, the headers that authorize or identify, users and passwords of URLs, the
 queries of signed URLs, tokens in fragments, credentials in text, and the values of JSON fields that are named after a
@@ -13,8 +13,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import quote
+
+from .._kinds import is_dict, is_list
 
 if TYPE_CHECKING:
     from .settings import Settings
@@ -25,12 +27,15 @@ SECRET_HEADERS: Final = frozenset(
     {"authorization", "proxy-authorization", "cookie", "set-cookie", "x-api-key", "x-amz-security-token"}
 )
 SHORTEST_KEY: Final = 8
-"""No service issues shorter keys; in tests they are ordinary words. In headers, they are masked all the same."""
+"""No service issues shorter keys; in tests they are ordinary words. In secret headers, they are masked all the same."""
 
 _Replacement: TypeAlias = "str | Callable[[re.Match[str]], str]"
 
-_PASSWORD: Final = re.compile(r"(?<=://)[^\s/?#@\"'<>\\]*@")
+PASSWORD: Final = re.compile(r"(?<=://)[^\s/?#@\"'<>]*@")
+"""The user and password of a URL."""
 _QUERY: Final = re.compile(r"\?.*", re.DOTALL)
+_QUERY_OF_WORD: Final = re.compile(r"(?<=[^\s\"'<>])\?[^\s\"'<>]+")
+"""The query of an absolute or relative URL: a question mark within a word and the rest of that word."""
 _URL: Final = re.compile(
     r"(https?:(?:\\?/){2})([^\s/?#@\"'<>\\]*@)?([^\s?#\"'<>]*)(\?[^\s#\"'<>]+)?(#[^\s\"'<>]+)?", re.IGNORECASE
 )
@@ -91,7 +96,7 @@ class Redactor:
         """Return the URL of a request: its query is kept, unless that `is_signed`."""
         if is_signed:
             return self.text(url)
-        return self._without_key(_PASSWORD.sub(f"{REDACTED}@", url))
+        return self._without_key(PASSWORD.sub(f"{REDACTED}@", url))
 
     def text(self, text: str) -> str:
         """Return a body or a message; every absolute URL in it loses its query, since that may be a signature."""
@@ -111,3 +116,19 @@ class Redactor:
         for spelling in self._spellings:
             text = text.replace(spelling, REDACTED)
         return text
+
+
+def without_queries(text: str) -> str:
+    """Mask the queries, also of a mere path, and the passwords of URLs."""
+    return PASSWORD.sub("…@", _QUERY_OF_WORD.sub("?…", text))
+
+
+def without_queries_in(value: Any) -> Any:
+    """Mask them in all texts of a JSON value."""
+    if isinstance(value, str):
+        return without_queries(value)
+    if is_list(value):
+        return [without_queries_in(each) for each in value]
+    if is_dict(value):
+        return {without_queries(name): without_queries_in(each) for name, each in value.items()}
+    return value

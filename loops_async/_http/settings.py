@@ -15,6 +15,7 @@ from msgspec import Struct
 from ..errors import ConfigError
 from ..types.identifiers import split_http_url
 from . import tape
+from .redaction import SHORTEST_KEY
 from .request_log import RequestLogSettings, request_log_settings
 
 DEFAULT_BASE_URL: Final = "https://api.baseten.co"
@@ -53,8 +54,7 @@ class ApiKey:
 
     def scrub(self, text: str) -> str:
         """Return `text` without the key, in case a service echoed it."""
-        # No service issues shorter keys; in tests they are ordinary words.
-        return text.replace(self._key, "***") if len(self._key) >= 8 else text
+        return text.replace(self._key, "***") if len(self._key) >= SHORTEST_KEY else text
 
     def __repr__(self) -> str:
         return "ApiKey(***)"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
@@ -20,7 +19,7 @@ from msgspec.structs import replace
 from yarl import URL
 
 from .. import protocol
-from .._kinds import is_dict, is_list
+from .._kinds import is_dict
 from .._tasks import check_loop
 from .._text import one_line
 from .._version import __version__
@@ -51,7 +50,7 @@ from .body import Body
 from .compression import ACCEPTED_ENCODINGS, CompressionError, decompressed
 from .decoding import UnreadableError, decode_answer, decode_json
 from .network import Connector, Proxies, Resolver, keepalive_socket, tls_context
-from .redaction import Redactor
+from .redaction import PASSWORD, Redactor, without_queries, without_queries_in
 from .request_log import RequestLog
 from .retry import RetryBudget
 from .settings import Settings, is_loopback
@@ -105,12 +104,6 @@ _ADVICE: Final[dict[int, str]] = {
     407: "The proxy wants a user and a password: http://user:password@host:port.",
     429: "Slow down, or ask for a higher limit.",
 }
-
-_QUERY: Final = re.compile(r"(?<=[^\s\"'<>])\?[^\s\"'<>]+")
-"""The query of an absolute or relative URL: a question mark within a word and the rest of that word."""
-
-_PASSWORD: Final = re.compile(r"(?<=://)[^\s/?#@\"'<>]*@")
-"""The user and password of a URL."""
 
 _NETWORK_ERRORS: Final = (aiohttp.ClientError, TimeoutError, ConnectionError)
 """Errors that end a request without an answer. Other system errors, e.g. a full disk, are not the network's."""
@@ -470,8 +463,8 @@ class Transport:
         text = self._redactor.text(_text_of(body, 2 * LONGEST_ERROR_BODY))  # twice, since it may become shorter
         if len(body) <= LONGEST_ERROR_BODY:
             with suppress(UnreadableError):
-                return _without_queries_in(decode_json(text.encode(), object))
-        return _without_queries(text[:LONGEST_ERROR_BODY]) or None
+                return without_queries_in(decode_json(text.encode(), object))
+        return without_queries(text[:LONGEST_ERROR_BODY]) or None
 
     def request_id(self, answer: Answer) -> str | None:
         """Return the id of an answer to quote to support, if it has one."""
@@ -585,23 +578,8 @@ def _session(connector: Connector) -> aiohttp.ClientSession:
 
 
 def _cleaned(settings: Settings, text: str, most: int = LONGEST_MESSAGE) -> str:
-    text = _without_queries(text)
+    text = without_queries(text)
     return one_line(settings.api_key.scrub(text) if settings.api_key else text, most)
-
-
-def _without_queries(text: str) -> str:
-    """Mask the queries, also of a mere path, and the passwords of URLs."""
-    return _PASSWORD.sub("…@", _QUERY.sub("?…", text))
-
-
-def _without_queries_in(value: Any) -> Any:
-    if isinstance(value, str):
-        return _without_queries(value)
-    if is_list(value):
-        return [_without_queries_in(each) for each in value]
-    if is_dict(value):
-        return {_without_queries(name): _without_queries_in(each) for name, each in value.items()}
-    return value
 
 
 def _request_log(settings: Settings) -> RequestLog | None:
@@ -678,7 +656,7 @@ def is_final(answer: Answer) -> bool:
 
 
 def _described(request: Request) -> str:
-    url = _PASSWORD.sub("", request.url.split("?", 1)[0])
+    url = PASSWORD.sub("", request.url.split("?", 1)[0])
     return f"{request.what} ({request.method} {url})"
 
 
