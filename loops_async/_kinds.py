@@ -1,16 +1,21 @@
-"""Whether a value of unknown type is a dict or a list, so that type checkers also know what its items are: anything."""
+"""Which kind a value of unknown type is, told so that type checkers also know what its items are: anything."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeGuard
 
-__all__ = ["is_dict", "is_list", "is_mapping"]
+__all__ = ["is_dict", "is_iterable", "is_list", "is_mapping"]
 
 
 def is_dict(value: Any) -> TypeGuard[dict[str, Any]]:
     """Whether a value is a dict, e.g. an object of decoded JSON."""
     return isinstance(value, dict)
+
+
+def is_iterable(value: Any) -> TypeGuard[Iterable[Any]]:
+    """Whether a value can be iterated over."""
+    return isinstance(value, Iterable)
 
 
 def is_list(value: Any) -> TypeGuard[list[Any]]:

@@ -9,6 +9,8 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
+from .._kinds import is_dict, is_list
+
 __all__ = ["Message", "ToolCall", "digest", "running_hashes"]
 
 MESSAGE_SIZE: Final = 64
@@ -78,15 +80,11 @@ class Message(Struct, frozen=True, kw_only=True):
 
 def _without_fractions(value: Any) -> Any:
     """Return a JSON value with 1 in place of 1.0."""
-    match value:
-        case float() if value.is_integer():
-            return int(value)
-        case dict():
-            return {name: _without_fractions(each) for name, each in value.items()}
-        case list():
-            return [_without_fractions(each) for each in value]
-        case _:
-            return value
+    if is_dict(value):
+        return {name: _without_fractions(each) for name, each in value.items()}
+    if is_list(value):
+        return [_without_fractions(each) for each in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def running_hashes(messages: Sequence[Message], begin: bytes = b"") -> list[bytes]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 from msgspec import Struct
 
 from .._arguments import check_finite
+from .._kinds import is_iterable
 from .._values import Value
 from ..drift import loops_compute_kl_sample_train
 from ..errors import InputError
@@ -138,10 +139,9 @@ def _advantages(rewards: list[float], options: Options) -> Sequence[float]:
     if not callable(options.advantages):
         return group_advantages(rewards, options.advantages)
     returned: Any = options.advantages(list(rewards))
-    if not isinstance(returned, Iterable):
+    if not is_iterable(returned):
         raise InputError("advantages", f"must return one number for each reward; got {returned!r:.100}")
-    numbers: Iterable[Any] = returned
-    advantages = [check_finite(number, "advantages") for number in numbers]
+    advantages = [check_finite(number, "advantages") for number in returned]
     if len(advantages) != len(rewards):
         raise InputError("advantages", f"must return one number for each of {len(rewards)}; got {len(advantages)}")
     return advantages

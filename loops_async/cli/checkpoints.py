@@ -18,8 +18,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from .._checkpoints.download import checkpoint_files, download
-from .._checkpoints.listing import checkpoints_of_all_runs
+from .._checkpoints.download import download
+from .._checkpoints.listing import checkpoint_files, checkpoints_of_all_runs
 from .._session.runtime import Runtime
 from ..control_plane import ControlPlane
 from ..errors import NotFoundError
@@ -104,7 +104,7 @@ def files(context: typer.Context, checkpoint: CheckpointId, quiet: Quiet = False
 
     async def work(runtime: Runtime) -> list[CheckpointFile]:
         checkpoint_id = await _id(runtime.control_plane, checkpoint)
-        return [file async for file in checkpoint_files(runtime, checkpoint_id)]
+        return [file async for file in checkpoint_files(runtime.control_plane, checkpoint_id)]
 
     emit_rows(FILE_COLUMNS, on_service(context, work), as_json=as_json, quiet=quiet)
 
