@@ -46,6 +46,7 @@ __all__ = [
     "TinkerError",
     "UnprocessableEntityError",
     "UnsupportedError",
+    "no_checkpoint",
     "translated",
 ]
 
@@ -173,6 +174,12 @@ class RateLimitError(APIStatusError):
 
 class InternalServerError(APIStatusError):
     """The service failed (5xx)."""
+
+
+def no_checkpoint(path: str) -> NotFoundError:
+    """Return the error for a path at which there is no checkpoint."""
+    message = f"there is no checkpoint {path}"
+    return NotFoundError(message, Response(404, {"detail": message}), {"detail": message})
 
 
 _OF_STATUS: Final[dict[int, type[APIStatusError]]] = {

@@ -22,6 +22,9 @@ INTERFACES: Final = {
 }
 """The modules of ``tinker.lib.public_interfaces``; the names of all of them are also in the package itself."""
 
+GROUPS: Final = ("optimizer", "optim_step_request")
+"""The modules of ``tinker.types`` that are not called as a type in them, in the new and in the old generation."""
+
 log: logging.Logger = logging.getLogger("loops_tinker")
 
 
@@ -44,7 +47,7 @@ def modules() -> dict[str, ModuleType]:
         "tinker.lib.retry_handler": sampling,
         "tinker._exceptions": errors,
     }
-    found.update({f"tinker.types.{_snake(name)}": types for name in types.__all__})
+    found.update({f"tinker.types.{_snake(name)}": types for name in (*types.__all__, *GROUPS)})
     found.update({f"tinker.lib.public_interfaces.{name}": module for name, module in INTERFACES.items()})
     return found
 

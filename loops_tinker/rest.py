@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import loops_async as loops
 import loops_sync
 from loops_async._copies import SameWhenCopied
 
 from . import convert, endings, types
-from .errors import UnsupportedError
+from .errors import UnsupportedError, no_checkpoint
 from .futures import APIFuture, failed, in_thread
 from .paths import parts, to_loops
 from .settings import ignore, service_settings
@@ -20,9 +20,27 @@ __all__ = ["AdminClient", "RestClient", "capabilities"]
 
 AccessScope: TypeAlias = Literal["owned", "accessible"]
 
+NOT_OFFERED: Final[Mapping[str, str]] = {
+    **dict.fromkeys(
+        (
+            *("get_session", "list_sessions", "search_sessions", "assign_session_project", "export_session_trace"),
+            "get_sampler",
+        ),
+        "sessions of scripts; `loops ps` and `loops runs list` say what runs",
+    ),
+    "copy_weights": "copies of a checkpoint",
+    "whoami": "a way to ask whose the API key is",
+    **dict.fromkeys(
+        ("get_audit_log", "get_billing_usage", "get_current_checkpoint_storage_usage"),
+        "a route for what an account has done and used; see its web site",
+    ),
+}
+"""Methods of `tinker` that are refused, and what Loops does not have."""
+
 
 class RestClient(SameWhenCopied):
-    """Lists runs and checkpoints. What Loops has no route for is refused, in the future.
+    """Lists runs and checkpoints. What Loops has no route for is refused, in the future, also what is not listed here:
+    sessions, copies of weights, and what an account has used.
 
     Args:
         base_url: as in `ServiceClient`.
@@ -31,9 +49,9 @@ class RestClient(SameWhenCopied):
 
     def __init__(
         self,
-        *,
         base_url: str | None = None,
         api_key: str | None = None,
+        *,
         _core: Callable[[], loops_sync.ServiceClient] | None = None,
     ) -> None:
         self._given = _core
@@ -152,6 +170,17 @@ class RestClient(SameWhenCopied):
     def get_telemetry(self) -> None:
         """Return None: nothing is reported to anybody."""
 
+    if not TYPE_CHECKING:  # a type checker would believe that every name exists
+
+        def __getattr__(self, name: str) -> Callable[..., Any]:
+            """Return a method that refuses what `tinker` has, and Loops does not."""
+            what = NOT_OFFERED.get(name.removesuffix("_async"))
+            if what is None:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+            if name.endswith("_async"):
+                return lambda *args, **kwargs: _refused(what).coroutine()
+            return lambda *args, **kwargs: _refused(what)
+
     # --- the same for `await`, as scripts of the old generation have it ---
 
     async def list_training_runs_async(
@@ -171,6 +200,14 @@ class RestClient(SameWhenCopied):
     ) -> types.TrainingRun:
         """Return the run of a checkpoint."""
         return await self.get_training_run_by_tinker_path(tinker_path, access_scope)
+
+    async def get_weights_info_by_tinker_path_async(self, tinker_path: str) -> types.WeightsInfoResponse:
+        """Return the model and the adapter of a checkpoint."""
+        return await self.get_weights_info_by_tinker_path(tinker_path)
+
+    async def get_server_capabilities_async(self) -> types.GetServerCapabilitiesResponse:
+        """Return the models that can be trained and sampled."""
+        return await self.get_server_capabilities()
 
     async def list_checkpoints_async(self, training_run_id: types.ModelID) -> types.CheckpointsListResponse:
         """List the checkpoints of a run."""
@@ -224,7 +261,7 @@ class RestClient(SameWhenCopied):
     def _at(self, path: str) -> loops.Checkpoint:
         found = self._core().control_plane.list_checkpoints(checkpoint_path=to_loops(path))
         if not found:
-            raise ValueError(f"there is no checkpoint {path}")
+            raise no_checkpoint(path)
         return found[0]
 
 

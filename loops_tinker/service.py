@@ -12,7 +12,7 @@ import loops_sync
 from loops_async._copies import SameWhenCopied
 
 from . import endings, types
-from .errors import UnsupportedError
+from .errors import UnsupportedError, no_checkpoint
 from .futures import AwaitableConcurrentFuture, in_thread
 from .paths import parts, to_loops
 from .rest import RestClient, capabilities
@@ -125,8 +125,7 @@ class ServiceClient(SameWhenCopied):
         refuse_token(weights_access_token)
         _check_optimizer(optimizer)
         ignore(user_metadata=user_metadata)
-        parts(path)
-        return self._trainer(lambda core: core.create_training_client_from_state(to_loops(path)))
+        return self._trainer(_of_checkpoint(path, "create_training_client_from_state"))
 
     def create_training_client_from_state_with_optimizer(
         self,
@@ -138,8 +137,7 @@ class ServiceClient(SameWhenCopied):
         """Start to train from saved weights and their optimizer."""
         refuse_token(weights_access_token)
         ignore(user_metadata=user_metadata)
-        parts(path)
-        return self._trainer(lambda core: core.create_training_client_from_state_with_optimizer(to_loops(path)))
+        return self._trainer(_of_checkpoint(path, "create_training_client_from_state_with_optimizer"))
 
     def _trainer(
         self, create: Callable[[loops_sync.ServiceClient], loops_sync.TrainingClient]
@@ -181,10 +179,10 @@ class ServiceClient(SameWhenCopied):
         trainer = None if model_path is None else self._trainers.get(parts(model_path)[0])
         if path is not None and trainer is not None:
             return trainer.create_sampling_client(path)
-        if path is None:
+        if model_path is None:
             made = self._core.create_sampling_client(base_model)
         else:
-            made = self._core.create_sampling_client_from_checkpoint(path)
+            made = _of_checkpoint(model_path, "create_sampling_client_from_checkpoint")(self._core)
         self._samplers.append(made)
         return made
 
@@ -209,6 +207,10 @@ class ServiceClient(SameWhenCopied):
     def copy_weights(self, path: str, **options: Any) -> Any:
         """Refused: a checkpoint of Loops has one place."""
         raise UnsupportedError("Loops copies no checkpoints")
+
+    def get_console_url(self) -> str:
+        """Refused: Loops has no page for it."""
+        raise UnsupportedError("Loops has no page for what a client does; `loops ps` lists what runs")
 
     def get_telemetry(self) -> None:
         """Return None: nothing is reported to anybody."""
@@ -291,6 +293,21 @@ class ServiceClient(SameWhenCopied):
     async def get_server_capabilities_async(self) -> types.GetServerCapabilitiesResponse:
         """Return the models that can be trained and sampled."""
         return await in_thread(lambda: capabilities(self._core))
+
+
+def _of_checkpoint(path: str, method: str) -> Callable[[loops_sync.ServiceClient], Any]:
+    """Return a function that makes a client of a checkpoint, or raises a `NotFoundError` if there is none."""
+    parts(path)
+
+    def make(core: loops_sync.ServiceClient) -> Any:
+        try:
+            return getattr(core, method)(to_loops(path))
+        except loops.InputError as error:
+            if core.control_plane.list_checkpoints(checkpoint_path=to_loops(path)):
+                raise
+            raise no_checkpoint(path) from error
+
+    return make
 
 
 def _check_optimizer(optimizer: types.OptimizerConfig | None) -> None:

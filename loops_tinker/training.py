@@ -228,6 +228,10 @@ class TrainingClient(SameWhenCopied):
         """Return the Hugging Face tokenizer of the base model; needs transformers."""
         return self._core.get_tokenizer()
 
+    def get_console_url(self) -> str:
+        """Refused: Loops has no page for it."""
+        raise UnsupportedError(f"Loops has no page for a run; `loops runs show {self.model_id}` says what is known")
+
     def get_telemetry(self) -> None:
         """Return None: nothing is reported to anybody."""
 
@@ -282,6 +286,12 @@ class TrainingClient(SameWhenCopied):
     ) -> APIFuture[types.SaveWeightsForSamplerResponse]:
         """Return the future of `save_weights_for_sampler`."""
         return self.save_weights_for_sampler(name, ttl_seconds, user_metadata)
+
+    async def save_weights_external_async(
+        self, name: str, ttl_seconds: int | None = None, age_encryption_recipients: list[str] | None = None
+    ) -> APIFuture[Any]:
+        """Refused, as `save_weights_external`."""
+        return self.save_weights_external(name, ttl_seconds, age_encryption_recipients)
 
     async def load_state_async(
         self, path: str, weights_access_token: str | None = None

@@ -33,6 +33,7 @@ from .sampling import (
     SamplingClientKind,
     SamplingParams,
     StopReason,
+    TopkLists,
     TopkLogprobs,
 )
 from .tensors import (
@@ -102,6 +103,7 @@ __all__ = [
     "SupportedModel",
     "TensorData",
     "TensorDtype",
+    "TopkLists",
     "TopkLogprobs",
     "TrainingRun",
     "TrainingRunsResponse",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +13,30 @@ from numpy.typing import NDArray
 from ._value import Value
 from .tensors import TensorData
 
-__all__ = ["SampleResponse", "SampledSequence", "SamplingClientKind", "SamplingParams", "StopReason", "TopkLogprobs"]
+__all__ = [
+    "SampleResponse",
+    "SampledSequence",
+    "SamplingClientKind",
+    "SamplingParams",
+    "StopReason",
+    "TopkLists",
+    "TopkLogprobs",
+]
 
 StopReason: TypeAlias = Literal["length", "stop"]
 SamplingClientKind: TypeAlias = Literal["snapshot", "inflight"]
-TopkLogprobs: TypeAlias = list[list[tuple[int, float]] | None]
+TopkLists: TypeAlias = list[list[tuple[int, float]] | None]
+"""At each position the most likely tokens and their logprobs in nats; None where they are not known."""
+
+NO_LOGPROB: Final = -99999.0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TopkLogprobs(Value):
+    """The same as two arrays of one row for each position; what is not known is token 0 with logprob -99999."""
+
+    token_ids: NDArray[np.int32]
+    logprobs: NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +62,7 @@ class SampledSequence(Value):
     logprobs: list[float] | None
     stop_reason: StopReason
     sequence_id: str
-    topk_logprobs: TopkLogprobs | None
+    topk_logprobs: TopkLists | None
 
     def __init__(
         self,
@@ -52,7 +71,7 @@ class SampledSequence(Value):
         logprobs: Sequence[float] | None = None,
         stop_reason: StopReason = "length",
         sequence_id: str = "",
-        topk_logprobs: TopkLogprobs | None = None,
+        topk_logprobs: TopkLists | None = None,
         tokens_np: NDArray[Any] | None = None,
         logprobs_np: NDArray[Any] | None = None,
     ) -> None:
@@ -83,7 +102,7 @@ class SampleResponse(Value):
 
     sequences: list[SampledSequence]
     prompt_logprobs: list[float | None] | None = None
-    topk_prompt_logprobs: TopkLogprobs | None = None
+    topk_prompt_logprobs: TopkLists | None = None
     target_prompt_logprobs: TensorData | None = None
     prompt_cache_hit_tokens: int = 0
     prompt_alt_tokens: None = None
@@ -92,6 +111,20 @@ class SampleResponse(Value):
     def prompt_logprobs_np(self) -> NDArray[np.float32] | None:
         """The logprobs of the prompt, float32; NaN for the first."""
         return None if self.prompt_logprobs is None else np.array(self.prompt_logprobs, dtype=np.float32)
+
+    @cached_property
+    def topk_prompt_logprobs_np(self) -> TopkLogprobs | None:
+        """The most likely tokens at each position of the prompt, as arrays."""
+        return None if self.topk_prompt_logprobs is None else _arrays(self.topk_prompt_logprobs)
+
+
+def _arrays(positions: TopkLists) -> TopkLogprobs:
+    shape = len(positions), max((len(each) for each in positions if each), default=0)
+    found = TopkLogprobs(token_ids=np.zeros(shape, np.int32), logprobs=np.full(shape, NO_LOGPROB, np.float32))
+    for index, position in enumerate(positions):
+        for rank, (token, logprob) in enumerate(position or ()):
+            found.token_ids[index, rank], found.logprobs[index, rank] = token, logprob
+    return found
 
 
 def _listed(array: NDArray[Any] | None) -> Any:

@@ -21,6 +21,8 @@ from tinker.lib.public_interfaces.rest_client import RestClient
 from tinker.lib.public_interfaces.service_client import ServiceClient as Service
 from tinker.lib.retry_handler import RetryConfig
 from tinker.types import LossFnType
+from tinker.types.optim_step_request import AdamParams
+from tinker.types.optimizer import OptimParams
 from tinker.types.tensor_data import TensorData
 from tinker.types.sample_response import SampleResponse
 assert Service is ServiceClient is tinker.lib.public_interfaces.ServiceClient is loops_tinker.ServiceClient

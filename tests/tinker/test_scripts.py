@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from typing import Any
 
 import numpy as np
 import pytest
@@ -123,6 +125,8 @@ async def test_what_the_service_keeps(trainer: tinker.TrainingClient) -> None:
     assert (await rest.list_training_runs_async(limit=1)).cursor.total_count >= 1
     assert rest.get_weights_info_by_tinker_path(weights).result().lora_rank == 4
     assert rest.get_server_capabilities().result().supported_models
+    untyped: Any = rest
+    untyped_admin: Any = tinker.AdminClient()
     for refused in (
         rest.delete_checkpoint_from_tinker_path(state),
         rest.delete_checkpoint("r", "weights/s"),
@@ -131,9 +135,32 @@ async def test_what_the_service_keeps(trainer: tinker.TrainingClient) -> None:
         rest.unpublish_checkpoint_from_tinker_path(state),
         rest.get_checkpoint_archive_url_from_tinker_path(state),
         rest.get_external_weights_urls(state),
+        untyped.whoami(),
+        untyped.list_sessions_async(limit=3),
+        untyped_admin.get_audit_log(event_type="all"),
     ):
         with pytest.raises(tinker.UnsupportedError, match="Loops does not have"):
             await refused
+    with pytest.raises(AttributeError, match="'RestClient' object has no attribute 'nonsense'"):
+        untyped.nonsense()
+    other = tinker.RestClient(os.environ["LOOPS_BASE_URL"], os.environ["BASETEN_API_KEY"])
+    assert await other.get_weights_info_by_tinker_path_async(state) == await rest.get_weights_info_by_tinker_path(state)
+    assert await other.get_server_capabilities_async() == await rest.get_server_capabilities()
+
+
+def test_a_checkpoint_that_is_not_there_is_not_found(trainer: tinker.TrainingClient) -> None:
+    service = tinker.ServiceClient()
+    path = f"tinker://{trainer.model_id}/weights/none"
+    for future in (
+        service.create_training_client_from_state(path),
+        service.create_training_client_from_state_with_optimizer(path),
+        service.create_sampling_client(path.replace("weights", "sampler_weights")),
+        tinker.RestClient().get_weights_info_by_tinker_path(path),
+    ):
+        with pytest.raises(tinker.NotFoundError, match=r"there is no checkpoint tinker://.*/none") as missing:
+            future.result()
+        assert missing.value.status_code == 404
+        assert missing.value.body == {"detail": str(missing.value)}
 
 
 def test_what_loops_does_not_have_is_refused_at_the_call(trainer: tinker.TrainingClient, datum: types.Datum) -> None:
@@ -156,6 +183,10 @@ def test_what_loops_does_not_have_is_refused_at_the_call(trainer: tinker.Trainin
         sampler.sample(types.ModelInput(chunks=[types.DmelChunk(dmel=b"x")]), 1, PARAMS)
     with pytest.raises(tinker.UnsupportedError, match="stores no losses"):
         service.create_custom_loss(print, {})
+    with pytest.raises(tinker.UnsupportedError, match="loops ps"):
+        service.get_console_url()
+    with pytest.raises(tinker.UnsupportedError, match=f"loops runs show {trainer.model_id}"):
+        trainer.get_console_url()
     with pytest.raises(ValueError, match="Either model_path or base_model"):
         service.create_sampling_client()
     with pytest.raises(ValueError, match="Invalid tinker path"):

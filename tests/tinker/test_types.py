@@ -164,6 +164,19 @@ def test_a_sequence_has_lists_and_arrays() -> None:
     response = types.SampleResponse(sequences=[sequence], prompt_logprobs=[None, -1.0])
     assert response.prompt_logprobs_np is not None
     assert np.isnan(response.prompt_logprobs_np[0])
+    assert response.topk_prompt_logprobs_np is None
+
+
+def test_the_likeliest_tokens_have_lists_and_arrays() -> None:
+    lists: types.TopkLists = [None, [(7, -0.5)], [(3, -0.25), (2, -1.5)]]
+    arrays = types.SampleResponse(sequences=[], topk_prompt_logprobs=lists).topk_prompt_logprobs_np
+    assert arrays is not None
+    assert (arrays.token_ids.dtype, arrays.logprobs.dtype) == (np.int32, np.float32)
+    assert arrays.token_ids.tolist() == [[0, 0], [7, 0], [3, 2]]
+    assert arrays.logprobs.tolist() == [[-99999.0, -99999.0], [-0.5, -99999.0], [-0.25, -1.5]]
+    nothing = types.SampleResponse(sequences=[], topk_prompt_logprobs=[None]).topk_prompt_logprobs_np
+    assert nothing is not None
+    assert nothing.token_ids.shape == (1, 0)
 
 
 @pytest.mark.parametrize("path", ["tinker://r/x", "x", "tinker://r/other/x", "bt://loops:r/weights/x"])
