@@ -19,6 +19,7 @@ A plan file is TOML or JSON with the list under ``faults``::
 from __future__ import annotations
 
 import random
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -86,6 +87,13 @@ class Fault(Struct, frozen=True, kw_only=True, tag_field="fault", forbid_unknown
     every: Count = 1
     window: tuple[Seconds, Seconds] | None = None
     times: Count | None = None
+
+    def __post_init__(self) -> None:
+        # What cannot hold for any request would be a fault that never happens, without a word.
+        if not re.search(r"[ *?\[]", self.route):
+            raise ValueError(f'route must be a pattern of "METHOD /path", e.g. "POST */sample"; got {self.route!r}')
+        if self.window is not None and self.window[0] >= self.window[1]:
+            raise ValueError(f"window must begin before it ends; got {list(self.window)}")
 
     def matches(self, method: str, path: str) -> bool:
         """Whether a request is one of `route`."""
@@ -175,6 +183,12 @@ class Answer(Fault, frozen=True, kw_only=True, tag="answer"):
     headers: Mapping[str, str] = {}
     body: Any = None
     executed: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, value in self.headers.items():
+            if not f"{name}{value}".isprintable():
+                raise ValueError(f"headers must be of printable characters; got {name!r}: {value!r}")
 
     async def happen(self, exchange: Exchange) -> web.StreamResponse:
         if self.executed:

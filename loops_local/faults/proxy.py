@@ -94,8 +94,11 @@ class FaultProxy:
         host: str = "127.0.0.1",
         port: int = 0,
     ) -> None:
-        if URL(to).scheme not in ("http", "https") or not URL(to).host:
+        url = URL(to)
+        if url.scheme not in ("http", "https") or not url.host:
             raise ValueError(f"to must be an absolute http or https URL; got {to!r}")
+        if url.user or url.password or url.query_string or url.fragment:
+            raise ValueError(f"to must not contain a user, a query or a fragment; host {url.host!r}")
         self.seed: int = random.randrange(2**32) if seed is None else seed  # noqa: S311 - keeps no secret
         self._to = to.rstrip("/")
         self._plan = list(plan)

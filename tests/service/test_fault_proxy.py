@@ -215,6 +215,13 @@ def test_what_it_stands_before_must_be_a_url() -> None:
         FaultProxy(to="localhost:8000", plan=[])
 
 
+@pytest.mark.parametrize("to", ["http://user:5ecret@127.0.0.1:1", "http://127.0.0.1:1?a=5ecret", "http://h/#5ecret"])
+def test_what_it_stands_before_is_shown_so_it_has_no_secret(to: str) -> None:
+    with pytest.raises(ValueError, match="must not contain a user, a query or a fragment") as refused:
+        FaultProxy(to=to, plan=[])
+    assert "5ecret" not in str(refused.value)
+
+
 TOML = """
 [[faults]]
 fault = "answer"
@@ -249,6 +256,16 @@ def test_a_plan_is_read_from_toml_and_json(tmp_path: Path) -> None:
         ("[[faults]]\nfault = 'drop'\nstatus = 500", "unknown field `status`"),
         ("[[faults]]\nfault = 'drop'\nprobability = 2", "<= 1"),
         ("[[faults]]\nfault = 'drop'\nevery = 0", ">= 1"),
+        (
+            "[[faults]]\nfault = 'drop'\nroute = 'sample'",
+            "route must be a pattern of .METHOD /path.*; got 'sample' - at",
+        ),
+        ("[[faults]]\nfault = 'drop'\nwindow = [5, 1]", r"window must begin before it ends; got \[5.0, 1.0\]"),
+        ("[[faults]]\nfault = 'answer'\nroute = 'a'", "route must be a pattern"),
+        (
+            '[[faults]]\nfault = "answer"\nheaders = { X = "a\\r\\nb" }',
+            "headers must be of printable characters; got 'X'",
+        ),
         ("[[faults", "Expected ']]'"),
         ("", "missing required field `faults`"),
     ],
