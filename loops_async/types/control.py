@@ -6,6 +6,7 @@ string, so that unknown values are kept. A request uses the `Literal` types belo
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -449,9 +450,14 @@ class LogLine(Value, Struct, frozen=True, kw_only=True):
 
     @property
     def time(self) -> datetime:
-        """The timestamp as a `datetime` in UTC, with microseconds."""
-        seconds, nanoseconds = divmod(int(self.timestamp), 1_000_000_000)
-        return datetime.fromtimestamp(seconds, UTC).replace(microsecond=nanoseconds // 1000)
+        """The timestamp as a `datetime` in UTC, with microseconds; the beginning of 1970 where it cannot be read."""
+        with suppress(ValueError, OverflowError, OSError):
+            seconds, nanoseconds = divmod(int(self.timestamp), 1_000_000_000)
+            return datetime.fromtimestamp(seconds, UTC).replace(microsecond=nanoseconds // 1000)
+        with suppress(ValueError, OverflowError):
+            found = datetime.fromisoformat(self.timestamp)
+            return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
+        return datetime.fromtimestamp(0, UTC)
 
 
 class MetricPoint(Value, Struct, frozen=True, kw_only=True):

@@ -14,7 +14,7 @@ from msgspec import Meta, Raw, Struct
 
 from loops_async._http.compression import SLICE_BYTES, CompressionError, decompressed
 from loops_async._http.decoding import LONGEST_PROBLEM, UnreadableError, decode_answer, decode_json
-from loops_async.types import Checkpoint, Run, Sampler
+from loops_async.types import Checkpoint, LogLine, Run, Sampler
 from loops_async.types.identifiers import split_http_url
 
 Time = Annotated[datetime, Meta(tz=True)]
@@ -112,6 +112,21 @@ def test_an_optional_time_that_cannot_be_read_is_none_or_an_error(sent: str) -> 
 def test_a_time_keeps_its_offset() -> None:
     made = decode_answer(b'{"count": 1, "made": "0001-01-01T00:00:00+14:00"}', Outer).made
     assert made == datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=14)))
+
+
+@pytest.mark.parametrize(
+    ("timestamp", "read"),
+    [
+        ("1750789239854123456", datetime(2025, 6, 24, 18, 20, 39, 854123, tzinfo=UTC)),
+        ("2025-06-24T18:20:39.854123Z", datetime(2025, 6, 24, 18, 20, 39, 854123, tzinfo=UTC)),
+        ("2025-06-24T20:20:39+02:00", datetime(2025, 6, 24, 18, 20, 39, tzinfo=UTC)),
+        ("2025-06-24 18:20:39", datetime(2025, 6, 24, 18, 20, 39, tzinfo=UTC)),
+        *((text, datetime(1970, 1, 1, tzinfo=UTC)) for text in ("", "soon", "9" * 30, "9" * 5000, "-1e9")),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_the_time_of_a_log_line_is_read_in_any_form(timestamp: str, read: datetime) -> None:
+    assert LogLine(timestamp=timestamp, message="").time == read
 
 
 def test_nan_and_infinity_of_answers_are_numbers_also_in_what_is_decoded_later() -> None:
