@@ -91,20 +91,19 @@ class ServiceClient(SameWhenCopied, KnowsOtherNames):
         on_exit: what happens, when this client closes, to the runs and samplers that it created and that were not
             deactivated: ``"deactivate"`` ends them, concurrently and within 30 s, and logs what could not be ended;
             ``"warn"`` logs one line that names them and the command that stops them; ``"leave"`` does nothing. What
-            was only attached to is never touched. The default is ``"warn"``: a run that ends takes its unsaved
-            training with it, which no warning brings back, while one that is left can be attached to again and is
-            scaled to zero when it was unused for some time. Close the client if you rely on ``"deactivate"``: one
-            that is dropped may only warn.
+            was only attached to is never touched. The default is ``"warn"``, since deactivating a run loses its
+            unsaved training, while a run that is left can be attached to again, and is scaled to zero when it is not
+            used for some time. Close the client if you rely on ``"deactivate"``: one that is dropped may only warn.
         request_log: a file to which each request and each answer is appended as a line of JSON, without secrets, and
             readable for you alone; default ``LOOPS_REQUEST_LOG``, else none. ``LOOPS_REQUEST_LOG_BODIES`` is
             ``short`` (the default: bodies up to 2,000 characters), ``full`` or ``none``.
         budget: limits of what the session may use, e.g. of tokens or of the cost; default none.
-        journal: a file in which this client records what it has the service do, so that a program that was killed can
-            be started again as it is: with the same journal it gets the same session and runs, what was executed is
-            answered and not executed again, and the rest is. It is readable for you alone and holds no key; results
-            are in it, so it grows with them.
-        journal_samples: also record samples, so that what was paid for is not paid for again. A program that trains
-            on what it samples needs that: only so are its data the same again.
+        journal: a file in which this client records what the service does for it, so that a program that was killed
+            can be started again unchanged: with the same journal it gets the same session and runs, and the results of
+            operations that were already executed; only the others are executed. The file is readable for you alone and
+            holds no key; it grows with the results.
+        journal_samples: also record samples, so that none is paid for twice. Needed by a program that trains on what
+            it samples: without it, the program would get other data when it is started again.
 
     Raises:
         ConfigError: neither an API key nor a base_url was given, or an argument is invalid.
@@ -505,8 +504,8 @@ class ServiceClient(SameWhenCopied, KnowsOtherNames):
         ready runs until it is deactivated: see `standalone_sampler` and `SamplingClient.deactivate`.
 
         Args:
-            base_model: a Hugging Face repository id that the service supports; needed, though it has a default: so a
-                call with `model_path` alone is told what to call instead.
+            base_model: a Hugging Face repository id that the service supports. It must be given; with `model_path`
+                alone, the error says what to call instead.
             timeout: seconds that one sample may take, retries included.
             ready_timeout: seconds that the sampler may take to become ready.
             model_path: not supported here; see `create_sampling_client_from_checkpoint`.

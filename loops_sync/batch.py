@@ -48,15 +48,15 @@ def sample_file(
     """Sample a file of prompts into a file of answers; calling it again continues where it was stopped.
 
     Both files have a JSON object on each line: a row in `source`, a record in `target`, in the order of completion.
-    Records are found again by content and settings, never by position. Each row has one record in the end. What was
-    killed leaves half a line at worst, which is cut; asked again are rows without a record and those whose error is
-    retryable. Memory does not grow with the files. Beside the output, ``TARGET.settings.json`` names the settings, and
-    ``TARGET.lock`` is there while a run writes to it: another one is refused.
+    Records are found again by content and settings, never by position. In the end, each row has one record. A run that
+    is killed leaves half a line at worst, which the next run removes. That run asks for the rows without a record, and
+    for those whose error is retryable. Memory does not grow with the files. Beside the output, ``TARGET.settings.json``
+    names the settings, and ``TARGET.lock`` is there while a run writes to it: another one is refused.
 
     A row that cannot be answered, or a line that is no row, becomes a record with an ``error``. An error that all other
-    rows would have, too (a refused key, a sampler that has ended), writes none: no more is asked for, what is under way
-    is written, and `BatchReport.stopped` is that error. Cancelling (Ctrl-C) does likewise, and a second time gives up
-    what is under way.
+    rows would have, too (a refused key, a sampler that has ended), becomes none: nothing more is asked for, what is
+    under way is written, and `BatchReport.stopped` is that error. After Ctrl-C, or another cancellation, what is under
+    way is written, too; a second one gives it up.
 
     A WARNING says so if the process cannot have as many connections as `limit` asks for. Without a terminal and
     without `on_progress`, an INFO line of the log says each minute how far the batch is, how fast, and how long it

@@ -85,7 +85,7 @@ class RolloutContext(Handle[_core.RolloutContext]):
 
     A stream gives one to each call of a rollout. Members of a group share `affinity_key`, so that the sampler computes
     their prompt once. `index` is the number of the task, from 0; `member` is the number within the group, from 0;
-    `attempt` counts the failures of this member before, 0 at first.
+    `attempt` counts how often this member has failed before, from 0.
 
     Example:
         ::
@@ -180,8 +180,8 @@ class RolloutContext(Handle[_core.RolloutContext]):
         Args:
             episode: what to continue; `Episode.act` appends the answer with the version of the weights.
             sampling_params: how to sample; `SamplingParams()` when None. `max_tokens` is cut to the room left in
-                `max_episode_tokens`. The seed is made of this one, that of the stream, the task, the member, the
-                attempt and the number of the call; without any seed, none is sent.
+                `max_episode_tokens`. If these parameters or the stream have a seed, the seed that is sent is computed
+                from both, and from the task, the member, the attempt and the number of the call.
             slice_tokens: sample the answer in requests of this many tokens, each with the newest weights, so that a
                 long answer does not become stale. The answer then has no `text`.
 
@@ -293,7 +293,8 @@ class RolloutStream(Entered[_core.RolloutStream]):
 
         Args:
             name: one path segment; a checkpoint of the same name is replaced. Give each save a name of its own:
-                otherwise a kill before its state is written leaves an older state beside newer weights.
+                otherwise, if the program is killed before it has written the state, the older state that it has
+                written names newer weights.
 
         Raises:
             ClosedError: the stream is not open.
@@ -344,7 +345,7 @@ class RolloutStream(Entered[_core.RolloutStream]):
 
 
 class StalenessGate(Handle[_core.StalenessGate]):
-    """Bounds how old the weights may be that sampled what is trained: by making rollouts wait, never by discarding.
+    """Bounds the age of the weights that sampled what is trained. It makes rollouts wait, and never discards any.
 
     Training goes in steps of `groups_per_step` groups. `step` counts the steps that were handed out (`take`), `version`
     those of them whose weights are published (`publish`); this is not the service's policy version. A group of version

@@ -16,10 +16,11 @@ PROPERTIES: Final = frozenset({"TrainingClient.policy_version"})
 PROSE: Final = {
     "ServiceClient": (
         "The constructor creates the session. It raises AuthenticationError if the API key was rejected, ConnectError "
-        "if no server answers at `base_url`, and ProtocolError if that server is not a Loops service. `close`, leaving "
-        "the ``with`` block or garbage collection ends every background task and connection. Any number of threads may "
-        "use a client at once. Ctrl-C cancels the call that waits. Each `on_progress` is called in the thread that "
-        "made the call: it may block and use the client, and an exception that it raises ends the call."
+        "if no server answers at `base_url`, ProtocolError if that server is not a Loops service, and JournalError if "
+        "the journal cannot be used. `close`, leaving the ``with`` block or garbage collection ends every background "
+        "task and connection. Any number of threads may use a client at once. Ctrl-C cancels the call that waits. Each "
+        "`on_progress` is called in the thread that made the call: it may block and use the client, and an exception "
+        "that it raises ends the call."
     ),
     "AgentGateway": (
         "The server runs in the thread that makes all calls of this package, so agents may block, in any other thread."

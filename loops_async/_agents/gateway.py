@@ -41,7 +41,7 @@ class AgentRollout:
     """One rollout of an agent: an address and a key of its own, and the record of the calls made with them.
 
     Made by `AgentGateway.rollout`, which opens it; `close`, or the end of a ``with`` block, closes it. The record
-    stays. `reward` is yours: it is only carried.
+    stays. `reward` is for you to use; the library does not read it.
     """
 
     def __init__(self, url: str, door: Door, recorder: Recorder) -> None:
@@ -197,8 +197,8 @@ class AgentGateway:
     the tokens that were sampled, never a text that is encoded again. So the agent needs no change, and its calls become
     training examples. Needs the extra ``agents``.
 
-    The server runs where the gateway was entered, so whatever calls it must not hold that up. In async code, an agent
-    that blocks belongs in ``asyncio.to_thread``: on the event loop that serves it, it would wait for itself for ever.
+    The server runs on the event loop in which the gateway was entered. So an agent that blocks belongs in
+    ``asyncio.to_thread``: on that event loop, it would wait for itself for ever.
 
     Args:
         sampler: what answers. `sampler` can be assigned later; a call uses the one that is set when it begins.
@@ -208,20 +208,20 @@ class AgentGateway:
             ``chat_template_kwargs`` win.
         tool_parser: how tool calls are written: ``"hermes"``, ``"llama3_json"``, ``"mistral"``, an object with ``name``
             and ``parse``, or ``"auto"``: as the template suggests.
-        end_tokens: the tokens that close an assistant's turn; None: those that are known to, and the tokenizer has.
+        end_tokens: the tokens that end an assistant's turn; None: all tokens of the tokenizer that are known to do so.
         history: ``"template"``: where the template drops a part of what came before, e.g. the reasoning, a call begins
-            a new sequence. ``"keep"``: it is kept, so that a conversation is one sequence, but one that the model may
-            not have been trained on.
+            a new sequence. ``"keep"``: that part is kept, so that a conversation is one sequence, although the model
+            may not have been trained on such a context.
         defaults: sampling parameters for requests without them; ``max_tokens`` is 1024 unless given here.
         force: sampling parameters that win over the request's. To train, sample with ``{"temperature": 1.0, "top_p":
-            1.0}``: the logprobs are those of the plain distribution.
+            1.0}``, since the recorded logprobs are always those of the plain distribution.
         ignore: fields of requests to accept without effect, where they would be refused.
         max_context: the most tokens of prompt and reply together: cuts ``max_tokens``, and refuses longer prompts.
         host: a name of this machine's loopback; remote sandboxes need a tunnel to it.
         port: 0: any that is free.
         max_body: the largest request in bytes.
-        stream_wait: seconds after which a stream begins although its answer is not there; errors are events then.
-        grace: seconds for which a call goes on when its connection is lost, in case that a retry comes.
+        stream_wait: seconds that a stream waits for its answer before it begins; then, an error is sent as an event.
+        grace: seconds for which a call continues after its connection was lost, so that a retry can join it.
 
     Raises:
         ConfigError: an argument is wrong.

@@ -47,9 +47,9 @@ class RolloutGroup(Value, Struct, kw_only=True):
 class RolloutBatch(Value, Struct, kw_only=True):
     """Groups to train on: a whole step, or a part of it (`minibatches`).
 
-    `step` is the number of the step, from 0; with the last of its batches, for which `is_last_of_step` is True, the
-    optimizer is to step and the weights are to be published. `data` has one training example for each episode, in the
-    order of `episodes`; where an agent's conversation branched, further ones follow (`Episode.branches`).
+    `step` is the number of the step, from 0. After the last of its batches, for which `is_last_of_step` is True, call
+    `optim_step` and publish the weights. `data` has one training example for each episode, in the order of `episodes`;
+    where an agent's conversation branched, further ones follow (`Episode.branches`).
 
     `metrics` describe this batch and what happened since the last one. They are also in the row of the step that is
     trained on it, where a `WandbConfig` or an `on_step` is given; there, ``step`` is the trainer's number of the step.

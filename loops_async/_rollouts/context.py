@@ -76,7 +76,7 @@ class RolloutContext:
 
     A stream gives one to each call of a rollout. Members of a group share `affinity_key`, so that the sampler computes
     their prompt once. `index` is the number of the task, from 0; `member` is the number within the group, from 0;
-    `attempt` counts the failures of this member before, 0 at first.
+    `attempt` counts how often this member has failed before, from 0.
 
     Example:
         ::
@@ -183,8 +183,8 @@ class RolloutContext:
         Args:
             episode: what to continue; `Episode.act` appends the answer with the version of the weights.
             sampling_params: how to sample; `SamplingParams()` when None. `max_tokens` is cut to the room left in
-                `max_episode_tokens`. The seed is made of this one, that of the stream, the task, the member, the
-                attempt and the number of the call; without any seed, none is sent.
+                `max_episode_tokens`. If these parameters or the stream have a seed, the seed that is sent is computed
+                from both, and from the task, the member, the attempt and the number of the call.
             slice_tokens: sample the answer in requests of this many tokens, each with the newest weights, so that a
                 long answer does not become stale. The answer then has no `text`.
 

@@ -86,7 +86,7 @@ class _Waiter:
 
 
 class StalenessGate:
-    """Bounds how old the weights may be that sampled what is trained: by making rollouts wait, never by discarding.
+    """Bounds the age of the weights that sampled what is trained. It makes rollouts wait, and never discards any.
 
     Training goes in steps of `groups_per_step` groups. `step` counts the steps that were handed out (`take`), `version`
     those of them whose weights are published (`publish`); this is not the service's policy version. A group of version

@@ -293,7 +293,8 @@ class RolloutStream:
 
         Args:
             name: one path segment; a checkpoint of the same name is replaced. Give each save a name of its own:
-                otherwise a kill before its state is written leaves an older state beside newer weights.
+                otherwise, if the program is killed before it has written the state, the older state that it has
+                written names newer weights.
 
         Raises:
             ClosedError: the stream is not open.

@@ -43,8 +43,8 @@ class Adaptive(Value, Struct, frozen=True, kw_only=True):
 
     It starts at `initial` and stays between `minimum` and `maximum`. It grows while the sampler generates more tokens
     per second for it, returns to the smallest limit that is about as fast, and shrinks when the sampler becomes slower
-    or answers 429 or 503. It changes only while about as many sequences are in flight: otherwise it has no effect to
-    measure.
+    or answers 429 or 503. It changes only while about that many sequences are in flight: otherwise a change would have
+    no effect that can be measured.
 
     Example:
         ::

@@ -26,12 +26,12 @@ class Budget:
     """Limits of what a session may use, in the terms of `Usage`, or of its `cost`.
 
     A sample or an operation that would go beyond a limit is refused with a `BudgetExceededError` before anything is
-    sent; what is under way ends, and counts with all that it may generate (``max_tokens``). So the limits of what a
-    call asks for are kept, and ``completion_tokens`` and ``cost`` may be exceeded by the completions of one call. Of
-    ``requests``, ``retries``, bytes and ``up_seconds`` it is not known what a call adds: calls are refused from the
-    limit on. Operations without data, e.g. ``optim_step`` and ``save_state``, are refused by the limit ``operations``
-    alone, so that what was trained can be saved. The limits count everything since the session was opened, whenever
-    the budget was set.
+    sent. What is under way continues, and counts as if it generated all that it may (``max_tokens``). So limits of what
+    calls ask for are never exceeded; ``completion_tokens`` and ``cost`` may be, by the completions of one call. What a
+    call adds to ``requests``, ``retries``, bytes and ``up_seconds`` is not known before: calls are refused once such a
+    limit is reached. Operations without data, e.g. ``optim_step`` and ``save_state``, are refused by the limit
+    ``operations`` alone, so that what was trained can be saved. The limits count everything since the session was
+    opened, also what was used before the budget was set.
 
     Args:
         cost: a limit of ``Usage.cost(prices)``; needs `prices`.
