@@ -36,8 +36,10 @@ Elsewhere:
 - ``loops``: the command line (the ``cli`` extra).
 """
 
-from . import agents, batch, errors, executors, rollouts, types
-from . import testing as testing
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from . import errors, types
 from ._futures import CallFuture, start
 from ._logs import log_as_the_environment_says, log_to_stderr
 from ._operations.future import OperationFuture
@@ -49,15 +51,9 @@ from ._training.loss_sum import loss_sum
 from ._version import __version__
 from ._work.budget import Budget
 from ._work.dump import dump_all
-from .agents import *  # noqa: F403 - each module lists its public names in `__all__`
-from .batch import *  # noqa: F403
 from .client import ServiceClient
 from .control_plane import ControlPlane
-from .dpo import attach_reference_logprobs
-from .drift import loops_compute_kl_sample_train, loops_log_kl_sample_train, top_divergent_tokens
-from .errors import *  # noqa: F403
-from .executors import *  # noqa: F403
-from .rollouts import *  # noqa: F403
+from .errors import *  # noqa: F403 - each module lists its public names in `__all__`
 from .sampling import SamplingClient
 from .training import ForwardBackwardFuture, TrainingClient
 
@@ -69,6 +65,16 @@ from .types.sampling import *  # noqa: F403
 from .types.tensors import *  # noqa: F403
 from .types.training import *  # noqa: F403
 from .types.work import *  # noqa: F403
+
+if TYPE_CHECKING:
+    from . import agents, batch, executors, rollouts
+    from . import testing as testing
+    from .agents import *  # noqa: F403
+    from .batch import *  # noqa: F403
+    from .dpo import attach_reference_logprobs
+    from .drift import loops_compute_kl_sample_train, loops_log_kl_sample_train, top_divergent_tokens
+    from .executors import *  # noqa: F403
+    from .rollouts import *  # noqa: F403
 
 __all__ = [
     "Adaptive",
@@ -93,12 +99,57 @@ __all__ = [
     "start",
     "top_divergent_tokens",
 ]
-__all__ += agents.__all__
-__all__ += batch.__all__
 __all__ += errors.__all__
-__all__ += [name for name in executors.__all__ if name not in errors.__all__]
-__all__ += rollouts.__all__
 __all__ += types.__all__
+
+if TYPE_CHECKING:
+    __all__ += agents.__all__
+    __all__ += batch.__all__
+    __all__ += [name for name in executors.__all__ if name not in errors.__all__]
+    __all__ += rollouts.__all__
+else:  # a type checker would believe that every name exists
+    _ON_FIRST_USE = {
+        "agents": ["AgentCall", "AgentGateway", "AgentRollout", "ParsedReply", "ToolParser", "Trajectory"],
+        "batch": ["BatchClient", "BatchReport", "BatchSettings", "row_key", "sample_file", "sample_rows"],
+        "dpo": ["attach_reference_logprobs"],
+        "drift": ["loops_compute_kl_sample_train", "loops_log_kl_sample_train", "top_divergent_tokens"],
+        "executors": ["InLoopExecutor", "Policy", "ProcessExecutor"],
+        "rollouts": [
+            "AdvantageMethod",
+            "Advantages",
+            "Episode",
+            "EvaluationResult",
+            "Executor",
+            "FailurePolicy",
+            "GateState",
+            "Rollout",
+            "RolloutBatch",
+            "RolloutContext",
+            "RolloutGroup",
+            "RolloutState",
+            "RolloutStream",
+            "RunningGroup",
+            "StalenessGate",
+            "Ticket",
+            "group_advantages",
+        ],
+        "testing": [],
+    }
+    """Modules that only some programs need, and their names here: whichever is used first imports its module."""
+    _MODULES = {name: module for module, names in _ON_FIRST_USE.items() for name in names}
+    __all__ += [name for name in _MODULES if name not in __all__]
+
+    def __getattr__(name):
+        if name in _ON_FIRST_USE:
+            return import_module(f".{name}", __name__)
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(import_module(f".{_MODULES[name]}", __name__), name)
+        return value
+
+    def __dir__():
+        return sorted({*globals(), *_ON_FIRST_USE, *_MODULES})
+
 
 log_as_the_environment_says()
 instrument_as_the_environment_says()

@@ -9,7 +9,6 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
-from difflib import get_close_matches
 from typing import Any, Final, TypeVar, cast
 from uuid import UUID
 
@@ -286,6 +285,8 @@ def _check_names(datum: Datum, loss_fn: str, rule: LossRule, path: str) -> None:
     for name in datum.loss_fn_inputs:
         if name in rule.inputs or name == MASK:
             continue
+        from difflib import get_close_matches  # its import takes longer than all checks of most programs
+
         similar = get_close_matches(str(name), rule.inputs, n=1)
         hint = f"; did you mean {similar[0]!r}?" if similar else ""
         if name == "weights":

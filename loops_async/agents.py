@@ -19,4 +19,4 @@ from ._agents.parsers import ParsedReply, ToolParser
 from ._agents.records import AgentCall
 from ._agents.trajectories import Trajectory
 
-__all__ = ["AgentCall", "AgentGateway", "AgentRollout", "ParsedReply", "ToolParser", "Trajectory"]
+__all__: list[str] = ["AgentCall", "AgentGateway", "AgentRollout", "ParsedReply", "ToolParser", "Trajectory"]

@@ -21,4 +21,4 @@ from ._batch.rows import row_key
 from ._batch.sampling import sample_rows
 from ._batch.settings import BatchClient, BatchSettings
 
-__all__ = ["BatchClient", "BatchReport", "BatchSettings", "row_key", "sample_file", "sample_rows"]
+__all__: list[str] = ["BatchClient", "BatchReport", "BatchSettings", "row_key", "sample_file", "sample_rows"]

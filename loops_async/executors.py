@@ -30,7 +30,7 @@ from ._executors.waiting import close_all, out_of_time, run_rollout
 from ._rollouts.policy import Policy
 from .errors import WorkerDiedError, WorkerError, WorkerTimeoutError
 
-__all__ = [
+__all__: list[str] = [
     "InLoopExecutor",
     "Policy",
     "ProcessExecutor",

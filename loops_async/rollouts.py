@@ -35,7 +35,7 @@ from ._rollouts.options import Advantages
 from ._rollouts.state import RolloutState
 from ._rollouts.stream import RolloutStream, RunningGroup
 
-__all__ = [
+__all__: list[str] = [
     "AdvantageMethod",
     "Advantages",
     "Episode",

@@ -22,8 +22,8 @@ from ._http.endpoint import Endpoint
 from ._http.retry import SAMPLE, Failure, failure_of, retry
 from ._http.settings import checked_url, resolve_settings
 from ._http.transport import MOST_RESULT_BYTES, Answer, Request
-from ._journal.file import Completed
 from ._journal.journal import Journal
+from ._journal.records import Completed
 from ._other_names import KnowsOtherNames
 from ._sampling.adaptive import Adaptive
 from ._sampling.completions import read_completions

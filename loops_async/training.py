@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from types import TracebackType
-from typing import Any, Final, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar
 from uuid import uuid4
 
 from msgspec.structs import replace
@@ -21,14 +21,6 @@ from ._operations.future import OperationFuture
 from ._operations.operation import SmallBody, SmallOperation
 from ._operations.submitter import Submitter
 from ._other_names import KnowsOtherNames
-from ._rollouts.context import Rollout
-from ._rollouts.executor import Executor
-from ._rollouts.failures import FailurePolicy
-from ._rollouts.options import Advantages, Options
-from ._rollouts.policy import Policy
-from ._rollouts.recorded import RecordedBatches
-from ._rollouts.state import RolloutState
-from ._rollouts.stream import RolloutStream
 from ._sampling.adaptive import Adaptive
 from ._sampling.limiter import Limiter
 from ._sampling.tokenizer import load_tokenizer
@@ -75,6 +67,15 @@ from .types import (
     ServerlessDeployment,
     StepResult,
 )
+
+if TYPE_CHECKING:
+    from ._rollouts.context import Rollout
+    from ._rollouts.executor import Executor
+    from ._rollouts.failures import FailurePolicy
+    from ._rollouts.options import Advantages
+    from ._rollouts.policy import Policy
+    from ._rollouts.state import RolloutState
+    from ._rollouts.stream import RolloutStream
 
 __all__ = ["ForwardBackwardFuture", "TrainingClient"]
 
@@ -456,6 +457,11 @@ class TrainingClient(SameWhenCopied, KnowsOtherNames):
             UnsupportedError: the run has no paired sampler.
             ClosedError: this client is closed.
         """
+        from ._rollouts.failures import FailurePolicy
+        from ._rollouts.options import Options
+        from ._rollouts.recorded import RecordedBatches
+        from ._rollouts.stream import RolloutStream
+
         self._check_open()
         options = Options(
             group_size=group_size,
@@ -825,7 +831,7 @@ class _Policies:
         sampler = sampling_client(await self._sampler.get(), weights, self._runtime)
         if saved.version:
             await sampler.wait_for_version(saved.version)
-        return Policy(sampler, saved.version)
+        return _policy(sampler, saved.version)
 
     async def _exact(self, name: str, saving: OperationFuture[SaveWeightsForSamplerResponse]) -> Policy[SamplingClient]:
         saved = await saving
@@ -833,7 +839,7 @@ class _Policies:
         # The service may have chosen another name, or return the location of the files instead of the URI.
         path = saved.path if saved.path.startswith(prefix) else prefix + name
         sampler = sampling_client(await self._sampler.get(), Weights(checkpoint_path=path), self._runtime)
-        return Policy(sampler, saved.version)
+        return _policy(sampler, saved.version)
 
     async def _path(self, saving: OperationFuture[SaveWeightsResponse]) -> str:
         return (await saving).path
@@ -850,6 +856,12 @@ class _Policies:
             return None
         known = (model.max_enabled_seq_len, model.max_seq_len, model.max_context_length)
         return min((length for length in known if length is not None), default=None)
+
+
+def _policy(sampler: SamplingClient, version: int) -> Policy[SamplingClient]:
+    from ._rollouts.policy import Policy
+
+    return Policy(sampler, version)
 
 
 def training_client(

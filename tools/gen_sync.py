@@ -139,10 +139,11 @@ class Core:
     def __init__(self, package: ModuleType) -> None:
         self.name = package.__name__
         self.exports = {name: getattr(package, name) for name in package.__all__}
+        members = {name: getattr(package, name) for name in sorted(dir(package)) if name[0] != "_"}
         self.modules = {
             name: value
-            for name, value in sorted(vars(package).items())
-            if isinstance(value, ModuleType) and name[0] != "_" and hasattr(value, "__all__")
+            for name, value in members.items()
+            if isinstance(value, ModuleType) and hasattr(value, "__all__")
         }
         self._handles = {
             value: name for name, value in self.exports.items() if _is_handle(value) and name not in OF_BOTH
@@ -275,7 +276,8 @@ class Module:
 
     def _definition(self, name: str, value: Any) -> str:
         self._at = name
-        self._home = home(self._core.exports[self._core.owners[name]])
+        # What a module imports for type checking only is public elsewhere.
+        self._home = {**self._core.exports, **home(self._core.exports[self._core.owners[name]])}
         if isinstance(value, type):
             return self._class(name, value)
         if isinstance(value, FunctionType):

@@ -8,15 +8,17 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from msgspec import Struct
 
 from ..errors import ConfigError, JournalError
 from ..protocol import encode
 from .content import Content, digest
-from .file import Completed, Creation, JournalFile, RecordedOperation
-from .thread import JournalThread
+from .records import Completed, Creation, RecordedOperation
+
+if TYPE_CHECKING:
+    from .file import JournalFile
 
 T = TypeVar("T")
 
@@ -52,6 +54,9 @@ class Journal:
     """The journal of one open client."""
 
     def __init__(self, settings: JournalSettings, base_url: str) -> None:
+        from .file import JournalFile  # and with it SQLite, which only a client with a journal needs
+        from .thread import JournalThread
+
         self.path: Path = settings.path
         self._records_samples = settings.samples
         self._thread = JournalThread(partial(JournalFile, settings.path, base_url))

@@ -11,8 +11,8 @@ import msgspec
 from msgspec.structs import replace
 
 from .._http.retry import may_have_acted, until
-from .._journal.file import Creation
 from .._journal.journal import Journal
+from .._journal.records import Creation
 from ..control_plane import NewRun, lost_run, lost_sampler
 from ..errors import LoopsError, LostAnswerError, NotFoundError, ProvisioningError
 from ..types import CreateRunRequest, CreateSamplerRequest, CreateSessionRequest, Run, Sampler

@@ -208,12 +208,6 @@ def test_a_missing_package_is_named(missing: str) -> None:
     assert ended.stderr == f"loops: the command line needs {missing}: pip install 'loops-async[cli]'\n"
 
 
-def test_importing_the_core_does_not_import_the_command_line() -> None:
-    script = "import loops_async, sys; print({'typer', 'rich'} & sys.modules.keys())"
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert ended.stdout == "set()\n"
-
-
 def test_the_service_on_this_machine(tmp_path: Path) -> None:
     serving = subprocess.Popen(
         [*COMMAND, "local", "serve", "--engine", "echo", "--port", "0", "--data-dir", str(tmp_path)],

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from loops_async import ConfigError, JournalError, JournalMismatchError
 from loops_async._journal import file as journal_file
 from loops_async._journal.content import Content, digest, first_difference
-from loops_async._journal.file import Completed, JournalFile
+from loops_async._journal.file import JournalFile
 from loops_async._journal.journal import Journal, JournalSettings, journal_settings
+from loops_async._journal.records import Completed
 from tests.support.patience import PATIENCE_SECONDS
 from tests.support.work import eventually
 
