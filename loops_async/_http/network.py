@@ -27,6 +27,8 @@ LOOKUPS_AT_ONCE: Final = 4
 PROBES: Final = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 30, "TCP_KEEPCNT": 5}
 """TCP keep-alive: idle seconds before the first probe, seconds between probes, and the limit of unanswered probes."""
 
+_PORTS: Final = {"http": 80, "https": 443}
+
 
 def tls_context() -> ssl.SSLContext:
     """Return the context that verifies servers, with the certificates that the environment names now.
@@ -131,15 +133,15 @@ class Proxies:
         parts = urlsplit(url)
         proxy = self._by_scheme.get(parts.scheme)
         host = parts.hostname or ""
-        if proxy is None or is_loopback(host) or self._is_excepted(host, parts.port):
+        if proxy is None or is_loopback(host) or self._is_excepted(host, parts.port or _PORTS[parts.scheme]):
             return None
         return proxy.reveal()
 
-    def _is_excepted(self, host: str, port: int | None) -> bool:
+    def _is_excepted(self, host: str, port: int) -> bool:
         return any(_covers(entry.strip().lower(), host, port) for entry in self._exceptions.split(","))
 
 
-def _covers(entry: str, host: str, port: int | None) -> bool:
+def _covers(entry: str, host: str, port: int) -> bool:
     """Whether an entry of ``NO_PROXY`` covers a host: by name, domain, address or network; * covers all."""
     if "/" in entry:
         return _is_within(host, entry)

@@ -68,6 +68,14 @@ def test_exceptions(monkeypatch: pytest.MonkeyPatch, given: Proxy | None, except
     assert (Proxies(given).for_url("https://api.example:8443/x") is None) is is_direct
 
 
+@pytest.mark.parametrize(
+    ("url", "is_direct"), [("https://a.example/x", True), ("http://a.example/x", False), ("https://b.example", False)]
+)
+def test_an_exception_with_the_usual_port(monkeypatch: pytest.MonkeyPatch, url: str, is_direct: bool) -> None:
+    monkeypatch.setenv("NO_PROXY", "a.example:443,b.example:80")
+    assert (Proxies(Proxy(PROXY)).for_url(url) is None) is is_direct
+
+
 @pytest.mark.parametrize(("host", "is_direct"), [("10.1.2.3", True), ("11.1.2.3", False), ("[fd00::1]", True)])
 def test_networks_are_exceptions(monkeypatch: pytest.MonkeyPatch, host: str, is_direct: bool) -> None:
     monkeypatch.setenv("NO_PROXY", "10.0.0.0/8,fd00::/8")
