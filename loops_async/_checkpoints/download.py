@@ -98,7 +98,7 @@ async def _download(
         async with anyio.create_task_group() as group:
             for _ in range(min(FILES_AT_ONCE, len(listing))):
                 group.start_soon(_fetch_all, runtime, waiting, urls, progress)
-    except* Exception as failures:
+    except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from None
     entry.tell("fetched")
     await to_thread.run_sync(staging.move_into_place, listing)

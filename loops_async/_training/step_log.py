@@ -279,7 +279,7 @@ class _Callback:
     def tell(self, step: StepMetrics) -> None:
         try:
             self._on_step(step)
-        except Exception as error:
+        except BaseException as error:  # also of `sys.exit`, which would end only this thread, without a word
             log.warning("on_step failed for step %d, training continues: %s: %s", step.step, _kind(error), error)
 
     def end(self) -> None: ...
@@ -321,7 +321,7 @@ class _Teller:
             while (step := self._queue.get()) is not None:
                 self._sink.tell(step)
             self._sink.end()
-        except Exception as error:
+        except BaseException as error:
             log.warning("training continues without logging to %s: %s: %s", self._sink.name, _kind(error), error)
         finally:
             self.is_working = False
@@ -333,5 +333,5 @@ class _Teller:
             self._loop.call_soon_threadsafe(event.set)
 
 
-def _kind(error: Exception) -> str:
+def _kind(error: BaseException) -> str:
     return type(error).__name__

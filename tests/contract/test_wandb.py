@@ -314,18 +314,19 @@ async def test_on_step_gets_the_rows_of_the_tracker_in_order_in_another_thread(s
     assert threading.get_ident() not in threads
 
 
+@pytest.mark.parametrize("kind", [OSError, SystemExit])
 async def test_what_on_step_raises_is_logged_and_nothing_else(
-    service: ServiceClient, caplog: pytest.LogCaptureFixture
+    service: ServiceClient, caplog: pytest.LogCaptureFixture, kind: type[BaseException]
 ) -> None:
     def on_step(step: StepMetrics) -> None:
-        raise OSError(f"full at {step.step}")
+        raise kind(f"full at {step.step}")
 
     trainer = await service.create_lora_training_client("echo", rank=4, on_step=on_step)
     for _ in range(2):
         await (await trainer.optim_step(AdamParams()))
     await trainer.close()
     assert [one.getMessage() for one in caplog.records if one.levelno == logging.WARNING] == [
-        f"on_step failed for step {step}, training continues: OSError: full at {step}" for step in (1, 2)
+        f"on_step failed for step {step}, training continues: {kind.__name__}: full at {step}" for step in (1, 2)
     ]
 
 
