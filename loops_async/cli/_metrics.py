@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from time import time
 from typing import Annotated, Final, TypeAlias
@@ -41,7 +42,8 @@ async def show(plane: ControlPlane, deployment_id: str, since: str, *, as_json: 
     )
 
     def show_plots(found: DeploymentMetrics) -> None:
-        plotted = {name: points for name, points in _series(found) if points}
+        measured = {name: [point for point in points if math.isfinite(point[1])] for name, points in _series(found)}
+        plotted = {name: points for name, points in measured.items() if points}
         for name, points in plotted.items():
             _show_plot(name, plot(points, start=start, end=end, width=width), [value for _, value in points])
         if not plotted:

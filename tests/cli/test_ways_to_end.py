@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,8 @@ import pytest
 import typer.main
 
 import loops_sync
-from loops_async import LogLine
-from loops_async.cli import _connection, _logs, _show
+from loops_async import DeploymentMetrics, LogLine, MetricPoint
+from loops_async.cli import _connection, _logs, _metrics, _show
 from loops_async.cli._app import app
 from loops_async.cli._show import plot
 from loops_local import LocalService, serve_in_thread
@@ -260,3 +262,16 @@ def test_plots() -> None:
     assert plot([(0, 1), (9, 1)], start=0, end=10, width=10, height=1) == ["█        █"]
     assert plot([(-5, 1), (99, 1)], start=0, end=10, width=3, height=1) == ["█ █"]
     assert plot([], start=0, end=1, width=3, height=1) == [""]
+
+
+async def test_metrics_that_are_no_numbers_are_not_plotted(capsys: pytest.CaptureFixture[str]) -> None:
+    now = datetime.now(UTC)
+
+    class Plane:
+        async def get_deployment_metrics(self, *_: Any, **__: Any) -> DeploymentMetrics:
+            values = [MetricPoint(value=value, timestamp=now) for value in (math.nan, 2.0, math.inf)]
+            return DeploymentMetrics(cpu_usage=values, cpu_memory_usage_bytes=values[:1])
+
+    plane: Any = Plane()
+    await _metrics.show(plane, "d", "1h", as_json=False)
+    assert capsys.readouterr().out.splitlines()[0] == "cpu_usage: 2 now, 2 at most"
