@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 from collections.abc import Iterator
@@ -33,6 +34,12 @@ hypothesis.settings.load_profile("no deadline")
 def pytest_configure(config: pytest.Config) -> None:
     for name in TOLERATED:
         config.addinivalue_line("filterwarnings", f"default::{name}")
+
+
+def pytest_collection_finish() -> None:
+    """Many tests collect garbage; they need not look at what is imported by now, of which torch alone is most."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

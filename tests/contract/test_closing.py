@@ -47,15 +47,11 @@ def _peer_port(one: socket.socket) -> int | None:
 @asynccontextmanager
 async def leaving_nothing(local: LocalService) -> AsyncIterator[None]:
     """Fail if the block leaves a task or a socket; what is let go of unclosed warns, and warnings are errors."""
-    tasks = asyncio.all_tasks()
-    gc.freeze()  # what exists already is not looked at, which is quicker
-    try:
-        yield
-        assert asyncio.all_tasks() == tasks
-        assert sockets_to(local) == []
-        gc.collect()
-    finally:
-        gc.unfreeze()
+    tasks, sockets = asyncio.all_tasks(), sockets_to(local)
+    yield
+    assert asyncio.all_tasks() == tasks
+    assert [one for one in sockets_to(local) if one not in sockets] == []
+    gc.collect()
 
 
 @pytest.fixture

@@ -30,7 +30,10 @@ class Snippet(NamedTuple):
 
 
 def in_docstrings(path: Path) -> Iterator[Snippet]:
-    for node in ast.walk(ast.parse(path.read_text())):
+    source = path.read_text()
+    if ">>>" not in source and "Example:" not in source:
+        return  # most files have none, and are not parsed for it
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             docstring = ast.get_docstring(node) or ""
             place = f"{path.parent.name}/{path.name}:{getattr(node, 'name', 'module')}"

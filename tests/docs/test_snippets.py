@@ -7,6 +7,7 @@ import json
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
+from functools import cache
 from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
@@ -116,6 +117,7 @@ def files_of_examples(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "prompts.jsonl").write_text('{"prompt": [104, 105]}\n')
 
 
+@cache
 def docstrings_of(package: str) -> list[Snippet]:
     return [snippet for path in sorted((ROOT / package).rglob("*.py")) for snippet in in_docstrings(path)]
 
