@@ -40,7 +40,7 @@ toc_object_entries = False  # they would name each method twice, once for each c
 default_role = "name"  # what single backticks mean in docstrings: see `_ext/reference.py`
 
 nitpicky = True
-nitpick_ignore_regex = [(r"py:(?!name$).*", r"(?!loops_(async|sync|local)\b).*")]
+nitpick_ignore_regex = [(r"py:(?!name$).*", r"(?!loops_(async|sync|local|tinker)\b).*")]
 """Names outside our packages: looking them up would need a network."""
 
 html_theme = "furo"

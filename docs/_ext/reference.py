@@ -14,7 +14,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from inspect import iscoroutinefunction
 from operator import attrgetter
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, Final, TypeVar, get_type_hints
 
 from colours import tabs
@@ -26,6 +26,7 @@ from sphinx.pycode import ModuleAnalyzer
 import loops_async
 import loops_local
 import loops_sync
+import loops_tinker
 from loops_async import errors, types
 
 if TYPE_CHECKING:
@@ -36,7 +37,12 @@ if TYPE_CHECKING:
 
 LINE: Final = re.compile(r"^<!-- reference: (\w+) -->$", re.MULTILINE)
 
-PACKAGES: Final = {package.__name__: package for package in (loops_async, loops_sync, loops_local)}
+PACKAGES: Final = {
+    package.__name__: package for package in (loops_async, loops_sync, loops_local, loops_tinker, loops_tinker.types)
+}
+
+OWN: Final[Mapping[str, ModuleType]] = {"local": loops_local, "tinker": loops_tinker}
+"""The packages that have a page of their own."""
 
 
 # --- entries ---
@@ -57,24 +63,27 @@ KINDS: Final[Mapping[str, Callable[[str], bool]]] = {
     "errors": lambda name: name in errors.__all__,
     "types": lambda name: name in types.__all__,
 }
-"""The names of each page; `helpers` has the rest, and `local` those of `loops_local`."""
+"""The names of each page; `helpers` has the rest, and those of `OWN` their packages."""
 
 FIRST: Final = (
     *("ServiceClient", "TrainingClient", "SamplingClient", "OperationFuture"),
     *("LoopsError", "ApiError"),
     *("LocalService", "serve_in_thread"),
+    *("RestClient", "APIFuture", "TinkerError", "APIError"),
 )
 """What stands first on its page; the rest is in the order of the alphabet."""
 
 MODULES: Final[Mapping[str, tuple[str, ...]]] = {
     "helpers": ("loops_async.agents", "loops_async.batch", "loops_async.testing"),
     "local": ("loops_local.faults", "loops_local.engine.base"),
+    "tinker": ("loops_tinker.types",),
 }
 """Public modules, of which a page has the names that their package does not export."""
 
 NAMED_IN_SIGNATURES: Final[Mapping[str, tuple[str, ...]]] = {
     "clients": ("loops_sync._bridge.Items", "loops_sync._handle.Scope"),
     "local": ("loops_local.engine.base.SampleOutcome", "loops_local.faults.plan.Exchange"),
+    "tinker": ("loops_tinker.errors.Response", "loops_tinker.futures.AwaitableConcurrentFuture"),
     "types": ("loops_async.types.tensors.SupportsToList",),
 }
 """Types that calls take or return, but that nothing exports, since users never write their names."""
@@ -82,7 +91,10 @@ NAMED_IN_SIGNATURES: Final[Mapping[str, tuple[str, ...]]] = {
 
 def entries(kind: str) -> str:
     """Return the Markdown of a page's entries, each with a heading."""
-    found = {name: in_its_colours(name) for name in exported(kind)}
+    if kind in OWN:
+        found = {name: entry(f"{OWN[kind].__name__}.{name}") for name in exported(kind)}
+    else:
+        found = {name: in_its_colours(name) for name in exported(kind)}
     further = [f"{module}.{name}" for module in MODULES.get(kind, ()) for name in only_in(module)]
     for path in (*further, *NAMED_IN_SIGNATURES.get(kind, ())):
         found[path.rpartition(".")[2]] = entry(path)
@@ -92,8 +104,8 @@ def entries(kind: str) -> str:
 
 
 def exported(kind: str) -> list[str]:
-    if kind == "local":
-        return loops_local.__all__
+    if kind in OWN:
+        return [name for name in OWN[kind].__all__ if not isinstance(getattr(OWN[kind], name), ModuleType)]
     is_wanted = KINDS.get(kind, lambda name: not any(belongs(name) for belongs in KINDS.values()))
     return list(filter(is_wanted, loops_async.__all__))
 
@@ -105,8 +117,6 @@ def only_in(module: str) -> list[str]:
 
 
 def in_its_colours(name: str) -> str:
-    if name in loops_local.__all__:
-        return entry(f"loops_local.{name}")
     if has_twin(name):
         return tabs([entry(f"loops_async.{name}"), entry(f"loops_sync.{name}")])
     return entry(f"loops_async.{name}")

@@ -6,6 +6,7 @@ import inspect
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from types import ModuleType
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -14,7 +15,11 @@ from sphinx.util.inventory import InventoryFile
 import loops_async
 import loops_local
 import loops_sync
+import loops_tinker
 from tests.site.conftest import ROOT
+
+SHOWN_FIRST = {loops_sync: loops_async, loops_tinker.types: loops_tinker}
+"""Where the names of a package stand that another one has, too."""
 
 CLIENTS = ("ServiceClient", "TrainingClient", "SamplingClient", "OperationFuture", "ControlPlane")
 
@@ -50,8 +55,12 @@ def test_it_is_complete(site: Path) -> None:
     assert {page.stem for page in pages(site)} == {page.stem for page in wanted}
 
 
-@pytest.mark.parametrize("package", [loops_async, loops_sync, loops_local], ids=lambda package: package.__name__)
-def test_the_inventory_has_every_public_name(site: Path, package: object) -> None:
+@pytest.mark.parametrize(
+    "package",
+    [loops_async, loops_sync, loops_local, loops_tinker, loops_tinker.types],
+    ids=lambda package: package.__name__,
+)
+def test_the_inventory_has_every_public_name(site: Path, package: ModuleType) -> None:
     assert not public_names(package) - inventory(site)
 
 
@@ -60,15 +69,17 @@ def inventory(site: Path) -> set[str]:
     return {name for kind, names in entries.items() if kind.startswith("py:") for name in names}
 
 
-def public_names(package: object) -> set[str]:
-    """Return the paths of all exports, and of the members of clients; what both colours share is `loops_async`'s."""
+def public_names(package: ModuleType) -> set[str]:
+    """Return the paths of all exports, and of the members of clients."""
     paths = set()
     for name in package.__all__:
-        is_shared = package is loops_sync and getattr(loops_async, name) is getattr(loops_sync, name)
-        path = f"{'loops_async' if is_shared else package.__name__}.{name}"
+        value, shown_first = getattr(package, name), SHOWN_FIRST.get(package)
+        if isinstance(value, ModuleType):
+            continue
+        path = f"{(shown_first if getattr(shown_first, name, None) is value else package).__name__}.{name}"
         paths.add(path)
         if name in CLIENTS and package is not loops_local:
-            members = dir(getattr(package, name))
+            members = dir(value)
             paths |= {f"{path}.{member}" for member in members if not member.startswith("_")}
     return paths
 
