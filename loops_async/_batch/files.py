@@ -33,7 +33,7 @@ class Source:
 
     def __init__(self, path: str) -> None:
         self.name: Final = "<stdin>" if path == STANDARD else path
-        self._file = _copy_of_standard_input() if path == STANDARD else _opened(Path(path))
+        self._file = _copy_of_standard_input() if path == STANDARD else _opened(path)
 
     def close(self) -> None:
         """Close the file."""
@@ -51,10 +51,15 @@ class Source:
                 yield row_of_line(line, settings, index=number, where=f"{self.name}:{number + 1}")
 
 
-def _opened(path: Path) -> BinaryIO:
-    if not path.is_file():
-        raise InputError(str(path), "there is no such file")
-    return path.open("rb")
+def check_input(path: str) -> None:
+    """Raise `InputError` unless the input is standard input or a file."""
+    if path != STANDARD and not Path(path).is_file():
+        raise InputError(path, "there is no such file")
+
+
+def _opened(path: str) -> BinaryIO:
+    check_input(path)
+    return Path(path).open("rb")
 
 
 def _copy_of_standard_input() -> BinaryIO:

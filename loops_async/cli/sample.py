@@ -11,7 +11,8 @@ import typer
 from msgspec.structs import replace
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-from .._batch.files import STANDARD
+from .._arguments import check
+from .._batch.files import STANDARD, check_input
 from .._batch.progress import how_far, told_each_minute
 from .._batch.rows import prompt_tokens
 from .._http.endpoint import Endpoint
@@ -74,22 +75,22 @@ def sample(
     as_json: AsJson = False,
 ) -> None:
     """Complete one prompt, or every line of a file. The same command resumes an interrupted file."""
-    options: dict[str, Any] = {
-        "num_samples": num_samples,
-        "sampling_params": SamplingParams(
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            seed=seed,
-            stop=[*stop] if stop else None,
-        ),
-    }
+    params = SamplingParams(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        seed=seed,
+        stop=[*stop] if stop else None,
+    )
+    options: dict[str, Any] = {"num_samples": num_samples, "sampling_params": params}
 
     async def work(runtime: Runtime) -> BatchReport | None:
+        check(params)
+        _check_files(prompt, input_file, output_file)
         client = await _client(runtime, sampler_id, run_id, checkpoint, timeout)
         if input_file is None:
-            answer = await client.sample(await _tokens(client, prompt, is_chat=chat), **options)
+            answer = await client.sample(await _tokens(client, str(prompt), is_chat=chat), **options)
             emit(answer, as_json, _show_texts)
             return None
         settings = BatchSettings.of(client, **options)
@@ -132,6 +133,15 @@ def _end(report: BatchReport) -> None:
         fail(f"{how_far(report)}; their errors are in the output, and --retry-errors asks again", UNANSWERED)
 
 
+def _check_files(prompt: str | None, input_file: str | None, output_file: str) -> None:
+    if (prompt is None) == (input_file is None):
+        raise InputError("PROMPT", "give either a prompt, or a file of prompts with --input")
+    if input_file is not None:
+        check_input(input_file)
+    elif output_file != STANDARD:
+        raise InputError("--output", "is for a file of prompts, see --input; the completion of one prompt is printed")
+
+
 async def _client(
     runtime: Runtime, sampler_id: str | None, run_id: str | None, checkpoint: str | None, timeout: float
 ) -> SamplingClient:
@@ -153,9 +163,7 @@ async def _sampler_of(plane: ControlPlane, run_id: str) -> Sampler:
     return sampler
 
 
-async def _tokens(client: SamplingClient, prompt: str | None, *, is_chat: bool) -> list[int]:
-    if prompt is None:
-        raise InputError("PROMPT", "give a prompt, or a file of prompts with --input")
+async def _tokens(client: SamplingClient, prompt: str, *, is_chat: bool) -> list[int]:
     fields = {"messages": [{"role": "user", "content": prompt}]} if is_chat else {"prompt": prompt}
     return prompt_tokens(fields, await client.get_tokenizer())
 

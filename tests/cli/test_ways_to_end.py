@@ -42,6 +42,7 @@ def endless() -> Iterator[LocalService]:
         (["checkpoints", "files", "bt://nonsense"], 2, "must be bt://loops:<run_id>/"),
         (["runs", "create", "echo", "--rank", "0"], 2, "Invalid value for '--rank'"),
         (["sample", "hi"], 2, "give exactly one of --sampler, --run, --checkpoint"),
+        (["sample", "--run", "r", "hi", "--top-p", "2"], 2, "loops: --top-p: expected `float` <= 1.0; got 2.0"),
         (["--team", "nobody", "runs", "list"], 2, "there is no team 'nobody'"),
         (["--auth-scheme", "Basic", "runs", "list"], 2, "Invalid value for '--auth-scheme'"),
         (["runs", "show", ""], 2, "loops: RUN: must be a non-empty string"),
@@ -82,6 +83,11 @@ def test_values_are_checked_before_anything_is_sent(cli: Cli, local: LocalServic
         ("checkpoints", "download", "bt://nonsense"),
         ("runs", "metrics", "r", "--since", "0s"),
         ("capabilities", "--max-seq-len", "0"),
+        ("sample", "--run", "r", "hi", "--max-tokens", "0"),
+        ("sample", "--run", "r"),
+        ("sample", "--run", "r", "hi", "--input", "prompts.jsonl"),
+        ("sample", "--run", "r", "hi", "--output", "answers.jsonl"),
+        ("sample", "--run", "r", "--input", "nowhere.jsonl"),
         ("down",),
     ):
         cli.fails(*command, code=2)
