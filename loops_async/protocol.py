@@ -79,7 +79,7 @@ TRAINER_TERMINAL: Final = frozenset({"FAILED", "STOPPED", "PREEMPTED"})
 class InitTrainerServerBody(Struct, kw_only=True):
     """``POST /init_trainer_server``: start from a new adapter of this rank."""
 
-    lora_rank: int
+    lora_rank: Annotated[int, Meta(ge=1)]
     base_model: str
     seq_id: int | None = None
     run_id: str | None = None
@@ -397,6 +397,11 @@ class SampleBody(Struct, kw_only=True, gc=False):
         """Positions of the prompt, with those of its images."""
         chunks = self.model_input_chunks
         return len(self.prompt) if chunks is UNSET else ModelInput(chunks).length
+
+    @property
+    def checkpoint_path(self) -> str | None:
+        """The checkpoint to sample from, as far as the body says so."""
+        return None if self.lora is UNSET else self.lora
 
 
 class PromptLogprob(Struct):

@@ -111,7 +111,10 @@ async def _errors_as_responses(request: web.Request, handler: Handler) -> web.St
         if error.status < 400:
             raise
         message = f"{request.method} {request.path}: {error.reason}"
-        return error_response(HttpError(error.status, error.reason.upper().replace(" ", "_"), message, error=message))
+        code = error.reason.upper().replace(" ", "_")
+        # The methods that there are, with 405.
+        headers = {name: value for name, value in error.headers.items() if name == "Allow"}
+        return error_response(HttpError(error.status, code, message, headers=headers, error=message))
     except Exception:
         message = "the service failed; its log has the reason"
         failure = HttpError(500, "INTERNAL_ERROR", message, error=message)

@@ -70,7 +70,7 @@ def authorization(registry: Registry, api_key: str, dashboard: DashboardAccess) 
         if await _needs_no_key(request, registry):
             return await handler(request)
         message = "the API key is missing or wrong; send it as 'Authorization: Bearer <key>'"
-        raise HttpError(401, "UNAUTHORIZED", message, error=message)
+        raise HttpError(401, "UNAUTHORIZED", message, headers={"WWW-Authenticate": "Bearer"}, error=message)
 
     return authorize
 

@@ -57,7 +57,7 @@ class SampleQueueRoutes:
             raise not_found("model", str(body.model))
         if deployment.record.stopped:
             raise deactivated("sampler")
-        path = request.headers.get(wire.CHECKPOINT_PATH) or (None if body.lora is UNSET else body.lora)
+        path = request.headers.get(wire.CHECKPOINT_PATH) or body.checkpoint_path
         weights = WeightsRequest(path, checkpoint_id=request.headers.get(wire.CHECKPOINT_ID))
 
         async def generate() -> wire.Completions:

@@ -61,12 +61,12 @@ class WeightsRequest(Struct, frozen=True):
     checkpoint_id: str | None = None
 
     @classmethod
-    def of(cls, request: web.Request) -> WeightsRequest:
-        """Read the headers."""
+    def of(cls, request: web.Request, body: wire.SampleBody) -> WeightsRequest:
+        """Read the headers; without one of a path, the body may have it."""
         version = request.headers.get(wire.MIN_POLICY_VERSION, "0")
         min_version = integer(wire.MIN_POLICY_VERSION, version, minimum=0)
         path, checkpoint_id = (request.headers.get(name) for name in (wire.CHECKPOINT_PATH, wire.CHECKPOINT_ID))
-        return cls(path, min_version or None, checkpoint_id)
+        return cls(path or body.checkpoint_path, min_version or None, checkpoint_id)
 
 
 async def decode_sample(request: web.Request) -> wire.SampleBody:
@@ -113,7 +113,7 @@ class SamplerRoutes:
             return await self._sample(request, source, body)
 
     async def _sample(self, request: web.Request, source: Source, body: wire.SampleBody) -> web.Response:
-        answer, version = await self.complete(source, body, WeightsRequest.of(request))
+        answer, version = await self.complete(source, body, WeightsRequest.of(request, body))
         headers = request_id_header()
         if version is not None:
             headers[wire.POLICY_VERSION] = str(version)

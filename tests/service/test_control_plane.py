@@ -125,6 +125,12 @@ async def test_unknown_id_is_404(api: Api, url: str) -> None:
     assert error["code"]
 
 
+async def test_a_method_that_there_is_not_is_told_with_those_that_there_are(api: Api) -> None:
+    error = await api.ask("DELETE", "/v1/loops/runs", status=405)
+    assert error.json()["code"] == "METHOD_NOT_ALLOWED"
+    assert {"GET", "POST"} <= set(error.headers["Allow"].split(","))
+
+
 async def test_run_of_an_unknown_session_is_404(api: Api) -> None:
     await api.post("/v1/loops/runs", {"session_id": "x", "base_model": MODEL}, status=404)
 
@@ -229,8 +235,9 @@ async def test_both_schemes_authorize_and_nothing_else_does(api: Api) -> None:
     for scheme in ("Bearer", "Api-Key", "bearer"):
         await api.ask("GET", "/v1/loops/runs", key=None, headers={"Authorization": f"{scheme} {key}"})
     for header in (f"Basic {key}", key, "Bearer", f"Bearer {key}x", "Bearer \u00e9", ""):
-        error = await api.get("/v1/loops/runs", key=None, headers={"Authorization": header}, status=401)
-        assert error["code"] == "UNAUTHORIZED"
+        error = await api.ask("GET", "/v1/loops/runs", key=None, headers={"Authorization": header}, status=401)
+        assert error.json()["code"] == "UNAUTHORIZED"
+        assert error.headers["WWW-Authenticate"] == "Bearer"
     for url in (run["base_url"] + "/health", run["sampler"]["base_url"] + "/v1/models", "/v1/loops/capabilities"):
         await api.ask("GET", url, key=None, status=401)
 

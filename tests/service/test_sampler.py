@@ -176,6 +176,9 @@ async def test_checkpoint_and_floor_serve_the_checkpoint_until_the_floor_is_reac
     assert scored_at(choice, 2)
     choice, _ = await api.sample(root, headers={"X-Checkpoint-Path": path})
     assert scored_at(choice, 1)
+    choice, version = await api.sample(root, {"lora": path})
+    assert version is None
+    assert scored_at(choice, 1)
 
 
 @pytest.mark.parametrize(

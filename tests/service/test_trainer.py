@@ -164,6 +164,7 @@ async def test_answers_are_forgotten_after_a_while(serve: Any) -> None:
         ("save_weights_for_sampler", {"name": "a\nb"}, "name"),
         ("load_state", {"path": 7}, "path"),
         ("init_trainer_server", {"lora_rank": 8, "base_model": "other"}, "base_model"),
+        ("init_trainer_server", {"lora_rank": 0, "base_model": MODEL}, "lora_rank"),
     ],
 )
 async def test_bad_body_is_422_and_named(api: Api, name: str, body: dict[str, Any], field: str) -> None:
