@@ -63,7 +63,8 @@ def published() -> Path:
         shutil.rmtree(directory, ignore_errors=True)
         subprocess.run([python, "-m", "venv", directory], check=True)
         pip = [directory / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        lock = ["--require-hashes", "--requirement", str(ROOT / "locks" / "published.txt")]
+        # The lock is complete, and most of what it has is never imported.
+        lock = ["--no-deps", "--no-compile", "--require-hashes", "--requirement", str(ROOT / "locks" / "published.txt")]
         installed = subprocess.run([*pip, *lock], capture_output=True, text=True, check=False)
         if installed.returncode:
             pytest.skip(f"NOT TESTED: {CLIENT} cannot be installed: {installed.stderr.strip()[-300:]}")
