@@ -78,6 +78,7 @@ release: .venv/installed-dev
 	@PYTHON='$(PYTHON)' tools/make_venv.sh .venv demo
 	@touch $@
 
-.venv/installed-dev: .venv/installed-demo locks/dev.txt
+# What is in it includes what the demo needs.
+.venv/installed-dev: pyproject.toml tools/make_venv.sh locks/dev.txt locks/torch.txt
 	@PYTHON='$(PYTHON)' tools/make_venv.sh .venv dev
-	@touch $@
+	@touch .venv/installed-demo $@
