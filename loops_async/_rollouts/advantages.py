@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 from .._arguments import check_finite, check_not_negative
+from .._kinds import is_iterable
 from ..errors import InputError
 from ..types.tensors import SupportsToList
 
@@ -56,6 +57,8 @@ def group_advantages(
         raise InputError("method", f"must be one of {', '.join(get_args(AdvantageMethod))}; got {method!r}")
     check_not_negative(epsilon, "epsilon")
     listed: Any = rewards.tolist() if isinstance(rewards, SupportsToList) else rewards
+    if not is_iterable(listed):
+        raise InputError("rewards", f"expected a list or an array, got {type(listed).__name__}")
     numbers = [_reward(reward, f"rewards[{index}]") for index, reward in enumerate(listed)]
     if not _differ(numbers):
         return [0.0] * len(numbers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Any, Final
 
 from msgspec import Struct
 
@@ -198,14 +198,24 @@ def _prompt_tokens(prompt: ModelInput | Sequence[int] | SupportsToList) -> list[
     return prompt.to_ints()
 
 
-def _checked_logprobs(logprobs: list[float] | None, size: int) -> list[float]:
+def _checked_logprobs(logprobs: Any, size: int) -> list[float]:
     """Return the logprobs of `size` sampled tokens if each can be trained on."""
     path = "sequence.logprobs"
-    given = [] if logprobs is None else logprobs
+    given: list[float] = [] if logprobs is None else logprobs
+    if isinstance(logprobs, SupportsToList):
+        given = logprobs.tolist()
     if len(given) != size:
         raise InputError(path, f"needs one logprob for each of the {size} tokens; has {len(given)}")
-    # The sum is finite only if each of them is, which costs a tenth of a loop.
-    if given and not (max(given) <= 0.0 and math.isfinite(sum(given))):
-        index, wrong = next((i, one) for i, one in enumerate(given) if not -math.inf < one <= 0.0)
-        raise InputError(f"{path}[{index}]", f"must be finite and at most 0, in nats; got {wrong!r}")
+    if not _are_logprobs(given):
+        for index, one in enumerate(given):
+            if not _are_logprobs([one]):
+                raise InputError(f"{path}[{index}]", f"must be finite and at most 0, in nats; got {one!r}")
     return given
+
+
+def _are_logprobs(values: list[float]) -> bool:
+    try:
+        # The sum is finite only if each of them is, which costs a tenth of a loop.
+        return max(values, default=0.0) <= 0.0 and math.isfinite(sum(values))
+    except TypeError:  # e.g. None
+        return False

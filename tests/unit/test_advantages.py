@@ -93,6 +93,12 @@ def test_other_rewards_are_refused_by_name(method: AdvantageMethod, wrong: Any) 
     assert refused.value.path == "rewards[1]"
 
 
+@pytest.mark.parametrize("rewards", [None, 1.0])
+def test_what_is_no_list_is_refused(rewards: Any) -> None:
+    with pytest.raises(InputError, match="rewards: expected a list or an array, got"):
+        group_advantages(rewards)
+
+
 def test_unknown_methods_are_refused() -> None:
     with pytest.raises(InputError, match="method: must be one of centered, standardized, leave_one_out; got 'grpo'"):
         group_advantages([0.0, 1.0], "grpo")  # type: ignore[arg-type]

@@ -70,11 +70,12 @@ def test_without_room_there_is_an_empty_answer() -> None:
         (answer(-1.0, math.nan, -1.0), r"logprobs\[1\]: must be finite and at most 0, in nats; got nan"),
         (answer(-math.inf), r"logprobs\[0\]: must be finite"),
         (answer(math.inf, -math.inf), r"logprobs\[0\]: must be finite"),
+        (SampledSequence(tokens=[1, 2], logprobs=[-1.0, None]), r"logprobs\[1\].*; got None"),  # type: ignore[list-item]
         (answer(-1.0, 0.5), r"logprobs\[1\]: must be finite and at most 0, in nats; got 0.5"),
         (SampledSequence(tokens=[1.5], logprobs=[-1.0]), "sequence.tokens: expected integers"),  # type: ignore[list-item]
         (SampleResponse(sequences=[answer(-1.0)]), r"expected a SampledSequence, e.g. response.sequences\[0\]"),
     ],
-    ids=["none", "too many", "nan", "minus infinity", "infinity", "positive", "tokens", "response"],
+    ids=["none", "too many", "nan", "minus infinity", "infinity", "None", "positive", "tokens", "response"],
 )
 def test_answers_that_cannot_be_trained_on_are_refused(sequence: Any, message: str) -> None:
     episode = Episode.start([1, 2])
@@ -94,6 +95,13 @@ def test_prompts_that_are_refused(prompt: Any, message: str) -> None:
     with pytest.raises(InputError, match=message) as refused:
         Episode.start(prompt)
     assert refused.value.path == "prompt"
+
+
+def test_logprobs_may_be_an_array() -> None:
+    array: Any = np.array([-0.5, -0.25])
+    episode = Episode.start([1]).act(SampledSequence(tokens=[2, 3], logprobs=array))
+    assert episode.logprobs[1:] == [-0.5, -0.25]
+    assert {type(each) for each in episode.logprobs} == {float}
 
 
 @pytest.mark.parametrize("name", ["logprobs", "mask", "versions", "tokens"])
