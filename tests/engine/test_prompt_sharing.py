@@ -5,13 +5,16 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
 import torch
 import transformers
 
+from loops_async.types import Datum
 from loops_local.engine.base import Adapter, Engine, SampleJob, SampleOutcome, Trainer
 from loops_local.engine.pytorch import load
 from loops_local.engine.pytorch import sampler as sampler_module
@@ -21,7 +24,7 @@ from loops_local.engine.pytorch.lora import Active
 from loops_local.engine.pytorch.sampler import TorchSampler
 from tests.support.patience import PATIENCE_SECONDS
 
-from .tools import job, randomize, tokens
+from .tools import job, logprobs, randomize, tokens
 
 PROMPT = tokens(100, seed=0)
 
@@ -127,6 +130,74 @@ def test_a_new_prompt_beside_one_that_continues_a_kept_prompt_of_its_length(
         fresh.close()
         assert found.tokens == alone.tokens
         np.testing.assert_allclose(found.logprobs, alone.logprobs, atol=1e-4)
+
+
+_LIMITS: dict[str, list[int]] = {
+    "MAX_ROWS": [3, 64],
+    "MAX_CACHE_BYTES": [50_000, 2**31],
+    "MAX_PREFIX_BYTES": [100_000, 2**31],
+    "SHARED_POSITIONS": [0, 64, 2**31],
+    "PREFILL_TOKENS": [40, 200, 2048],
+    "CHUNK": [7, 32],
+    "CHUNK_BESIDE": [3, 16],
+    "HEAD_POSITIONS": [5, 512],
+}
+
+
+@pytest.mark.parametrize("seed", [0, 2, 5])
+def test_mixed_requests_have_the_logprobs_of_one_plain_pass(
+    torch_sampler: TorchSampler, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Prompts that share beginnings and lengths, several adapters, and small limits, in one batch."""
+    random = Random(seed)
+    for name, values in _LIMITS.items():
+        monkeypatch.setattr(sampler_module, name, random.choice(values))
+    trainers = [engine.trainer(rank) for rank in (1, 2, 4)]
+    for number, trainer in enumerate(trainers[1:]):
+        randomize(trainer, tmp_path, seed=number, size=0.03)
+    lengths = random.sample([17, 18, 33, 48], 2)
+    prompts = [tokens(length, seed=length) for length in lengths]
+    asked: list[tuple[Trainer, list[int], Future[SampleOutcome]]] = []
+    for burst in range(3):
+        all_are_there = _held_by_event(monkeypatch)
+        futures = [torch_sampler.submit(job("held", max_tokens=1))]
+        for number in range(12):
+            new = tokens(random.choice(lengths), seed=100 * burst + number)
+            old = random.choice(prompts)
+            prompts.append(random.choice([new, old, old + new[:2], old + new, old[:17] + new[:3], old[: lengths[0]]]))
+            trainer = random.choice(trainers)
+            asked_for = job(
+                prompts[-1],
+                None if trainer is trainers[0] else trainer.adapter(),
+                n=random.choice([1, 1, 4]),
+                seed=number,
+                max_tokens=random.choice([1, 5, 20]),
+                prompt_logprobs=random.choice([None, None, None, 0]),
+            )
+            asked.append((trainer, prompts[-1], torch_sampler.submit(asked_for)))
+            futures.append(asked[-1][2])
+        random.choice(futures).cancel()
+        all_are_there.set()
+        for future in futures:
+            if not future.cancelled():
+                future.result()
+    for trainer in trainers:
+        _check_logprobs(trainer, [(prompt, future) for own, prompt, future in asked if own is trainer])
+
+
+def _check_logprobs(trainer: Trainer, asked: Sequence[tuple[list[int], Future[SampleOutcome]]]) -> None:
+    """Compare what was sampled with a forward pass of the whole sequences, in which nothing is cached or shared."""
+    outcomes = [(prompt, future.result()) for prompt, future in asked if not future.cancelled()]
+    given = [(prompt, outcome, each) for prompt, outcome in outcomes for each in outcome.completions]
+    data = [Datum(model_input=prompt + each.tokens, loss_fn_inputs={}) for prompt, _, each in given]
+    passed = trainer.forward(data, "cross_entropy", {}, backward=False)
+    for (prompt, outcome, each), plain in zip(given, logprobs(passed), strict=True):
+        np.testing.assert_allclose(each.logprobs, plain[len(prompt) - 1 : -1], atol=1e-4)
+        if outcome.prompt_logprobs is not None:
+            own = [
+                scores[token] for token, scores in zip(prompt[1:], outcome.prompt_logprobs[1:], strict=True) if scores
+            ]
+            np.testing.assert_allclose(own, plain[: len(prompt) - 1], atol=1e-4)
 
 
 def test_kept_prompts_are_bounded_by_bytes(torch_sampler: TorchSampler, monkeypatch: pytest.MonkeyPatch) -> None:
