@@ -89,21 +89,6 @@ async def test_the_progress_of_a_download_that_was_done_before(
     assert (told[-1].files_done, told[-1].bytes_done) == (3, done.bytes_written)
 
 
-class Stop(BaseException):
-    """What a program raises to end itself, past every `except Exception`."""
-
-
-@pytest.mark.parametrize("kind", [ValueError, Stop])
-async def test_what_the_callback_of_a_download_raises_ends_it(
-    service: ServiceClient, saved: str, tmp_path: Path, kind: type[BaseException]
-) -> None:
-    def stop(progress: DownloadProgress) -> None:
-        raise kind("enough")
-
-    with pytest.raises(kind, match="enough"):
-        await service.download_checkpoint(saved, dest_dir=tmp_path, on_progress=stop)
-
-
 async def test_what_is_not_there(service: ServiceClient, colour: Colour, tmp_path: Path) -> None:
     calls: list[Any] = [
         service.list_checkpoints("no-such-run"),

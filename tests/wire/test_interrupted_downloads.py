@@ -21,7 +21,15 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from loops_async import CheckpointFile, ConnectError, LoopsError, PermissionDeniedError, ProtocolError, ServiceClient
+from loops_async import (
+    CheckpointFile,
+    ConnectError,
+    DownloadProgress,
+    LoopsError,
+    PermissionDeniedError,
+    ProtocolError,
+    ServiceClient,
+)
 from loops_async._checkpoints import download
 from loops_async._checkpoints.download import Item, Staging
 from loops_async._http.retry import OUTAGE
@@ -127,6 +135,22 @@ async def test_a_download_that_is_cancelled_goes_on(
     await client.download_checkpoint("c1", dest_dir=tmp_path)
     assert found_in(tmp_path) == files
     assert store.asked(0) == 1
+
+
+class Stop(BaseException):
+    """What a program raises to end itself, past every `except Exception`."""
+
+
+@pytest.mark.parametrize("kind", [ValueError, Stop])
+async def test_what_the_callback_raises_ends_a_download(
+    client: ServiceClient, store: FileStore, tmp_path: Path, kind: type[BaseException]
+) -> None:
+    def stop(_: DownloadProgress) -> None:
+        raise kind("enough")
+
+    store.holds({"a": b"1234", "b": b"5678"})
+    with pytest.raises(kind, match="enough"):
+        await client.download_checkpoint("c1", dest_dir=tmp_path, on_progress=stop)
 
 
 async def test_a_cancelled_download_closes_its_files(client: ServiceClient, store: FileStore, tmp_path: Path) -> None:
