@@ -50,9 +50,14 @@ def echo_service() -> Iterator[loops_local.LocalService]:
 
 
 @pytest.fixture(scope="session")
-def tiny() -> Iterator[loops_local.LocalService]:
-    """One service that really trains, for the tests of numbers; importing torch takes seconds."""
+def imported_engine() -> None:
+    """Import the engine before what is only for one test, as `pytester`, which removes what is imported after it."""
     torch_engine.import_it_here()
+
+
+@pytest.fixture(scope="session")
+def tiny(imported_engine: None) -> Iterator[loops_local.LocalService]:
+    """One service that really trains, for the tests of numbers; importing torch takes seconds."""
     with loops_local.serve_in_thread(engine="torch", model="tiny", provisioning_seconds=0.0) as local:
         yield local
 

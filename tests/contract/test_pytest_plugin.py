@@ -11,7 +11,6 @@ import pytest
 
 import loops_local.engine.echo
 import loops_sync
-from tests.support import torch_engine
 from tests.support.warnings import TOLERATED
 
 pytest_plugins = ["pytester"]
@@ -116,8 +115,7 @@ def test_blocking_tests_have_that_of_loops_sync_and_nothing_is_left(
 
 
 @pytest.mark.torch
-def test_a_marker_names_the_engines(pytester: pytest.Pytester) -> None:
-    torch_engine.import_it_here()
+def test_a_marker_names_the_engines(imported_engine: None, pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
         import pytest
