@@ -198,7 +198,7 @@ class AgentGateway:
     training examples. Needs the extra ``agents``.
 
     The server runs on the event loop in which the gateway was entered. So an agent that blocks belongs in
-    ``asyncio.to_thread``: on that event loop, it would wait for itself for ever.
+    ``asyncio.to_thread``: on that event loop, it would block the server whose answer it waits for.
 
     Args:
         sampler: what answers. `sampler` can be assigned later; a call uses the one that is set when it begins.
