@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import logging
+import os
 import pickle
 import threading
 from abc import ABC, abstractmethod
@@ -352,8 +354,11 @@ class LocalProcess(Process):
         self._connection, theirs = spawn.Pipe()
         level = logging.getLogger().getEffectiveLevel()
         serve = serve_rollouts if are_rollouts else serve_calls
-        self._process: SpawnProcess = spawn.Process(target=serve, args=(theirs, level), daemon=True)
+        # Not daemonic: such a process may have none of its own, with which many graders limit what they run.
+        self._process: SpawnProcess = spawn.Process(target=serve, args=(theirs, level))
         self._process.start()
+        self._owner = os.getpid()
+        atexit.register(self._kill_at_exit)  # before `multiprocessing` waits for it
         theirs.close()  # so that the end of the process is the end of the connection
         self._thread = threading.Thread(target=self._read, name="loops_async: outcomes", daemon=True)
         self._thread.start()
@@ -374,6 +379,10 @@ class LocalProcess(Process):
     def _kill(self) -> None:
         self._process.kill()
 
+    def _kill_at_exit(self) -> None:
+        if os.getpid() == self._owner:  # not in a process that this one has forked
+            self._process.kill()
+
     def _send(self, message: tuple[str, int, bytes | None, bytes | None]) -> None:
         try:
             with self._sending:
@@ -391,6 +400,7 @@ class LocalProcess(Process):
             pass
         self.is_ending = True
         self._process.join()
+        atexit.unregister(self._kill_at_exit)
         self._connection.close()
         self._got_end(self._error)
 

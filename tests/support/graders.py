@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import multiprocessing
 import os
 import signal
 import threading
@@ -49,6 +50,15 @@ def end_after_a_fork(file: Path) -> None:
     while not file.exists():
         time.sleep(0.01)
     os._exit(3)
+
+
+def grade_in_a_process() -> int:
+    """Run code in a process that can be ended, as graders of programs do."""
+    from_there, there = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.Process(target=there.send, args=(42,))
+    process.start()
+    process.join()
+    return int(from_there.recv())
 
 
 def interrupt() -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -19,6 +21,8 @@ from tests.support import graders
 from tests.support.executor_law import ExecutorLaw, ProcessLaw, is_written, result
 from tests.support.patience import PATIENCE_SECONDS
 from tests.support.work import eventually
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +83,9 @@ class TestProcessExecutor(ProcessLaw):
         with pytest.raises(WorkerDiedError, match="exit code 3"):
             await dying
 
+    async def test_a_grader_may_start_processes(self, executor: ProcessExecutor) -> None:
+        assert await result(executor, graders.grade_in_a_process) == 42
+
     async def test_interrupting_a_worker_ends_nothing(self, executor: ProcessExecutor) -> None:
         assert await result(executor, graders.interrupt) == "went on"
         assert await executor.run(graders.interrupt_rolling_out, None, None) == "went on"
@@ -107,6 +114,28 @@ async def test_closing_ends_everything(tmp_path: Path) -> None:
         executor.submit(graders.double, 1)
     with pytest.raises(ClosedError):
         await executor.run(graders.give_back, 1, 2)
+
+
+def test_a_program_that_closes_nothing_ends_with_its_workers(tmp_path: Path) -> None:
+    file = tmp_path / "pid"
+    program = """
+import pathlib, sys, time
+from loops_async import ProcessExecutor
+from tests.support import graders
+
+if __name__ == "__main__":
+    file = pathlib.Path(sys.argv[1])
+    executor = ProcessExecutor(1)
+    executor.submit(graders.hang, file)
+    while not (file.exists() and file.read_text()):
+        time.sleep(0.01)
+"""
+    script = tmp_path / "program.py"
+    script.write_text(program)
+    command = [sys.executable, str(script), str(file)]
+    done = subprocess.run(command, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert not graders.is_alive(int(file.read_text()))
 
 
 @pytest.mark.parametrize("arguments", [{"workers": 0}, {"workers": -1}, {"per_worker": 0}, {"workers": 1.5}])
