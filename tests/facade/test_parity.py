@@ -13,7 +13,8 @@ import pytest
 
 import loops_async
 import loops_sync
-from tools.gen_sync import BLOCKING, BY_HAND, FOR_ANY_THREAD, OF_BOTH
+from tools.core_names import BY_HAND, OF_BOTH
+from tools.gen_sync import BLOCKING, FOR_ANY_THREAD
 
 ASYNC = re.compile(r"\b(Async\w+|Awaitable|Coroutine|asyncio|Future|Task)\b")
 
