@@ -6,6 +6,7 @@ its own in each colour stands in two tabs; what both packages share stands once,
 
 from __future__ import annotations
 
+import builtins
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, get_type_hints
 
 from colours import tabs
 from msgspec import Struct
-from sphinx.domains.python import PyXRefRole
+from sphinx.domains.python import ObjectEntry, PythonDomain, PyXRefRole
 from sphinx.errors import PycodeError
 from sphinx.pycode import ModuleAnalyzer
 
@@ -209,6 +210,27 @@ def texts_below(module: str) -> Mapping[str, list[str]]:
     return {name: text for (owner, name), text in found.items() if not owner}
 
 
+class Names(PythonDomain):
+    """Names in docstrings and signatures: one that several packages have is that of `loops_async` outside `OWN`'s."""
+
+    def find_obj(
+        self,
+        env: BuildEnvironment,
+        modname: str | None,
+        classname: str | None,
+        name: str,
+        type: str | None,  # noqa: A002 - the name that the domain has
+        searchmode: int = 0,
+    ) -> list[tuple[str, ObjectEntry]]:
+        """Return what a name may mean."""
+        if hasattr(builtins, name):  # else it may be an attribute of this name
+            return []
+        found = super().find_obj(env, modname, classname, name, type, searchmode)
+        here = (modname or "").partition(".")[0]
+        package = here if here in {own.__name__ for own in OWN.values()} else loops_async.__name__
+        return [each for each in found if each[0].startswith(f"{package}.")] or found
+
+
 def resolve(app: Sphinx, environment: BuildEnvironment, node: pending_xref, content: nodes.TextElement) -> Any:
     """Find a name that the domain has not found, or show it as code if it means nothing outside its docstring.
 
@@ -239,6 +261,7 @@ def public_path(value: Any, name: str) -> str | None:
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
+    app.add_domain(Names, override=True)
     app.connect("source-read", insert)
     app.connect("autodoc-process-docstring", before_napoleon, priority=100)
     app.connect("autodoc-process-signature", shorten_signature)
