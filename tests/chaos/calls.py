@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from aiohttp import web
 
 import loops_async as loops
+from loops_async._session.deactivation import END_SECONDS
 from loops_local import FaultProxy, LocalService
 from loops_local.faults import Fault
 from loops_local.faults.plan import Exchange
@@ -22,8 +23,8 @@ DATUM = loops.Datum(model_input=[1, 20, 30], loss_fn_inputs={"target_tokens": [2
 PARAMS = loops.SamplingParams(max_tokens=3)
 CASE_SECONDS = 0.7
 """A call that still repeats its request after this is cancelled: its patience is tested elsewhere."""
-CANCEL_SECONDS = 20.0
-"""Twice the longest delay of a cancelled creation, which deactivates what it may have made."""
+CANCEL_SECONDS = END_SECONDS + 5.0
+"""A cancelled call first deactivates what it made, for which the end of a scope has the longest time."""
 
 
 class Change:
