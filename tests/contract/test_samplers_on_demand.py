@@ -9,7 +9,7 @@ import pytest
 from loops_async import AdamParams, InputError, ServiceClient, TrainingClient
 from loops_local import LocalService
 from tests.support.engines import WatchedEngine
-from tests.support.work import FEW_TOKENS, PROMPT, example, train, version_sampled
+from tests.support.work import FEW_TOKENS, PROMPT, eventually, example, train, version_sampled
 
 
 @pytest.fixture
@@ -44,14 +44,14 @@ async def test_the_first_need_creates_one_for_all(
     assert run.sampler.id == live.sampler_id
 
 
-async def test_weights_are_published_in_the_order_of_the_calls(trainer: TrainingClient, engine: WatchedEngine) -> None:
+async def test_weights_are_published_in_the_order_of_the_calls(trainer: TrainingClient, local: LocalService) -> None:
     """The sampler is created after the operation has taken its turn."""
+    creating = local.faults.delay("POST */samplers", 0.3)
     await trainer.forward_backward([example()])
-    sampler, step = await asyncio.gather(
-        trainer.save_weights_and_get_sampling_client("a"), trainer.optim_step(AdamParams(learning_rate=0.5))
-    )
-    await step
-    assert await version_sampled(sampler) == 0
+    saving = asyncio.ensure_future(trainer.save_weights_and_get_sampling_client("a"))
+    await eventually(lambda: bool(creating))
+    await (await trainer.optim_step(AdamParams(learning_rate=0.5)))
+    assert await version_sampled(await saving) == 0
 
 
 async def test_replicas_of_a_sampler_that_is_left_out(service: ServiceClient, engine: WatchedEngine) -> None:

@@ -163,15 +163,15 @@ async def test_a_request_without_an_answer_has_an_error_line(
 async def test_a_request_log_has_no_secret(service: ScriptedService, tmp_path: Path) -> None:
     file = tmp_path / "requests.jsonl"
     service.always("GET", FILES, Say(body=page([entry(f"{service.url}/moved?{SIGNED}", "a", 5)])))
-    service.always("GET", "/moved", Say(302, "", {"Location": f"/store/a?{SIGNED}", "Set-Cookie": "session=5555"}))
-    service.always("GET", "/store/a", Say(body=b"12345"))
-    echo = {"runs": [], "echo": {"Authorization": f"Bearer {'6' * 32}", "api_key": "7777777"}, "url": SECRET, "k": KEY}
+    service.always("GET", "/moved", Say(302, "", {"Location": f"/store/a?{SIGNED}", "Set-Cookie": "session=wwww"}))
+    service.always("GET", "/store/a", Say(body=b"vwxyz"))
+    echo = {"runs": [], "echo": {"Authorization": f"Bearer {'q' * 32}", "api_key": "kkkkkkk"}, "url": SECRET, "k": KEY}
     service.always("GET", "/v1/loops/runs", Say(body=echo))
     async with ServiceClient(api_key=KEY, base_url=service.url, request_log=file) as client:
         await client.download_checkpoint("c1", dest_dir=tmp_path / "new")
         await client.control_plane.list_runs()
     text = file.read_text()
-    for never in (KEY, SIGNED, "5555", "6666", "7777", "12345"):
+    for never in (KEY, SIGNED, "5" * 64, "wwww", "qqqq", "kkkk", "vwxyz"):
         assert never not in text
     places = {line["path"]: line["url"] for line in written(file) if line["kind"] == "request"}
     assert places["/moved"] == f"{service.url}/moved?[REDACTED]"
