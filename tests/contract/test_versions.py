@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from loops_async import ServiceClient, TrainingClient
 from loops_local import LocalService
 from tests.support.engines import WatchedEngine
@@ -131,6 +133,7 @@ async def test_a_snapshot_never_moves(trainer: TrainingClient) -> None:
     assert checkpoints.keys() == {*names, "live"}
 
 
+@pytest.mark.parametrize("colour", ["async"], indirect=True)  # gathered threads have no order
 async def test_a_snapshot_takes_its_turn(trainer: TrainingClient) -> None:
     snapshot, _ = await asyncio.gather(trainer.snapshot(), train(trainer))
     assert await version_sampled(snapshot) == 0
