@@ -18,16 +18,18 @@ from loops_async._work import waits
 class Clock:
     """Time in seconds since the test began; it passes in `asyncio.sleep` only, and there at once.
 
-    An embedded service in a thread of its own, perhaps one that several tests use, sleeps as it always does.
+    Other threads, such as those of an embedded service or of `loops_sync` that several tests use, sleep as they always
+    do.
     """
 
     def __init__(self) -> None:
         self.now = 0.0
         self.pauses: list[float] = []
         self._yield = asyncio.sleep
+        self._thread = threading.get_ident()
 
     async def sleep(self, seconds: float, result: object = None) -> object:
-        if threading.current_thread().name == "loops-local":
+        if threading.get_ident() != self._thread:
             return await self._yield(seconds, result)
         if seconds > 0:
             self.pauses.append(seconds)
