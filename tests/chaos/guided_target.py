@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import atheris
@@ -33,6 +34,7 @@ class FakeResponse:
         self.headers = CIMultiDict(headers)
         self.content_type = "application/json"
         self.content_length = len(body)
+        self.content = SimpleNamespace(total_bytes=len(body))
         self._body = body
 
     async def read(self) -> bytes:
