@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from ._kinds import is_mapping
 from ._values import place_and_rule
 from .errors import ConfigError, InputError
-from .protocol import LOGPROBS, MASK, LossRule, checked_loss_data, is_for_all_positions, loss_rule, loss_settings
+from .protocol import INT64, LOGPROBS, MASK, LossRule, checked_loss_data, is_for_all_positions, loss_rule, loss_settings
 from .types import Datum, EncodedTextChunk, ImageChunk, ModelInput, TensorData
 from .types.array_numbers import ArrayNumbers
 from .types.inputs import text_input
@@ -222,7 +222,6 @@ def _check_tensor(tensor: Any, path: str, positions: int, name: str) -> None:
     _check_numbers(tensor, path, is_logprob=name in LOGPROBS)
 
 
-_INT64: Final = range(-(1 << 63), 1 << 63)
 _ROUNDING: Final = 1e-3
 """How far above 0 a logprob may be, because samplers compute with rounded numbers."""
 
@@ -255,14 +254,14 @@ def _are_plainly_right(tensor: TensorData, *, is_logprob: bool) -> bool:
     except (TypeError, OverflowError):  # e.g. None, an int of 400 digits
         return False
     if tensor.dtype not in FLOATS:
-        return type(total) is int and total in _INT64
+        return type(total) is int and total in INT64
     return -_LARGEST <= total <= _LARGEST and not (is_logprob and max(data) > _ROUNDING)
 
 
 def _problem(value: Any, *, numbers: type, is_logprob: bool) -> str | None:
     """Say what is wrong with one number of a tensor; None for nothing."""
     if numbers is not float:
-        is_right = type(value) is numbers and (numbers is bool or value in _INT64)
+        is_right = type(value) is numbers and (numbers is bool or value in INT64)
         return None if is_right else f"must hold {numbers.__name__} values, as its dtype says"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return "must hold numbers"

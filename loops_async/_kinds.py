@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeGuard
 
-__all__ = ["is_dict", "is_iterable", "is_list", "is_mapping"]
+__all__ = ["dict_or_empty", "is_dict", "is_iterable", "is_list", "is_mapping"]
 
 
 def is_dict(value: Any) -> TypeGuard[dict[str, Any]]:
     """Whether a value is a dict, e.g. an object of decoded JSON."""
     return isinstance(value, dict)
+
+
+def dict_or_empty(value: Any) -> dict[str, Any]:
+    """Return a dict as it is, and an empty one for anything else."""
+    return value if is_dict(value) else {}
 
 
 def is_iterable(value: Any) -> TypeGuard[Iterable[Any]]:

@@ -47,6 +47,9 @@ POLICY_VERSION: Final = "x-trainers-policy-version"
 POLL_HOLD_SECONDS: Final = 30.0
 """The seconds for which the service holds a poll of an operation before it answers 408."""
 
+INT64: Final = range(-(1 << 63), 1 << 63)
+"""The integers of tensors, and so the token ids."""
+
 MAX_REQUEST_BYTES: Final = 24 * 1024 * 1024
 """The largest body of one training request."""
 

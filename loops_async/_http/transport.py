@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from yarl import URL
 
 from .. import protocol
-from .._kinds import is_dict
+from .._kinds import dict_or_empty, is_dict
 from .._tasks import check_loop
 from .._text import one_line
 from .._version import __version__
@@ -541,11 +541,12 @@ class ErrorBody(Struct, kw_only=True):
             return None
         if not is_dict(raw):
             return None
-        texts = [source.get(key) for source in (raw, _dict(raw, "error")) for key in ("detail", "error", "message")]
+        sources = (raw, dict_or_empty(raw.get("error")))
+        texts = [source.get(key) for source in sources for key in ("detail", "error", "message")]
         return cls(
             message=next((text for text in texts if isinstance(text, str) and text), _text_of(body)),
             code=_text(raw.get("code")),
-            reason=_text(_dict(raw, "details").get("reason")),
+            reason=_text(dict_or_empty(raw.get("details")).get("reason")),
         )
 
 
@@ -683,11 +684,6 @@ def _seconds(text: str | None) -> float | None:
     except (ValueError, OverflowError):
         return None
     return seconds if seconds > 0 else None  # a past date carries no information
-
-
-def _dict(fields: dict[str, Any], name: str) -> dict[str, Any]:
-    value = fields.get(name)
-    return value if is_dict(value) else {}
 
 
 def _text(value: object) -> str | None:

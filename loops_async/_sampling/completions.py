@@ -14,7 +14,7 @@ from msgspec import Meta, Raw, Struct
 
 from .. import protocol
 from .._http.decoding import UNREADABLE
-from .._kinds import is_dict, is_list
+from .._kinds import dict_or_empty, is_list
 from .._work.usage import Counts
 from ..errors import ProtocolError
 from ..types import ExternalRef, SampledSequence, SampleResponse
@@ -24,8 +24,7 @@ T = TypeVar("T")
 
 log = logging.getLogger("loops_async.sampling")
 
-_TokenIds: TypeAlias = list[Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]]
-"""As int64 holds them."""
+_TokenIds: TypeAlias = list[Annotated[int, Meta(ge=protocol.INT64[0], le=protocol.INT64[-1])]]
 
 
 class _Usage(Struct):
@@ -212,14 +211,15 @@ def _read_malformed(body: bytes, error: Exception, clean: Callable[[str], str]) 
         failure.quote = begin
         return failure
     return _Completions(
-        choices=[_malformed_choice(_dict(choice)) for choice in choices], usage=_converted(raw.get("usage"), _Usage)
+        choices=[_malformed_choice(dict_or_empty(choice)) for choice in choices],
+        usage=_converted(raw.get("usage"), _Usage),
     )
 
 
 def _object_in(text: str) -> dict[str, Any]:
     """Read a JSON object; if it is damaged, its completions before the damage."""
     try:
-        return _dict(_json.decode(text))
+        return dict_or_empty(_json.decode(text))
     except UNREADABLE as problem:
         choices = list(_choices_in(text))
         if not choices:
@@ -240,7 +240,7 @@ def _choices_in(text: str) -> Iterator[Any]:
 
 
 def _malformed_choice(raw: dict[str, Any]) -> _Choice:
-    logprobs = _dict(raw.get("logprobs"))
+    logprobs = dict_or_empty(raw.get("logprobs"))
     scores, reason = logprobs.get("token_logprobs"), raw.get("finish_reason")
     return _Choice(
         text=_text(raw.get("text")),
@@ -314,7 +314,3 @@ def _integer(digits: str) -> float:
 
 # Unlike msgspec, this accepts NaN and Infinity, which some services write.
 _json: Final = json.JSONDecoder(parse_int=_integer, strict=False)
-
-
-def _dict(value: Any) -> dict[str, Any]:
-    return value if is_dict(value) else {}

@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
-from ..._kinds import is_dict
+from ..._kinds import dict_or_empty
 from ..errors import RefusedCall, bad_request
 from ..messages import Message, ToolCall
 from ..records import Call
@@ -190,8 +190,7 @@ def _blocks(call: Call) -> list[Body]:
 
 def _input(call: ToolCall) -> Body:
     """Return the arguments, which must be an object here."""
-    parsed = call.parsed
-    return parsed if is_dict(parsed) else {}
+    return dict_or_empty(call.parsed)
 
 
 def _messages(fields: Fields) -> list[Message]:
