@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import hypothesis
 import pytest
+from hypothesis import strategies
 
 import loops_local
 from loops_async._http.settings import FROM_ENVIRONMENT
@@ -38,6 +39,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_finish() -> None:
     """Many tests collect garbage; they need not look at what is imported by now, of which torch alone is most."""
+    # Hypothesis checks, at the first test that it runs, that somebody refers to its generator of random numbers; from a
+    # frozen module nobody is seen to. So its first test is here.
+    hypothesis.given(strategies.none())(lambda _: None)()
     gc.collect()
     gc.freeze()
 
