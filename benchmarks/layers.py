@@ -25,7 +25,7 @@ from benchmarks.harness import serving
 from benchmarks.peers.limit import JSON, Completions
 from benchmarks.peers.measure import MAX_TOKENS, PROMPT, SAMPLES, in_flight
 from loops_async import sampling
-from loops_async._http.transport import Answer, Request
+from loops_async._http.messages import Answer, Request
 
 CALLS = 1024
 

@@ -13,8 +13,9 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from ._arguments import check, check_request
 from ._copies import SameWhenCopied
+from ._http.messages import Request
 from ._http.retry import CREATION, READ, Call, may_have_acted, retry
-from ._http.transport import Request, Transport
+from ._http.transport import Transport
 from ._other_names import KnowsOtherNames
 from ._running import Running
 from .errors import ConfigError, InputError, LoopsError, LostAnswerError, NotFoundError

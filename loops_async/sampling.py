@@ -19,9 +19,9 @@ from . import protocol
 from ._arguments import check_at_least, check_kind, check_model_input, check_positive
 from ._copies import SameWhenCopied
 from ._http.endpoint import Endpoint
+from ._http.messages import MOST_RESULT_BYTES, Answer, Request
 from ._http.retry import SAMPLE, Failure, failure_of, retry
 from ._http.settings import checked_url, resolve_settings
-from ._http.transport import MOST_RESULT_BYTES, Answer, Request
 from ._journal.journal import Journal
 from ._journal.records import Completed
 from ._other_names import KnowsOtherNames
@@ -232,7 +232,7 @@ class SamplingClient(SameWhenCopied, KnowsOtherNames):
                 topk=topk_prompt_logprobs,
                 policy_version=answer.version,
                 request_id=answer.request_id,
-                clean=runtime.transport.clean,
+                clean=runtime.transport.errors.clean,
                 counts=entry.counts,
                 prompt_length=None if body.model_input_chunks is UNSET else body.length,
             )
@@ -564,7 +564,7 @@ class SamplingClient(SameWhenCopied, KnowsOtherNames):
                 return Completed(completions, "", request_id)
             answer = await self._answer(runtime, request)
             version = answer.headers.get(protocol.POLICY_VERSION, "")
-            return Completed(answer.body, version, runtime.transport.request_id(answer))
+            return Completed(answer.body, version, runtime.transport.errors.request_id(answer))
 
     async def _answer(self, runtime: Runtime, request: Request) -> Answer:
         await self._ready(runtime, self._endpoint.ready_timeout)
@@ -616,7 +616,7 @@ class SamplingClient(SameWhenCopied, KnowsOtherNames):
         answer = await runtime.transport.send(request)
         if answer.is_success:
             return answer
-        error = runtime.transport.error(request, answer)
+        error = runtime.transport.errors.of_answer(request, answer)
         # A model that is still being deployed answers 400 or 404, as to a bad request; its state shows which it is.
         gate = runtime.gate(self._endpoint)
         if gate is not None and isinstance(error, ApiError) and error.status in (400, 404):

@@ -119,6 +119,7 @@ INTERNAL_OF_MODULES: dict[str, tuple[str, ...]] = {"loops_local.pytest": ("loops
 
 LIBRARIES: dict[str, frozenset[str]] = {
     "loops_async": frozenset({"anyio", "msgspec"}),
+    "loops_async._http.errors": frozenset({"aiohttp"}),
     "loops_async._http.network": frozenset({"aiohttp"}),
     "loops_async._http.transport": frozenset({"aiohttp", "yarl"}),  # yarl: the URLs of aiohttp
     "loops_async._http.retry": frozenset({"backoff"}),

@@ -15,10 +15,10 @@ from weakref import WeakKeyDictionary
 import msgspec
 
 from .. import _waiting
+from .._http.messages import Answer, Request
 from .._http.redaction import Redactor
 from .._http.settings import Settings
 from .._http.tape import Open, OpenAnswer, Send, Tape
-from .._http.transport import Answer, Request
 from ..errors import NotRecordedError
 from .file import Cassette, Recorded, RecordedAnswer, RecordedRequest
 from .requests import Rules, Signature, ids_in, nearest, recorded, shown

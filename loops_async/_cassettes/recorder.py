@@ -7,10 +7,10 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from weakref import WeakKeyDictionary
 
+from .._http.messages import Answer, Request
 from .._http.redaction import Redactor
 from .._http.settings import Settings
 from .._http.tape import Open, OpenAnswer, Pieces, Send, Tape
-from .._http.transport import Answer, Request
 from ..errors import ClosedError, LoopsError
 from .file import Cassette, Recorded, RecordedAnswer, RecordedError
 from .requests import recorded

@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 
 from msgspec import UNSET, Struct
 
+from .._http.messages import Request
 from .._http.redaction import Redactor
-from .._http.transport import Request
 from .._kinds import is_dict, is_list
 from .file import RecordedRequest
 

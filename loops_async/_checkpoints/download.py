@@ -18,9 +18,9 @@ from anyio import to_thread
 from msgspec import Struct
 
 from .._files import flush
+from .._http.messages import Request
 from .._http.retry import DOWNLOAD, retry
 from .._http.tape import OpenAnswer
-from .._http.transport import Request
 from .._session.runtime import Runtime
 from .._tasks import SingleFlight
 from .._work.registry import Entry

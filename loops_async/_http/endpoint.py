@@ -11,8 +11,8 @@ from .. import protocol
 from ..errors import ProtocolError
 from ..types import BasetenDeployment, LocalDeployment, Run, Sampler, ServerlessDeployment
 from .body import Body
+from .messages import MOST_BYTES, Request
 from .settings import Settings, resolve_settings
-from .transport import MOST_BYTES, Request
 
 SAMPLE_SECONDS: Final = 300.0
 """The time limit of a sample unless another is given."""

@@ -23,6 +23,7 @@ from .settings import Proxy, is_loopback
 
 log = logging.getLogger("loops_async.http")
 
+CONNECT_SECONDS: Final = 10.0
 LOOKUPS_AT_ONCE: Final = 4
 PROBES: Final = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 30, "TCP_KEEPCNT": 5}
 """TCP keep-alive: idle seconds before the first probe, seconds between probes, and the limit of unanswered probes."""
@@ -47,6 +48,12 @@ def _tls_context(*_: Any) -> ssl.SSLContext:
     context = ssl.create_default_context()
     context.set_alpn_protocols(["http/1.1"])
     return context
+
+
+@lru_cache(maxsize=64)
+def time_limits(idle_seconds: float | None) -> aiohttp.ClientTimeout:
+    """Return the time limits of a connection; `TimeLimit` bounds the whole request."""
+    return aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=idle_seconds)
 
 
 def keepalive_socket(address: tuple[Any, ...]) -> socket.socket:

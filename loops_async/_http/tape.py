@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 from msgspec import Struct
 
 if TYPE_CHECKING:
+    from .messages import Answer, Request
     from .settings import Settings
-    from .transport import Answer, Request
 
 Send: TypeAlias = "Callable[[Request], Awaitable[Answer]]"
 Open: TypeAlias = "Callable[[Request], AbstractAsyncContextManager[OpenAnswer]]"

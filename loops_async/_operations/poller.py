@@ -16,8 +16,9 @@ from .. import protocol
 from .._http import tape
 from .._http.decoding import UnreadableError
 from .._http.endpoint import Endpoint
+from .._http.messages import MOST_RESULT_BYTES, Answer, Request
 from .._http.retry import POLL, Failure, failure_of, retry
-from .._http.transport import MOST_RESULT_BYTES, Answer, Request, Transport
+from .._http.transport import Transport
 from .._work.waits import Wait
 from ..errors import ApiError, ConnectError, LoopsError, ProtocolError, RemoteOpError, UnknownRequestError
 
@@ -94,15 +95,15 @@ class Poller:
                 answer, poll = polled
                 if poll.status == "error":
                     raise RemoteOpError(
-                        self._transport.clean(poll.error or "the operation failed without a message"),
+                        self._transport.errors.clean(poll.error or "the operation failed without a message"),
                         operation_id=operation_id,
                         operation=operation,
                         run_id=self._endpoint.run_id,
-                        error_class=self._transport.clean(poll.error_class) if poll.error_class else None,
+                        error_class=self._transport.errors.clean(poll.error_class) if poll.error_class else None,
                     )
                 if poll.status == "done":
                     return await self._decode(request, answer, poll.result, decode)
-                status = self._transport.clean(poll.status, LONGEST_STATUS)
+                status = self._transport.errors.clean(poll.status, LONGEST_STATUS)
                 if status != unknown:
                     unknown = status
                     wait.heard(f"the unknown status {status!r}")
@@ -141,7 +142,7 @@ class Poller:
         return await retry(ask, POLL, what=f"could not {request.what}", budget=self._transport.retry_budget)
 
     def _error(self, request: Request, answer: Answer, operation: str, operation_id: str) -> LoopsError:
-        error = self._transport.error(request, answer)
+        error = self._transport.errors.of_answer(request, answer)
         if isinstance(error, ProtocolError):
             error.status = None  # the page of a gateway, which knows nothing of operations: to be polled again
         elif isinstance(error, ApiError) and answer.status in (404, 410) and not error.from_gateway:
@@ -154,12 +155,12 @@ class Poller:
         try:
             return await decode(raw)
         except UnreadableError as problem:
-            raise self._transport.protocol_error(request, answer, str(problem)) from problem.with_traceback(None)
+            raise self._transport.errors.of_protocol(request, answer, str(problem)) from problem.with_traceback(None)
 
 
 def accepted_id(transport: Transport, request: Request, answer: Answer) -> str:
     """Return the id of the operation that an answer accepts."""
     accepted = transport.decode(request, answer, protocol.Accepted)
     if accepted.schema_version != protocol.SCHEMA_VERSION:
-        raise transport.protocol_error(request, answer, "expected schema_version 1")
+        raise transport.errors.of_protocol(request, answer, "expected schema_version 1")
     return accepted.operation_id

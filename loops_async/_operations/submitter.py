@@ -252,7 +252,7 @@ class Submitter:
                     answer = await self._transport.send(request)
                     if answer.is_success:
                         return accepted_id(self._transport, request, answer)
-                    raise _recognize_shutdown(self._transport.error(request, answer))
+                    raise _recognize_shutdown(self._transport.errors.of_answer(request, answer))
             except LoopsError as error:
                 part.may_be_accepted = part.may_be_accepted or may_have_acted(error)
                 raise

@@ -15,8 +15,9 @@ import msgspec
 
 from .. import protocol
 from .._http.endpoint import Endpoint
+from .._http.messages import Answer, Request
 from .._http.retry import QUEUED_SAMPLE, failure_of, may_have_acted, retry
-from .._http.transport import Answer, Request, Transport
+from .._http.transport import Transport
 from .._operations.poller import Poller, accepted_id
 from .._waiting import TimeLimit
 from .._work.registry import CURRENT
@@ -72,7 +73,7 @@ class SampleQueue:
                         what="the sample was not accepted",
                         budget=self._transport.retry_budget,
                     )
-                request_id = self._transport.request_id(answer)
+                request_id = self._transport.errors.request_id(answer)
                 if accepted is None:
                     return answer.body, request_id  # completed without waiting in the queue
                 operation_id, may_be_queued = accepted, True
@@ -103,7 +104,7 @@ class SampleQueue:
                 return answer, accepted_id(self._transport, request, answer)
             if answer.is_success:
                 return answer, None
-            raise _explained(self._transport.error(request, answer))
+            raise _explained(self._transport.errors.of_answer(request, answer))
 
     async def _cancel(self, operation_id: str) -> None:
         """Free the place in the queue if that is still possible."""

@@ -10,8 +10,9 @@ from urllib.parse import quote
 
 from .. import protocol
 from .._http.endpoint import Endpoint
+from .._http.messages import Answer, Request
 from .._http.retry import until
-from .._http.transport import Answer, Request, Transport, is_final
+from .._http.transport import Transport
 from .._tasks import SingleFlight, TaskOwner
 from .._waiting import TimeLimit
 from .._work.registry import CURRENT, Entry
@@ -160,8 +161,8 @@ async def _ask(transport: Transport, request: Request, *, must_run: bool = False
         return failure
     if answer.is_success:
         return answer
-    error = transport.error(request, answer)
-    if is_final(answer) or _is_final_failure(error) or (must_run and isinstance(error, ProtocolError)):
+    error = transport.errors.of_answer(request, answer)
+    if answer.is_final or _is_final_failure(error) or (must_run and isinstance(error, ProtocolError)):
         raise error
     return error
 
@@ -203,7 +204,7 @@ async def _last_error(deployment_id: str, control_plane: ControlPlane, transport
     except LoopsError as error:
         log.debug("the logs of deployment %s are unavailable: %s", deployment_id, error)
         return ""
-    return f" ({transport.clean(lines[0].message)[:LONGEST_LOG_EXCERPT].strip()})" if lines else ""
+    return f" ({transport.errors.clean(lines[0].message)[:LONGEST_LOG_EXCERPT].strip()})" if lines else ""
 
 
 class SamplerGate:

@@ -18,6 +18,7 @@ from urllib.request import getproxies_environment
 import typer
 from msgspec import Struct
 
+from .._http.messages import Answer, Request
 from .._http.network import Proxies, Resolver, tls_context
 from .._http.settings import (
     DEFAULT_BASE_URL,
@@ -29,7 +30,7 @@ from .._http.settings import (
     open_file_limit,
     resolve_settings,
 )
-from .._http.transport import Answer, Request, Transport
+from .._http.transport import Transport
 from .._version import __version__
 from ..errors import ConfigError, ConnectError, LoopsError
 from ..types import ServerCapabilities
@@ -169,7 +170,7 @@ class _Examination:
             return Finding(check="key", state="unknown", found=f"{shown}; not checked, since no answer came")
         try:
             if not received.is_success:
-                raise transport.error(self._request, received)
+                raise transport.errors.of_answer(self._request, received)
             transport.decode(self._request, received, ServerCapabilities)
         except LoopsError as error:
             message = f"{shown}: {paragraph(self._context, error)}"

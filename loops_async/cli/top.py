@@ -13,7 +13,7 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
-from .._http.transport import Request
+from .._http.messages import Request
 from .._session.runtime import Runtime
 from ..control_plane import ControlPlane
 from ..errors import LoopsError

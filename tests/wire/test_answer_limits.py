@@ -9,8 +9,9 @@ import pytest
 from aiohttp import web
 
 from loops_async import ConfigError, ProtocolError, ServerError
+from loops_async._http.messages import Request
 from loops_async._http.settings import Settings
-from loops_async._http.transport import MOST_ERROR_BYTES, Request, Transport
+from loops_async._http.transport import MOST_ERROR_BYTES, Transport
 from tests.support.scripted import Reply, Say, ScriptedService
 
 MOST = 1_000_000

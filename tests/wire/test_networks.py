@@ -14,8 +14,9 @@ import pytest
 from aiohttp import web
 
 from loops_async import ConfigError, ConnectError, SamplingParams, ServiceClient
+from loops_async._http.messages import Request
 from loops_async._http.settings import resolve_settings
-from loops_async._http.transport import Request, Transport
+from loops_async._http.transport import Transport
 from tests.support.certificates import self_signed
 from tests.support.colours import Colour
 from tests.support.patience import PATIENCE_SECONDS

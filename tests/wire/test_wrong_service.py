@@ -24,7 +24,7 @@ from loops_async import (
     TrainingClient,
 )
 from loops_async._checkpoints import download
-from loops_async._http import transport as transport_module
+from loops_async._http import network
 from tests.support.clock import Clock
 from tests.support.files import FILES, SIGNED, entry, page
 from tests.support.scripted import KEY, Hold, Reply, Say, ScriptedService, done, hang_up, hang_up_in_the_body
@@ -271,15 +271,15 @@ async def test_a_signature_is_not_in_the_error_of_a_time_limit(
 async def test_a_connection_that_is_not_accepted_in_time(
     failed_download: Callable[[str], Awaitable[LoopsError]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transport_module, "CONNECT_SECONDS", 0.01)
-    transport_module._time_limits.cache_clear()
+    monkeypatch.setattr(network, "CONNECT_SECONDS", 0.01)
+    network.time_limits.cache_clear()
     with socket.socket() as listening, socket.socket() as filling:
         # A queue of connections that is never accepted is full after the first.
         listening.bind(("127.0.0.1", 0))
         listening.listen(0)
         filling.connect(listening.getsockname())
         error = await failed_download(f"http://127.0.0.1:{listening.getsockname()[1]}/x")
-    transport_module._time_limits.cache_clear()
+    network.time_limits.cache_clear()
     assert isinstance(error, ConnectError)
     assert not error.was_sent
     assert "did not accept a connection" in str(error)
