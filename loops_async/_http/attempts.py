@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Final, NamedTuple, Protocol
 
 from .._work.registry import Watcher
-from .body import Body
+from .messages import Request
 
 log = logging.getLogger("loops_async.http")
 
@@ -40,12 +40,9 @@ class Attempt:
 
     def __init__(
         self,
-        method: str,
-        url: str,
+        request: Request,
         *,
         headers: dict[str, str],
-        body: Body | bytes | None,
-        has_signed_url: bool,
         watchers: Sequence[Watcher],
         clean: Callable[[str], str],
         translated: Callable[[BaseException], BaseException],
@@ -54,14 +51,13 @@ class Attempt:
         self._answer: Answered | None = None
         self._body: bytes | None = None
         self._is_complete = False
-        self._method = method
-        self._url = url
-        self._sent = body.size if isinstance(body, Body) else len(body or b"")
+        self._request = request
         self._clean = clean
         self._translated = translated
         self._began = perf_counter()
+        method, url, body = request.method, request.url, request.body
         self._told = [
-            (watcher, watcher.request(method, url, headers, body, has_signed_url=has_signed_url))
+            (watcher, watcher.request(method, url, headers, body, has_signed_url=request.has_signed_url))
             for watcher in watchers
         ]
 
@@ -98,17 +94,17 @@ class Attempt:
     def _log(self, outcome: str, ms: float, answer: Answered | None) -> None:
         if not log.isEnabledFor(logging.DEBUG):
             return
-        host, _, path = self._url.partition("//")[2].partition("/")
+        host, _, path = self._request.url.partition("//")[2].partition("/")
         id_ = None if answer is None else request_id(answer.headers)
         facts = {
-            "method": self._method,
+            "method": self._request.method,
             "host": self._clean(host.rpartition("@")[2]),
             "path": self._clean("/" + path.partition("?")[0]),
             "status": None if answer is None else answer.status,
             "ms": ms,
             "attempt": NUMBER.get(),
             "request_id": None if id_ is None else self._clean(id_),
-            "bytes_sent": self._sent,
+            "bytes_sent": self._request.size,
             "bytes_received": 0 if answer is None else answer.content.total_bytes,
         }
         log.debug(

@@ -41,6 +41,11 @@ class Request(Struct, kw_only=True, gc=False):
         return b"".join(self.body.parts) if isinstance(self.body, Body) else self.body or b""
 
     @property
+    def size(self) -> int:
+        """The bytes of the body."""
+        return self.body.size if isinstance(self.body, Body) else len(self.body or b"")
+
+    @property
     def described(self) -> str:
         """How errors name it: without the query and the password of its URL."""
         url = PASSWORD.sub("", self.url.split("?", 1)[0])

@@ -272,7 +272,7 @@ class Transport:
         body = request.body
         counts = CURRENT.get().counts
         counts.requests += 1
-        counts.bytes_sent += body.size if isinstance(body, Body) else len(body or b"")
+        counts.bytes_sent += request.size
         session = self._new_connections if request.new_connection else self._session
         return session.request(
             request.method,
@@ -289,11 +289,8 @@ class Transport:
         if not self.work.watchers and not log.isEnabledFor(logging.DEBUG):
             return None
         return Attempt(
-            request.method,
-            request.url,
+            request,
             headers={**HEADERS, **_headers(request, authorization)},
-            body=request.body,
-            has_signed_url=request.has_signed_url,
             watchers=self.work.watchers,
             clean=self.errors.clean,
             translated=partial(self._translated, request),
@@ -377,7 +374,7 @@ def _headers(request: Request, authorization: Mapping[str, str]) -> dict[str, st
     if request.body is not None:
         headers["Content-Type"] = "application/json"
     if isinstance(request.body, Body):
-        headers["Content-Length"] = str(request.body.size)
+        headers["Content-Length"] = str(request.size)
     return headers
 
 
