@@ -344,7 +344,8 @@ class TrainingClient(Closing[_core.TrainingClient]):
             max_episode_tokens: the longest episode; None is the longest sequence of the run. Answers end there, and
                 what was observed beyond it is left out.
             executor: where `RolloutContext.run` calls functions, e.g. a `ProcessExecutor`; worker threads when None.
-            drop_last: leave out the last step if there are too few groups for it.
+            drop_last: leave out the last step if there are too few groups for it. Which step that is shows only at the
+                end, so the `minibatches` of a step then come once all its groups have finished.
             seed: makes sampling repeatable, as far as the order in which weights are published allows.
             name: publish under ``sampler_weights/<name>``.
             state: continue where `RolloutStream.save` was called.

@@ -226,11 +226,13 @@ class RolloutStream:
         producer, options = parts.producer, self._options
         if producer.failure is not None:
             raise producer.failure
-        size = options.groups_per_step // options.minibatches
+        size, left = options.groups_per_step // options.minibatches, options.groups_per_step - self._in_step
         can_be_short = producer.has_read_all and not options.drop_last
-        is_part, is_rest = self._in_step + size < options.groups_per_step, can_be_short and producer.has_ended
-        if is_part and not is_rest and len(producer.finished) <= size:
-            return None  # a group is kept back, so that the step's last batch is never empty
+        is_part, is_rest = size < left, can_be_short and producer.has_ended
+        # What a part leaves must be certain to follow: one group, or all that the step needs if it may not be short.
+        needed = left if options.drop_last else size + 1
+        if is_part and not is_rest and len(producer.finished) < needed:
+            return None
         step = self._gate.step
         tickets = self._gate.take(size, flush=can_be_short)
         return None if tickets is None else self._batch(parts, [producer.finished.pop(each) for each in tickets], step)

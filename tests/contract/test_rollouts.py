@@ -322,6 +322,22 @@ async def test_a_step_may_come_in_parts(trainer: TrainingClient, engine: Watched
     assert [kind for kind, _ in engine.done].count("optim_step") == 3
 
 
+async def test_no_part_is_handed_out_of_a_step_that_is_left_out(trainer: TrainingClient) -> None:
+    async def rollout(ctx: RolloutContext, task: int) -> Episode | None:
+        return None if task == 7 else await one_turn(ctx, task)  # so that the second step lacks a group
+
+    options = {"group_size": 2, "groups_per_step": 4, "minibatches": 2, "max_staleness": 0, "drop_last": True}
+    parts = []
+    async with trainer.rollouts(rollout, range(8), **options) as stream:
+        async for batch in stream:
+            parts.append((tasks_of([batch]), batch.is_last_of_step))
+            if batch.is_last_of_step:
+                await stream.publish()
+        assert stream.state().pending == [4, 5, 6]
+    assert [(len(tasks), is_last) for tasks, is_last in parts] == [(2, False), (2, True)]
+    assert sorted(index for tasks, _ in parts for index in tasks) == [0, 1, 2, 3]
+
+
 async def test_the_last_step_may_be_short_or_left_out(trainer: TrainingClient) -> None:
     async def lengths(count: int, **options: Any) -> list[int]:
         async with trainer.rollouts(one_turn, numbers(count), group_size=2, groups_per_step=3, **options) as stream:

@@ -159,6 +159,7 @@ async def run_until_left(
                 try:
                     batch = await anext(stream)
                 except StopAsyncIteration:
+                    assert not ledger.part, "a step was begun, and has no last batch"
                     has_ended = True
                     break
                 except RolloutError:  # nothing but failures, and no batch
