@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextlib import contextmanager
 from hashlib import blake2b
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -16,7 +17,7 @@ from .._agents.gateway import AgentGateway, AgentRollout, gateway_rollout, shut_
 from .._agents.requests import stops_of
 from .._arguments import check_at_least, check_finite
 from .._sampling.limiter import Limiter, slots
-from ..errors import InputError, ProtocolError
+from ..errors import BudgetExceededError, InputError, ProtocolError
 from ..sampling import SamplingClient
 from ..types import ModelInput, SampledSequence, SampleResponse, SamplingParams
 from .agents import episode_of
@@ -25,7 +26,7 @@ from .executor import Workers
 from .metrics import Meter
 from .policy import Policy
 
-__all__ = ["Group", "Resources", "Rollout", "RolloutContext", "agent_episode", "leave", "shut"]
+__all__ = ["Group", "Resources", "Rollout", "RolloutContext", "agent_episode", "check_refusal", "leave", "shut"]
 
 NO_ROOM: Final = SampledSequence(tokens=[], logprobs=[], stop_reason="length")
 """The answer where there is no room for a token."""
@@ -100,6 +101,8 @@ class RolloutContext:
         self._for_group = for_group
         self._calls = 0
         self._agent: AgentRollout | None = None
+        self._refusal: BudgetExceededError | None = None
+        """Why the budget refused a call, unless one that was made later was answered."""
 
     @property
     def index(self) -> int:
@@ -296,7 +299,7 @@ class RolloutContext:
         seeded = replace(params, seed=self._next_seed(params.seed))
         async with slots(resources.limiter, count, priority=self._group.priority) as held:
             policy = resources.policy()  # only now, so that it is the newest
-            with resources.meter.in_flight():
+            with resources.meter.in_flight(), self._noted_refusal():
                 answer = await policy.sampler.sample(prompt, count, seeded, affinity_key=self.affinity_key)
             held.finished(sum(len(sequence.tokens) for sequence in answer.sequences))
         self._group.heard()
@@ -305,6 +308,22 @@ class RolloutContext:
         if answer.policy_version is None and policy.sampler.checkpoint_path is not None:
             return answer, policy.version
         return answer, answer.policy_version
+
+    @contextmanager
+    def _noted_refusal(self) -> Generator[None]:
+        """Note whether the budget refuses the call in the block."""
+        before = self._refusal
+        try:
+            yield
+        except BudgetExceededError as refusal:
+            self._refusal = refusal
+            raise
+        if self._refusal is before:  # else another call was refused meanwhile
+            self._refusal = None
+
+    def _check_refusal(self) -> None:
+        if self._refusal is not None:
+            raise self._refusal
 
     def _cut(self, params: SamplingParams, used: int) -> SamplingParams | None:
         """Cut `max_tokens` to the room that `used` tokens leave; return None if there is none."""
@@ -354,6 +373,15 @@ def agent_episode(context: RolloutContext, reward: float) -> Episode | None:
         InputError: the rollout used no agent, so that there is nothing that the reward could be of.
     """
     return context._agent_episode(reward)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - private to users
+
+
+def check_refusal(context: RolloutContext) -> None:
+    """Raise an error that the rollout may have caught: an agent sees an error of HTTP in its place.
+
+    Raises:
+        BudgetExceededError: the budget refused a call of this attempt, and none that was made later was answered.
+    """
+    context._check_refusal()  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - private to users
 
 
 async def shut(context: RolloutContext) -> None:

@@ -16,7 +16,7 @@ from .._tasks import cancel_and_wait, is_being_cancelled, run_to_completion, tak
 from .._waiting import TimeLimit
 from ..errors import BudgetExceededError, InputError
 from ..types.tensors import is_list_like, plain_number
-from .context import Group, Resources, Rollout, RolloutContext, agent_episode, leave, shut
+from .context import Group, Resources, Rollout, RolloutContext, agent_episode, check_refusal, leave, shut
 from .episode import Episode
 from .options import Options, members_needed
 
@@ -110,7 +110,9 @@ class Roller:
             is_group = self._options.unit == "group"
             context = RolloutContext(self._resources, group, member=member, attempt=attempt, for_group=is_group)
             try:
-                return self._checked(await self._timed(self._rolled_out(context, group)), context)
+                result = await self._timed(self._rolled_out(context, group))
+                check_refusal(context)
+                return self._checked(result, context)
             except asyncio.CancelledError as cancelled:
                 if is_being_cancelled():
                     raise
@@ -119,6 +121,7 @@ class Roller:
                 raise  # every other group would get it, too: the stream ends, and the task counts as not begun
             except Exception as failure:
                 error = failure
+            check_refusal(context)
             if group.is_ending:
                 return Failed(error)  # which a cancellation became
             if attempt >= policy.retries or not policy.may_pass(error):

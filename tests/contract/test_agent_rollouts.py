@@ -17,12 +17,15 @@ import pytest
 import loops_sync
 from loops_async import (
     AgentRollout,
+    Budget,
+    BudgetExceededError,
     ConfigError,
     Episode,
     FailurePolicy,
     InputError,
     RolloutContext,
     RolloutError,
+    ServiceClient,
     TrainingClient,
 )
 from loops_local import LocalService
@@ -30,7 +33,7 @@ from tests.support import openai_stub
 from tests.support.byte_tokenizer import ByteTokenizer
 from tests.support.colours import Colour
 from tests.support.engines import WatchedEngine
-from tests.support.rollouts import PAIRS, loop
+from tests.support.rollouts import PAIRS, loop, tasks_of
 from tests.support.templates import SMOLLM2
 from tests.support.work import eventually
 
@@ -201,6 +204,31 @@ async def test_a_blocking_agent_ends_when_its_rollout_is_cancelled(local: LocalS
     await running
     assert ended == [410] * 4
     await eventually(lambda: engine.waiting_samples == 0)
+
+
+@pytest.mark.parametrize("end", ["fails", "returns a reward"])
+async def test_a_budget_ends_the_stream_whatever_the_agent_makes_of_its_error(
+    service: ServiceClient, trainer: TrainingClient, caplog: pytest.LogCaptureFixture, end: str
+) -> None:
+    async def rollout(ctx: RolloutContext, task: int) -> float:
+        try:
+            await ask(ctx, user(task))
+        except AssertionError:  # the status is not 200
+            if end == "fails":
+                raise OSError("what may pass") from None
+        return float(ctx.member % 2)
+
+    service.budget = Budget(samples=6)  # a step and a half
+    async with trainer.rollouts(rollout, range(100), agents=AGENTS, max_staleness=0, **PAIRS) as stream:
+        with pytest.raises(BudgetExceededError, match="samples=6"):
+            await loop(trainer, stream)
+        state = await stream.save("end")
+    assert (state.version, state.pending, state.failed) == (1, [2, 3], 0)
+    assert not any(said in caplog.text for said in ("has failed", "is left out"))
+
+    service.budget = None
+    async with trainer.rollouts(rollout, range(4), agents=AGENTS, state=state, **PAIRS) as stream:
+        assert sorted(tasks_of(await loop(trainer, stream))) == [2, 3]
 
 
 async def test_a_rollout_without_any_answer_is_left_out(

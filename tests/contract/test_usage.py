@@ -14,8 +14,10 @@ from loops_async import (
     Budget,
     BudgetExceededError,
     Datum,
+    Episode,
     InputError,
     Prices,
+    RolloutContext,
     SamplingParams,
     ServiceClient,
     TrainingClient,
@@ -237,6 +239,27 @@ async def test_a_stream_of_rollouts_ends_at_a_budget_and_counts_no_group_as_fail
             await loop(trainer, stream)
         state = await stream.save("end")
     assert (state.version, state.pending, state.failed) == (1, [2, 3], 0)
+
+
+async def test_a_rollout_may_ask_again_once_the_budget_is_raised(
+    service: ServiceClient, trainer: TrainingClient
+) -> None:
+    async def rollout(ctx: RolloutContext, task: int) -> Episode | None:
+        try:
+            return await one_turn(ctx, task)
+        except BudgetExceededError:
+            if task:
+                return None
+        service.budget = Budget(samples=2)
+        return await one_turn(ctx, task)
+
+    service.budget = Budget(samples=0)
+    async with trainer.rollouts(rollout, range(9), group_size=2, groups_per_step=1, max_staleness=0) as stream:
+        assert (await anext(stream)).groups[0].rewards == [0.0, 1.0]
+        await stream.publish()
+        with pytest.raises(BudgetExceededError, match="samples=2"):
+            await anext(stream)
+        assert stream.state().pending == [1]
 
 
 @pytest.mark.parametrize(
