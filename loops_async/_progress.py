@@ -75,4 +75,5 @@ def print_progress(event: ProvisioningEvent) -> None:
     In a terminal and in a notebook, each stage replaces the one before; elsewhere, and where the line does not fit into
     the terminal, each has a line of its own.
     """
-    _printer.show(event, sys.stderr)
+    if sys.stderr is not None:  # e.g. in a service without standard streams
+        _printer.show(event, sys.stderr)

@@ -20,7 +20,7 @@ from ..client import ServiceClient
 from ..control_plane import ControlPlane, resolve_team
 from ..errors import LoopsError
 from ._exit_codes import FAILED, INTERRUPTED, REFUSED, exit_code
-from ._show import complain, leave_closed_pipe, note
+from ._show import complain, leave_closed_pipe, note, prepare_streams
 from ._words import in_words_of_options
 
 __all__ = [
@@ -170,7 +170,8 @@ def paragraph(context: typer.Context, error: Exception) -> str:
 
 
 def prepare() -> None:
-    """Set up logging and signal handlers of the process."""
+    """Set up the standard streams, logging and signal handlers of the process."""
+    prepare_streams()
     log = logging.getLogger("loops_async")
     if not log.handlers:  # LOOPS_LOG shows the same lines
         log.addHandler(_Notices())

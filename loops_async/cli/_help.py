@@ -8,8 +8,8 @@ from typing import Any, Final, TypeAlias, TypeVar
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from ._exit_codes import INTERRUPTED, REFUSED
-from ._show import LONGEST_LINE, columns_of_terminal, complain, leave_closed_pipe, wrapped
+from ._exit_codes import FAILED, INTERRUPTED, REFUSED
+from ._show import LONGEST_LINE, columns_of_terminal, complain, drop_output, leave_closed_pipe, wrapped
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -79,6 +79,10 @@ class Group(TyperGroup):
         except typer.Abort:
             complain("interrupted")
             code = INTERRUPTED
+        except OSError as error:  # those of a command's work end in `run`
+            drop_output()
+            complain(f"cannot write the output: {error}.")
+            code = FAILED
         except Exception as error:
             # Usage errors, whose classes have no name that all versions of Typer share.
             if not hasattr(error, "format_message"):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
+import io
+import json
 import os
 import shutil
 import sys
@@ -45,9 +48,32 @@ class _Console(Console):
 
 
 def leave_closed_pipe() -> NoReturn:
-    """End silently, since the output is not read; what Python still writes at its end goes nowhere."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """End silently, since the output is not read."""
+    drop_output()
     raise SystemExit(CLOSED_PIPE)
+
+
+def drop_output() -> None:
+    """Let go nowhere what Python still writes to standard output at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def prepare_streams() -> None:
+    """Make the standard streams usable: each exists, and those for output accept any character."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # it was closed when the process began; its number must not become a socket's
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, closefd=False))
+    codecs.register_error(_escaped.__name__, _escaped)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_escaped.__name__)
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    """Return what stands for characters that an encoding lacks: their escapes in JSON, which stays valid thereby."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
 def _console(*, stderr: bool) -> Console:
@@ -69,12 +95,17 @@ errors = _console(stderr=True)
 
 def is_live() -> bool:
     """Whether a display on standard error can be redrawn in place."""
-    return errors.is_terminal and not errors.is_dumb_terminal
+    return _is_redrawable(errors)
 
 
 def is_terminal() -> bool:
     """Whether the answer of a command can be redrawn in place."""
-    return out.is_terminal and not out.is_dumb_terminal
+    return _is_redrawable(out)
+
+
+def _is_redrawable(console: Console) -> bool:
+    # `FORCE_COLOR` has rich take a file for a terminal; it asks for colors in e.g. a log, which cannot be redrawn.
+    return console.file.isatty() and console.is_terminal and not console.is_dumb_terminal
 
 
 def columns_of_terminal() -> int | None:
@@ -95,7 +126,7 @@ def note(message: str) -> None:
 def _readable(message: str) -> str:
     """Return a message that breaks no word in a terminal, and is one line elsewhere."""
     line = visible(message)
-    return wrapped(line, errors.width) if errors.is_terminal else line
+    return wrapped(line, errors.width) if errors.file.isatty() else line
 
 
 def wrapped(text: str, width: int, *, first: str = "", later: str = "") -> str:

@@ -27,7 +27,7 @@ from ..types import Sampler, SampleResponse, SamplingParams
 from ._connection import FAILED, complain, fail, on_service
 from ._exit_codes import UNANSWERED
 from ._options import AsJson
-from ._show import emit, errors, progress, show_json, show_text
+from ._show import emit, errors, is_live, progress, show_json, show_text
 
 Work: TypeAlias = Callable[[Runtime], Awaitable[BatchReport | None]]
 
@@ -195,5 +195,5 @@ async def _progress() -> AsyncGenerator[Callable[[BatchReport], None]]:
         def show(line: str) -> None:
             errors.print(f"loops: {line}", style="dim", markup=False, highlight=False, soft_wrap=True)
 
-        async with nullcontext() if errors.is_terminal else told_each_minute(latest, show):
+        async with nullcontext() if is_live() else told_each_minute(latest, show):
             yield tell

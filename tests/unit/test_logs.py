@@ -136,6 +136,12 @@ def printed_in_a_terminal(columns: int, events: list[ProvisioningEvent], monkeyp
     return shown.decode().removesuffix("#").replace("\r\n", "\n")
 
 
+def test_stages_are_shown_to_nobody_where_there_is_no_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    for one in STAGES:
+        print_progress(one)
+
+
 @pytest.mark.usefixtures("printer")
 def test_stages_take_a_line_each_where_nothing_can_be_written_over(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = io.StringIO()
