@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import errno
+import io
 import logging
 import math
 import os
@@ -19,7 +20,7 @@ from pathlib import Path
 import msgspec
 
 from ._http.paths import CONTROL_PLANE, DASHBOARD_DATA
-from ._service import DEFAULT_MODELS, OPENS_DASHBOARD, LocalService, dashboard_url
+from ._service import DEFAULT_MODELS, OPENS_DASHBOARD, LocalService, dashboard_url, home
 from ._storage.store import StoreLockedError
 from .engine import DTYPES, KINDS, RefusedError
 from .faults import FaultProxy, read_plan
@@ -37,6 +38,8 @@ _ABOUT = {
 
 def main() -> None:
     """Run the command line and exit: 0 after Ctrl-C or SIGTERM, 1 with one line on stderr after an error."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a path may have characters that its encoding lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
     arguments = _parser().parse_args()
     logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr)
     log = logging.getLogger("loops_local")
@@ -259,7 +262,7 @@ def _stop_on_signals() -> asyncio.Event:
 
 
 def _default_data_dir() -> Path:
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "loops-local"
+    return Path(os.environ.get("XDG_DATA_HOME") or home() / ".local" / "share") / "loops-local"
 
 
 def _print_banner(local: LocalService, *, key_is_from_environment: bool) -> None:
@@ -275,7 +278,7 @@ def _print_banner(local: LocalService, *, key_is_from_environment: bool) -> None
         f"  export LOOPS_BASE_URL={local.base_url}",
         "  # BASETEN_API_KEY is set already" if key_is_from_environment else f"  {key}",
         "",
-        "Or without a control plane and a key, as ServiceClient.local(trainer_url=…, sampler_url=…):",
+        "Or without a control plane and a key, as ServiceClient.local(trainer_url=..., sampler_url=...):",
         f"  trainer_url  {local.trainer_url}",
         f"  sampler_url  {local.sampler_url}",
         "",

@@ -373,8 +373,16 @@ def _models_on_offer(
     return (names or None), (names[0] if names else "custom")
 
 
+def home() -> Path:
+    """Return the home directory of the user; a ValueError says that there is none."""
+    try:
+        return Path.home()
+    except RuntimeError:  # e.g. in a container whose user is only a number
+        raise ValueError("this user has no home directory: set HOME") from None
+
+
 def _default_cache_dir() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loops-async"
+    return Path(os.environ.get("XDG_CACHE_HOME") or home() / ".cache") / "loops-async"
 
 
 def _stored_key(path: Path) -> str:

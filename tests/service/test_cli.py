@@ -133,6 +133,25 @@ def test_a_dashboard_that_would_not_open_is_explained(
     assert capsys.readouterr().out == ""
 
 
+def test_a_user_without_a_home_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    with pytest.raises(SystemExit, match=r"^loops-local: this user has no home directory: set HOME$"):
+        dashboard(monkeypatch)
+
+
+async def test_it_starts_in_any_encoding(tmp_path: Path) -> None:
+    data = tmp_path / "\N{SNOWMAN}"
+    process = await start(
+        *("serve", "--engine", "echo", "--port", "0", "--data-dir", str(data)), PYTHONIOENCODING="ascii"
+    )
+    assert r"\u2603" in await banner(process)
+    process.terminate()
+    await process.communicate()
+    assert process.returncode == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "rule"),
     [
