@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,6 @@ import pytest
 from hypothesis import strategies
 
 import loops_local
-from loops_async._http.settings import FROM_ENVIRONMENT
 from loops_async._logs import LOGGERS
 from tests.support import torch_engine
 from tests.support.clock import Clock
@@ -22,6 +22,19 @@ from tests.support.warnings import TOLERATED
 
 MOST_CALLS_AT_ONCE = 128
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+SETTINGS = ("BASETEN_", "BT_LOOPS_", "LOOPS_", "OTEL_", "TINKER_", "WANDB_")
+"""How variables begin that set up programs."""
+SETTINGS_OF_TESTS = ("LOOPS_COMPAT_PYTHON", "LOOPS_SITE", "LOOPS_TOLERATE_DEPRECATIONS")
+
+
+def settings_of_programs() -> list[str]:
+    """Return the variables that would set up what is tested; the person who runs the tests may have an account."""
+    return [name for name in os.environ if name.startswith(SETTINGS) and name not in SETTINGS_OF_TESTS]
+
+
+# Here, since some fixtures come before those of a test.
+for variable in settings_of_programs():
+    del os.environ[variable]
 
 # A shell that runs the tests in the background has SIGINT ignored, which the programs that they start would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -97,8 +110,6 @@ def own_logs() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The person who runs the tests may have an account."""
-    ours = ("BASETEN_API_KEY", "LOOPS_BASE_URL", "LOOPS_ALLOW_HTTP", "BT_LOOPS_MAX_CONNECTIONS")
-    ours += ("LOOPS_LOG", "LOOPS_REQUEST_LOG", "LOOPS_REQUEST_LOG_BODIES")
-    for name in (*ours, *FROM_ENVIRONMENT.values(), *PROXY_VARIABLES, *map(str.upper, PROXY_VARIABLES)):
+    """A test before may have left some; and proxies are for what fixtures install."""
+    for name in (*settings_of_programs(), *PROXY_VARIABLES, *map(str.upper, PROXY_VARIABLES)):
         monkeypatch.delenv(name, raising=False)
