@@ -111,6 +111,8 @@ def run(context: typer.Context, work: Coroutine[Any, Any, T]) -> T:
         leave_closed_pipe()
     except LoopsError as error:
         fail(paragraph(context, error), exit_code(error))
+    except UnicodeEncodeError:  # Python keeps bytes that it cannot decode, in text that cannot be sent
+        fail(f"an argument or a variable has bytes that are no {sys.getfilesystemencoding()} text.", REFUSED)
     except (OSError, ImportError) as error:
         fail(paragraph(context, error), FAILED)
     except Exception as error:
@@ -178,6 +180,9 @@ def prepare() -> None:
     # A job that is terminated must clean up like an interrupted one, so that no run is left that costs money. The
     # event loop handles SIGINT between two steps, not in the middle of one.
     signal.signal(signal.SIGTERM, _interrupt)
+    # A shell has what a script starts in the background ignore SIGINT, and SIGTERM must end it all the same.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _interrupt(*_: object) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from loops_async.cli import _show
 from loops_local import LocalService
-from tests.cli.conftest import COMMAND
+from tests.cli.conftest import COMMAND, Cli
 from tests.support.patience import PATIENCE_SECONDS
 
 
@@ -63,6 +63,10 @@ def test_json_stays_json_in_any_encoding(encoding: str, monkeypatch: pytest.Monk
     _show.show_json({"name": 'è "☃" 😀'})
     sys.stdout.flush()
     assert json.loads(written.getvalue().decode(encoding)) == {"name": 'è "☃" 😀'}
+
+
+def test_bytes_that_are_no_text_are_refused(cli: Cli) -> None:
+    assert "has bytes that are no utf-8 text" in cli.fails("runs", "list", "--model", os.fsdecode(b"\xff"), code=2)
 
 
 @pytest.mark.parametrize("arguments", [["top"], ["runs", "create", "echo"]], ids=" ".join)

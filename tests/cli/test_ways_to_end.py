@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -189,12 +189,28 @@ def test_every_command_speaks_json() -> None:
     assert all(command.help for command in found.values())
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_creation_leaves_no_run(endless: LocalService, number: signal.Signals) -> None:
+IN_THE_BACKGROUND = ("sh", "-c", 'trap "" INT; exec "$@"', "sh")
+"""How a shell starts what a script does not wait for."""
+
+
+@pytest.mark.parametrize(
+    ("model", "number", "shell"),
+    [
+        ("interrupted", signal.SIGINT, ()),
+        ("terminated", signal.SIGTERM, ()),
+        ("terminated-in-the-background", signal.SIGTERM, IN_THE_BACKGROUND),
+    ],
+)
+def test_an_interrupted_creation_leaves_no_run(
+    endless: LocalService, model: str, number: signal.Signals, shell: Sequence[str]
+) -> None:
     environment = os.environ | {"LOOPS_BASE_URL": endless.base_url, "BASETEN_API_KEY": endless.api_key}
-    model = f"interrupted-{number}"
     creating = subprocess.Popen(
-        [*COMMAND, "runs", "create", model], env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [*shell, *COMMAND, "runs", "create", model],
+        env=environment,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     with creating:
         assert creating.stderr is not None
