@@ -22,8 +22,8 @@ from tests.support.warnings import TOLERATED
 
 MOST_CALLS_AT_ONCE = 128
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
-SETTINGS = ("BASETEN_", "BT_LOOPS_", "LOOPS_", "OTEL_", "TINKER_", "WANDB_")
-"""How variables begin that set up programs."""
+SETTINGS = ("BASETEN_", "BT_LOOPS_", "LOOPS_", "OTEL_", "TINKER_", "WANDB_", "FORCE_COLOR", "TTY_")
+"""How variables begin that set up programs; the last ones have rich take a file for a terminal."""
 SETTINGS_OF_TESTS = ("LOOPS_COMPAT_PYTHON", "LOOPS_SITE", "LOOPS_TOLERATE_DEPRECATIONS")
 
 
@@ -32,7 +32,7 @@ def settings_of_programs() -> list[str]:
     return [name for name in os.environ if name.startswith(SETTINGS) and name not in SETTINGS_OF_TESTS]
 
 
-# Here, since some fixtures come before those of a test.
+# Here, before what other conftest files set, and before they import what reads these: no fixture is early enough.
 for variable in settings_of_programs():
     del os.environ[variable]
 

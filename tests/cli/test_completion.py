@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -38,6 +39,7 @@ class Shell:
 
     def __init__(self, name: str, folder: Path, program: str, **environment: str) -> None:
         self.name = name
+        self._folder = folder
         self._script = folder / f"loops.{name}"
         self._script.write_text(SCRIPTS[name](NODES))
         self.program = folder / "loops"
@@ -57,6 +59,7 @@ class Shell:
             capture_output=True,
             text=True,
             env=self._environment,
+            cwd=self._folder,
             timeout=PATIENCE_SECONDS,
         )
         assert (ended.returncode, ended.stderr) == (0, "")
@@ -131,7 +134,8 @@ def test_ids_are_asked_for(shell: Shell) -> None:
 
 def test_ids_come_from_the_service(tmp_path: Path, local: LocalService, some: Sequence[str]) -> None:
     run, sampler, checkpoint = some
-    program = f'PYTHONPATH={Path(__file__).parents[2]} exec {sys.executable} -m loops_async.cli "$@"'
+    root, python = shlex.quote(str(Path(__file__).parents[2])), shlex.quote(sys.executable)
+    program = f'PYTHONPATH={root} exec {python} -m loops_async.cli "$@"'
     environment = {"LOOPS_BASE_URL": local.base_url, "BASETEN_API_KEY": local.api_key}
     shell = Shell("bash", tmp_path, program, **environment, LOOPS_COMPLETION_SECONDS=str(PATIENCE_SECONDS))
     running, files = shell("loops down ", f"loops checkpoints files {checkpoint[:4]}")
@@ -143,9 +147,8 @@ def test_ids_come_from_the_service(tmp_path: Path, local: LocalService, some: Se
 def test_files_are_completed_by_the_shell(name: str, tmp_path: Path) -> None:
     if shutil.which(name) is None:
         pytest.skip(f"{name} is not installed")
-    place = tmp_path / "prompts.jsonl"
-    place.touch()
-    assert Shell(name, tmp_path, KINDS_ONLY)(f"loops sample --input {tmp_path}/prom") == [{str(place)}]
+    (tmp_path / "prompts.jsonl").touch()
+    assert Shell(name, tmp_path, KINDS_ONLY)("loops sample --input prom") == [{"prompts.jsonl"}]
 
 
 def test_bash_reads_a_value_behind_an_equals_sign_and_the_service_of_the_line(tmp_path: Path) -> None:

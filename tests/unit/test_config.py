@@ -34,6 +34,7 @@ def test_arguments_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
 def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("BASETEN_API_KEY", "LOOPS_BASE_URL", "LOOPS_REUSE_FROM_SESSION_ID", "BT_LOOPS_MAX_CONNECTIONS"):
         monkeypatch.setenv(name, "")  # as good as unset
+    monkeypatch.setattr("resource.getrlimit", lambda _: (1 << 20, 1 << 20))
     settings = resolve_settings(api_key=KEY)
     assert settings.base_url == "https://api.baseten.co"
     assert settings.reuse_from_session_id is None
