@@ -18,7 +18,7 @@ ROWS = re.findall(r"^\| (`[A-Z_`, ]+`) \| (\S+) \| .+ \|$", PAGE, re.MULTILINE)
 DOCUMENTED = {name for names, _ in ROWS for name in re.findall(r"`([A-Z_]+)`", names)}
 
 OURS = re.compile(r"(?:LOOPS|BASETEN|BT_LOOPS)_[A-Z_]+")
-READ_BY_OTHERS = {"HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY", "TERM", "COLUMNS"}
+READ_BY_OTHERS = {"HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY", "TERM", "COLUMNS", "FORCE_COLOR"}
 """Python and rich read them for us."""
 
 
