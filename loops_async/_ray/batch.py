@@ -24,6 +24,7 @@ from .._batch.settings import BatchSettings, check_settings, settings_file
 from .._sampling.adaptive import Adaptive
 from ..errors import ClosedError, InputError, LoopsError
 from ..sampling import SamplingClient
+from .fates import ITS_PLACE, STALE, Fate, Found, fates
 from .files import UNREADABLE, Folder, Kind, Part, file_name
 from .keys import Keys, are_in, joined, ordered, packed
 from .limit import SharedLimit
@@ -35,7 +36,6 @@ log: logging.Logger = logging.getLogger("loops_async.sampling")
 
 SETTINGS: Final = "_loops_batch.json"
 INCOMPLETE: Final = "_incomplete"
-STALE: Final = "_stale"
 
 READING_CPUS: Final = 0.25
 """What tasks that read and write are counted as: they wait for disks and networks."""
@@ -233,19 +233,6 @@ class _Counts(Struct):
         self.retryable += other.retryable
 
 
-class _Found(Struct):
-    """The records of one file of the output."""
-
-    keys: Keys
-    is_answer: Any
-    is_retryable: Any
-    settings: set[str]
-
-    def is_stale(self, wanted: Keys) -> Any:
-        """Return for each record whether it is an answer to a row that is gone."""
-        return ~are_in(self.keys, wanted) & self.is_answer
-
-
 class _Batch:
     """The state of a batch, from its input and its output."""
 
@@ -284,7 +271,8 @@ class _Batch:
         before = self.target.read_small(SETTINGS)
         digests = set().union(*(each.settings for each in whole.values()))
         check_settings(self.settings, digests, before, append=self._append, target=self.target.path)
-        stale = 0 if self._append else sum(int(each.is_stale(wanted).sum()) for each in whole.values())
+        fate_of = fates(whole, wanted, retry_errors=self._retry_errors, append=self._append)
+        stale = sum(int(fate.is_stale.sum()) for fate in fate_of.values())
         if stale and not self._drop_stale:
             raise InputError(
                 "target",
@@ -293,18 +281,14 @@ class _Batch:
             )
         self.target.make()
         self.target.write_small(SETTINGS, settings_file(self.settings, before))
+        for path in found.keys() - whole.keys():
+            self.target.set_aside(path, INCOMPLETE)
         done, counts = [], _Counts()
-        for path, each in found.items():
-            if each is None:
-                self.target.set_aside(path, INCOMPLETE)
-                continue
-            is_wanted = are_in(each.keys, wanted)
-            is_kept = is_wanted & (each.is_answer | ~(each.is_retryable | self._retry_errors))
-            if not (is_kept | (~is_wanted & self._append)).all():
-                self._clean(path, each.is_stale(wanted), is_kept | (~is_wanted & self._append))
-            done.append(each.keys[is_kept])
-            answers = int((is_kept & each.is_answer).sum())
-            counts.add(_Counts(answers, int(is_kept.sum()) - answers))
+        for path, fate in fate_of.items():
+            self._clean(path, fate)
+            done.append(whole[path].keys[fate.is_done])
+            answers = int((fate.is_done & whole[path].is_answer).sum())
+            counts.add(_Counts(answers, int(fate.is_done.sum()) - answers))
         self._kept = counts
         self.report = BatchReport(rows=len(wanted), already=counts.answered, stale=stale)
         return ordered(joined(done))[0]
@@ -318,15 +302,14 @@ class _Batch:
             retryable=self._kept.retryable + new.retryable,
         )
 
-    def _clean(self, path: str, is_stale: Any, is_kept: Any) -> None:
-        """Leave in a file what is kept, and move what is stale, unless that is kept, too."""
-        table = self.target.read_file(path, self.kind)
-        stale, kept = table.filter(pa.array(is_stale & ~is_kept)), table.filter(pa.array(is_kept))
-        if stale.num_rows:
-            self.target.write(file_name(stale), stale, folder=f"{STALE}/")
-        if kept.num_rows:
-            self.target.write(file_name(kept), kept)
-        self.target.fs.delete_file(path)
+    def _clean(self, path: str, fate: Fate) -> None:
+        """Leave in a file what is kept, and move what is stale."""
+        for folder, which in fate.steps():
+            records = self.target.read_file(path, self.kind).filter(pa.array(which))
+            if folder == ITS_PLACE:
+                self.target.replace(path, records)
+            else:
+                self.target.write(file_name(records), records, folder=f"{folder}/")
 
 
 def _in_parallel(function: Any, parts: list[Any], *args: Any) -> list[Any]:
@@ -339,13 +322,13 @@ def _keys_of(part: Part, source: Folder, settings: BatchSettings) -> Keys:
     return packed(row.key for row in rows_of(source.read(part), settings))
 
 
-def _found_in(path: str, target: Folder, kind: Kind) -> _Found | None:
+def _found_in(path: str, target: Folder, kind: Kind) -> Found | None:
     """Return what is in a file of the output; None if it is not whole."""
     import numpy as np
 
     try:
         records = keys_and_errors(target.read_file(path, kind))
-        return _Found(
+        return Found(
             keys=packed(key for key, _, _ in records),
             is_answer=np.array([error is None for _, _, error in records], bool),
             is_retryable=np.array([bool(error and error["retryable"]) for _, _, error in records], bool),

@@ -29,6 +29,8 @@ UNREADABLE: Final = (pa.ArrowInvalid, ValueError, KeyError)
 
 LOCK: Final = "_loops_batch.lock"
 
+DRAFT: Final = "_new-"
+
 Kind = Literal["jsonl", "parquet"]
 
 KINDS: Final[dict[str, Kind]] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
@@ -119,17 +121,18 @@ class Folder:
     def write(self, name: str, table: pa.Table, *, folder: str = "") -> None:
         """Write a file of this folder, or of one in it, whole: until then, it is not there."""
         self.fs.create_dir(f"{self.path}/{folder}", recursive=True)
-        target, new = f"{self.path}/{folder}{name}", f"{self.path}/_new-{name}"
-        with self.fs.open_output_stream(new) as file:
-            if is_of_lines(table):
-                file.writelines(line + b"\n" for line in table.column(LINE).to_pylist())
-            else:
-                pq.write_table(table, file)
-        self.fs.move(new, target)
+        self._write(f"{self.path}/{folder}{name}", table)
+
+    def replace(self, path: str, table: pa.Table) -> None:
+        """Replace a file at once; one without rows is deleted."""
+        if table.num_rows:
+            self._write(path, table)
+        else:
+            self.fs.delete_file(path)
 
     def write_small(self, name: str, content: bytes) -> None:
         """Write a small file."""
-        new = f"{self.path}/_new-{name}"
+        new = self._draft(name)
         with self.fs.open_output_stream(new) as file:
             file.write(content)
         self.fs.move(new, f"{self.path}/{name}")
@@ -145,7 +148,7 @@ class Folder:
         """Make the folder, and remove what a killed process was writing."""
         self.fs.create_dir(self.path, recursive=True)
         for each in self.fs.get_file_info(pafs.FileSelector(self.path)):
-            if each.base_name.startswith("_new-"):
+            if each.base_name.startswith(DRAFT):
                 self.fs.delete_file(each.path)
 
     @contextmanager
@@ -175,6 +178,19 @@ class Folder:
         """Move a file to a folder of this one."""
         self.fs.create_dir(f"{self.path}/{folder}", recursive=True)
         self.fs.move(path, f"{self.path}/{folder}/{Path(path).name}")
+
+    def _write(self, path: str, table: pa.Table) -> None:
+        new = self._draft(path)
+        with self.fs.open_output_stream(new) as file:
+            if is_of_lines(table):
+                file.writelines(line + b"\n" for line in table.column(LINE).to_pylist())
+            else:
+                pq.write_table(table, file)
+        self.fs.move(new, path)
+
+    def _draft(self, path: str) -> str:
+        """Return where a file is first written: without its ending, so that ``*.jsonl`` means only whole files."""
+        return f"{self.path}/{DRAFT}{Path(path).stem}"
 
     def _parquet(self, path: str) -> pq.ParquetFile:
         return pq.ParquetFile(self.fs.open_input_file(path), pre_buffer=False)
