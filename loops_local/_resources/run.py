@@ -31,6 +31,7 @@ from .._storage.records import CheckpointRecord, CheckpointTargetName, Published
 from .._storage.store import Store
 from ..engine import Engine
 from ..engine.base import Adapter, Trainer
+from ..engine.checks import check_batch
 from .deployment import Deployment
 from .history import RunHistory
 
@@ -135,12 +136,12 @@ class Run:
     async def forward(self, body: wire.ForwardBody, *, backward: bool) -> ForwardBackwardOutput:
         """Compute loss and logprobs; with `backward` gradients too."""
         config = body.loss_fn_config or {}
-        output = await self._train(
-            lambda trainer: trainer.forward(
-                body.data, body.loss_fn, config, backward=backward, top_k=body.top_k_logprobs
-            ),
-            changes=backward,
-        )
+
+        def compute(trainer: Trainer) -> ForwardBackwardOutput:
+            check_batch(body.data, body.loss_fn, config)  # here, since a large batch would hold the event loop
+            return trainer.forward(body.data, body.loss_fn, config, backward=backward, top_k=body.top_k_logprobs)
+
+        output = await self._train(compute, changes=backward)
         if backward:
             self.history.passed(output, len(body.data))
         return output

@@ -78,7 +78,11 @@ class Trainer(Protocol):
         backward: bool,
         top_k: int = 0,
     ) -> ForwardBackwardOutput:
-        """Compute the loss and logprobs; with `backward`, add to the gradients."""
+        """Compute the loss and logprobs; with `backward`, add to the gradients.
+
+        The batch has passed `checks.check_batch`, and `top_k` is at most `MAX_TOP_K_LOGPROBS`. What the model cannot
+        take, e.g. a token id outside its vocabulary, is a `RefusedError`, and leaves the gradients as they were.
+        """
 
     def optim_step(self, params: AdamParams) -> dict[str, float]:
         """Normalise, clip and apply the gradients with Adam, reset them, and return metrics.

@@ -18,11 +18,12 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import Struct
 
-from loops_async.protocol import IGNORED_TARGET, LOSSES, SKIP_NORMALIZATION
+from loops_async.protocol import IGNORED_TARGET, INT64, LOSSES, SKIP_NORMALIZATION, TARGET_TOKENS
 from loops_async.types import AdamParams, Datum, ForwardBackwardOutput, ModelInput, TensorData
 
 from . import byte_tokenizer
 from .base import Completion, ModelInfo, RefusedError, SampleJob, SampleOutcome, SamplerUsage
+from .checks import check_normalization
 
 __all__ = ["EchoEngine", "logprob"]
 
@@ -30,6 +31,7 @@ STATE_FILE = "trainer_state.json"
 GRADIENTS_FILE = "gradients.json"
 MAX_SEQ_LEN = 32768
 CONFIG_FILE = "adapter_config.json"
+_TOKEN_IDS = range(INT64.stop)
 
 
 def logprob(previous: int, token: int, step: int) -> float:
@@ -59,10 +61,14 @@ class EchoAdapter(Struct, frozen=True, weakref=True):
 
 
 class _Pending(Struct, frozen=True):
-    """What takes the place of gradients: the datums and the backward passes since the last step."""
+    """What takes the place of gradients: the datums and the backward passes since the last step.
+
+    `skip` says whether these skip normalisation; None if there were none.
+    """
 
     datums: int = 0
     passes: int = 0
+    skip: bool | None = None
 
 
 class EchoTrainer:
@@ -85,19 +91,21 @@ class EchoTrainer:
         top_k: int = 0,
     ) -> ForwardBackwardOutput:
         """Score targets by `logprob`; the loss is minus their weighted mean, for every `loss_fn`."""
-        if loss_fn not in LOSSES:
-            raise RefusedError(f"loss_fn must be one of {', '.join(LOSSES)}; got {loss_fn!r}")
         if top_k:
             raise RefusedError("the echo engine has no top_k_logprobs; use the torch engine")
-        scored = [_score(datum, index, self.step) for index, datum in enumerate(data)]
+        excluding = LOSSES[loss_fn].excluding
+        scored = [_score(datum, excluding, f"data[{index}]", self.step) for index, datum in enumerate(data)]
+        skip = bool(config.get(SKIP_NORMALIZATION))
+        if backward:
+            check_normalization(self._pending.skip, skip)
         total = sum(one.weight for one in scored)
         loss = sum(one.loss for one in scored) / total if total else 0.0
         tokens = float(sum(one.tokens for one in scored))
         metrics = {"loss": loss, "tokens": tokens, "tokens:sum": tokens}
-        if config.get(SKIP_NORMALIZATION):
+        if skip:
             metrics[SKIP_NORMALIZATION] = 1.0
         if backward:
-            self._pending = _Pending(self._pending.datums + len(data), self._pending.passes + 1)
+            self._pending = _Pending(self._pending.datums + len(data), self._pending.passes + 1, skip)
         outputs = [{"logprobs": one.logprobs} for one in scored]
         return ForwardBackwardOutput(loss=loss, loss_fn_output_type="echo", loss_fn_outputs=outputs, metrics=metrics)
 
@@ -198,8 +206,8 @@ def _tokens_of(text: ModelInput, path: str) -> list[int]:
     if text.has_images:
         raise RefusedError(f"{path}: the echo engine has no images")
     tokens = text.to_ints()
-    if tokens and min(tokens) < 0:
-        raise RefusedError(f"{path}: token ids must be 0 or more; got {min(tokens)}")
+    if odd := [token for token in (min(tokens, default=0), max(tokens, default=0)) if token not in _TOKEN_IDS]:
+        raise RefusedError(f"{path}: token ids must be 0 or more, and fit int64; got {odd[0]}")
     return tokens
 
 
@@ -212,45 +220,39 @@ class _Scored(NamedTuple):
     tokens: int
 
 
-def _score(datum: Datum, index: int, step: int) -> _Scored:
-    tokens = _tokens_of(datum.model_input, f"data[{index}].model_input")
+def _score(datum: Datum, excluding: str, where: str, step: int) -> _Scored:
+    tokens = _tokens_of(datum.model_input, f"{where}.model_input")
     inputs = datum.loss_fn_inputs
-    if "target_tokens" not in inputs:
+    if TARGET_TOKENS not in inputs:
         scores = [logprob(a, b, step) for a, b in pairwise(tokens)]
         logprobs = TensorData(data=[*scores, 0.0], dtype="float32", shape=[len(tokens)])
         return _Scored(logprobs, -sum(scores), len(scores), len(scores))
-    targets = inputs["target_tokens"]
-    if targets.shape[0] != len(tokens):
-        raise RefusedError(
-            f"data[{index}].loss_fn_inputs['target_tokens']: has {targets.shape[0]} positions, "
-            f"model_input has {len(tokens)}"
-        )
+    targets = inputs[TARGET_TOKENS]
     per_position = len(targets.data) // len(tokens)
-    ids = [int(target or 0) for target in targets.data]
+    ids = _targets_of(targets, f"{where}.loss_fn_inputs[{TARGET_TOKENS!r}]")
     scores = [
         math.nan if target == IGNORED_TARGET else logprob(tokens[k // per_position], target, step)
         for k, target in enumerate(ids)
     ]
-    weights = _weights(inputs, ids, index)
+    weights = _weights(inputs.get(excluding), len(ids))
     weighted = [(weight, score) for weight, score in zip(weights, scores, strict=True) if weight and score == score]
     loss = -sum(weight * score for weight, score in weighted)
     logprobs = TensorData(data=list(scores), dtype="float32", shape=targets.shape)
     return _Scored(logprobs, loss, sum(w for w, _ in weighted), len(weighted))
 
 
-def _weights(inputs: Mapping[str, TensorData], targets: list[int], index: int) -> list[float]:
-    for name in ("weights", "advantages"):
-        if name in inputs:
-            values = [float(value or 0.0) for value in inputs[name].data]
-            if len(values) == 1:
-                values *= len(targets)
-            if len(values) != len(targets):
-                raise RefusedError(
-                    f"data[{index}].loss_fn_inputs[{name!r}]: has {len(values)} values, "
-                    f"target_tokens has {len(targets)}"
-                )
-            return values
-    return [1.0] * len(targets)
+def _targets_of(targets: TensorData, path: str) -> list[int]:
+    ids = [int(target or 0) for target in targets.data]
+    if odd := [target for target in ids if target < 0 and target != IGNORED_TARGET]:
+        raise RefusedError(f"{path}: {odd[0]} is neither {IGNORED_TARGET} nor a token id, which is 0 or more")
+    return ids
+
+
+def _weights(factors: TensorData | None, count: int) -> list[float]:
+    if factors is None:
+        return [1.0] * count
+    values = [float(factor or 0.0) for factor in factors.data]
+    return values * (count // len(values))  # one advantage may hold for all positions
 
 
 def _complete(prompt: list[int], index: int, job: SampleJob, step: int) -> Completion:

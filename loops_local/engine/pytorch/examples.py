@@ -1,4 +1,4 @@
-"""From the wire's datums to checked arrays: what is scored at each position, and what has weight in the loss."""
+"""From the wire's datums to arrays: what is scored at each position, and what has weight in the loss."""
 
 from __future__ import annotations
 
@@ -10,16 +10,13 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from loops_async.protocol import IGNORED_TARGET, LOSSES, TARGET_TOKENS, checked_loss_data
+from loops_async.protocol import IGNORED_TARGET, TARGET_TOKENS
 from loops_async.types import Datum, ModelInput, TensorData
 
 from ..base import ModelInfo, RefusedError
 from .losses import Loss
 
 __all__ = ["Example", "check_tokens", "examples"]
-
-# Names of the wire. Of these a loss may ignore those that are not its own, so one set of datums serves several losses.
-_KNOWN = frozenset({"mask"}).union(*(rule.inputs for rule in LOSSES.values()))
 
 Floats: TypeAlias = NDArray[np.float32]
 Ints: TypeAlias = NDArray[np.int64]
@@ -54,11 +51,8 @@ class Example:
 
 
 def examples(data: Sequence[Datum], loss: Loss, model: ModelInfo) -> list[Example]:
-    """Check `data` and turn it into arrays; an `InputError` or a `RefusedError` names the datum and the field."""
-    if not data:
-        raise RefusedError("data: must have at least one datum")
-    checked = checked_loss_data(loss.name, data, len(data))
-    return [_example(datum, loss, model, f"data[{i}]") for i, datum in enumerate(checked)]
+    """Turn a batch that has passed `check_batch` into arrays; a `RefusedError` names what the model cannot take."""
+    return [_example(datum, loss, model, f"data[{i}]") for i, datum in enumerate(data)]
 
 
 def check_tokens(prompt: ModelInput, model: ModelInfo, where: str) -> list[int]:
@@ -79,23 +73,14 @@ def check_tokens(prompt: ModelInput, model: ModelInfo, where: str) -> list[int]:
 
 
 def _example(datum: Datum, loss: Loss, model: ModelInfo, where: str) -> Example:
-    if datum.routed_experts_ref:
-        raise RefusedError(
-            f"{where}.routed_experts_ref: replaying the routing of experts is not supported by this engine"
-        )
     given = datum.loss_fn_inputs
-    if unknown := sorted(given.keys() - _KNOWN):
-        raise RefusedError(f"{where}.loss_fn_inputs[{unknown[0]!r}]: unknown; known are {', '.join(sorted(_KNOWN))}")
     tokens = np.array(check_tokens(datum.model_input, model, f"{where}.model_input"), dtype=np.int64)
     targets, shape = _targets(tokens, given.get(TARGET_TOKENS), model, f"{where}.loss_fn_inputs[{TARGET_TOKENS!r}]")
-    inputs = {
-        name: _floats(given[name], shape, f"{where}.loss_fn_inputs[{name!r}]") for name in loss.inputs if name in given
-    }
+    inputs = {name: _floats(given[name], shape) for name in loss.inputs if name in given}
     if not loss.by_advantage:
         inputs.setdefault("weights", np.ones(targets.shape, np.float32))
     weighted = (targets != IGNORED_TARGET) & (inputs["advantages" if loss.by_advantage else "weights"] != 0)
     scored = weighted if loss.by_advantage and not loss.scores_all else targets != IGNORED_TARGET
-    _check_finite(inputs, weighted, where)
     unscored = np.where(targets == IGNORED_TARGET, np.float32(math.nan), np.float32(0.0))
     if TARGET_TOKENS not in given:
         unscored[-1] = 0.0
@@ -107,30 +92,18 @@ def _targets(tokens: Ints, given: TensorData | None, model: ModelInfo, where: st
     n = len(tokens)
     if given is None:
         return np.append(tokens[1:], IGNORED_TARGET)[:, None], [n]
-    targets = _array(given, np.int64, where).reshape(n, -1)
+    targets = _array(given, np.int64).reshape(n, -1)
     if odd := targets[(targets != IGNORED_TARGET) & ((targets < 0) | (targets >= model.vocab_size))].tolist():
         vocabulary = f"a token id of {model.name} (0 to {model.vocab_size - 1})"
         raise RefusedError(f"{where}: {odd[0]} is neither {IGNORED_TARGET} nor {vocabulary}")
     return targets, given.shape
 
 
-def _floats(given: TensorData, shape: list[int], where: str) -> Floats:
+def _floats(given: TensorData, shape: list[int]) -> Floats:
     """Return an input as (N, K); one advantage alone is that of every position."""
-    return np.broadcast_to(_array(given, np.float32, where), shape).reshape(shape[0], -1)
+    return np.broadcast_to(_array(given, np.float32), shape).reshape(shape[0], -1)
 
 
-def _array(given: TensorData, dtype: type[Any], where: str) -> NDArray[Any]:
-    try:
+def _array(given: TensorData, dtype: type[Any]) -> NDArray[Any]:
+    with np.errstate(over="ignore"):  # what overflows has no weight
         return np.array(given.data, dtype=dtype).reshape(given.shape)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise RefusedError(f"{where}: does not fit its dtype {given.dtype} and shape {given.shape}: {error}") from error
-
-
-def _check_finite(inputs: dict[str, Floats], weighted: Bools, where: str) -> None:
-    for name, values in inputs.items():
-        bad = weighted & ~np.isfinite(values)
-        if bad.any():
-            position = int(bad.any(axis=1).argmax())
-            raise RefusedError(
-                f"{where}.loss_fn_inputs[{name!r}]: must be finite where the loss has weight; see position {position}"
-            )

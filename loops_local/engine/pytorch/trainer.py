@@ -15,11 +15,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
-from loops_async.errors import InputError
-from loops_async.protocol import MAX_TOP_K_LOGPROBS, SKIP_NORMALIZATION
+from loops_async.protocol import SKIP_NORMALIZATION
 from loops_async.types import AdamParams, Datum, ForwardBackwardOutput, TensorData
 
 from ..base import RefusedError
+from ..checks import check_normalization
 from . import cores, passes
 from .adapter import LoraAdapter, named, unnamed
 from .examples import Example, examples
@@ -93,17 +93,11 @@ class LoraTrainer:
 
         A call that is refused leaves the gradients as they were.
         """
-        if not 0 <= top_k <= MAX_TOP_K_LOGPROBS:
-            raise RefusedError(f"top_k_logprobs: must be between 0 and {MAX_TOP_K_LOGPROBS}; got {top_k}")
-        try:
-            loss = find(loss_fn, config)
-            given = examples(data, loss, self._base.info)
-        except InputError as error:
-            raise RefusedError(str(error)) from error
+        loss = find(loss_fn, config)
+        given = examples(data, loss, self._base.info)
         skip = loss.skips_normalization
-        if backward and self._skip is not None and skip != self._skip:
-            setting = f"loss_fn_config[{SKIP_NORMALIZATION!r}]"
-            raise RefusedError(f"{setting}: must be the same in all calls before an optim_step")
+        if backward:
+            check_normalization(self._skip, skip)
         with cores.working():
             result = passes.run(self._base, self._adapter, given, loss, backward=backward, top_k=top_k)
         if backward:
