@@ -24,7 +24,7 @@ from loops_async.protocol import LOSSES, SCORE_ALL, LossRule, Setting
 from tools.tables_in_pages import replaced, table, write_or_check
 
 DOCS: Final = ROOT / "docs"
-MEASURED: Final = ROOT / "benchmarks" / "results" / "batch.json"
+RESULTS: Final = ROOT / "benchmarks" / "results"
 BEGIN: Final = "<!-- {}, from the code: python tools/guide_tables.py -->\n"
 END: Final = "<!-- end of {} -->\n"
 
@@ -92,7 +92,7 @@ def meaning(kind: type[LoopsError]) -> str:
 
 def rates_of_batches() -> Rows:
     """What `python -m benchmarks.batch --on-ray --save` has measured."""
-    found = json.loads(MEASURED.read_text())
+    found = json.loads((RESULTS / "batch.json").read_text())
     head = [f"{found['rows']:,} rows of {found['tokens']} tokens", "rows a second", "without its start", "CPU a row"]
     ratio = [f"{found[name]:.2f}" for name in ("ratio", "steady_ratio")]
     return [
@@ -117,6 +117,62 @@ def memory(megabytes: Sequence[int]) -> str:
     return f"{megabytes[0]} and {megabytes[1]} MB"
 
 
+IN_SHORT: Final = {
+    "CPU of a sample (512-token prompt, 4 x 256 tokens with logprobs), one at a time": "sample, 1 in flight",
+    "the same, 64 in flight": "sample, 64 in flight",
+    "the same, 512 in flight": "sample, 512 in flight",
+    "1,024 samples at once, each answered after 1 s": "sample, 1,024 in flight, 1 s each",
+    "10,000 samples at once, each answered after 1 s": "sample, 10,000 in flight, 1 s each",
+    "CPU of a batch of 128 x 2,048 tokens (14 MB)": "batch of 14 MB (128 x 2,048 tokens)",
+    "its memory": "peak memory of a batch of 14 MB",
+    "256 runs provisioned at once, each ready after 3 s": "provision 256 runs of 3 s",
+    "the checkpoints of 500 runs listed": "list the checkpoints of 500 runs",
+}
+"""What is said of some cases of `make bench`."""
+
+
+def costs() -> Rows:
+    """What `make bench` has measured, in short."""
+    measured = {row["case"]: row for row in json.loads((RESULTS / "latest.json").read_text())["rows"]}
+    rows = [
+        [work, *(cost(measured[case], peer) for peer in ("ours", "limit", "published"))]
+        for work, case in IN_SHORT.items()
+    ]
+    return [["work", "ours", "the limit", "published"], *rows]
+
+
+def cost(row: dict[str, Any], peer: str) -> str:
+    """Return what a case costs with a peer; nothing if that was not measured."""
+    if peer not in row["numbers"]:
+        return ""
+    number = row["numbers"][peer][row["compared"]]
+    match row["compared"]:
+        case "cpu_us":
+            return f"{number:,.0f} us" if number < 1000 else f"{number / 1000:,.1f} ms"
+        case "memory_kb":
+            return f"{number:,.0f} kB"
+        case _:
+            return f"{number:.2f} s"
+
+
+def machine_of_costs() -> Rows:
+    """Where and when `make bench` has measured them."""
+    machine = json.loads((RESULTS / "latest.json").read_text())["machine"]
+    versions = machine["versions"]
+    return [
+        ["date", "processor", "cores", "Python", "aiohttp", "msgspec", "published"],
+        [
+            machine["date"],
+            machine["processor"],
+            str(machine["cores"]),
+            machine["python"],
+            versions["aiohttp"],
+            versions["msgspec"],
+            machine["published"],
+        ],
+    ]
+
+
 def codes(names: Sequence[str]) -> str:
     """Return names as they are in Markdown."""
     return ", ".join(f"`{name}`" for name in names) or "-"
@@ -126,6 +182,7 @@ PAGES: Final = {
     "losses": {"inputs of losses": loss_inputs, "settings of losses": loss_settings},
     "errors": {"tree of errors": error_tree},
     "scaling": {"rates of batches": rates_of_batches},
+    "performance": {"costs": costs, "machine of the costs": machine_of_costs},
 }
 
 
