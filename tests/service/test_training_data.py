@@ -21,7 +21,7 @@ Case: TypeAlias = "tuple[list[Datum], str, dict[str, Any]]"
 MODELS = {"echo": "some/model", "tiny": "tiny"}
 
 
-@pytest.fixture(params=MODELS)
+@pytest.fixture(params=["echo", pytest.param("tiny", marks=pytest.mark.torch)])
 def engine(request: pytest.FixtureRequest) -> str:
     return request.param
 
