@@ -90,9 +90,14 @@ def meaning(kind: type[LoopsError]) -> str:
     return re.sub(r" \([\dx, ]+\)", "", re.split(r"(?<!e\.g)\. ", paragraph)[0]).removesuffix(".")
 
 
+def results(name: str) -> Any:
+    """Return what a benchmark has saved."""
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
 def rates_of_batches() -> Rows:
     """What `python -m benchmarks.batch --on-ray --save` has measured."""
-    found = json.loads((RESULTS / "batch.json").read_text())
+    found = results("batch")
     head = [f"{found['rows']:,} rows of {found['tokens']} tokens", "rows a second", "without its start", "CPU a row"]
     ratio = [f"{found[name]:.2f}" for name in ("ratio", "steady_ratio")]
     return [
@@ -133,7 +138,7 @@ IN_SHORT: Final = {
 
 def costs() -> Rows:
     """What `make bench` has measured, in short."""
-    measured = {row["case"]: row for row in json.loads((RESULTS / "latest.json").read_text())["rows"]}
+    measured = {row["case"]: row for row in results("latest")["rows"]}
     rows = [
         [work, *(cost(measured[case], peer) for peer in ("ours", "limit", "published"))]
         for work, case in IN_SHORT.items()
@@ -157,7 +162,7 @@ def cost(row: dict[str, Any], peer: str) -> str:
 
 def machine_of_costs() -> Rows:
     """Where and when `make bench` has measured them."""
-    machine = json.loads((RESULTS / "latest.json").read_text())["machine"]
+    machine = results("latest")["machine"]
     versions = machine["versions"]
     return [
         ["date", "processor", "cores", "Python", "aiohttp", "msgspec", "published"],

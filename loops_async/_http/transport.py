@@ -22,12 +22,7 @@ from .._waiting import TimeLimit
 from .._work.registry import CURRENT, Entry, Work
 from .._work.waits import Waits
 from .._work.watchdog import watchdog
-from ..errors import (
-    ClosedError,
-    ConfigError,
-    LoopsError,
-    ProtocolError,
-)
+from ..errors import ClosedError, ConfigError, LoopsError, ProtocolError
 from ..types.identifiers import split_http_url
 from . import tape
 from .attempts import NUMBER, Attempt, log
